@@ -1,0 +1,326 @@
+"""A synthetic brain-like cohort: known labels and known deformations, made in seconds.
+
+Every case is the same analytic template (:func:`template`) seen through a smooth, invertible
+deformation of its own (:class:`Deformation`), with its own contrast, bias field and noise. The
+ten structures mirror the LPBA40 grouping of the paper. Since the deformations are known, so is
+the correspondence between any two cases (:func:`true_displacement`).
+
+Points live in normalised coordinates, (z, y, x) in [-1, 1] over the field of view, growing to
+Superior, Posterior and Left; a seed therefore gives the same anatomy on a grid of any size.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Shape: TypeAlias = tuple[int, int, int]
+
+STRUCTURES = (
+    "frontal",
+    "parietal",
+    "occipital",
+    "temporal",
+    "cingulate",
+    "insula",
+    "caudate",
+    "putamen",
+    "hippocampus",
+    "cerebellum_brainstem",
+)
+"""Names of the structures; the label of each is its position plus one."""
+
+ORIENTATIONS = ("RAS", "LPS", "PIR", "LAS")
+"""Orientations of the files on disk, taken in turn: real cohorts mix them too."""
+
+_CONTROL_POINTS = 24
+_SQUARINGS = 6
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """A case's invertible map to the template: a diffeomorphism, then an affine map.
+
+    Attributes
+    ----------
+    forward, backward
+        Displacements (3, g, g, g) of the diffeomorphism and of its inverse, in normalised
+        coordinates on a regular control grid.
+    matrix, offset
+        The affine map q = matrix @ p + offset.
+    """
+
+    forward: Array
+    backward: Array
+    matrix: Array
+    offset: Array
+
+    def to_template(self, points: Array) -> Array:
+        """Map points (3, ...) of the case to the template."""
+        moved = points + _interpolate(self.forward, points)
+        return _affine(self.matrix, moved, self.offset)
+
+    def from_template(self, points: Array) -> Array:
+        """Map points (3, ...) of the template to the case: the inverse of `to_template`."""
+        inverse = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
+        moved = _affine(inverse, points, -inverse @ self.offset)
+        return moved + _interpolate(self.backward, moved)
+
+
+@dataclass(frozen=True)
+class SyntheticCase:
+    """Image (z, y, x) float32 with positive arbitrary units and labels (z, y, x) uint8."""
+
+    case_id: str
+    image: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+
+
+def make_cohort(
+    folder: str | Path,
+    cases: int = 12,
+    shape: Shape = (48, 48, 48),
+    seed: int = 0,
+    structures: int = len(STRUCTURES),
+    spacing_mm: float = 4.0,
+) -> Path:
+    """Write a cohort as NIfTI: ``images/``, ``labels/`` (same file names) and ``groups.csv``.
+
+    Parameters
+    ----------
+    folder
+        Where to write; made if missing. Files of the same names are overwritten.
+    cases
+        Number of cases, ``case_001`` onwards; case k is the same in a cohort of any size.
+    shape
+        Grid as (z, y, x) in voxels; 16 per axis or more to show every structure.
+    seed
+        Decides everything random.
+    structures
+        Label only the first so many of :data:`STRUCTURES` (1 to 10).
+    spacing_mm
+        Isotropic voxel size in mm.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    if cases < 1:
+        raise ValueError(f"cases must be at least 1, not {cases}")
+    folder = Path(folder)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index in range(cases):
+        case = make_case(index, shape, seed, structures)
+        orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
+        file = f"{case.case_id}.nii.gz"
+        _write(folder / "images" / file, case.image, spacing_mm, orientation)
+        _write(folder / "labels" / file, case.labels, spacing_mm, orientation)
+    with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("label", "name", "class_id", "class_name"))
+        for label, name in enumerate(STRUCTURES[:structures], start=1):
+            writer.writerow((label, name, label, name))
+    return folder
+
+
+def make_case(
+    index: int,
+    shape: Shape = (48, 48, 48),
+    seed: int = 0,
+    structures: int = len(STRUCTURES),
+) -> SyntheticCase:
+    """Case `index` (from 0) of the cohort that `seed` decides; see :func:`make_cohort`."""
+    if not 1 <= structures <= len(STRUCTURES):
+        raise ValueError(f"structures must be 1 to {len(STRUCTURES)}, not {structures}")
+    if min(shape) < 8:
+        raise ValueError(f"shape must be at least 8 voxels along each axis, not {shape}")
+    tissue, labels = template(deformation(index, seed).to_template(grid_points(shape)))
+    labels[labels > structures] = 0
+    rng = np.random.default_rng((seed, index, 1))
+    image = _acquire(tissue, rng)
+    return SyntheticCase(f"case_{index + 1:03d}", image.astype(np.float32), labels)
+
+
+def deformation(index: int, seed: int = 0) -> Deformation:
+    """The known deformation of case `index` (from 0) of the cohort that `seed` decides."""
+    rng = np.random.default_rng((seed, index, 0))
+    velocity = _smooth_noise(rng, smoothness=0.35, std=0.026)
+    velocity += _smooth_noise(rng, smoothness=0.15, std=0.01)
+    rotation = Rotation.from_rotvec(rng.normal(0, 3, 3), degrees=True).as_matrix()
+    scale_and_shear = np.eye(3) + np.diag(rng.normal(0, 0.03, 3)) + rng.normal(0, 0.01, (3, 3))
+    return Deformation(
+        forward=_exponential(velocity),
+        backward=_exponential(-velocity),
+        matrix=rotation @ scale_and_shear,
+        offset=rng.normal(0, 0.015, 3),
+    )
+
+
+def true_displacement(
+    fixed: int, moving: int, shape: Shape = (48, 48, 48), seed: int = 0
+) -> npt.NDArray[np.float32]:
+    """The field that registers case `moving` to case `fixed`, known by construction.
+
+    Returns
+    -------
+    ndarray (3, z, y, x)
+        Displacements u in voxels, components ordered z, y, x, on the fixed grid, such that
+        moving(p + u(p)) shows the anatomy of fixed(p). Indices count from 0.
+    """
+    points = grid_points(shape)
+    in_template = deformation(fixed, seed).to_template(points)
+    in_moving = deformation(moving, seed).from_template(in_template)
+    voxels_per_unit = np.asarray(shape, dtype=float)[:, None, None, None] / 2
+    return ((in_moving - points) * voxels_per_unit).astype(np.float32)
+
+
+def grid_points(shape: Shape) -> Array:
+    """Normalised coordinates (3, z, y, x) of the voxel centres of a grid."""
+    axes = [(np.arange(size) + 0.5) * 2 / size - 1 for size in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"))
+
+
+def template(points: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
+    """Tissue brightness in [0, 1] and label of the template at points (3, ...).
+
+    Left and right differ: the left occipital and the right frontal lobe reach further, and a
+    marker capsule is taped to the right temple, as radiographers do.
+    """
+    z, y, x = points
+    y = y - 0.1 * x  # the torque of real brains
+    side = np.abs(x)
+    tissue = np.zeros(z.shape)
+    labels = np.zeros(z.shape, dtype=np.uint8)
+
+    def paint(where: npt.NDArray[np.bool_], brightness: float | Array, structure: str = "") -> None:
+        tissue[where] = np.broadcast_to(brightness, z.shape)[where]
+        labels[where] = STRUCTURES.index(structure) + 1 if structure else 0
+
+    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
+        terms = zip((z, y, side), centre, radii, strict=True)
+        scaled = [((axis - at) / radius) ** 2 for axis, at, radius in terms]
+        return np.asarray(np.sqrt(np.sum(scaled, axis=0)))
+
+    csf, grey, deep_grey, white = 0.22, 0.55, 0.66, 0.9
+
+    # Cerebellum and brainstem first: the cerebrum covers their upper end.
+    leaves = 0.12 * np.sin(26 * ellipsoid((-0.3, 0.2, 0), (1, 1, 1)))
+    stem_axis = np.hypot(y - 0.14 - 0.1 * z, x)
+    paint((stem_axis < 0.12) & (z > -0.88) & (z < 0), 0.8, "cerebellum_brainstem")
+    paint(
+        ellipsoid((-0.52, 0.42, 0), (0.25, 0.31, 0.46)) < 1, 0.62 + leaves, "cerebellum_brainstem"
+    )
+
+    # Cerebrum: cerebrospinal fluid, a cortical ribbon cut by sulci, white matter.
+    depth = ellipsoid((0.13, -0.02, 0), (0.64, 0.8, 0.72))
+    folds = np.sin(11 * y + 3 * np.sin(5 * z)) * np.sin(10 * z + 2 * np.sin(4 * y))
+    cerebrum = (depth < 1) & (z > -0.4 + 0.2 * y)
+    paint(cerebrum, csf)
+    cortex = cerebrum & (depth < 0.95 - 0.1 * (folds > 0.55))
+    behind_central_sulcus = y > -0.1 + 0.25 * z
+    lateral_fissure = -0.02 + 0.15 * y
+    paint(cortex & ~behind_central_sulcus, grey, "frontal")
+    paint(cortex & behind_central_sulcus, grey, "parietal")
+    temporal = (z < lateral_fissure) & (side > 0.06) & (y > -0.48)
+    paint(cortex & temporal, grey, "temporal")
+    paint(cortex & (y > 0.46 + 0.15 * z), grey, "occipital")
+    paint(cerebrum & (depth < 0.69 + 0.05 * folds), white)
+
+    # Medial wall: the fissure between the hemispheres and the cingulate around the callosum.
+    callosum = np.hypot((z - 0.1) / 0.62, (y + 0.02) / 0.8)
+    paint(
+        cerebrum & (side < 0.18) & (callosum < 0.74) & (callosum > 0.5) & (z > 0.06),
+        grey,
+        "cingulate",
+    )
+    paint(cerebrum & (side < 0.03) & (callosum > 0.5), csf)
+
+    # Deep structures; thalamus and ventricles are there to be told apart, not to be labelled.
+    paint(ellipsoid((0.02, 0.08, 0.1), (0.1, 0.15, 0.09)) < 1, deep_grey + 0.08)
+    paint(ellipsoid((0.19, 0.03, 0.06), (0.08, 0.34, 0.06)) < 1, csf)
+    paint(ellipsoid((0.04, -0.1, 0.43), (0.2, 0.27, 0.08)) < 1, grey, "insula")
+    paint(ellipsoid((0.04, -0.1, 0.27), (0.15, 0.22, 0.09)) < 1, deep_grey, "putamen")
+    caudate_head = ellipsoid((0.13, -0.24, 0.14), (0.12, 0.15, 0.1)) < 1
+    caudate_body = ellipsoid((0.2, 0.0, 0.16), (0.09, 0.26, 0.08)) < 1
+    paint(caudate_head | caudate_body, deep_grey, "caudate")
+    curved = side - 0.3 + 0.25 * (y - 0.12)
+    hippocampus = np.sqrt(((z + 0.17) / 0.09) ** 2 + ((y - 0.12) / 0.24) ** 2 + (curved / 0.1) ** 2)
+    paint(hippocampus < 1, grey, "hippocampus")
+
+    marker = np.sqrt((z - 0.05) ** 2 + (y + 0.25) ** 2 + (x + 0.84) ** 2)
+    paint(marker < 0.08, 1.0)
+    return tissue, labels
+
+
+def _acquire(tissue: Array, rng: np.random.Generator) -> Array:
+    """Scan the tissue: partial volume, contrast, bias field, Rician noise, arbitrary units."""
+    signal = ndimage.gaussian_filter(tissue, 0.5) ** rng.uniform(0.75, 1.35)
+    tilt, bow = rng.normal(0, 0.15, 3), rng.normal(0, 0.12, 3)
+    axes = (axis[:, None, None, None] for axis in (tilt, bow))
+    points = grid_points((tissue.shape[0], tissue.shape[1], tissue.shape[2]))
+    tilted, bowed = (axis * power for axis, power in zip(axes, (points, points**2), strict=True))
+    signal = signal * np.exp((tilted + bowed).sum(axis=0))
+    noise = rng.normal(0, rng.uniform(0.03, 0.06), (2, *tissue.shape))
+    scanned = np.hypot(signal + noise[0], noise[1])
+    return np.asarray(scanned * rng.uniform(300, 1500))
+
+
+def _write(path: Path, array: npt.NDArray[np.generic], spacing: float, orientation: str) -> None:
+    """Write an LPS (z, y, x) array as NIfTI in another orientation, centred in the world."""
+    data = np.ascontiguousarray(array.transpose(2, 1, 0))
+    if data.dtype == np.float32:
+        data = np.rint(data).astype(np.int16)
+    centre = (np.array(data.shape) - 1) / 2
+    to_ras = np.diag([-spacing, -spacing, spacing])
+    affine = np.eye(4)
+    affine[:3, :3] = to_ras
+    affine[:3, 3] = -to_ras @ centre
+    image = nib.Nifti1Image(data, affine)
+    wanted = ornt_transform(io_orientation(affine), axcodes2ornt(orientation))
+    image = image.as_reoriented(wanted)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _smooth_noise(rng: np.random.Generator, smoothness: float, std: float) -> Array:
+    """A random vector field on the control grid; smoothness and std in normalised units."""
+    # Made on a larger grid, so that the field is as strong at the border as inside.
+    margin = _CONTROL_POINTS // 2
+    noise = rng.standard_normal((3, *[_CONTROL_POINTS + 2 * margin] * 3))
+    sigma = smoothness * (_CONTROL_POINTS - 1) / 2
+    smooth = np.stack([ndimage.gaussian_filter(axis, sigma, mode="wrap") for axis in noise])
+    inner = slice(margin, -margin)
+    # Scaled by the large grid's own strength: cases differ in how strongly they deform.
+    return np.asarray(smooth[:, inner, inner, inner] * (std / smooth.std()))
+
+
+def _exponential(velocity: Array) -> Array:
+    """Integrate a stationary velocity field by scaling and squaring (Arsigny et al. 2006)."""
+    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, _CONTROL_POINTS)] * 3, indexing="ij"))
+    displacement = velocity / 2**_SQUARINGS
+    for _ in range(_SQUARINGS):
+        displacement = displacement + _interpolate(displacement, points + displacement)
+    return displacement
+
+
+def _interpolate(field: Array, points: Array) -> Array:
+    """Cubic interpolation of a control-grid field (3, g, g, g) at points (3, ...)."""
+    at = (points + 1) * (_CONTROL_POINTS - 1) / 2
+    return np.stack([ndimage.map_coordinates(axis, at, order=3, mode="nearest") for axis in field])
+
+
+def _affine(matrix: Array, points: Array, offset: Array) -> Array:
+    moved = np.tensordot(matrix, points, axes=1)
+    return np.asarray(moved + offset.reshape(3, *[1] * (points.ndim - 1)))
