@@ -1,0 +1,158 @@
+"""The paper's losses as pure functions of tensors.
+
+Each is computed in float32, whatever precision the network ran in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Class indices (B, z, y, x) -> float32 (B, classes, z, y, x)."""
+    result = torch.zeros(
+        (labels.shape[0], classes, *labels.shape[1:]), dtype=torch.float32, device=labels.device
+    )
+    return result.scatter_(1, labels.long().unsqueeze(1), 1.0)
+
+
+def soft_dice_loss(
+    probabilities: Tensor, target: Tensor, include_background: bool = True
+) -> Tensor:
+    """Soft multi-class Dice loss, Eq. 1 and 7 of the paper.
+
+    Per image, 1 minus the mean over classes of ``2 |S ∩ P| / (|S| + |P|)``, with products and
+    sums of the soft values; then the mean over the batch. A class that is absent from the target
+    counts with its Dice of 0 as soon as any probability falls on it; absent from both it counts
+    as 1, as does MONAI's DiceLoss with equal smoothing of numerator and denominator.
+
+    Parameters
+    ----------
+    probabilities, target
+        (B, C, z, y, x), values in [0, 1]; the target one-hot or soft.
+    include_background
+        Whether channel 0 counts as a class (it does in the paper, whose C is all channels).
+    """
+    first = 0 if include_background else 1
+    predicted = probabilities[:, first:].float().flatten(2)
+    wanted = target[:, first:].float().flatten(2)
+    intersection = (predicted * wanted).sum(2)
+    total = predicted.sum(2) + wanted.sum(2)
+    dice = (2 * intersection + _SMOOTH) / (total + _SMOOTH)
+    return 1 - dice.mean()
+
+
+# decides only what an absent class counts; far below one voxel
+_SMOOTH = 1e-5
+
+
+def screened_cross_entropy(
+    logits: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Weighted cross-entropy over the accepted voxels of each image, Eq. 4 of the paper.
+
+    Parameters
+    ----------
+    logits
+        (B, C, z, y, x).
+    target
+        Class indices (B, z, y, x), int64; ignored where the mask is False.
+    mask
+        Accepted voxels (B, z, y, x), bool; all by default.
+    weight
+        Factor per voxel (B, z, y, x), such as exp(-KL); 1 by default. The sum is divided by the
+        number of accepted voxels, not by the sum of the weights: doubt lowers the loss.
+
+    Returns
+    -------
+    Tensor
+        (B,); exactly 0, and without gradient, for an image without accepted voxels.
+    """
+    if mask is not None:
+        target = target.masked_fill(~mask, _IGNORED)
+    loss = functional.cross_entropy(logits.float(), target, ignore_index=_IGNORED, reduction="none")
+    if weight is not None:
+        loss = loss * weight
+    accepted = (target != _IGNORED).flatten(1).sum(1)
+    return loss.flatten(1).sum(1) / accepted.clamp(min=1)
+
+
+_IGNORED = -100
+
+
+def symmetric_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Symmetric KL divergence per voxel, the uncertainty of Eq. 5 of the paper.
+
+    ``1/C sum_c (P_t - P_s) (log P_t - log P_s)``, which is KL(t||s) + KL(s||t) over C, from
+    log-softmax, so that saturated predictions stay finite.
+
+    Parameters
+    ----------
+    teacher_logits, student_logits
+        (B, C, z, y, x). Detach the teacher's.
+
+    Returns
+    -------
+    Tensor
+        (B, z, y, x), at least 0.
+    """
+    teacher = functional.log_softmax(teacher_logits.float(), dim=1)
+    student = functional.log_softmax(student_logits.float(), dim=1)
+    return ((teacher.exp() - student.exp()) * (teacher - student)).mean(1)
+
+
+def mean_squared_error(warped: Tensor, fixed: Tensor) -> Tensor:
+    """Mean squared intensity difference, Eq. 8 of the paper; (B, C, z, y, x) each."""
+    return functional.mse_loss(warped.float(), fixed.float())
+
+
+def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
+    """Negative mean of the squared local correlation coefficient (LNCC of VoxelMorph).
+
+    The alternative to Eq. 8 where intensities drift: -1 where every window of ``warped`` is a
+    linear function of ``fixed``'s, 0 where they are unrelated or flat. Windows that cross the
+    border take zeros from outside, as in VoxelMorph and MONAI.
+
+    Parameters
+    ----------
+    warped, fixed
+        (B, 1, z, y, x).
+    window
+        Side of the cubic window in voxels, odd.
+    """
+    if window % 2 == 0:
+        raise ValueError(f"window must be odd, not {window}")
+    first, second = warped.float(), fixed.float()
+    means = torch.cat([first, second, first * first, second * second, first * second], dim=1)
+    # three means of a row, column and stick cost 27 reads per voxel, one of the cube 729
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = window, window // 2
+        means = functional.avg_pool3d(means, kernel, stride=1, padding=padding)
+    mean_a, mean_b, square_a, square_b, product = means.unbind(1)
+    variance_a = (square_a - mean_a * mean_a).clamp(min=_FLAT)
+    variance_b = (square_b - mean_b * mean_b).clamp(min=_FLAT)
+    covariance = product - mean_a * mean_b
+    return -(covariance * covariance / (variance_a * variance_b)).mean()
+
+
+# variance of a window, images having standard deviation 1, below which it is flat
+_FLAT = 1e-5
+
+
+def diffusion_regulariser(displacement: Tensor) -> Tensor:
+    """Mean squared forward difference of a displacement field, Eq. 9 of the paper.
+
+    The paper's sum over voxels is taken as the mean over voxels and components, averaged over
+    the three axes, as VoxelMorph does: a sum would freeze the field at lambda_r = 0.025.
+
+    Parameters
+    ----------
+    displacement
+        (B, 3, z, y, x) in voxels, at least 2 voxels along each axis.
+    """
+    field = displacement.float()
+    terms = [field.diff(dim=axis).square().mean() for axis in (2, 3, 4)]
+    return torch.stack(terms).mean()

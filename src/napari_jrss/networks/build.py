@@ -1,0 +1,109 @@
+"""From a :class:`~napari_jrss.config.NetworkConfig` to a network.
+
+A network is known by a name of ``NETWORKS``, or is anybody's function given as
+``"package.module:function"``, with the signature of :data:`NetworkBuilder`: it receives the
+settings, the numbers of input and output channels and the dropout rate, and returns a module
+(B, in, z, y, x) -> (B, out, z, y, x) that accepts any grid size. If the module's last
+convolution is its attribute ``head``, registration starts from that; otherwise a 1x1x1
+convolution is appended.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from napari_jrss.config import NetworkConfig
+from napari_jrss.networks.obelisk import ObeliskNetwork
+from napari_jrss.networks.spatial import integrate_velocity, resize_displacement
+
+NetworkBuilder = Callable[[NetworkConfig, int, int, float], nn.Module]
+
+
+def build_segmentation_network(
+    config: NetworkConfig, classes: int, dropout: float = 0.0
+) -> nn.Module:
+    """A network from an image (B, 1, z, y, x) to logits (B, classes, z, y, x), of any grid size.
+
+    Raises
+    ------
+    ValueError
+        If nothing is known by ``config.name``.
+    """
+    return _builder(config.name)(config, 1, classes, dropout)
+
+
+def build_registration_network(config: NetworkConfig) -> RegistrationNetwork:
+    """A network from a moving and a fixed image to a displacement field.
+
+    Raises
+    ------
+    ValueError
+        If nothing is known by ``config.name``.
+    """
+    return RegistrationNetwork(_builder(config.name)(config, 2, 3, 0.0), config.integration_steps)
+
+
+class RegistrationNetwork(nn.Module):
+    """Predicts the displacement field that pulls a moving image onto a fixed one.
+
+    Parameters
+    ----------
+    backbone
+        (B, 2, z, y, x), moving and fixed image, -> (B, 3, z, y, x), voxels. Its last convolution
+        is re-initialised with weights from N(0, 1e-5) and no bias, as in VoxelMorph, so that
+        training starts next to the identity.
+    integration_steps
+        0: the backbone's output is the displacement. More: it is a stationary velocity field,
+        integrated in so many squarings on a grid of half the size.
+    """
+
+    def __init__(self, backbone: nn.Module, integration_steps: int = 0) -> None:
+        super().__init__()
+        head = getattr(backbone, "head", None)
+        if not isinstance(head, nn.Conv3d):
+            head = nn.Conv3d(3, 3, 1)
+            backbone = nn.Sequential(backbone, head)
+        nn.init.normal_(head.weight, std=1e-5)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+        self.backbone = backbone
+        self.integration_steps = integration_steps
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Images (B, 1, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32."""
+        output: Tensor = self.backbone(torch.cat([moving, fixed], dim=1))
+        if self.integration_steps == 0:
+            return output.float()
+        shape = output.shape[2:]
+        half = [-(-size // 2) for size in shape]
+        velocity = resize_displacement(output.float(), half)
+        displacement = integrate_velocity(velocity, self.integration_steps)
+        return resize_displacement(displacement, shape)
+
+
+def _obelisk(config: NetworkConfig, channels: int, classes: int, dropout: float) -> nn.Module:
+    only_fixed = channels == 2 and config.sample_channels == "fixed"
+    sampled = slice(1, 2) if only_fixed else slice(None)
+    return ObeliskNetwork(channels, classes, config.leaky_slope, dropout, sampled)
+
+
+NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType({"obelisk": _obelisk})
+
+
+def _builder(name: str) -> NetworkBuilder:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        known = ", ".join(sorted(NETWORKS))
+        raise ValueError(f"unknown network {name!r}; known: {known}, or 'module:function'")
+    try:
+        builder: NetworkBuilder = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+    return builder

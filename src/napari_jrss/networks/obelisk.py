@@ -1,0 +1,134 @@
+"""The hybrid-obelisk-CNN (Heinrich, Oktay, Bouteldja 2019), backbone of both networks of JRSS.
+
+A small U-Net whose coarse levels are replaced by two obelisk layers: sparse convolutions with
+trainable positions, which sample the smoothed input image itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from napari_jrss.networks.blocks import ConvBlock, initialise, upsample
+
+OFFSET_STD = 0.05
+
+
+class ObeliskLayer(nn.Module):
+    """Samples an image at trainable offsets around a coarse grid, then mixes the samples.
+
+    The offsets are in normalised coordinates (the image spans -1 to 1 along each axis), one row
+    z, y, x each. Sampling is trilinear, zero outside. The samples, ``channels * offsets`` per
+    grid point, pass a grouped 1x1x1 convolution, three dense units and a last 1x1x1 convolution.
+    """
+
+    def __init__(
+        self, channels: int, offsets: int, groups: int, out_channels: int, slope: float
+    ) -> None:
+        super().__init__()
+        self.offsets = nn.Parameter(torch.randn(offsets, 3) * OFFSET_STD)
+        self.mix = nn.Conv3d(channels * offsets, 128, 1, groups=groups, bias=False)
+        self.dense = nn.ModuleList(_DenseUnit(width, 32, slope) for width in (128, 160, 192))
+        self.out = _DenseUnit(224, out_channels, slope)
+        self.slope = slope
+
+    def forward(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
+        """(B, channels, z, y, x) -> (B, out_channels, *grid_shape)."""
+        features = functional.leaky_relu(self.mix(self.sample(image, grid_shape)), self.slope)
+        for unit in self.dense:
+            features = torch.cat([features, unit(features)], dim=1)
+        result: Tensor = self.out(features)
+        return result
+
+    def sample(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
+        """Image values at all offsets around all grid points, (B, channels * offsets, *grid)."""
+        # bfloat16 cannot hold these coordinates
+        with torch.autocast(image.device.type, enabled=False):
+            batch, channels = image.shape[:2]
+            grid = functional.affine_grid(
+                torch.eye(3, 4, device=image.device)[None], [1, 1, *grid_shape], align_corners=True
+            )
+            points = grid.reshape(1, 1, -1, 1, 3) + self.offsets.float().flip(1).view(-1, 1, 1, 3)
+            points = points.reshape(1, len(self.offsets), -1, 1, 3)
+            samples = functional.grid_sample(
+                image.float(), points.expand(batch, -1, -1, -1, -1), align_corners=True
+            )
+            return samples.reshape(batch, channels * len(self.offsets), *grid_shape)
+
+
+class _DenseUnit(nn.Sequential):
+    def __init__(self, in_channels: int, out_channels: int, slope: float) -> None:
+        super().__init__(
+            nn.BatchNorm3d(in_channels),
+            nn.Conv3d(in_channels, out_channels, 1, bias=False),
+            nn.LeakyReLU(slope, inplace=True),
+        )
+
+
+class ObeliskNetwork(nn.Module):
+    """Hybrid-obelisk-CNN: (B, in, z, y, x) -> (B, out, z, y, x), for any grid size.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        1 and the number of classes for segmentation; 2 and 3 for registration.
+    slope
+        LeakyReLU slope: 0.2 in JRSS, 0.025 in the reference implementation.
+    dropout
+        Rate of channel dropout after the last quarter-resolution encoder map and the last
+        decoder map. It has no parameters: weights fit networks of any rate.
+    sampled
+        Which input channels the obelisk layers see, as a slice; all by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        slope: float = 0.2,
+        dropout: float = 0.0,
+        sampled: slice = slice(None),
+    ) -> None:
+        super().__init__()
+        seen = len(range(in_channels)[sampled])
+        self.sampled = sampled
+        self.encode_full = ConvBlock(in_channels, 4, slope)
+        self.encode_half = nn.Sequential(
+            ConvBlock(4, 16, slope, stride=2), ConvBlock(16, 16, slope)
+        )
+        self.encode_quarter = nn.Sequential(
+            ConvBlock(16, 32, slope, stride=2), ConvBlock(32, 32, slope), ConvBlock(32, 32, slope)
+        )
+        self.obelisk_quarter = ObeliskLayer(seen, 128, 2, 16, slope)
+        self.obelisk_eighth = ObeliskLayer(seen, 512, 4, 32, slope)
+        self.decode_quarter = ConvBlock(64, 32, slope)
+        self.decode_half = ConvBlock(64, 12, slope)
+        self.decode_full = ConvBlock(16, out_channels, slope)
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(out_channels, out_channels, 1)
+        initialise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits or a field, on the image's grid."""
+        shape = image.shape[2:]
+        once = functional.avg_pool3d(image[:, self.sampled], 3, stride=1, padding=1)
+        twice = functional.avg_pool3d(once, 3, stride=1, padding=1)
+        full = self.encode_full(image)
+        half = self.encode_half(full)
+        features = self.dropout(self.encode_quarter(half))
+        coarse = self.obelisk_eighth(twice, _divided(shape, 8))
+        fine = self.obelisk_quarter(once, _divided(shape, 4))
+
+        features = torch.cat([features, upsample(coarse, features.shape[2:])], dim=1)
+        features = upsample(self.decode_quarter(features), half.shape[2:])
+        features = torch.cat([features, upsample(fine, half.shape[2:]), half], dim=1)
+        features = upsample(self.decode_half(features), shape)
+        features = self.decode_full(torch.cat([features, full], dim=1))
+        result: Tensor = self.head(self.dropout(features))
+        return result
+
+
+def _divided(shape: torch.Size, divisor: int) -> tuple[int, int, int]:
+    depth, height, width = (-(-size // divisor) for size in shape)
+    return depth, height, width

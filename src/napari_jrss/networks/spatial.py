@@ -1,0 +1,131 @@
+"""Spatial transforms in voxel units: warp, compose, integrate, Jacobian.
+
+Displacement fields are (B, 3, z, y, x) in voxels, components ordered z, y, x, and map the fixed
+grid to the moving image (pull-back): ``warped(p) = moving(p + u(p))``. What ``grid_sample``
+wants instead (x, y, z, scaled to [-1, 1]) stays inside this module. Coordinates are float32
+whatever the autocast state: bfloat16 has 8 bits of mantissa, so that voxel 159 would become 160.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Interpolation = Literal["linear", "nearest"]
+Padding = Literal["zeros", "border"]
+
+
+def identity_grid(shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Voxel coordinates of a grid, (3, z, y, x), components z, y, x, float32."""
+    axes = [torch.arange(size, dtype=torch.float32, device=device) for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def warp(
+    volume: Tensor,
+    displacement: Tensor,
+    mode: Interpolation = "linear",
+    padding: Padding = "zeros",
+) -> Tensor:
+    """Resample a volume along a displacement field: ``warped(p) = volume(p + u(p))``.
+
+    Parameters
+    ----------
+    volume
+        (B, C, z, y, x), floating point; its grid may differ in shape from the field's.
+    displacement
+        (B, 3, z, y, x) in voxels of ``volume``.
+    mode
+        ``linear``, or ``nearest`` for evaluation (no gradient reaches the field).
+    padding
+        Value outside the volume: 0, or that of the nearest border voxel.
+
+    Returns
+    -------
+    Tensor
+        (B, C) on the field's grid, float32 (float64 for a float64 volume).
+    """
+    with torch.autocast(displacement.device.type, enabled=False):
+        dtype = torch.promote_types(volume.dtype, torch.float32)
+        grid = sampling_grid(displacement.to(dtype), volume.shape[2:])
+        return functional.grid_sample(
+            volume.to(dtype),
+            grid,
+            mode="bilinear" if mode == "linear" else "nearest",
+            padding_mode=padding,
+            align_corners=True,
+        )
+
+
+def sampling_grid(displacement: Tensor, volume_shape: Sequence[int]) -> Tensor:
+    """The grid, (B, z, y, x, 3), with which ``grid_sample`` follows a displacement field."""
+    coordinates = []
+    for axis in (2, 1, 0):
+        size = displacement.shape[2 + axis]
+        extent = max(volume_shape[axis] - 1, 1)
+        steps = torch.arange(size, dtype=displacement.dtype, device=displacement.device)
+        steps = steps.view([-1 if a == axis else 1 for a in range(3)])
+        coordinates.append((displacement[:, axis] + steps) * (2 / extent) - 1)
+    return torch.stack(coordinates, dim=-1)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The field whose warp equals warping by ``first`` and then the result by ``second``.
+
+    ``warp(warp(volume, first), second) == warp(volume, compose(first, second))`` up to
+    interpolation: ``u(p) = second(p) + first(p + second(p))``. Outside the grid ``first`` is
+    continued by its border values. Shapes (B, 3, z, y, x).
+    """
+    return second + warp(first, second, padding="border")
+
+
+def integrate_velocity(velocity: Tensor, steps: int) -> Tensor:
+    """Displacement exp(v) of a stationary velocity field by scaling and squaring.
+
+    ``velocity`` is (B, 3, z, y, x) in voxels per unit time; ``steps`` squarings stand for
+    ``2**steps`` Euler steps. Inverse: the same of ``-velocity``.
+    """
+    displacement = velocity.float() / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same field on another grid over the same extent, in voxels of that grid.
+
+    (B, 3, z, y, x) -> (B, 3, *shape), trilinear, corner voxels kept (align_corners).
+    """
+    resized = functional.interpolate(
+        displacement, size=tuple(shape), mode="trilinear", align_corners=True
+    )
+    scale = [
+        (new - 1) / max(old - 1, 1) for new, old in zip(shape, displacement.shape[2:], strict=True)
+    ]
+    return resized * resized.new_tensor(scale).view(3, 1, 1, 1)
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """det(I + grad u) by central differences (one-sided at the border).
+
+    Parameters
+    ----------
+    displacement
+        (B, 3, z, y, x) in voxels, at least 2 voxels along each axis.
+
+    Returns
+    -------
+    Tensor
+        (B, z, y, x); 1 where the transform is a translation, at most 0 where it folds.
+    """
+    with torch.autocast(displacement.device.type, enabled=False):
+        # gradient[axis][:, component]
+        z, y, x = torch.gradient(displacement.float(), dim=(2, 3, 4))
+        zz, yz, xz = 1 + z[:, 0], z[:, 1], z[:, 2]
+        zy, yy, xy = y[:, 0], 1 + y[:, 1], y[:, 2]
+        zx, yx, xx = x[:, 0], x[:, 1], 1 + x[:, 2]
+        return zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)
