@@ -309,7 +309,7 @@ def _smooth_noise(rng: np.random.Generator, smoothness: float, std: float) -> Ar
 def _exponential(velocity: Array) -> Array:
     """Integrate a stationary velocity field by scaling and squaring (Arsigny et al. 2006)."""
     points = np.stack(np.meshgrid(*[np.linspace(-1, 1, _CONTROL_POINTS)] * 3, indexing="ij"))
-    displacement = velocity / 2**_SQUARINGS
+    displacement: Array = velocity / 2**_SQUARINGS
     for _ in range(_SQUARINGS):
         displacement = displacement + _interpolate(displacement, points + displacement)
     return displacement
@@ -323,4 +323,4 @@ def _interpolate(field: Array, points: Array) -> Array:
 
 def _affine(matrix: Array, points: Array, offset: Array) -> Array:
     moved = np.tensordot(matrix, points, axes=1)
-    return np.asarray(moved + offset.reshape(3, *[1] * (points.ndim - 1)))
+    return np.asarray(moved + offset.reshape(3, *[1] * (points.ndim - 1)), dtype=np.float64)
