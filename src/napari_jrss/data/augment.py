@@ -1,0 +1,47 @@
+"""Random changes of training images that keep image and label together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def random_affine_grid(
+    batch: int, shape: tuple[int, int, int], std: float, generator: torch.Generator
+) -> Tensor:
+    """Sampling grid of a random affine deformation for each image of a batch.
+
+    The identity plus N(0, std²) on all 12 entries, in normalised coordinates (OBELISK's
+    augmentation, Heinrich et al. 2019).
+
+    Returns
+    -------
+    Tensor
+        (batch, z, y, x, 3) for ``grid_sample`` with ``align_corners=True``.
+    """
+    noise = torch.randn((batch, 3, 4), generator=generator) * std
+    matrix = torch.eye(3, 4) + noise
+    return functional.affine_grid(matrix, [batch, 1, *shape], align_corners=True)
+
+
+def sample_image(image: Tensor, grid: Tensor) -> Tensor:
+    """Resample images (B, C, z, y, x) linearly; the border's value outside."""
+    return functional.grid_sample(
+        image, grid.to(image.device), padding_mode="border", align_corners=True
+    )
+
+
+def sample_label(label: Tensor, grid: Tensor, outside: int) -> Tensor:
+    """Resample labels (B, z, y, x) by nearest neighbour; `outside` beyond the border."""
+    shifted = (label - outside).unsqueeze(1).float()
+    sampled = functional.grid_sample(
+        shifted, grid.to(label.device), mode="nearest", padding_mode="zeros", align_corners=True
+    )
+    return (sampled.squeeze(1) + outside).round().to(label.dtype)
+
+
+def random_intensity(image: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Multiply each image by 1 + N(0, std²) and add N(0, std²)."""
+    factor, offset = torch.randn((2, image.shape[0], 1, 1, 1, 1), generator=generator) * std
+    return image * (1 + factor).to(image.device) + offset.to(image.device)

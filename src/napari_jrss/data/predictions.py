@@ -1,0 +1,64 @@
+"""A teacher's predictions on disk: label, confidence and uncertainty of each case, as zarr."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from napari_jrss.data.batches import Label
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a teacher says of one case, all (z, y, x) on the training grid.
+
+    Attributes
+    ----------
+    label
+        Most probable class of each voxel.
+    confidence
+        Its probability, 0 to 1.
+    uncertainty
+        KL divergence between teacher and student (Eq. 5), in nats, or None before there is
+        a student.
+    """
+
+    label: Label
+    confidence: NDArray[np.float16]
+    uncertainty: NDArray[np.float16] | None = None
+
+
+def prediction_path(folder: Path, case_id: str) -> Path:
+    """Where `folder` keeps the prediction of a case."""
+    return folder / f"{case_id}.zarr"
+
+
+def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None:
+    """Write one prediction aside, then put it in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = prediction_path(folder, case_id)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    group = zarr.open_group(aside, mode="w")
+    for name in ("label", "confidence", "uncertainty"):
+        array = getattr(prediction, name)
+        if array is not None:
+            group.create_array(name, data=np.ascontiguousarray(array), chunks=array.shape)
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+
+
+def read_prediction(folder: Path, case_id: str) -> Prediction:
+    """Read one prediction back; KeyError if the case has none."""
+    path = prediction_path(folder, case_id)
+    if not path.exists():
+        raise KeyError(f"{folder} holds no prediction of case {case_id}")
+    group = zarr.open_group(path, mode="r")
+    return Prediction(**{name: np.asarray(array[...]) for name, array in group.arrays()})  # type: ignore[arg-type, index]

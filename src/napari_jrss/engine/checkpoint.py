@@ -1,0 +1,130 @@
+"""Weights and training state on disk: safetensors with their description, written all or nothing.
+
+Nothing here unpickles. A training state is one file, so that a kill at any moment leaves the
+previous state whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A weights file that is missing, damaged or of another network."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` aside, flush it to the disk, and put it in place of `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON description into one safetensors file."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(on_cpu, {"description": json.dumps(description)}))
+
+
+def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            description = json.loads((file.metadata() or {})["description"])
+            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such weights file") from None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable weights file ({error})") from None
+
+
+def load_into(network: nn.Module, state: StateDict, path: Path) -> None:
+    """Put weights read from `path` into `network`; :class:`CheckpointError` if they don't fit."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: weights of another network ({first})") from None
+
+
+@dataclass
+class TrainingState:
+    """Everything that a stage needs to go on as if it had never stopped.
+
+    Attributes
+    ----------
+    modules
+        Current weights and buffers by module name.
+    best
+        The same at the best validation so far (empty before the first).
+    optimizer
+        Adam's moments: ``{index of the parameter: {name: tensor}}``.
+    step
+        Number of steps done.
+    best_validation
+        Validation value of `best`.
+    """
+
+    modules: dict[str, StateDict]
+    best: dict[str, StateDict] = field(default_factory=dict)
+    optimizer: dict[int, StateDict] = field(default_factory=dict)
+    step: int = 0
+    best_validation: float | None = None
+
+    def write(self, path: Path) -> None:
+        tensors: StateDict = {}
+        for part, states in (("module", self.modules), ("best", self.best)):
+            for name, state in states.items():
+                tensors |= {f"{part}/{name}/{key}": value for key, value in state.items()}
+        for index, moments in self.optimizer.items():
+            tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items()}
+        save_tensors(path, tensors, {"step": self.step, "best_validation": self.best_validation})
+
+    @classmethod
+    def read(cls, path: Path) -> TrainingState:
+        tensors, description = load_tensors(path)
+        state = cls(
+            modules={},
+            step=int(description["step"]),
+            best_validation=description["best_validation"],
+        )
+        for full_name, tensor in tensors.items():
+            part, name, key = full_name.split("/", 2)
+            if part == "optimizer":
+                state.optimizer.setdefault(int(name), {})[key] = tensor
+            else:
+                group = state.modules if part == "module" else state.best
+                group.setdefault(name, {})[key] = tensor
+        return state
+
+
+def optimizer_moments(optimizer: torch.optim.Optimizer) -> dict[int, StateDict]:
+    """The optimiser's state as plain tensors, by the index of the parameter."""
+    return {index: dict(moments) for index, moments in optimizer.state_dict()["state"].items()}
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, moments: dict[int, StateDict]) -> None:
+    """Put :func:`optimizer_moments` back."""
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})

@@ -1,0 +1,39 @@
+"""Device, precision and processes, through lightning-fabric."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+
+
+def make_fabric(device: str = "auto", precision: str = "32-true", devices: int = 1) -> Fabric:
+    """Fabric for training.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA where there is one, else the CPU.
+    precision
+        ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    devices
+        Number of GPUs, or of processes on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device not in available:
+        raise ValueError(f"unknown device {device!r}; known: auto, {', '.join(available)}")
+    if not available[device]:
+        raise ValueError(f"this machine has no {device} device; try --device cpu")
+    fabric = Fabric(accelerator=device, devices=devices, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric

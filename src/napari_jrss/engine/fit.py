@@ -1,0 +1,181 @@
+"""The training loop: one stage, step by step, resumable at any moment.
+
+All randomness of a step comes from (seed, stage, step), so a run that goes on from a
+training state repeats exactly what the straight run would have done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.data.batches import step_seed
+from napari_jrss.engine.checkpoint import (
+    StateDict,
+    TrainingState,
+    optimizer_moments,
+    restore_moments,
+)
+from napari_jrss.engine.events import Cancelled, EpochEnd, Event, StageStarted, StepEnd
+
+
+class Cancel(Protocol):
+    """Something that can be asked to stop, such as a :class:`threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+class Stage(Protocol):
+    """What a stage brings to :func:`fit`.
+
+    `modules` are saved and restored together: the trained network and, where there is one,
+    its teacher. `validate` returns the mean foreground Dice that decides the best epoch.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    learning_rate: float
+    steps: int
+    steps_per_epoch: int
+
+    def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]: ...
+    def after_step(self, step: int) -> None: ...
+    def validate(self) -> float | None: ...
+
+
+def fit(
+    stage: Stage, fabric: Fabric, state_path: Path, config: TrainingConfig, cancel: Cancel
+) -> Iterator[Event]:
+    """Train one stage to its end, leaving the best weights on validation in its modules.
+
+    Parameters
+    ----------
+    stage
+        What to train; its modules and optimiser are already set up by `fabric`.
+    fabric
+        Device, precision and the other processes.
+    state_path
+        Where the training state is kept; it is resumed from if it is there.
+    config
+        Seed, decay of the learning rate, and how often to validate.
+    cancel
+        Checked before each step; the state is saved and :class:`Cancelled` yielded.
+    """
+    state = _restore(stage, state_path)
+    yield StageStarted(stage=stage.name, steps=stage.steps, first_step=state.step)
+    if state.step == 0:
+        _validate(stage, state)
+    epoch_losses: list[dict[str, float]] = []
+
+    while state.step < stage.steps:
+        if cancel.is_set():
+            _save(stage, fabric, state, state_path)
+            yield Cancelled(stage=stage.name, step=state.step)
+            return
+        started = time.perf_counter()
+        epoch = state.step // stage.steps_per_epoch
+        for group in stage.optimizer.param_groups:
+            group["lr"] = stage.learning_rate * config.gamma**epoch
+        with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
+            losses = stage.losses(state.step, rng)
+            stage.optimizer.zero_grad()
+            fabric.backward(losses["total"])
+            stage.optimizer.step()
+        stage.after_step(state.step)
+        state.step += 1
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if not np.isfinite(values["total"]):
+            raise FloatingPointError(
+                f"the loss of {stage.name} became {values['total']} at step {state.step}; "
+                "lower the learning rate or train in 32-bit precision"
+            )
+        yield StepEnd(
+            stage=stage.name,
+            step=state.step,
+            steps=stage.steps,
+            losses=values,
+            seconds=time.perf_counter() - started,
+        )
+        epoch_losses.append(values)
+
+        if state.step % stage.steps_per_epoch == 0 or state.step == stage.steps:
+            done = state.step // stage.steps_per_epoch
+            due = done % config.validation_interval == 0 or state.step == stage.steps
+            value = _validate(stage, state) if due else None
+            if due:
+                _save(stage, fabric, state, state_path)
+            yield EpochEnd(
+                stage=stage.name,
+                epoch=done,
+                step=state.step,
+                losses=_means(epoch_losses),
+                validation=value,
+                best=state.best_validation,
+            )
+            epoch_losses = []
+    if state.best:
+        _put(stage, state.best)
+
+
+@contextmanager
+def _randomness_of(seed: int, stage: str, step: int, rank: int) -> Iterator[np.random.Generator]:
+    """Seed numpy's draws and torch's (dropout, augmentation) for one step on one process."""
+    number = step_seed(seed + rank, stage, step)
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        yield np.random.default_rng(number)
+
+
+def _means(losses: list[dict[str, float]]) -> dict[str, float]:
+    names = {name for values in losses for name in values}
+    return {
+        name: float(np.mean([values[name] for values in losses if name in values]))
+        for name in sorted(names)
+    }
+
+
+def _validate(stage: Stage, state: TrainingState) -> float | None:
+    value = stage.validate()
+    if value is not None and (state.best_validation is None or value > state.best_validation):
+        state.best_validation = value
+        state.best = _copies(stage)
+    return value
+
+
+def _copies(stage: Stage) -> dict[str, StateDict]:
+    return {
+        name: {key: value.detach().clone() for key, value in module.state_dict().items()}
+        for name, module in stage.modules.items()
+    }
+
+
+def _put(stage: Stage, states: dict[str, StateDict]) -> None:
+    for name, module in stage.modules.items():
+        module.load_state_dict(states[name])
+
+
+def _save(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> None:
+    if not fabric.is_global_zero:
+        return
+    state.modules = {name: module.state_dict() for name, module in stage.modules.items()}
+    state.optimizer = optimizer_moments(stage.optimizer)
+    state.write(path)
+
+
+def _restore(stage: Stage, path: Path) -> TrainingState:
+    if not path.exists():
+        return TrainingState(modules={})
+    state = TrainingState.read(path)
+    _put(stage, state.modules)
+    restore_moments(stage.optimizer, state.optimizer)
+    return state

@@ -1,0 +1,345 @@
+"""The recipe: pre-training, then joint rounds of registration and segmentation.
+
+Round 0 is the pre-training of the Mono-Nets. A round's folder holds ``config.json``,
+``metrics.jsonl``, the weights ``teacher``, ``student`` and ``registration`` (``.safetensors``)
+and ``predictions/<case_id>.zarr``. What is there is done: a killed round goes on from the first
+thing that is missing, inside a stage from its last training state.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lightning_fabric import Fabric
+from torch import nn
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.data.batches import CohortSnapshot
+from napari_jrss.data.predictions import (
+    Prediction,
+    prediction_path,
+    read_prediction,
+    write_prediction,
+)
+from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors, write_atomically
+from napari_jrss.engine.events import (
+    Cancelled,
+    CaseScreened,
+    EpochEnd,
+    Event,
+    RoundFinished,
+    StageFinished,
+    StageStarted,
+)
+from napari_jrss.engine.fit import Cancel, Stage, fit
+from napari_jrss.engine.predict import predict_case
+from napari_jrss.engine.pseudo_label import PseudoLabel, screen
+from napari_jrss.engine.stages import (
+    MonoSegmentationStage,
+    RegistrationStage,
+    StudentStage,
+    TrainingTensors,
+    registration_validation,
+    segmentation_validation,
+)
+from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+
+TEACHER, STUDENT, REGISTRATION = (
+    "teacher.safetensors",
+    "student.safetensors",
+    "registration.safetensors",
+)
+PREDICTIONS = "predictions"
+METRICS = "metrics.jsonl"
+CONFIG = "config.json"
+
+
+class RoundError(ValueError):
+    """A round that can't be run as asked."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round to run: what it sees, how it is set up, where it writes.
+
+    Attributes
+    ----------
+    number
+        0 for the pre-training.
+    snapshot
+        The cases and labels as they were when the round was started.
+    config
+        Settings of the training.
+    folder
+        Where the round writes.
+    parent
+        Folder of the round whose teacher and registration network this one starts from.
+    """
+
+    number: int
+    snapshot: CohortSnapshot
+    config: TrainingConfig
+    folder: Path
+    parent: Path | None = None
+
+
+def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+    """Run or resume one round, the pre-training included.
+
+    Yields
+    ------
+    Event
+        The last is :class:`RoundFinished`, or :class:`Cancelled` within one step of the
+        request.
+
+    Raises
+    ------
+    RoundError
+        If the snapshot can't be trained on, with the reason.
+    """
+    _check(this)
+    this.folder.mkdir(parents=True, exist_ok=True)
+    if fabric.is_global_zero:
+        write_description(this)
+    work = _pretrain(this, fabric, cancel) if this.parent is None else _joint(this, fabric, cancel)
+    for event in work:
+        if fabric.is_global_zero:
+            _record(event, this.folder / METRICS)
+        yield event
+        if isinstance(event, Cancelled):
+            return
+
+
+def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+    """Mono-Seg and Mono-Reg, then the first predictions."""
+    snapshot, config = this.snapshot, this.config
+    tensors = TrainingTensors(snapshot, {}, fabric.device)
+    fabric.seed_everything(config.seed, verbose=False)
+    teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
+    registration = build_registration_network(config.registration_network)
+    registration_stage = RegistrationStage(
+        "mono_registration",
+        registration,
+        tensors,
+        config,
+        fabric,
+        config.registration.epochs,
+        config.registration.minimum_steps,
+        config.registration.warmup_steps,
+    )
+    stages = [
+        (MonoSegmentationStage(teacher, tensors, config, fabric), {TEACHER: teacher}),
+        (registration_stage, {REGISTRATION: registration}),
+    ]
+    for stage, results in stages:
+        if not (yield from _train(stage, results, this, fabric, cancel)):
+            return
+    if not (yield from _predict(this, teacher, None, fabric, cancel)):
+        return
+    yield _finished(this, teacher, registration, fabric)
+
+
+def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+    """Screen, register, teach the student, average the teacher, screen again (Fig. 3)."""
+    assert this.parent is not None
+    snapshot, config = this.snapshot, this.config
+    teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
+    registration = build_registration_network(config.registration_network)
+    for network, name in ((teacher, TEACHER), (registration, REGISTRATION)):
+        load_into(network, load_tensors(this.parent / name)[0], this.parent / name)
+    teacher.to(fabric.device)
+
+    pseudo_labels: dict[str, PseudoLabel] = {}
+    required = labelled_classes(snapshot)
+    for case in snapshot.unlabelled:
+        prediction = _prediction_of_parent(this.parent, case, teacher, snapshot, fabric)
+        pseudo = screen(prediction, snapshot.classes, required, config.screening)
+        pseudo_labels[case] = pseudo
+        yield _screened("screening", case, pseudo)
+        if cancel.is_set():
+            yield Cancelled(stage="screening", step=len(pseudo_labels))
+            return
+    if not any(pseudo.classes_passed[list(required)].any() for pseudo in pseudo_labels.values()):
+        raise RoundError(
+            f"no structure of any unlabelled case passes tau = {config.screening.tau}: "
+            "label another case, train longer, or lower tau"
+        )
+
+    tensors = TrainingTensors(snapshot, pseudo_labels, fabric.device)
+    fabric.seed_everything(config.seed + this.number, verbose=False)
+    if config.joint.registration_epochs:
+        registration_stage = RegistrationStage(
+            f"registration_{this.number}",
+            registration,
+            tensors,
+            config,
+            fabric,
+            config.joint.registration_epochs,
+            minimum_steps=1,
+            warmup_steps=0,
+        )
+        results: dict[str, nn.Module] = {REGISTRATION: registration}
+        if not (yield from _train(registration_stage, results, this, fabric, cancel)):
+            return
+    student = build_segmentation_network(
+        config.segmentation_network, snapshot.classes, config.joint.dropout
+    )
+    student.load_state_dict(teacher.state_dict())
+    teacher = copy.deepcopy(teacher)
+    student_stage = StudentStage(
+        f"student_{this.number}", student, teacher, registration, tensors, config, fabric
+    )
+    results = {STUDENT: student, TEACHER: teacher}
+    if not (yield from _train(student_stage, results, this, fabric, cancel)):
+        return
+    if not (yield from _predict(this, teacher, student, fabric, cancel)):
+        return
+    yield _finished(this, teacher, registration, fabric)
+
+
+def _train(
+    stage: Stage, results: dict[str, nn.Module], this: Round, fabric: Fabric, cancel: Cancel
+) -> Generator[Event, None, bool]:
+    """Run one stage and write its weights, or read them if the stage is done already."""
+    paths = {this.folder / name: network for name, network in results.items()}
+    if all(path.exists() for path in paths):
+        for path, network in paths.items():
+            load_into(network, load_tensors(path)[0], path)
+        return True
+    state_path = this.folder / f"{stage.name}.state.safetensors"
+    best = None
+    for event in fit(stage, fabric, state_path, this.config, cancel):
+        yield event
+        if isinstance(event, EpochEnd):
+            best = event.best
+        if isinstance(event, Cancelled):
+            return False
+    if fabric.is_global_zero:
+        for path, network in paths.items():
+            description = {"stage": stage.name, "classes": list(this.snapshot.class_names)}
+            save_tensors(path, network.state_dict(), description)
+        state_path.unlink(missing_ok=True)
+    fabric.barrier()
+    yield StageFinished(stage=stage.name, best=best)
+    return True
+
+
+def _predict(
+    this: Round, teacher: nn.Module, student: nn.Module | None, fabric: Fabric, cancel: Cancel
+) -> Generator[Event, None, bool]:
+    """Write the teacher's prediction of every unlabelled case and hold it against tau."""
+    stage, folder = "prediction", this.folder / PREDICTIONS
+    required = labelled_classes(this.snapshot)
+    cases = this.snapshot.unlabelled
+    yield StageStarted(stage=stage, steps=len(cases))
+    for i, case in enumerate(cases):
+        if cancel.is_set():
+            yield Cancelled(stage=stage, step=i)
+            return False
+        if not prediction_path(folder, case).exists() and fabric.is_global_zero:
+            image = this.snapshot.arrays.image(case)
+            write_prediction(folder, case, predict_case(teacher, student, image, fabric.device))
+        fabric.barrier()
+        prediction = read_prediction(folder, case)
+        pseudo = screen(prediction, this.snapshot.classes, required, this.config.screening)
+        yield _screened(stage, case, pseudo)
+    yield StageFinished(stage=stage)
+    return True
+
+
+def _prediction_of_parent(
+    parent: Path, case: str, teacher: nn.Module, snapshot: CohortSnapshot, fabric: Fabric
+) -> Prediction:
+    """The parent's prediction, made now for a case that came after it."""
+    folder = parent / PREDICTIONS
+    if prediction_path(folder, case).exists():
+        return read_prediction(folder, case)
+    return predict_case(teacher, None, snapshot.arrays.image(case), fabric.device)
+
+
+def labelled_classes(snapshot: CohortSnapshot) -> tuple[int, ...]:
+    """Foreground classes that occur in the labelled cases."""
+    seen = [np.unique(snapshot.arrays.label(case)) for case in snapshot.labelled]
+    return tuple(int(c) for c in np.unique(np.concatenate(seen)) if c > 0)
+
+
+def _finished(
+    this: Round, teacher: nn.Module, registration: nn.Module, fabric: Fabric
+) -> RoundFinished:
+    metrics = {"labelled": float(len(this.snapshot.labelled))}
+    screened = [
+        json.loads(line)
+        for line in (this.folder / METRICS).read_text().splitlines()
+        if '"case_screened"' in line
+    ]
+    last = {e["case_id"]: e["accepted"] for e in screened if e["stage"] == "prediction"}
+    metrics["accepted"] = float(sum(last.values()))
+    segmentation = segmentation_validation(teacher, this.snapshot, fabric.device)
+    pairs = registration_validation(registration, this.snapshot, fabric.device)
+    if segmentation is not None:
+        metrics["validation_segmentation_dice"] = segmentation
+    if pairs is not None:
+        metrics["validation_registration_dice"] = pairs
+    return RoundFinished(number=this.number, metrics=metrics)
+
+
+def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
+    return CaseScreened(
+        stage=stage,
+        case_id=case,
+        accepted=pseudo.accepted,
+        kept_fraction=pseudo.kept_fraction,
+        class_confidence=[None if np.isnan(v) else float(v) for v in pseudo.class_confidence],
+        classes_passed=[bool(passed) for passed in pseudo.classes_passed],
+    )
+
+
+def _check(this: Round) -> None:
+    snapshot = this.snapshot
+    if not snapshot.labelled:
+        raise RoundError("no training case has a label: label at least one")
+    if len(snapshot.training) < 2:
+        raise RoundError("training needs at least two training cases, labelled or not")
+    if snapshot.classes < 2:
+        raise RoundError("there is no structure to learn: the label table has a background only")
+    if this.parent is not None and not snapshot.unlabelled:
+        raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")
+
+
+def write_description(this: Round) -> None:
+    """Write ``config.json``: settings, cases and the label versions used."""
+    snapshot = this.snapshot
+    description = {
+        "number": this.number,
+        "training": this.config.model_dump(mode="json"),
+        "classes": list(snapshot.class_names),
+        "spacing_mm": list(snapshot.spacing_mm),
+        "shape": list(snapshot.shape),
+        "labelled": list(snapshot.labelled),
+        "unlabelled": list(snapshot.unlabelled),
+        "validation": list(snapshot.validation),
+        "label_versions": dict(snapshot.label_versions),
+    }
+    write_atomically(this.folder / CONFIG, json.dumps(description, indent=1).encode())
+
+
+def _record(event: Event, path: Path) -> None:
+    """Append what outlives the run; a resumed stage first drops what it is going to repeat."""
+    if isinstance(event, StageStarted) and path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [
+            line
+            for line in lines
+            if line["stage"] != event.stage
+            or line.get("step", event.first_step + 1) <= event.first_step
+        ]
+        content = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(path, content.encode())
+    if isinstance(event, EpochEnd | CaseScreened | StageFinished):
+        with path.open("a") as file:
+            file.write(event.model_dump_json() + "\n")

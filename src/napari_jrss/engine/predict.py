@@ -1,0 +1,212 @@
+"""What the trained networks say: classes of a scan, the displacement field of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_jrss.data.batches import CaseArrays, Image, Label
+from napari_jrss.data.predictions import Prediction
+from napari_jrss.losses import symmetric_kl
+from napari_jrss.networks.spatial import warp
+
+TILE_OVERLAP = 0.25
+BYTES_PER_VOXEL = 400
+"""Peak memory of one forward pass per voxel of the grid (benchmarks/inference.py measures it)."""
+
+Field = NDArray[np.float32]
+
+
+def segment(
+    network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
+) -> tuple[Label, NDArray[np.float16]]:
+    """Most probable class and its probability.
+
+    Parameters
+    ----------
+    network
+        Segmentation network.
+    image
+        (z, y, x), normalised, on the training grid.
+    device
+        Where to compute.
+    tile
+        Size (z, y, x) in voxels of overlapping tiles; by default the whole image in one
+        piece, or tiles where the free memory does not hold it.
+
+    Returns
+    -------
+    label, confidence
+        (z, y, x) class indices and probabilities.
+    """
+    probabilities = torch.softmax(segmentation_logits(network, image, device, tile), dim=0)
+    confidence, label = probabilities.max(dim=0)
+    kind = np.uint8 if probabilities.shape[0] <= 255 else np.uint16
+    return label.cpu().numpy().astype(kind), confidence.cpu().numpy().astype(np.float16)
+
+
+@torch.no_grad()
+def segmentation_logits(
+    network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
+) -> Tensor:
+    """Logits (C, z, y, x) of one image, the network in evaluation mode."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+    if tile is None:
+        tile = tile_for(image.shape, free_memory(device))
+    with evaluation(network):
+        if tile is None or all(t >= s for t, s in zip(tile, image.shape, strict=True)):
+            return network(tensor.to(device)).float()[0]  # type: ignore[no-any-return]
+        from monai.inferers import sliding_window_inference
+
+        logits = sliding_window_inference(
+            tensor,
+            tuple(tile),
+            1,
+            network,
+            overlap=TILE_OVERLAP,
+            mode="gaussian",
+            sw_device=device,
+            device="cpu",
+        )
+        return logits.float()[0]  # type: ignore[union-attr, no-any-return]
+
+
+def tile_for(shape: Sequence[int], free_bytes: int) -> tuple[int, ...] | None:
+    """The largest tile whose forward pass fits into the free memory; None if all of it does.
+
+    The longest axis is halved, in multiples of 8 voxels, until it fits.
+    """
+    tile = list(shape)
+    while np.prod(tile) * BYTES_PER_VOXEL > free_bytes and max(tile) > 32:
+        longest = int(np.argmax(tile))
+        tile[longest] = max(32, -(-tile[longest] // 16) * 8)
+    return None if tile == list(shape) else tuple(tile)
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory in bytes: of the CUDA device, else of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+@torch.no_grad()
+def predict_case(
+    teacher: nn.Module, student: nn.Module | None, image: Image, device: torch.device
+) -> Prediction:
+    """Teacher's label and confidence, and its KL divergence from the student (Eq. 5)."""
+    teacher_logits = segmentation_logits(teacher, image, device)
+    confidence, label = teacher_logits.softmax(0).max(0)
+    uncertainty = None
+    if student is not None:
+        student_logits = segmentation_logits(student, image, device)
+        kl = symmetric_kl(teacher_logits[None], student_logits[None])[0]
+        uncertainty = kl.cpu().numpy().astype(np.float16)
+    return Prediction(
+        label.cpu().numpy().astype(np.uint8),
+        confidence.cpu().numpy().astype(np.float16),
+        uncertainty,
+    )
+
+
+@torch.no_grad()
+def displacement_field(
+    network: nn.Module, moving: Image, fixed: Image, device: torch.device
+) -> Field:
+    """Displacement field (3, z, y, x) in voxels that pulls `moving` onto `fixed`."""
+    pair = [
+        torch.from_numpy(np.ascontiguousarray(a))[None, None].to(device) for a in (moving, fixed)
+    ]
+    with evaluation(network):
+        return network(*pair).float()[0].cpu().numpy()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class RegisteredPair:
+    """A moving case on a fixed one: field in voxels, warped image, warped label if it had one."""
+
+    field: Field
+    image: Image
+    label: Label | None
+
+
+def register(
+    network: nn.Module,
+    moving: Image,
+    fixed: Image,
+    device: torch.device,
+    moving_label: Label | None = None,
+) -> RegisteredPair:
+    """Register one pair; arrays (z, y, x) on the training grid."""
+    field = displacement_field(network, moving, fixed, device)
+    label = None if moving_label is None else warp_array(moving_label, field, nearest=True)
+    return RegisteredPair(field, warp_array(moving, field), label)
+
+
+def warp_array(array: NDArray, field: Field, nearest: bool = False) -> NDArray:  # type: ignore[type-arg]
+    """Warp a volume (z, y, x) by a field (3, z, y, x) in voxels; its type is kept.
+
+    Outside, an image continues its border and a label is background.
+    """
+    tensor = torch.from_numpy(array.astype(np.float32))[None, None]
+    displacement = torch.from_numpy(field)[None]
+    mode, padding = ("nearest", "zeros") if nearest else ("linear", "border")
+    warped = warp(tensor, displacement, mode=mode, padding=padding)  # type: ignore[arg-type]
+    return warped[0, 0].numpy().astype(array.dtype)
+
+
+def warp_label(
+    network: nn.Module, arrays: CaseArrays, moving: str, fixed: str, device: torch.device
+) -> Label:
+    """The moving case's label on the fixed case, by nearest neighbour."""
+    field = displacement_field(network, arrays.image(moving), arrays.image(fixed), device)
+    return warp_array(arrays.label(moving), field, nearest=True)
+
+
+def propagate_label(
+    network: nn.Module,
+    arrays: CaseArrays,
+    atlases: Sequence[str],
+    fixed: str,
+    classes: int,
+    device: torch.device,
+) -> Prediction:
+    """Label of a case by vote of the labelled cases registered to it.
+
+    Each atlas votes at each voxel with a weight that falls with its local squared intensity
+    difference from the fixed image, ``exp(-d² / mean d²)`` smoothed over 5 voxels; the share
+    of the winning class is the confidence.
+    """
+    from scipy.ndimage import uniform_filter
+
+    target = arrays.image(fixed)
+    votes = np.zeros((classes, *target.shape), np.float32)
+    for atlas in atlases:
+        pair = register(network, arrays.image(atlas), target, device, arrays.label(atlas))
+        difference = uniform_filter((pair.image - target) ** 2, 5)
+        weight = np.exp(-difference / max(float(difference.mean()), 1e-6))
+        assert pair.label is not None
+        np.add.at(votes, (pair.label, *np.indices(target.shape, sparse=True)), weight)
+    share = votes / np.maximum(votes.sum(0), 1e-12)
+    return Prediction(
+        share.argmax(0).astype(np.uint8), share.max(0).astype(np.float16), uncertainty=None
+    )
+
+
+@contextmanager
+def evaluation(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and back into the mode it was in."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)

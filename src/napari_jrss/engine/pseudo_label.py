@@ -1,0 +1,89 @@
+"""Screening at tau (Eq. 3): which of a teacher's predictions become pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_jrss.config import ScreeningConfig
+from napari_jrss.data.batches import Label
+from napari_jrss.data.predictions import Prediction
+
+IGNORED = 255
+"""Target value of a voxel that takes no part in the loss (there are at most 255 classes)."""
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """One case's prediction after screening, (z, y, x) on the training grid.
+
+    Attributes
+    ----------
+    label
+        The whole most-probable-class map; it supervises the registration if `accepted`.
+    target
+        The same with every voxel that failed a gate set to :data:`IGNORED`; it supervises
+        the student.
+    accepted
+        Whether enough foreground classes passed for the case to count as labelled.
+    class_confidence
+        Gate statistic of each class, NaN where no voxel was predicted.
+    classes_passed
+        Which classes exceed tau.
+    """
+
+    label: Label
+    target: NDArray[np.uint8]
+    accepted: bool
+    class_confidence: NDArray[np.float64]
+    classes_passed: NDArray[np.bool_]
+
+    @property
+    def kept_fraction(self) -> float:
+        """Fraction of voxels that enter training."""
+        return float(np.mean(self.target != IGNORED))
+
+
+def screen(
+    prediction: Prediction, classes: int, required: Collection[int], config: ScreeningConfig
+) -> PseudoLabel:
+    """Hold a prediction against tau.
+
+    Two gates (docs/method.md says why two): a voxel is kept where its confidence exceeds
+    tau; a class is kept where the mean (or the largest) confidence of the voxels predicted
+    as this class does. What fails is ignored, never background.
+
+    Parameters
+    ----------
+    prediction
+        The teacher's prediction of one case.
+    classes
+        Number of classes C, background included.
+    required
+        Foreground classes seen in the labelled set; the case is accepted when the
+        configured fraction of them passes.
+    config
+        tau and the gates.
+    """
+    confidence = prediction.confidence.astype(np.float32)
+    flat_label = prediction.label.ravel()
+    counts = np.bincount(flat_label, minlength=classes)
+    if config.class_gate == "max":
+        statistic = np.full(classes, -np.inf)
+        np.maximum.at(statistic, flat_label, confidence.ravel())
+    else:
+        sums = np.bincount(flat_label, weights=confidence.ravel(), minlength=classes)
+        statistic = sums / np.maximum(counts, 1)
+    statistic = np.where(counts > 0, statistic, np.nan)
+    passed = counts > 0 if config.class_gate == "none" else np.nan_to_num(statistic) > config.tau
+
+    kept = passed[prediction.label]
+    if config.voxel_gate:
+        kept = kept & (confidence > config.tau)
+    target = np.where(kept, prediction.label, IGNORED).astype(np.uint8)
+    needed = config.accept_fraction * len(required)
+    accepted = len(required) > 0 and sum(bool(passed[c]) for c in required) >= max(needed, 1)
+    return PseudoLabel(prediction.label, target, accepted, statistic, passed)
