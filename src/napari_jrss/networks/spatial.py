@@ -100,13 +100,13 @@ def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
 
     (B, 3, z, y, x) -> (B, 3, *shape), trilinear, corner voxels kept (align_corners).
     """
-    resized = functional.interpolate(
+    resized: Tensor = functional.interpolate(
         displacement, size=tuple(shape), mode="trilinear", align_corners=True
     )
     scale = [
         (new - 1) / max(old - 1, 1) for new, old in zip(shape, displacement.shape[2:], strict=True)
     ]
-    return resized * resized.new_tensor(scale).view(3, 1, 1, 1)
+    return resized * torch.tensor(scale, device=resized.device).view(3, 1, 1, 1)
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:

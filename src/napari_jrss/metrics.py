@@ -1,0 +1,223 @@
+"""What is reported: overlap, surface distance, regularity of a deformation. Numpy in, floats out.
+
+Labels are class indices (z, y, x) with 0 as background, which is never scored: results have one
+entry per foreground class, class 1 first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, find_objects
+from skimage.measure import marching_cubes, mesh_surface_area
+
+FloatArray = NDArray[np.float64]
+Labels = NDArray[np.integer]
+Displacement = NDArray[np.floating]
+
+
+def dice_per_class(
+    prediction: Labels,
+    truth: Labels,
+    classes: int,
+    undefined: Literal["absent_in_both", "absent_in_either"] = "absent_in_both",
+) -> FloatArray:
+    """Dice similarity coefficient of each foreground class.
+
+    Parameters
+    ----------
+    prediction, truth
+        (z, y, x), values 0..classes-1.
+    classes
+        Number of classes, background included.
+    undefined
+        When the Dice of a class is NaN, to be left out by ``nanmean``. ``absent_in_both`` is for
+        segmentation: a class in one only scores 0. ``absent_in_either`` is for registration,
+        where no warp can make or remove a class (the rule of Learn2Reg).
+
+    Returns
+    -------
+    FloatArray
+        (classes - 1,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a label is not one of the classes.
+    """
+    _check(prediction, truth, classes)
+    pairs = truth.ravel().astype(np.intp) * classes + prediction.ravel()
+    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    in_truth, in_prediction = counts.sum(1)[1:], counts.sum(0)[1:]
+    both = undefined == "absent_in_both"
+    present = (in_truth + in_prediction if both else in_truth * in_prediction) > 0
+    dice = np.full(classes - 1, np.nan)
+    np.divide(2 * counts.diagonal()[1:], in_truth + in_prediction, out=dice, where=present)
+    return dice
+
+
+def hd95_mm(
+    prediction: Labels, truth: Labels, classes: int, spacing_mm: Sequence[float]
+) -> FloatArray:
+    """95th percentile of the symmetric surface distance of each foreground class, in mm.
+
+    DeepMind's definition (``compute_robust_hausdorff`` of *surface-distance*): surface elements
+    lie between voxels, distances are weighted by their areas, and the larger of the two
+    directed percentiles counts.
+
+    Parameters
+    ----------
+    prediction, truth
+        (z, y, x), values 0..classes-1.
+    classes
+        Number of classes, background included.
+    spacing_mm
+        Voxel size z, y, x.
+
+    Returns
+    -------
+    FloatArray
+        (classes - 1,); NaN for a class that is absent in either, which has no distance: its
+        Dice tells.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a label is not one of the classes.
+    """
+    _check(prediction, truth, classes)
+    spacing = tuple(float(size) for size in spacing_mm)
+    result = np.full(classes - 1, np.nan)
+    boxes = zip(
+        find_objects(prediction, classes - 1), find_objects(truth, classes - 1), strict=True
+    )
+    for index, (box_a, box_b) in enumerate(boxes):
+        if box_a is None or box_b is None:
+            continue
+        box = tuple(
+            slice(min(a.start, b.start), max(a.stop, b.stop))
+            for a, b in zip(box_a, box_b, strict=True)
+        )
+        one, other = (_surface_codes(labels[box] == index + 1) for labels in (prediction, truth))
+        result[index] = max(
+            _directed_hd95(one, other, spacing), _directed_hd95(other, one, spacing)
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class JacobianStatistics:
+    """Regularity of a displacement field, from the determinants J of its Jacobian.
+
+    Attributes
+    ----------
+    std
+        Standard deviation of J over all voxels, std(Jac) of the paper; central differences,
+        one-sided at the border.
+    sdlogj_plus3
+        Standard deviation of ``log(clip(J + 3, 1e-9, 1e9))`` without the outer 2 voxels, as the
+        Learn2Reg evaluation computes what it calls SDlogJ. Not comparable with std(log J).
+    folded_percent
+        Voxels with J <= 0 by central differences, in %.
+    folded_percent_forward
+        The same by forward differences, which see the alternating folds that central ones miss.
+    """
+
+    std: float
+    sdlogj_plus3: float
+    folded_percent: float
+    folded_percent_forward: float
+
+
+def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
+    """Statistics of det(I + grad u) for a displacement field.
+
+    Parameters
+    ----------
+    displacement
+        (3, z, y, x) in voxels, components z, y, x; at least 5 voxels along each axis.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another.
+    """
+    if displacement.ndim != 4 or len(displacement) != 3 or min(displacement.shape[1:]) < 5:
+        raise ValueError(f"not a displacement field of at least 5x5x5: {displacement.shape}")
+    central = _determinant([np.gradient(component) for component in displacement])
+    forward = _determinant(
+        [
+            [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
+            for component in displacement
+        ]
+    )
+    inner = central[2:-2, 2:-2, 2:-2].astype(np.float64)
+    return JacobianStatistics(
+        std=float(central.std(dtype=np.float64)),
+        sdlogj_plus3=float(np.log(np.clip(inner + 3, 1e-9, 1e9)).std()),
+        folded_percent=float(100 * np.mean(central <= 0)),
+        folded_percent_forward=float(100 * np.mean(forward <= 0)),
+    )
+
+
+def _check(prediction: Labels, truth: Labels, classes: int) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"label shapes differ: {prediction.shape} and {truth.shape}")
+    for labels in (prediction, truth):
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"labels must lie in 0..{classes - 1}, not up to {labels.max()}")
+
+
+def _surface_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Which of the 8 voxels around each voxel corner are set, as bits of (n + 1)^3 bytes."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    codes = np.zeros([size + 1 for size in mask.shape], np.uint8)
+    for bit, corner in enumerate(np.ndindex(2, 2, 2)):
+        window = tuple(
+            slice(start, start + size) for start, size in zip(corner, codes.shape, strict=True)
+        )
+        codes |= padded[window] << bit
+    return codes
+
+
+@cache
+def _surface_areas(spacing: tuple[float, ...]) -> FloatArray:
+    """Area in mm^2 of the surface inside a 2x2x2 neighbourhood, by its code.
+
+    Lorensen's triangulation of the neighbourhood or of its complement, whichever is smaller.
+    """
+    areas = np.zeros(256)
+    for code in range(1, 255):
+        cube = np.array([code >> bit & 1 for bit in range(8)], np.float32).reshape(2, 2, 2)
+        vertices, faces, *_ = marching_cubes(cube, 0.5, spacing=spacing, method="lorensen")
+        areas[code] = mesh_surface_area(vertices, faces)
+    return np.minimum(areas, areas[::-1])
+
+
+def _directed_hd95(
+    codes: NDArray[np.uint8], other: NDArray[np.uint8], spacing: tuple[float, ...]
+) -> float:
+    surface = (codes > 0) & (codes < 255)
+    to_other = distance_transform_edt((other == 0) | (other == 255), sampling=spacing)
+    distances, areas = to_other[surface], _surface_areas(spacing)[codes[surface]]
+    order = np.argsort(distances)
+    covered = np.cumsum(areas[order]) / areas.sum()
+    rank = min(int(np.searchsorted(covered, 0.95)), len(order) - 1)
+    return float(distances[order[rank]])
+
+
+def _determinant(gradients: Sequence[Sequence[Displacement]]) -> Displacement:
+    """det(I + gradients[component][axis]) per voxel."""
+    (zz, zy, zx), (yz, yy, yx), (xz, xy, xx) = gradients
+    zz, yy, xx = zz + 1, yy + 1, xx + 1
+    return zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)
+
+
+def _without_last(differenced: int) -> tuple[slice, ...]:
+    """Cuts the last voxel of the two axes along which no difference was taken."""
+    return tuple(slice(None) if axis == differenced else slice(-1) for axis in range(3))
