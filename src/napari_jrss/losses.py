@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -72,7 +72,7 @@ def screened_cross_entropy(
     """
     if mask is not None:
         target = target.masked_fill(~mask, _IGNORED)
-    loss = functional.cross_entropy(logits.float(), target, ignore_index=_IGNORED, reduction="none")
+    loss = F.cross_entropy(logits.float(), target, ignore_index=_IGNORED, reduction="none")
     if weight is not None:
         loss = loss * weight
     accepted = (target != _IGNORED).flatten(1).sum(1)
@@ -98,14 +98,14 @@ def symmetric_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     Tensor
         (B, z, y, x), at least 0.
     """
-    teacher = functional.log_softmax(teacher_logits.float(), dim=1)
-    student = functional.log_softmax(student_logits.float(), dim=1)
+    teacher = F.log_softmax(teacher_logits.float(), dim=1)
+    student = F.log_softmax(student_logits.float(), dim=1)
     return ((teacher.exp() - student.exp()) * (teacher - student)).mean(1)
 
 
 def mean_squared_error(warped: Tensor, fixed: Tensor) -> Tensor:
     """Mean squared intensity difference, Eq. 8 of the paper; (B, C, z, y, x) each."""
-    return functional.mse_loss(warped.float(), fixed.float())
+    return F.mse_loss(warped.float(), fixed.float())
 
 
 def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
@@ -130,7 +130,7 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
     for axis in range(3):
         kernel, padding = [1, 1, 1], [0, 0, 0]
         kernel[axis], padding[axis] = window, window // 2
-        means = functional.avg_pool3d(means, kernel, stride=1, padding=padding)
+        means = F.avg_pool3d(means, kernel, stride=1, padding=padding)
     mean_a, mean_b, square_a, square_b, product = means.unbind(1)
     variance_a = (square_a - mean_a * mean_a).clamp(min=_FLAT)
     variance_b = (square_b - mean_b * mean_b).clamp(min=_FLAT)

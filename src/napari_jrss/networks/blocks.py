@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 
 class ConvBlock(nn.Sequential):
@@ -24,9 +24,7 @@ class ConvBlock(nn.Sequential):
 
 def upsample(features: Tensor, shape: Sequence[int]) -> Tensor:
     """Trilinear interpolation (half-pixel centres) to the grid ``shape``."""
-    return functional.interpolate(
-        features, size=tuple(shape), mode="trilinear", align_corners=False
-    )
+    return F.interpolate(features, size=tuple(shape), mode="trilinear", align_corners=False)
 
 
 def initialise(network: nn.Module) -> None:

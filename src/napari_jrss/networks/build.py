@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from napari_jrss.config import NetworkConfig
 from napari_jrss.networks.obelisk import ObeliskNetwork
 from napari_jrss.networks.spatial import integrate_velocity, resize_displacement
+from napari_jrss.networks.unet import AnyGrid, VoxelMorphUNet
 
 NetworkBuilder = Callable[[NetworkConfig, int, int, float], nn.Module]
 
@@ -92,7 +93,35 @@ def _obelisk(config: NetworkConfig, channels: int, classes: int, dropout: float)
     return ObeliskNetwork(channels, classes, config.leaky_slope, dropout, sampled)
 
 
-NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType({"obelisk": _obelisk})
+def _voxelmorph(config: NetworkConfig, channels: int, classes: int, dropout: float) -> nn.Module:
+    return VoxelMorphUNet(channels, classes, config.leaky_slope, dropout)
+
+
+def _monai_unet(config: NetworkConfig, channels: int, classes: int, dropout: float) -> nn.Module:
+    from monai.networks.nets import UNet  # importing MONAI takes seconds
+
+    network = UNet(
+        spatial_dims=3,
+        in_channels=channels,
+        out_channels=classes,
+        channels=(16, 32, 64, 128),
+        strides=(2, 2, 2),
+        num_res_units=1,
+        act=("leakyrelu", {"negative_slope": config.leaky_slope}),
+        norm="batch",
+        dropout=dropout,
+    )
+    return AnyGrid(network, multiple=8)
+
+
+NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType(
+    {
+        "obelisk": _obelisk,
+        "vm_unet": _voxelmorph,
+        "voxelmorph": _voxelmorph,
+        "monai_unet": _monai_unet,
+    }
+)
 
 
 def _builder(name: str) -> NetworkBuilder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from napari_jrss.networks.blocks import ConvBlock, initialise, upsample
 
@@ -35,7 +35,7 @@ class ObeliskLayer(nn.Module):
 
     def forward(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """(B, channels, z, y, x) -> (B, out_channels, *grid_shape)."""
-        features = functional.leaky_relu(self.mix(self.sample(image, grid_shape)), self.slope)
+        features = F.leaky_relu(self.mix(self.sample(image, grid_shape)), self.slope)
         for unit in self.dense:
             features = torch.cat([features, unit(features)], dim=1)
         result: Tensor = self.out(features)
@@ -46,12 +46,12 @@ class ObeliskLayer(nn.Module):
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
             batch, channels = image.shape[:2]
-            grid = functional.affine_grid(
+            grid = F.affine_grid(
                 torch.eye(3, 4, device=image.device)[None], [1, 1, *grid_shape], align_corners=True
             )
             points = grid.reshape(1, 1, -1, 1, 3) + self.offsets.float().flip(1).view(-1, 1, 1, 3)
             points = points.reshape(1, len(self.offsets), -1, 1, 3)
-            samples = functional.grid_sample(
+            samples = F.grid_sample(
                 image.float(), points.expand(batch, -1, -1, -1, -1), align_corners=True
             )
             return samples.reshape(batch, channels * len(self.offsets), *grid_shape)
@@ -112,8 +112,8 @@ class ObeliskNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits or a field, on the image's grid."""
         shape = image.shape[2:]
-        once = functional.avg_pool3d(image[:, self.sampled], 3, stride=1, padding=1)
-        twice = functional.avg_pool3d(once, 3, stride=1, padding=1)
+        once = F.avg_pool3d(image[:, self.sampled], 3, stride=1, padding=1)
+        twice = F.avg_pool3d(once, 3, stride=1, padding=1)
         full = self.encode_full(image)
         half = self.encode_half(full)
         features = self.dropout(self.encode_quarter(half))

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 Interpolation = Literal["linear", "nearest"]
 Padding = Literal["zeros", "border"]
@@ -52,7 +52,7 @@ def warp(
     with torch.autocast(displacement.device.type, enabled=False):
         dtype = torch.promote_types(volume.dtype, torch.float32)
         grid = sampling_grid(displacement.to(dtype), volume.shape[2:])
-        return functional.grid_sample(
+        return F.grid_sample(
             volume.to(dtype),
             grid,
             mode="bilinear" if mode == "linear" else "nearest",
@@ -89,7 +89,7 @@ def integrate_velocity(velocity: Tensor, steps: int) -> Tensor:
     ``velocity`` is (B, 3, z, y, x) in voxels per unit time; ``steps`` squarings stand for
     ``2**steps`` Euler steps. Inverse: the same of ``-velocity``.
     """
-    displacement = velocity.float() / 2**steps
+    displacement = velocity.float() * 0.5**steps
     for _ in range(steps):
         displacement = compose(displacement, displacement)
     return displacement
@@ -100,7 +100,7 @@ def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
 
     (B, 3, z, y, x) -> (B, 3, *shape), trilinear, corner voxels kept (align_corners).
     """
-    resized: Tensor = functional.interpolate(
+    resized: Tensor = F.interpolate(
         displacement, size=tuple(shape), mode="trilinear", align_corners=True
     )
     scale = [
