@@ -1,0 +1,154 @@
+"""What this machine offers and what is missing: versions, devices, memory.
+
+Heavy packages are imported inside :func:`examine` only, so that a broken one is a finding in the
+report instead of the end of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata, util
+
+import psutil
+from packaging.requirements import Requirement
+
+_DISTRIBUTION = "napari-jrss"
+_MODULES = {"lightning-fabric": "lightning_fabric", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
+_QT_BINDINGS = ("PyQt6", "PySide6", "PyQt5", "PySide2")
+_GIB = 2**30
+_COMFORTABLE_GIB = 4.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that the networks can run on; `name` is what ``--device`` takes."""
+
+    name: str
+    description: str
+    memory_gib: float
+    bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of this machine; `problems` is empty where everything needed is there.
+
+    Attributes
+    ----------
+    versions
+        Version of each required package, None where it isn't installed.
+    devices
+        The fastest last.
+    memory_gib, free_memory_gib
+        Main memory and what of it is available now.
+    window
+        Whether the napari plugin can run, in words.
+    problems
+        One line each: what is missing or broken, and how to mend it.
+    """
+
+    version: str
+    python: str
+    platform: str
+    versions: dict[str, str | None]
+    devices: tuple[Device, ...]
+    memory_gib: float
+    free_memory_gib: float
+    window: str
+    problems: tuple[str, ...]
+
+
+def examine() -> Report:
+    """Look at this machine; takes as long as importing everything does (seconds)."""
+    problems: list[str] = []
+    versions: dict[str, str | None] = {}
+    for requirement in _requirements():
+        versions[requirement.name], problem = _check(requirement)
+        if problem:
+            problems.append(problem)
+
+    memory = psutil.virtual_memory()
+    if memory.total / _GIB < _COMFORTABLE_GIB:
+        problems.append(
+            f"{memory.total / _GIB:.1f} GiB of memory: {_COMFORTABLE_GIB:.0f} GiB or more are "
+            "needed for scans of 160x192x160 voxels"
+        )
+    return Report(
+        version=metadata.version(_DISTRIBUTION),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions=versions,
+        devices=_devices() if "torch" in sys.modules else (),
+        memory_gib=memory.total / _GIB,
+        free_memory_gib=memory.available / _GIB,
+        window=_window(),
+        problems=tuple(problems),
+    )
+
+
+def _requirements() -> list[Requirement]:
+    """What the headless core requires, as the installed package declares it."""
+    declared = [Requirement(line) for line in metadata.requires(_DISTRIBUTION) or ()]
+    return [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def _check(requirement: Requirement) -> tuple[str | None, str | None]:
+    """Version of a required package, and what is wrong with it."""
+    name = requirement.name
+    mend = f'pip install "{requirement}"'
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None, f"{name} is not installed: {mend}"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return version, f"{name} {version} does not satisfy {requirement.specifier}: {mend}"
+    try:
+        importlib.import_module(_MODULES.get(name.lower(), name))
+    except Exception as error:  # whatever a broken installation raises is the finding
+        reason = " ".join(str(error).split())
+        return version, f"{name} {version} can't be imported ({reason}): reinstall it"
+    return version, None
+
+
+def _devices() -> tuple[Device, ...]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = [
+        Device(
+            name="cpu",
+            description=f"{platform.processor() or platform.machine()}, {cores} cores, "
+            f"{torch.get_num_threads()} threads",
+            memory_gib=psutil.virtual_memory().total / _GIB,
+            bfloat16=True,
+        )
+    ]
+    if torch.backends.mps.is_available():
+        found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory() / _GIB, True))
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            Device(
+                name=f"cuda:{index}",
+                description=properties.name,
+                memory_gib=properties.total_memory / _GIB,
+                bfloat16=properties.major >= 8,
+            )
+        )
+    return tuple(found)
+
+
+def _window() -> str:
+    if util.find_spec("napari") is None:
+        return 'napari is not installed: pip install "napari-jrss[all]"'
+    bindings = [name for name in _QT_BINDINGS if util.find_spec(name) is not None]
+    napari = f"napari {metadata.version('napari')}"
+    if not bindings:
+        return f'{napari} without a Qt binding: pip install "napari-jrss[all]"'
+    if sys.platform == "linux" and not (os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")):
+        return f"{napari} with {bindings[0]}, but no display here"
+    return f"{napari} with {bindings[0]}"
