@@ -1,0 +1,58 @@
+"""Writes that are there in full or not at all: aside, flushed, renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+ASIDE = ".aside-"
+"""Prefix of a file or folder that is still being written; a crash may leave one behind."""
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path`, on the same file system, that nobody else uses."""
+    return path.with_name(f"{ASIDE}{uuid4().hex[:12]}-{path.name}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; it is complete and on the disk when this returns."""
+    temporary = aside(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Flush a file written by a library under an aside name, then rename it."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut (nothing on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush every file and folder below a folder, innermost first."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            with (Path(folder) / name).open("rb+") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(folder))

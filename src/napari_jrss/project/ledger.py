@@ -1,0 +1,721 @@
+"""What happened to every case and every round, and who did it: one SQLite file.
+
+The ledger knows no images. A row is written last, when what it speaks of lies on the disk, so
+a crash leaves at most a folder that no row mentions. Label versions and events are only ever
+added: triggers in the database itself refuse to change or remove one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from threading import RLock
+
+from napari_jrss.project.errors import ProjectError
+
+APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
+
+MIGRATIONS: tuple[str, ...] = (
+    # 1
+    """
+    CREATE TABLE project (
+        only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+        created TEXT NOT NULL,
+        made_by TEXT NOT NULL,
+        label_table TEXT NOT NULL,
+        preprocessing TEXT NOT NULL,
+        grid TEXT
+    );
+    CREATE TABLE cases (
+        case_id TEXT PRIMARY KEY COLLATE NOCASE,
+        split TEXT NOT NULL CHECK (split IN ('train', 'validation', 'test', 'unused')),
+        status TEXT NOT NULL
+            CHECK (status IN ('unlabelled', 'manual', 'accepted', 'corrected', 'rejected')),
+        label_version TEXT,
+        reference_version TEXT,
+        subject_group TEXT,
+        added TEXT NOT NULL,
+        CHECK ((status IN ('manual', 'accepted', 'corrected')) = (label_version IS NOT NULL)),
+        FOREIGN KEY (case_id, label_version) REFERENCES label_versions (case_id, version)
+            DEFERRABLE INITIALLY DEFERRED,
+        FOREIGN KEY (case_id, reference_version) REFERENCES label_versions (case_id, version)
+            DEFERRABLE INITIALLY DEFERRED
+    );
+    CREATE TABLE label_versions (
+        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
+        version TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('manual', 'accepted', 'corrected')),
+        created TEXT NOT NULL,
+        author TEXT NOT NULL,
+        draft TEXT NOT NULL,
+        voxels_changed INTEGER,
+        seconds REAL,
+        sha256 TEXT NOT NULL,
+        PRIMARY KEY (case_id, version)
+    );
+    CREATE TABLE rounds (
+        number INTEGER PRIMARY KEY CHECK (number >= 0),
+        parent INTEGER REFERENCES rounds (number),
+        started TEXT NOT NULL,
+        finished TEXT,
+        outcome TEXT NOT NULL CHECK (outcome IN ('running', 'finished', 'cancelled', 'failed')),
+        config_sha256 TEXT NOT NULL,
+        metrics TEXT NOT NULL DEFAULT '{}'
+    );
+    CREATE TABLE round_cases (
+        number INTEGER NOT NULL REFERENCES rounds (number),
+        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
+        role TEXT NOT NULL CHECK (role IN ('labelled', 'unlabelled', 'validation')),
+        version TEXT,
+        PRIMARY KEY (number, case_id),
+        CHECK ((role = 'unlabelled') = (version IS NULL)),
+        FOREIGN KEY (case_id, version) REFERENCES label_versions (case_id, version)
+    );
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        author TEXT,
+        case_id TEXT COLLATE NOCASE REFERENCES cases (case_id),
+        version TEXT,
+        round INTEGER REFERENCES rounds (number),
+        detail TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX events_of_case ON events (case_id);
+    CREATE TABLE failed_imports (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        case_id TEXT NOT NULL,
+        reason TEXT NOT NULL
+    );
+    CREATE TRIGGER label_version_kept BEFORE DELETE ON label_versions
+        BEGIN SELECT RAISE(ABORT, 'a label version is never deleted'); END;
+    CREATE TRIGGER label_version_unchanged BEFORE UPDATE ON label_versions
+        BEGIN SELECT RAISE(ABORT, 'a label version is never changed'); END;
+    CREATE TRIGGER event_kept BEFORE DELETE ON events
+        BEGIN SELECT RAISE(ABORT, 'an event is never deleted'); END;
+    CREATE TRIGGER event_unchanged BEFORE UPDATE ON events
+        BEGIN SELECT RAISE(ABORT, 'an event is never changed'); END;
+    """,
+)
+"""Script number i brings a ledger of schema version i to i + 1."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+class Split(StrEnum):
+    """What a case is for; decided per subject group by :meth:`Project.split`."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    UNUSED = "unused"
+
+
+class Status(StrEnum):
+    """Where a case's label comes from; a training case with a label belongs to N."""
+
+    UNLABELLED = "unlabelled"
+    MANUAL = "manual"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REJECTED = "rejected"
+
+    @property
+    def has_label(self) -> bool:
+        """Whether a person stands behind a label of the case."""
+        return self in (Status.MANUAL, Status.ACCEPTED, Status.CORRECTED)
+
+
+class Outcome(StrEnum):
+    """How a round ended, if it did."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Event(StrEnum):
+    """What the history tells of."""
+
+    CREATED = "created"
+    IMPORTED = "imported"
+    SPLIT = "split"
+    LABELLED = "labelled"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REJECTED = "rejected"
+    SKIPPED = "skipped"
+    RESTORED = "restored"
+    ROUND_STARTED = "round started"
+    ROUND_RESUMED = "round resumed"
+    ROUND_ENDED = "round ended"
+    PROMOTED = "promoted"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of the project.
+
+    Attributes
+    ----------
+    case_id
+        Its name in the project.
+    split
+        What it is for.
+    status
+        Where its label comes from.
+    label_version
+        The label in force, or None.
+    reference_version
+        A label on the disk that is hidden from training: the case counts as unlabelled in a
+        few-shot simulation. None for cases whose label is in force or that have none.
+    group
+        Subject group, or None.
+    """
+
+    case_id: str
+    split: Split
+    status: Status
+    label_version: str | None
+    reference_version: str | None
+    group: str | None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the case belongs to the labelled set N."""
+        return self.split is Split.TRAIN and self.status.has_label
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One label of one case; never changed, never deleted.
+
+    Attributes
+    ----------
+    case_id, version
+        Whose, and its name there: ``v0001``, ``v0002``...
+    status
+        The status it gives to its case.
+    created
+        UTC time, ISO 8601.
+    author
+        The name that the person gave.
+    draft
+        What it was made from, see :func:`check_draft`.
+    voxels_changed
+        Number of voxels that differ from the draft, if known.
+    seconds
+        Time spent on it, if known.
+    sha256
+        Of the voxels in C order, to show that they are still the same.
+    """
+
+    case_id: str
+    version: str
+    status: Status
+    created: str
+    author: str
+    draft: str
+    voxels_changed: int | None
+    seconds: float | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pre-training (number 0, or any round without a parent) or one joint round.
+
+    Attributes
+    ----------
+    number, folder
+        ``rounds/0000``, ``rounds/0001``...: the engine writes into the folder.
+    parent
+        The round whose teacher it started from, or None.
+    outcome
+        How it ended; RUNNING also when its program died.
+    started, finished
+        UTC times, ISO 8601.
+    config_sha256
+        Of the configuration's text, which is the folder's ``config.json``.
+    label_versions
+        Label version of each labelled and validation case, as the round uses them.
+    metrics
+        What the engine measured.
+    """
+
+    number: int
+    folder: Path
+    parent: int | None
+    outcome: Outcome
+    started: str
+    finished: str | None
+    config_sha256: str
+    label_versions: Mapping[str, str]
+    metrics: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One line of a project's history; fields that don't apply are None or empty."""
+
+    at: str
+    kind: Event
+    author: str | None
+    case_id: str | None
+    version: str | None
+    round: int | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class FailedImport:
+    """A scan that didn't become a case, and why."""
+
+    at: str
+    case_id: str
+    reason: str
+
+
+def now() -> str:
+    """The time as the ledger writes it: UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Ledger:
+    """The database of one project; safe to call from several threads of one program.
+
+    Parameters
+    ----------
+    path
+        ``project.sqlite``.
+    read_only
+        Refuse every change.
+
+    Raises
+    ------
+    ProjectError
+        Not a ledger, a damaged one, or one made by a newer version.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._lock = RLock()
+        self._connection = _connect(path)
+        try:
+            with self.reading():
+                self._check_version()
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._connection.execute("PRAGMA trusted_schema = OFF")
+                # The deletion of the journal is what commits: flush the folder after it.
+                self._connection.execute("PRAGMA synchronous = EXTRA")
+                if read_only:
+                    self._connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path, label_table: str, preprocessing: str, made_by: str) -> None:
+        """Write an empty ledger of the current schema into a folder that has none."""
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _migrate(connection, 0)
+            connection.execute(
+                "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
+                (now(), made_by, label_table, preprocessing),
+            )
+            connection.execute(
+                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)",
+                (now(), Event.CREATED, f"by napari-jrss {made_by}"),
+            )
+        except sqlite3.Error as error:
+            raise ProjectError(f"{path}: {error}") from error
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the database; safe to call again."""
+        with self._lock:
+            self._connection.close()
+
+    def _check_version(self) -> None:
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise ProjectError(f"{self.path}: not the ledger of a project")
+        if version > SCHEMA_VERSION:
+            raise ProjectError(
+                f"{self.path}: made by a newer version of napari-jrss (schema {version}, "
+                f"this one knows {SCHEMA_VERSION}); update napari-jrss"
+            )
+        if version < SCHEMA_VERSION:
+            if self.read_only:
+                raise ProjectError(
+                    f"{self.path}: made by an older version (schema {version}); open it once "
+                    "for writing, which brings it up to date"
+                )
+            _migrate(self._connection, version)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries; damage found on the way is a :class:`ProjectError`."""
+        with self._lock:
+            try:
+                yield self._connection
+            except ProjectError:
+                raise
+            except sqlite3.Error as error:
+                raise ProjectError(f"{self.path}: {error}") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: committed at the end, or rolled back whatever goes wrong."""
+        if self.read_only:
+            raise ProjectError(f"{self.path.parent}: is open read-only")
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    # -- the project itself
+
+    def setting(self, name: str) -> str | None:
+        """The text of ``label_table``, ``preprocessing``, ``grid``, ``created`` or ``made_by``."""
+        with self.reading() as connection:
+            row = connection.execute(f"SELECT {name} FROM project").fetchone()
+        if row is None:
+            raise ProjectError(f"{self.path}: has no project row; the ledger is damaged")
+        return None if row[0] is None else str(row[0])
+
+    def set_grid(self, grid: str) -> None:
+        """Record what preprocessing settled on for all cases; it is settled once."""
+        with self.writing() as connection:
+            connection.execute("UPDATE project SET grid = ? WHERE grid IS NULL", (grid,))
+
+    # -- cases
+
+    def cases(self) -> list[Case]:
+        """All cases, by id."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, split, status, label_version, reference_version, subject_group "
+                "FROM cases ORDER BY case_id"
+            ).fetchall()
+        return [self._case(row) for row in rows]
+
+    def case(self, case_id: str) -> Case | None:
+        """One case by its exact id."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT case_id, split, status, label_version, reference_version, subject_group "
+                "FROM cases WHERE case_id = ?",
+                (case_id,),
+            ).fetchone()
+        return None if row is None or row[0] != case_id else self._case(row)
+
+    def _case(self, row: tuple[str, str, str, str | None, str | None, str | None]) -> Case:
+        try:
+            return Case(row[0], Split(row[1]), Status(row[2]), row[3], row[4], row[5])
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: case {row[0]}: {error}") from error
+
+    def add_case(
+        self, case_id: str, group: str | None, first_label: LabelVersion | None, detail: str
+    ) -> None:
+        """Register a case whose volumes are in place, with the label it came with."""
+        with self.writing() as connection:
+            version = None if first_label is None else first_label.version
+            connection.execute(
+                "INSERT INTO cases (case_id, split, status, label_version, subject_group, added) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    case_id,
+                    Split.TRAIN,
+                    Status.UNLABELLED if first_label is None else first_label.status,
+                    version,
+                    group,
+                    now(),
+                ),
+            )
+            if first_label is not None:
+                _insert_version(connection, first_label)
+            author = None if first_label is None else first_label.author
+            _log(connection, Event.IMPORTED, author, case_id, version, None, detail)
+
+    def assign(self, cases: Sequence[Case], detail: str, groups: Mapping[str, str | None]) -> None:
+        """Write the outcome of a split: where each case belongs and which label it shows."""
+        with self.writing() as connection:
+            connection.executemany(
+                "UPDATE cases SET split = ?, status = ?, label_version = ?, reference_version = ?"
+                " WHERE case_id = ?",
+                [
+                    (c.split, c.status, c.label_version, c.reference_version, c.case_id)
+                    for c in cases
+                ],
+            )
+            connection.executemany(
+                "UPDATE cases SET subject_group = ? WHERE case_id = ?",
+                [(group, case_id) for case_id, group in groups.items()],
+            )
+            _log(connection, Event.SPLIT, None, None, None, None, detail)
+
+    def fail_import(self, case_id: str, reason: str) -> None:
+        """Record a scan that didn't become a case."""
+        with self.writing() as connection:
+            connection.execute(
+                "INSERT INTO failed_imports (at, case_id, reason) VALUES (?, ?, ?)",
+                (now(), case_id, reason),
+            )
+
+    def failed_imports(self) -> list[FailedImport]:
+        """The latest failure of each scan that hasn't become a case since."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT at, case_id, reason FROM failed_imports WHERE number IN "
+                "(SELECT max(number) FROM failed_imports GROUP BY case_id) "
+                "AND case_id NOT IN (SELECT case_id FROM cases) ORDER BY case_id"
+            ).fetchall()
+        return [FailedImport(*row) for row in rows]
+
+    # -- labels and decisions
+
+    def version_status(self) -> dict[tuple[str, str], Status]:
+        """Status that each label version gives to its case, by case id and version."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT case_id, version, status FROM label_versions")
+            return {(case_id, version): Status(status) for case_id, version, status in rows}
+
+    def versions(self, case_id: str) -> list[LabelVersion]:
+        """All label versions of a case, oldest first."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, version, status, created, author, draft, voxels_changed, "
+                "seconds, sha256 FROM label_versions WHERE case_id = ? ORDER BY rowid",
+                (case_id,),
+            ).fetchall()
+        try:
+            return [LabelVersion(*row[:2], Status(row[2]), *row[3:]) for row in rows]
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: case {case_id}: {error}") from error
+
+    def add_version(self, label: LabelVersion, kind: Event, detail: str) -> None:
+        """Register a label that is in place and put it in force."""
+        with self.writing() as connection:
+            _insert_version(connection, label)
+            connection.execute(
+                "UPDATE cases SET status = ?, label_version = ?, reference_version = NULL "
+                "WHERE case_id = ?",
+                (label.status, label.version, label.case_id),
+            )
+            _log(connection, kind, label.author, label.case_id, label.version, None, detail)
+
+    def decide(
+        self, case_id: str, kind: Event, author: str, round_number: int | None, reason: str
+    ) -> None:
+        """Record that a person rejected or skipped the pseudo-label of a case."""
+        with self.writing() as connection:
+            if kind is Event.REJECTED:
+                # A pseudo-label's rejection leaves a label that a person made in force.
+                connection.execute(
+                    "UPDATE cases SET status = 'rejected' "
+                    "WHERE case_id = ? AND status = 'unlabelled'",
+                    (case_id,),
+                )
+            _log(connection, kind, author, case_id, None, round_number, reason)
+
+    def history(self, case_id: str | None) -> list[HistoryEntry]:
+        """What happened, oldest first: to one case, or to the whole project."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT at, kind, author, case_id, version, round, detail FROM events "
+                "WHERE ?1 IS NULL OR case_id = ?1 ORDER BY number",
+                (case_id,),
+            ).fetchall()
+        try:
+            return [HistoryEntry(row[0], Event(row[1]), *row[2:]) for row in rows]
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: {error}") from error
+
+    # -- rounds
+
+    def add_round(
+        self,
+        number: int,
+        parent: int | None,
+        config: str,
+        roles: Mapping[str, tuple[str, str | None]],
+    ) -> None:
+        """Register a round whose folder is in place: case id -> (role, label version)."""
+        with self.writing() as connection:
+            for (left,) in connection.execute(
+                "SELECT number FROM rounds WHERE outcome = 'running'"
+            ).fetchall():
+                _end_round(connection, left, Outcome.CANCELLED, "left unfinished")
+            connection.execute(
+                "INSERT INTO rounds (number, parent, started, outcome, config_sha256) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (number, parent, now(), Outcome.RUNNING, sha256(config.encode()).hexdigest()),
+            )
+            connection.executemany(
+                "INSERT INTO round_cases VALUES (?, ?, ?, ?)",
+                [(number, case_id, *role) for case_id, role in roles.items()],
+            )
+            _log(connection, Event.ROUND_STARTED, None, None, None, number, "")
+
+    def resume_round(self, number: int) -> None:
+        """Record that an unfinished round goes on."""
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE rounds SET outcome = 'running', finished = NULL WHERE number = ?",
+                (number,),
+            )
+            _log(connection, Event.ROUND_RESUMED, None, None, None, number, "")
+
+    def end_round(self, number: int, outcome: Outcome, metrics: str) -> None:
+        """Record how a round ended."""
+        with self.writing() as connection:
+            connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
+            _end_round(connection, number, outcome, outcome)
+
+    def rounds(self, folder: Path) -> list[Round]:
+        """All rounds by number; `folder` is where their folders lie."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT number, parent, outcome, started, finished, config_sha256, metrics "
+                "FROM rounds ORDER BY number"
+            ).fetchall()
+            used: dict[int, dict[str, str]] = {}
+            for number, case_id, version in connection.execute(
+                "SELECT number, case_id, version FROM round_cases WHERE version IS NOT NULL"
+            ):
+                used.setdefault(number, {})[case_id] = version
+        try:
+            return [
+                Round(
+                    number=row[0],
+                    folder=folder / round_folder(row[0]),
+                    parent=row[1],
+                    outcome=Outcome(row[2]),
+                    started=row[3],
+                    finished=row[4],
+                    config_sha256=row[5],
+                    label_versions=used.get(row[0], {}),
+                    metrics=json.loads(row[6]),
+                )
+                for row in rows
+            ]
+        except (ValueError, TypeError) as error:
+            raise ProjectError(f"{self.path}: {error}") from error
+
+    def roles(self, number: int) -> dict[str, tuple[str, str | None]]:
+        """What each case was for in a round: case id -> (role, label version)."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, role, version FROM round_cases WHERE number = ?", (number,)
+            ).fetchall()
+        return {case_id: (role, version) for case_id, role, version in rows}
+
+    def promote(self, number: int, author: str | None, detail: str) -> None:
+        """Make a round's teacher the current one."""
+        with self.writing() as connection:
+            _log(connection, Event.PROMOTED, author, None, None, number, detail)
+
+    def teacher(self) -> int | None:
+        """Number of the round promoted last."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT round FROM events WHERE kind = ? ORDER BY number DESC LIMIT 1",
+                (Event.PROMOTED,),
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+
+def round_folder(number: int) -> str:
+    """Name of a round's folder."""
+    return f"{number:04d}"
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open an existing database in autocommit mode."""
+    try:
+        # "rw" never makes a file; where the file can't be written, SQLite reads it all the
+        # same. Even a reader may have to roll back what a killed writer left half done.
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            timeout=10.0,
+            check_same_thread=False,
+        )
+    except sqlite3.Error as error:
+        raise ProjectError(f"{path}: {error}") from error
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a ledger up to date, each step in one transaction."""
+    for step, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        try:
+            connection.executescript(
+                f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version = {step}; COMMIT;"
+            )
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:
+    connection.execute(
+        "INSERT INTO label_versions (case_id, version, status, created, author, draft, "
+        "voxels_changed, seconds, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            label.case_id,
+            label.version,
+            label.status,
+            label.created,
+            label.author,
+            label.draft,
+            label.voxels_changed,
+            label.seconds,
+            label.sha256,
+        ),
+    )
+
+
+def _end_round(connection: sqlite3.Connection, number: int, outcome: Outcome, detail: str) -> None:
+    connection.execute(
+        "UPDATE rounds SET outcome = ?, finished = ? WHERE number = ?", (outcome, now(), number)
+    )
+    _log(connection, Event.ROUND_ENDED, None, None, None, number, detail)
+
+
+def _log(
+    connection: sqlite3.Connection,
+    kind: Event,
+    author: str | None,
+    case_id: str | None,
+    version: str | None,
+    round_number: int | None,
+    detail: str,
+) -> None:
+    connection.execute(
+        "INSERT INTO events (at, kind, author, case_id, version, round, detail) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (now(), kind, author, case_id, version, round_number, detail),
+    )
