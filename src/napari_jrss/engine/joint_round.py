@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +104,9 @@ def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """
     _check(this)
     this.folder.mkdir(parents=True, exist_ok=True)
-    if fabric.is_global_zero:
-        write_description(this)
+    if fabric.is_global_zero and not (this.folder / CONFIG).exists():
+        text = describe(this.snapshot, this.config)
+        write_atomically(this.folder / CONFIG, text.encode())
     work = _pretrain(this, fabric, cancel) if this.parent is None else _joint(this, fabric, cancel)
     for event in work:
         if fabric.is_global_zero:
@@ -132,7 +133,7 @@ def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         config.registration.minimum_steps,
         config.registration.warmup_steps,
     )
-    stages = [
+    stages: Sequence[tuple[Stage, dict[str, nn.Module]]] = [
         (MonoSegmentationStage(teacher, tensors, config, fabric), {TEACHER: teacher}),
         (registration_stage, {REGISTRATION: registration}),
     ]
@@ -243,7 +244,7 @@ def _predict(
             return False
         if not prediction_path(folder, case).exists() and fabric.is_global_zero:
             image = this.snapshot.arrays.image(case)
-            write_prediction(folder, case, predict_case(teacher, student, image, fabric.device))
+            write_prediction(folder, case, predict_case(teacher, image, fabric.device, student))
         fabric.barrier()
         prediction = read_prediction(folder, case)
         pseudo = screen(prediction, this.snapshot.classes, required, this.config.screening)
@@ -259,7 +260,7 @@ def _prediction_of_parent(
     folder = parent / PREDICTIONS
     if prediction_path(folder, case).exists():
         return read_prediction(folder, case)
-    return predict_case(teacher, None, snapshot.arrays.image(case), fabric.device)
+    return predict_case(teacher, snapshot.arrays.image(case), fabric.device)
 
 
 def labelled_classes(snapshot: CohortSnapshot) -> tuple[int, ...]:
@@ -311,12 +312,14 @@ def _check(this: Round) -> None:
         raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")
 
 
-def write_description(this: Round) -> None:
-    """Write ``config.json``: settings, cases and the label versions used."""
-    snapshot = this.snapshot
+def describe(snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int = 0) -> str:
+    """Text of a round's ``config.json``: settings, cases and the label versions used.
+
+    `rounds_left` is the number of rounds that the person asked for after this one, so that an
+    interrupted series goes on as it was meant.
+    """
     description = {
-        "number": this.number,
-        "training": this.config.model_dump(mode="json"),
+        "training": config.model_dump(mode="json"),
         "classes": list(snapshot.class_names),
         "spacing_mm": list(snapshot.spacing_mm),
         "shape": list(snapshot.shape),
@@ -324,8 +327,9 @@ def write_description(this: Round) -> None:
         "unlabelled": list(snapshot.unlabelled),
         "validation": list(snapshot.validation),
         "label_versions": dict(snapshot.label_versions),
+        "rounds_left": rounds_left,
     }
-    write_atomically(this.folder / CONFIG, json.dumps(description, indent=1).encode())
+    return json.dumps(description, indent=1)
 
 
 def _record(event: Event, path: Path) -> None:

@@ -23,34 +23,6 @@ BYTES_PER_VOXEL = 400
 Field = NDArray[np.float32]
 
 
-def segment(
-    network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
-) -> tuple[Label, NDArray[np.float16]]:
-    """Most probable class and its probability.
-
-    Parameters
-    ----------
-    network
-        Segmentation network.
-    image
-        (z, y, x), normalised, on the training grid.
-    device
-        Where to compute.
-    tile
-        Size (z, y, x) in voxels of overlapping tiles; by default the whole image in one
-        piece, or tiles where the free memory does not hold it.
-
-    Returns
-    -------
-    label, confidence
-        (z, y, x) class indices and probabilities.
-    """
-    probabilities = torch.softmax(segmentation_logits(network, image, device, tile), dim=0)
-    confidence, label = probabilities.max(dim=0)
-    kind = np.uint8 if probabilities.shape[0] <= 255 else np.uint16
-    return label.cpu().numpy().astype(kind), confidence.cpu().numpy().astype(np.float16)
-
-
 @torch.no_grad()
 def segmentation_logits(
     network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
@@ -61,7 +33,7 @@ def segmentation_logits(
         tile = tile_for(image.shape, free_memory(device))
     with evaluation(network):
         if tile is None or all(t >= s for t, s in zip(tile, image.shape, strict=True)):
-            return network(tensor.to(device)).float()[0]  # type: ignore[no-any-return]
+            return network(tensor.to(device)).float()[0]
         from monai.inferers import sliding_window_inference
 
         logits = sliding_window_inference(
@@ -100,14 +72,31 @@ def free_memory(device: torch.device) -> int:
 
 @torch.no_grad()
 def predict_case(
-    teacher: nn.Module, student: nn.Module | None, image: Image, device: torch.device
+    teacher: nn.Module,
+    image: Image,
+    device: torch.device,
+    student: nn.Module | None = None,
+    tile: Sequence[int] | None = None,
 ) -> Prediction:
-    """Teacher's label and confidence, and its KL divergence from the student (Eq. 5)."""
-    teacher_logits = segmentation_logits(teacher, image, device)
+    """Teacher's label and confidence and, given a student, their KL divergence (Eq. 5).
+
+    Parameters
+    ----------
+    teacher, student
+        Segmentation networks.
+    image
+        (z, y, x), normalised, on the training grid.
+    device
+        Where to compute.
+    tile
+        Size (z, y, x) in voxels of overlapping tiles; by default the whole image in one
+        piece, or tiles where the free memory does not hold it.
+    """
+    teacher_logits = segmentation_logits(teacher, image, device, tile)
     confidence, label = teacher_logits.softmax(0).max(0)
     uncertainty = None
     if student is not None:
-        student_logits = segmentation_logits(student, image, device)
+        student_logits = segmentation_logits(student, image, device, tile)
         kl = symmetric_kl(teacher_logits[None], student_logits[None])[0]
         uncertainty = kl.cpu().numpy().astype(np.float16)
     return Prediction(

@@ -18,7 +18,7 @@ from napari_jrss.data.augment import (
     sample_label,
 )
 from napari_jrss.data.batches import CohortSnapshot, draw_cases, draw_pairs
-from napari_jrss.engine.predict import segment, warp_label
+from napari_jrss.engine.predict import predict_case, warp_label
 from napari_jrss.engine.pseudo_label import IGNORED, PseudoLabel
 from napari_jrss.engine.steps import (
     Losses,
@@ -87,7 +87,7 @@ def segmentation_validation(
         return None
     scores = []
     for case in snapshot.validation:
-        prediction, _ = segment(network, snapshot.arrays.image(case), device)
+        prediction = predict_case(network, snapshot.arrays.image(case), device).label
         scores.append(dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes))
     return float(np.nanmean(np.nanmean(scores, axis=1)))
 
