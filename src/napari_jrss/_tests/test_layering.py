@@ -1,0 +1,125 @@
+"""The house's floors: a module imports only from floors below, and the window stays on top."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import napari_jrss
+
+PACKAGE = Path(napari_jrss.__file__).parent
+
+# The first part of a module's name below the package decides its floor.
+FLOORS = {
+    "__init__": 0,
+    "config": 1,
+    "losses": 1,
+    "metrics": 1,
+    "data": 2,
+    "networks": 2,
+    "project": 3,
+    "engine": 3,
+    "sample_data": 3,
+    "doctor": 3,
+    "session": 4,
+    "experiments": 4,
+    "cli": 5,
+    "widgets": 5,
+}
+WINDOW = {"napari", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "magicgui", "superqt"}
+HEAVY = {"torch", "monai", "SimpleITK", "lightning_fabric"}
+# These neither train nor infer; they must start fast and run without torch.
+WITHOUT_TORCH = ("config", "sample_data", "data.volume", "data.labels", "data.layouts",
+                 "data.store", "project", "cli")  # fmt: skip
+
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if "_tests" not in path.relative_to(PACKAGE).parts
+)
+
+
+def dotted(path: Path) -> str:
+    """Name of a module below the package, such as ``data.volume``."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in the module it does so."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(name: str, tree: ast.Module) -> list[str]:
+    """What a module imports although its floor may not."""
+    room = name.split(".")[0]
+    found = []
+    for imported in imports(tree):
+        top, *rest = imported.split(".")
+        if top in WINDOW and room != "widgets":
+            found.append(f"{name} imports {top}; only widgets/ may")
+        if top != "napari_jrss" or not rest:
+            continue
+        other = rest[0] if rest[0] in FLOORS else "__init__"
+        if other != room and FLOORS[other] >= FLOORS[room]:
+            found.append(f"{name} (floor {FLOORS[room]}) imports {imported} ({FLOORS[other]})")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_module_imports_only_from_floors_below(path: Path) -> None:
+    name = dotted(path)
+    assert name.split(".")[0] in FLOORS, f"{name} has no floor: add it to FLOORS"
+    assert violations(name, ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("project.project", "from napari_jrss.engine.fit import fit"),
+        ("engine.fit", "import napari_jrss.project.ledger"),
+        ("engine.fit", "def late():\n    from napari_jrss import session"),
+        ("losses", "from napari_jrss.metrics import dice"),
+        ("data.volume", "from qtpy.QtWidgets import QWidget"),
+        ("cli", "import napari"),
+    ],
+)
+def test_the_check_itself_finds_a_violation(name: str, source: str) -> None:
+    assert len(violations(name, ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in map(dotted, MODULES)
+        if any(f"{name}.".startswith(f"{light}.") for light in WITHOUT_TORCH)
+    ],
+)
+def test_torch_is_not_imported_by(name: str) -> None:
+    probe = f"import sys, napari_jrss.{name}; print(*sorted(set(sys.modules) & {HEAVY | WINDOW!r}))"
+    result = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == []
+
+
+def test_help_takes_under_a_second() -> None:
+    command = Path(sys.executable).with_name("napari-jrss")
+    before = os.times()
+    result = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "Usage" in result.stdout
+    # Computing time of the child, whatever else the machine is busy with.
+    spent = after.children_user + after.children_system
+    assert spent - (before.children_user + before.children_system) < 1
