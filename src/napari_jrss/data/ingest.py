@@ -1,0 +1,144 @@
+"""Many scans at once into the cache of a project: one process each, one reason per failure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.data.chain import TrainingGrid
+from napari_jrss.data.grid import training_grid
+from napari_jrss.data.labels import LabelTable, read_classes
+from napari_jrss.data.layouts import FoundCase
+from napari_jrss.data.preprocess import preprocess
+from napari_jrss.data.store import CaseAttributes, write_case
+from napari_jrss.data.volume import ScanError, read_volume
+from napari_jrss.data.workers import in_processes
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What became of one scan.
+
+    Attributes
+    ----------
+    case_id
+        The case.
+    ok
+        Whether it is in the cache now.
+    reason
+        Why not, in one line; empty if it is.
+    path
+        Where it lies, if it does.
+    labelled
+        Whether it has a label.
+    label_kept
+        Fraction of the label's foreground voxels that the training grid covers.
+    """
+
+    case_id: str
+    ok: bool
+    reason: str = ""
+    path: Path | None = None
+    labelled: bool = False
+    label_kept: float | None = None
+
+
+def ingest(
+    cases: Sequence[FoundCase],
+    config: PreprocessingConfig,
+    table: LabelTable | None,
+    folder: Path,
+    workers: int | None = None,
+    *,
+    grid: TrainingGrid | None = None,
+    version: str = "manual",
+) -> Iterator[IngestResult]:
+    """Preprocess cases in worker processes and write them to the cache, as each gets ready.
+
+    Parameters
+    ----------
+    cases
+        As :func:`~napari_jrss.data.layouts.discover` finds them.
+    config
+        Preprocessing.
+    table
+        The classes; needed if any case has a label.
+    folder
+        The project's folder of cases.
+    workers
+        Processes of one thread each; none: as many as there are cores for this process.
+    grid
+        The training grid; none: :func:`~napari_jrss.data.grid.training_grid` of these cases.
+    version
+        Name of the label version.
+
+    Yields
+    ------
+    IngestResult
+        One per case, in the order in which they end. A case that fails says why, and the
+        others go on, also when its process dies.
+
+    Notes
+    -----
+    Processes are spawned, so a script that calls this needs ``if __name__ == "__main__":``.
+    At most two cases per worker are under way, so memory doesn't grow with their number.
+    """
+    if table is None and any(case.label for case in cases):
+        raise ValueError("labelled cases need a label table")
+    grid = grid or training_grid(cases, config, table, workers)
+    jobs = [_Job(case, config, table, grid, folder, version) for case in cases]
+    for job, result in in_processes(_ingest_one, jobs, workers):
+        if isinstance(result, BaseException):
+            yield IngestResult(job.case.case_id, ok=False, reason=_reason(result))
+        else:
+            yield result
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: FoundCase
+    config: PreprocessingConfig
+    table: LabelTable | None
+    grid: TrainingGrid
+    folder: Path
+    version: str
+
+
+def _ingest_one(job: _Job) -> IngestResult:
+    case, table = job.case, job.table
+    image = read_volume(case.image)
+    label = None
+    if case.label is not None:
+        assert table is not None
+        label = read_classes(case.label, table)
+    done = preprocess(image, label, job.config, job.grid)
+    attributes = CaseAttributes(
+        case_id=case.case_id,
+        source=str(case.image.absolute()),
+        checksum=_checksum(case.image),
+        label_source=str(case.label.absolute()) if case.label else None,
+        label_checksum=_checksum(case.label) if case.label else None,
+        chain=done.chain,
+        spacing_mm=job.grid.spacing_mm,
+    )
+    path = write_case(job.folder, attributes, done.image, done.label, table, job.version)
+    return IngestResult(
+        case.case_id, True, "", path, labelled=label is not None, label_kept=done.label_kept
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process died; most likely there was too little memory"
+    if isinstance(error, ScanError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,378 @@
+"""Which ids of a label file mean which class, with names and colours.
+
+Inside a project a label holds class indices 0 to C - 1, 0 being the background. A
+:class:`LabelTable` leads there from the ids of the files, several of which may make one class.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from napari_jrss.data.volume import ScanError, Volume, read_label_volume
+
+# The seven colours of Okabe and Ito (2008), then of Paul Tol's muted scheme: told apart with
+# the common kinds of colour blindness.
+_COLOURS = (
+    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
+    *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"),
+)
+
+
+def default_colour(index: int) -> str:
+    """Colour of a class by its index, the same in every project; black for the background."""
+    if index == 0:
+        return "#000000"
+    if index <= len(_COLOURS):
+        return _COLOURS[index - 1]
+    # Beyond the palettes: hues a golden section apart, lightness in three steps.
+    hue = (index * 0.6180339887) % 1
+    rgb = colorsys.hls_to_rgb(hue, (0.35, 0.55, 0.75)[index % 3], 0.65)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
+
+
+class LabelClass(BaseModel):
+    """One class: its index in the project, its name and colour, and its ids in the files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int = Field(ge=0)
+    name: str = Field(min_length=1)
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+    source_ids: tuple[int, ...]
+
+
+class LabelTable(BaseModel):
+    """The classes of a project, by index.
+
+    Attributes
+    ----------
+    classes
+        Classes 0 to C - 1; class 0 is the background.
+    unlisted_is_background
+        Whether an id that no class lists is background, or an error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[LabelClass, ...]
+    unlisted_is_background: bool = False
+
+    @model_validator(mode="after")
+    def _partition(self) -> LabelTable:
+        if len(self.classes) < 2:
+            raise ValueError("a label table needs the background and at least one class")
+        if [c.index for c in self.classes] != list(range(len(self.classes))):
+            raise ValueError("class indices must be 0, 1, 2, ... in order")
+        ids = [i for c in self.classes for i in c.source_ids]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if twice:
+            raise ValueError(f"id {twice[0]} belongs to two classes")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the C classes, background first."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a label that holds class indices: uint8, or uint16 above 256 classes."""
+        return np.dtype(np.uint8 if len(self.classes) <= 256 else np.uint16)
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether every class stands for exactly one id, so that ids can be restored."""
+        return not self.unlisted_is_background and all(len(c.source_ids) == 1 for c in self.classes)
+
+    def to_classes(self, ids: NDArray[Any]) -> NDArray[Any]:
+        """Class indices of an array of ids, same shape.
+
+        Raises
+        ------
+        ScanError
+            An id that no class lists, unless such ids are background.
+        """
+        pairs = sorted((i, c.index) for c in self.classes for i in c.source_ids)
+        known = np.array([i for i, _ in pairs])
+        classes = np.array([c for _, c in pairs], self.dtype)
+        where = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        listed = known[where] == ids
+        if not self.unlisted_is_background and not listed.all():
+            unknown = np.unique(ids[~listed])
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            names = ", ".join(str(i) for i in unknown[:5])
+            raise ScanError(f"unknown label id {names}{more}")
+        return np.where(listed, classes[where], self.dtype.type(0))
+
+    def to_source_ids(self, classes: NDArray[Any]) -> NDArray[Any]:
+        """The files' own ids where each class has exactly one, else the class indices."""
+        if not self.one_to_one:
+            return classes
+        ids = np.array([c.source_ids[0] for c in self.classes])
+        kind = np.min_scalar_type(int(ids.max())) if ids.min() >= 0 else np.dtype(np.int32)
+        return np.asarray(ids.astype(kind)[classes])
+
+    @classmethod
+    def of_groups(
+        cls, groups: Mapping[str, Iterable[int]], *, unlisted_is_background: bool = False
+    ) -> LabelTable:
+        """Table of the background (id 0) and of named classes, in the order given."""
+        named = {"background": (0,), **groups}
+        return cls(
+            classes=tuple(
+                LabelClass(
+                    index=index, name=name, colour=default_colour(index), source_ids=tuple(ids)
+                )
+                for index, (name, ids) in enumerate(named.items())
+            ),
+            unlisted_is_background=unlisted_is_background,
+        )
+
+    @classmethod
+    def from_ids(cls, ids: Iterable[int], names: Mapping[int, str] | None = None) -> LabelTable:
+        """One class per id other than 0, in ascending order."""
+        names = names or {}
+        return cls.of_groups({names.get(i, f"label {i}"): (i,) for i in sorted(set(ids) - {0})})
+
+    @classmethod
+    def from_csv(cls, path: Path | str) -> LabelTable:
+        """Read a table of ids: columns ``label`` and ``name``, and ``class_id, class_name``.
+
+        Parameters
+        ----------
+        path
+            With the two class columns, ids are grouped and those not listed are background.
+            Without them each id is a class of its own and other ids are an error. A column
+            ``colour`` (#rrggbb) is optional.
+
+        Raises
+        ------
+        ScanError
+            A column is missing, a number is none, or an id or class is given twice differently.
+        """
+        path = Path(path)
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ScanError(f"{path}: {error}") from error
+        grouped = bool(rows) and "class_id" in rows[0]
+        index_column, name_column = ("class_id", "class_name") if grouped else ("label", "name")
+        ids: dict[int, list[int]] = {}
+        names: dict[int, str] = {}
+        colours: dict[int, str] = {}
+        for line, row in enumerate(rows, start=2):
+            try:
+                label, index, name = int(row["label"]), int(row[index_column]), row[name_column]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ScanError(
+                    f"{path}: line {line} needs whole numbers in label and {index_column}"
+                ) from error
+            if label == 0 or index == 0:
+                continue
+            if names.setdefault(index, name) != name:
+                raise ScanError(f"{path}: line {line}: class {index} has two names")
+            ids.setdefault(index, []).append(label)
+            if row.get("colour"):
+                colours[index] = row["colour"].lower()
+        if grouped and sorted(ids) != list(range(1, len(ids) + 1)):
+            raise ScanError(f"{path}: class_id must run from 1 without gaps")
+        try:
+            classes = [
+                LabelClass(
+                    index=index,
+                    name=names[key],
+                    colour=colours.get(key, default_colour(index)),
+                    source_ids=tuple(ids[key]),
+                )
+                for index, key in enumerate(sorted(ids), start=1)
+            ]
+            return cls(classes=(_BACKGROUND, *classes), unlisted_is_background=grouped)
+        except ValidationError as error:
+            raise ScanError(f"{path}: {error.errors()[0]['msg']}") from error
+
+    @classmethod
+    def from_dataset_json(cls, path: Path | str) -> LabelTable:
+        """Labels of a Decathlon (id -> name) or nnU-Net (name -> id) ``dataset.json``.
+
+        Raises
+        ------
+        ScanError
+            No usable ``labels``, or overlapping regions, which are no partition.
+        """
+        path = Path(path)
+        entries = read_json(path).get("labels")
+        if not isinstance(entries, dict) or not entries:
+            raise ScanError(f"{path}: no labels")
+        ids: dict[int, str] = {}
+        for key, value in entries.items():
+            if isinstance(value, list):
+                raise ScanError(f"{path}: region {key!r} overlaps others; list plain labels")
+            number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
+            try:
+                ids[int(number)] = str(name)
+            except (TypeError, ValueError) as error:
+                raise ScanError(f"{path}: label {key!r} has no number") from error
+        if len(ids) != len(entries):
+            raise ScanError(f"{path}: two labels share a number")
+        try:
+            return cls.from_ids(ids, ids)
+        except ValidationError as error:
+            raise ScanError(f"{path}: {error.errors()[0]['msg']}") from error
+
+    @classmethod
+    def from_label_files(cls, paths: Iterable[Path]) -> LabelTable:
+        """One class per id that occurs in any of the files; unreadable files don't count.
+
+        Raises
+        ------
+        ScanError
+            No file holds an id other than 0.
+        """
+        ids: set[int] = set()
+        for path in paths:
+            ids |= ids_in(path)
+        if not ids - {0}:
+            raise ScanError("no label file holds anything but background")
+        return cls.from_ids(ids)
+
+
+_BACKGROUND = LabelClass(index=0, name="background", colour=default_colour(0), source_ids=(0,))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a ScanError that names it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ScanError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ScanError(f"{path}: not a JSON object")
+    return content
+
+
+def ids_in(path: Path) -> set[int]:
+    """Ids in a label file; none if it can't be read, which reading the case will report."""
+    try:
+        return set(np.unique(read_label_volume(path).array).tolist())
+    except ScanError:
+        return set()
+
+
+def read_classes(path: Path, table: LabelTable | None) -> Volume:
+    """Read a label file as class indices of a table; without one, as its ids."""
+    label = read_label_volume(path)
+    if table is None:
+        return label
+    try:
+        return replace(label, array=table.to_classes(label.array))
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from error
+
+
+def _sides(*pairs: tuple[str, int]) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{side} {name}": (left + offset,)
+        for name, left in pairs
+        for offset, side in enumerate(("left", "right"))
+    }
+
+
+# Ids of the LPBA40 delineation protocol (Shattuck et al. 2008): left odd, right even.
+LPBA40_STRUCTURES = LabelTable.of_groups(
+    {
+        **_sides(
+            ("superior frontal gyrus", 21),
+            ("middle frontal gyrus", 23),
+            ("inferior frontal gyrus", 25),
+            ("precentral gyrus", 27),
+            ("middle orbitofrontal gyrus", 29),
+            ("lateral orbitofrontal gyrus", 31),
+            ("gyrus rectus", 33),
+            ("postcentral gyrus", 41),
+            ("superior parietal gyrus", 43),
+            ("supramarginal gyrus", 45),
+            ("angular gyrus", 47),
+            ("precuneus", 49),
+            ("superior occipital gyrus", 61),
+            ("middle occipital gyrus", 63),
+            ("inferior occipital gyrus", 65),
+            ("cuneus", 67),
+            ("superior temporal gyrus", 81),
+            ("middle temporal gyrus", 83),
+            ("inferior temporal gyrus", 85),
+            ("parahippocampal gyrus", 87),
+            ("lingual gyrus", 89),
+            ("fusiform gyrus", 91),
+            ("insular cortex", 101),
+            ("cingulate gyrus", 121),
+            ("caudate", 161),
+            ("putamen", 163),
+            ("hippocampus", 165),
+        ),
+        "cerebellum": (181,),
+        "brainstem": (182,),
+    }
+)
+
+# The paper's 5 large regions and 5 structures, made of all 56 (docs: the natural partition).
+LPBA40_GROUPS = LabelTable.of_groups(
+    {
+        "frontal": range(21, 35),
+        "parietal": range(41, 51),
+        "occipital": range(61, 69),
+        "temporal": range(81, 93),
+        "cingulate": (121, 122),
+        "insula": (101, 102),
+        "caudate": (161, 162),
+        "putamen": (163, 164),
+        "hippocampus": (165, 166),
+        "cerebellum_brainstem": (181, 182),
+    }
+)
+
+# Gibson et al.'s organs of TCIA Pancreas-CT as published, and renumbered as the OBELISK code
+# has them. The classes are the same, so either kind of files trains the same project.
+TCIA_PUBLISHED = LabelTable.of_groups(
+    {
+        "spleen": (1,),
+        "pancreas": (11,),
+        "left kidney": (3,),
+        "gallbladder": (4,),
+        "oesophagus": (5,),
+        "liver": (6,),
+        "stomach": (7,),
+        "duodenum": (14,),
+    }
+)
+TCIA_RENUMBERED = LabelTable.from_ids(range(9), dict(enumerate(TCIA_PUBLISHED.names)))
+
+
+def tcia_table(ids: set[int]) -> LabelTable:
+    """Which of the two conventions a set of ids follows, told by its values.
+
+    Only the pancreas and the duodenum differ: 11 and 14 as published, 2 and 8 renumbered.
+
+    Raises
+    ------
+    ScanError
+        The ids fit neither, both in part, or don't tell.
+    """
+    published = bool(ids & {11, 14})
+    renumbered = bool(ids & {2, 8})
+    if published == renumbered:
+        raise ScanError(
+            f"label ids {sorted(ids)} don't tell which TCIA convention they follow: "
+            "the published one has 11 and 14, the renumbered one 2 and 8"
+        )
+    return TCIA_PUBLISHED if published else TCIA_RENUMBERED

@@ -1,0 +1,273 @@
+"""Finding the cases of a folder, for the ways in which such folders are usually laid out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_jrss.data.labels import (
+    LPBA40_GROUPS,
+    TCIA_PUBLISHED,
+    TCIA_RENUMBERED,
+    LabelTable,
+    ids_in,
+    read_json,
+    tcia_table,
+)
+from napari_jrss.data.volume import ScanError
+
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_PAIR = re.compile(r"\.hdr$", re.IGNORECASE)
+_LPBA40_IMAGE = re.compile(r"^(S\d\d)\.delineation\.skullstripped\.")
+_TCIA_IMAGE = re.compile(r"^(?:pancreas|img|image)\D*0*(\d+)$", re.IGNORECASE)
+_TCIA_LABEL = re.compile(r"^label\D*0*(\d+)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """One scan and, if it has one, its label.
+
+    Attributes
+    ----------
+    case_id
+        Letters, digits, ``.``, ``_`` and ``-`` only, so that it can name a file.
+    image, label
+        The files.
+    """
+
+    case_id: str
+    image: Path
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class FoundCohort:
+    """What :func:`discover` found.
+
+    Attributes
+    ----------
+    layout
+        ``plain``, ``decathlon``, ``nnunet``, ``lpba40`` or ``tcia``.
+    cases
+        In the order of their ids.
+    table
+        The classes, where the layout knows them.
+    unmatched_labels
+        Label files without an image.
+    """
+
+    layout: str
+    cases: tuple[FoundCase, ...]
+    table: LabelTable | None = None
+    unmatched_labels: tuple[Path, ...] = ()
+
+
+def discover(
+    folder: Path | str | None = None,
+    *,
+    images: Path | str | None = None,
+    labels: Path | str | None = None,
+) -> FoundCohort:
+    """Find the cases of a folder, or of a folder of images and one of labels.
+
+    Parameters
+    ----------
+    folder
+        Recognised, in this order: a ``dataset.json`` of the Decathlon or nnU-Net, LPBA40 in
+        delineation space, TCIA Pancreas-CT with Gibson's labels, and ``images`` (or the
+        folder itself) with ``labels``.
+    images, labels
+        Folders of files that bear the same names; instead of `folder`.
+
+    Raises
+    ------
+    ScanError
+        Nothing is found, two cases share an id, labels belong to no image at all, or a
+        ``dataset.json`` leads out of its folder.
+    """
+    if (folder is None) == (images is None):
+        raise ValueError("give either a folder or a folder of images")
+    if images is not None:
+        return _pairs(_folder(images), _folder(labels) if labels is not None else None)
+    assert folder is not None
+    root = _folder(folder)
+    if (root / "dataset.json").is_file():
+        return _described(root)
+    lpba40 = [p for p in _scans(root, deep=True) if _LPBA40_IMAGE.match(p.name)]
+    if lpba40:
+        return _lpba40(lpba40)
+    inner = _first_folder(root, "images", "image", "imagesTr")
+    inner_labels = _first_folder(root, "labels", "label", "labelsTr")
+    tcia = inner_labels or _first_folder(
+        root, *(p.name for p in sorted(root.iterdir()) if p.name.lower().startswith("label"))
+    )
+    if tcia and not inner:
+        inner = next(
+            (
+                p
+                for p in sorted(root.iterdir())
+                if p.is_dir() and any(_TCIA_IMAGE.match(stem(s)) for s in _scans(p))
+            ),
+            None,
+        )
+    return _pairs(inner or root, tcia)
+
+
+def stem(path: Path) -> str:
+    """A file's name without .nii, .nii.gz or .hdr."""
+    return _PAIR.sub("", _NIFTI.sub("", path.name))
+
+
+def _folder(path: Path | str) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise ScanError(f"{path}: no such folder")
+    return path
+
+
+def _first_folder(root: Path, *names: str) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _scans(folder: Path, deep: bool = False) -> list[Path]:
+    """Scan files in order; hidden ones, such as a Mac's ``._`` twins, are none."""
+    return sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if not path.name.startswith(".")
+        and (_NIFTI.search(path.name) or _PAIR.search(path.name))
+        and path.is_file()
+    )
+
+
+def _cohort(
+    layout: str,
+    found: Iterable[tuple[str, Path, Path | None]],
+    table: LabelTable | None,
+    where: Path,
+    unmatched: Iterable[Path] = (),
+) -> FoundCohort:
+    cases: dict[str, FoundCase] = {}
+    for name, image, label in found:
+        case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")
+        if not case_id:
+            raise ScanError(f"{image}: its name makes no case id")
+        # Two ids that differ in case only would be one file on many machines.
+        if case_id.lower() in cases:
+            raise ScanError(f"{image} and {cases[case_id.lower()].image} are both {case_id!r}")
+        cases[case_id.lower()] = FoundCase(case_id, image, label)
+    if not cases:
+        raise ScanError(f"{where}: no scans (.nii, .nii.gz) found")
+    return FoundCohort(
+        layout,
+        tuple(sorted(cases.values(), key=lambda case: case.case_id)),
+        table,
+        tuple(unmatched),
+    )
+
+
+def _pairs(images: Path, labels: Path | None) -> FoundCohort:
+    """Files of two folders that bear the same name, nnU-Net's channel or TCIA's number aside."""
+    image_files = _scans(images)
+    label_files = _scans(labels) if labels else []
+    if labels is None:
+        return _cohort("plain", ((stem(p), p, None) for p in image_files), None, images)
+    keys: tuple[tuple[str, Callable[[str], str | None], Callable[[str], str | None]], ...] = (
+        ("plain", str, str),
+        ("nnunet", lambda name: name.removesuffix("_0000"), str),
+        ("tcia", _number(_TCIA_IMAGE), _number(_TCIA_LABEL)),
+    )
+    for layout, of_image, of_label in keys:
+        by_key = {of_label(stem(p)): p for p in label_files}
+        by_key.pop(None, None)
+        matched = {of_image(stem(p)) for p in image_files} & set(by_key)
+        if not matched:
+            continue
+        name = of_image if layout == "nnunet" else str
+        table = None
+        if layout == "tcia":
+            # Gibson et al. labelled 43 of the 82 scans; the others are plain unlabelled cases.
+            table = _tcia_table([by_key[key] for key in sorted(matched, key=str)])
+        return _cohort(
+            layout,
+            ((name(stem(p)) or "", p, by_key.get(of_image(stem(p)))) for p in image_files),
+            table,
+            images,
+            (p for key, p in sorted(by_key.items(), key=str) if key not in matched),
+        )
+    if label_files:
+        raise ScanError(f"{labels}: no label bears the name of an image in {images}")
+    raise ScanError(f"{labels}: no label files (.nii, .nii.gz) found")
+
+
+def _number(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+    def number(name: str) -> str | None:
+        match = pattern.match(name)
+        return match[1] if match else None
+
+    return number
+
+
+def _tcia_table(labels: list[Path]) -> LabelTable | None:
+    """The convention of the files, or none where they are no TCIA labels at all."""
+    ids: set[int] = set()
+    known = {i for t in (TCIA_PUBLISHED, TCIA_RENUMBERED) for c in t.classes for i in c.source_ids}
+    for label in labels:
+        ids |= ids_in(label)
+        if ids - known:
+            return None
+        if ids & {2, 8, 11, 14}:
+            break
+    return tcia_table(ids)
+
+
+def _lpba40(images: list[Path]) -> FoundCohort:
+    def found() -> Iterable[tuple[str, Path, Path | None]]:
+        for image in images:
+            label = image.with_name(image.name.replace("skullstripped", "structure.label"))
+            match = _LPBA40_IMAGE.match(image.name)
+            assert match is not None
+            yield match[1], image, label if label.is_file() else None
+
+    return _cohort("lpba40", found(), LPBA40_GROUPS, images[0].parent)
+
+
+def _described(root: Path) -> FoundCohort:
+    """A folder with a dataset.json: the Decathlon lists its files, nnU-Net names them by rule."""
+    path = root / "dataset.json"
+    description = read_json(path)
+    table = LabelTable.from_dataset_json(path)
+    listed = description.get("training")
+    if isinstance(listed, list) and not {"file_ending", "channel_names"} & set(description):
+        pairs = [_listed(root, path, entry) for entry in listed]
+        return _cohort("decathlon", ((stem(i), i, k) for i, k in pairs), table, root)
+    ending = str(description.get("file_ending", ".nii.gz"))
+    channels = description.get("channel_names", description.get("modality", {"0": ""}))
+    if not isinstance(channels, dict) or len(channels) != 1:
+        raise ScanError(f"{path}: scans with several channels are not supported")
+    images = [p for p in _scans(_folder(root / "imagesTr")) if p.name.endswith(f"_0000{ending}")]
+    labels = {p.name: p for p in _scans(root / "labelsTr")} if (root / "labelsTr").is_dir() else {}
+    names = [p.name.removesuffix(f"_0000{ending}") for p in images]
+    return _cohort(
+        "nnunet",
+        ((n, p, labels.get(n + ending)) for n, p in zip(names, images, strict=True)),
+        table,
+        root / "imagesTr",
+        (p for name, p in labels.items() if name.removesuffix(ending) not in names),
+    )
+
+
+def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
+        raise ScanError(f"{path}: a training entry names no image")
+    label = entry.get("label")
+    files = []
+    for name in (entry["image"], label) if isinstance(label, str) else (entry["image"],):
+        file = root / name
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise ScanError(f"{path}: {name!r} leads out of the folder")
+        files.append(file)
+    return files[0], files[1] if len(files) == 2 else None

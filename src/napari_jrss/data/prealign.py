@@ -1,0 +1,131 @@
+"""Where a scan's content is, and the affine map that brings it onto a reference scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from napari_jrss.data.resample import Matrix, resample_image
+from napari_jrss.data.volume import ScanError, Volume, read_volume
+
+# Alignment sees the scans at about this many voxels along their longest side: enough for twelve
+# numbers, and independent of the scans' resolution.
+_WORKING_VOXELS = 80
+
+
+def foreground(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """The largest connected part above Otsu's threshold: the head without air, the body without
+    its table."""
+    low, high = np.percentile(array, (0.1, 99.9))
+    if low == high:
+        raise ScanError("image is constant")
+    # Clipped, or a few bright voxels would leave the histogram one bin for everything else.
+    clipped = np.clip(array, low, high)
+    mask: NDArray[np.bool_] = clipped > threshold_otsu(clipped)
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(parts == sizes.argmax())
+
+
+def align(
+    image: Volume, reference: Path | None, method: Literal["none", "center_of_mass", "affine"]
+) -> Matrix:
+    """Map from the reference's world to the scan's own, both in LPS mm, as a 4x4 array.
+
+    Parameters
+    ----------
+    image
+        The scan.
+    reference
+        Image file of the reference case; the map of that very file is the identity.
+    method
+        ``none``: the scans share a frame already. ``center_of_mass``: a shift that brings the
+        centres of the foregrounds together. ``affine``: from there, twelve parameters that
+        maximise Mattes' mutual information.
+
+    Notes
+    -----
+    Deterministic: one thread, and metric samples on a regular lattice.
+    """
+    if method == "none" or reference is None or image.source == reference:
+        return np.eye(4)
+    fixed = read_volume(reference)
+    if method == "affine":
+        return _affine(fixed, image)
+    shift = np.eye(4)
+    shift[:3, 3] = _centre(image) - _centre(fixed)
+    return shift
+
+
+def _centre(volume: Volume) -> NDArray[np.float64]:
+    """Centre of the foreground in LPS mm."""
+    try:
+        z, y, x = ndimage.center_of_mass(foreground(volume.array))
+    except ScanError as error:
+        raise ScanError(f"{volume.source or 'image'}: {error}") from error
+    return np.asarray((volume.affine @ (x, y, z, 1))[:3])
+
+
+def _affine(fixed: Volume, moving: Volume) -> Matrix:
+    centre = _centre(fixed)
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter(centre.tolist())
+    transform.SetTranslation((_centre(moving) - centre).tolist())
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.2)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0, minStep=1e-3, numberOfIterations=100, relaxationFactor=0.7
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
+    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(False)
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(_upright(fixed), _upright(moving))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ScanError(f"{moving.source or 'image'}: pre-alignment failed ({reason})") from error
+    linear = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - linear @ centre
+    if not 0.2 < np.linalg.det(linear) < 5:
+        raise ScanError(
+            f"{moving.source or 'image'}: pre-alignment failed (volume changes by a factor of "
+            f"{np.linalg.det(linear):.2g})"
+        )
+    return matrix
+
+
+def _upright(volume: Volume) -> Any:
+    """The scan on a coarse isotropic grid along the world's axes, as a SimpleITK image.
+
+    SimpleITK knows no shear and its optimiser likes small images; this serves both.
+    """
+    ends = np.array(volume.shape[::-1]) - 1.0
+    corners = np.stack(np.meshgrid(*((0, e) for e in ends), indexing="ij"), -1).reshape(-1, 3)
+    world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    origin, reach = world.min(0), np.ptp(world, axis=0)
+    spacing = float(max(min(volume.spacing_mm), reach.max() / _WORKING_VOXELS))
+    placed = np.diag([spacing, spacing, spacing, 1.0])
+    placed[:3, 3] = origin
+    x, y, z = (int(n) + 1 for n in np.ceil(reach / spacing))
+    array = resample_image(
+        volume.array, np.linalg.inv(volume.affine) @ placed, (z, y, x), float(volume.array.min())
+    )
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing([spacing] * 3)
+    image.SetOrigin(origin.tolist())
+    return image

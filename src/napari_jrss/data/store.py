@@ -1,0 +1,280 @@
+"""The cache of a project: each case an OME-Zarr 0.5 image on the training grid, with labels.
+
+The metadata is written with zarr itself. It is two small dictionaries, which a test holds
+against ome-zarr-models; the ome-zarr package would add dask and cloud clients to each process.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from zarr.codecs import BloscCodec
+
+from napari_jrss.data.chain import Chain
+from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.volume import ScanError, Triple
+
+SUFFIX = ".ome.zarr"
+_OME = "0.5"
+_ATTRIBUTES = "napari_jrss"
+# One shard holds a whole volume, so a case is a handful of files; a slice along any axis
+# decodes only the chunks that it cuts.
+_CHUNK = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class CaseAttributes(BaseModel):
+    """What a case remembers of where it came from.
+
+    Attributes
+    ----------
+    case_id
+        The case.
+    source, label_source
+        Files it was made from.
+    checksum, label_checksum
+        Their SHA-256.
+    chain
+        How the scan reached the training grid, and the way back.
+    spacing_mm
+        Voxel size (z, y, x) of the training grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case_id: str
+    source: str
+    checksum: str
+    label_source: str | None = None
+    label_checksum: str | None = None
+    chain: Chain
+    spacing_mm: Triple
+
+
+def case_path(folder: Path, case_id: str) -> Path:
+    """Where a case lies in a project's folder of cases.
+
+    Raises
+    ------
+    ScanError
+        The id could not name a file.
+    """
+    return folder / (_require_name(case_id) + SUFFIX)
+
+
+def write_case(
+    folder: Path,
+    attributes: CaseAttributes,
+    image: NDArray[np.float32],
+    label: NDArray[Any] | None = None,
+    table: LabelTable | None = None,
+    version: str = "manual",
+) -> Path:
+    """Write a case aside and rename it, so that a reader never sees half of one.
+
+    Parameters
+    ----------
+    folder
+        The project's folder of cases.
+    attributes
+        What the case remembers; its id names the case.
+    image
+        (z, y, x) on the training grid.
+    label, table, version
+        Its first label, class indices (z, y, x), with the classes and the version's name.
+
+    Raises
+    ------
+    FileExistsError
+        The case exists.
+    """
+    path = case_path(folder, attributes.case_id)
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    with _aside(folder) as aside:
+        root = zarr.create_group(aside, zarr_format=3)
+        _write_array(root, image, attributes.case_id, attributes.spacing_mm, "linear")
+        root.attrs[_ATTRIBUTES] = attributes.model_dump(mode="json")
+        labels = root.create_group("labels")
+        labels.attrs["ome"] = {"version": _OME, "labels": []}
+        if label is not None:
+            if table is None:
+                raise ValueError("a label needs its table")
+            _write_label(labels, version, label, table, attributes.spacing_mm)
+            labels.attrs["ome"] = {"version": _OME, "labels": [version]}
+        aside.rename(path)
+    return path
+
+
+def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) -> None:
+    """Add a label version to a case; what exists is never changed.
+
+    Parameters
+    ----------
+    path
+        The case.
+    version
+        Name of the new version.
+    label
+        Class indices (z, y, x) on the training grid.
+    table
+        The classes.
+
+    Raises
+    ------
+    FileExistsError
+        The version exists.
+    ScanError
+        The label doesn't fit the case's image.
+    """
+    _require_name(version)
+    if version in label_versions(path):
+        raise FileExistsError(f"{path}: label version {version} exists")
+    root = zarr.open_group(path, mode="r+")
+    if label.shape != _level(root, path).shape:
+        raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
+    spacing = read_attributes(path).spacing_mm
+    labels = zarr.open_group(path / "labels", mode="r+")
+    target = path / "labels" / version
+    if target.exists():  # a writer died between the renaming and the listing
+        shutil.rmtree(target)
+    with _aside(path.parent) as aside:
+        _write_label(zarr.create_group(aside, zarr_format=3), version, label, table, spacing)
+        (aside / version).rename(target)
+    listed = [*label_versions(path), version]
+    labels.attrs["ome"] = {"version": _OME, "labels": listed}
+
+
+def read_image(path: Path) -> NDArray[np.float32]:
+    """Image float32 (z, y, x) of a case."""
+    return np.asarray(image_array(path)[:], dtype=np.float32)
+
+
+def read_label(path: Path, version: str) -> NDArray[Any]:
+    """Class indices (z, y, x), uint8 (uint16 above 256 classes), of one label version."""
+    return np.asarray(label_array(path, version)[:])
+
+
+def image_array(path: Path) -> zarr.Array[Any]:
+    """A case's image (z, y, x) still on disk, for reading slices."""
+    return _level(_open(path), path)
+
+
+def label_array(path: Path, version: str) -> zarr.Array[Any]:
+    """A label version (z, y, x) still on disk, for reading slices.
+
+    Raises
+    ------
+    ScanError
+        There is no such version.
+    """
+    if version not in label_versions(path):
+        raise ScanError(f"{path}: no label version {version!r}")
+    return _level(_open(path / "labels" / version), path)
+
+
+def label_versions(path: Path) -> tuple[str, ...]:
+    """Names of the label versions of a case, oldest first."""
+    ome: Any = _open(path / "labels").attrs.get("ome", {})
+    return tuple(str(name) for name in ome.get("labels", ()))
+
+
+def read_attributes(path: Path) -> CaseAttributes:
+    """What a case remembers of where it came from."""
+    attributes = _open(path).attrs
+    if _ATTRIBUTES not in attributes:
+        raise ScanError(f"{path}: not a case of a project")
+    return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
+
+
+def _open(path: Path) -> zarr.Group:
+    try:
+        return zarr.open_group(path, mode="r")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise ScanError(f"{path}: no such case, or damaged") from error
+
+
+def _level(group: zarr.Group, path: Path) -> zarr.Array[Any]:
+    array = group.get("0")
+    if not isinstance(array, zarr.Array):
+        raise ScanError(f"{path}: holds no array")
+    return array
+
+
+def _write_label(
+    labels: zarr.Group, version: str, label: NDArray[Any], table: LabelTable, spacing: Triple
+) -> None:
+    if int(label.max(initial=0)) >= len(table.classes):
+        raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
+    group = labels.create_group(_require_name(version))
+    ome = _write_array(group, label.astype(table.dtype), version, spacing, "nearest")
+    ome["image-label"] = {
+        "colors": [
+            {
+                "label-value": c.index,
+                "rgba": [*bytes.fromhex(c.colour[1:]), 255 if c.index else 0],
+            }
+            for c in table.classes
+        ],
+        "properties": [{"label-value": c.index, "name": c.name} for c in table.classes],
+        "source": {"image": "../../"},
+    }
+    group.attrs["ome"] = ome
+
+
+def _write_array(
+    group: zarr.Group, array: NDArray[Any], name: str, spacing: Triple, kind: str
+) -> dict[str, Any]:
+    chunks = tuple(min(_CHUNK, n) for n in array.shape)
+    shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
+    group.create_array(
+        "0",
+        data=np.ascontiguousarray(array),
+        chunks=chunks,
+        shards=shards,
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
+        dimension_names=("z", "y", "x"),
+    )
+    ome: dict[str, Any] = {
+        "version": _OME,
+        "multiscales": [
+            {
+                "name": name,
+                "axes": [{"name": a, "type": "space", "unit": "millimeter"} for a in "zyx"],
+                "datasets": [
+                    {
+                        "path": "0",
+                        "coordinateTransformations": [{"type": "scale", "scale": list(spacing)}],
+                    }
+                ],
+            }
+        ],
+    }
+    group.attrs["ome"] = ome
+    return ome
+
+
+def _require_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ScanError(f"{name!r}: use letters, digits, '.', '_' and '-' only")
+    return name
+
+
+@contextmanager
+def _aside(folder: Path) -> Any:
+    """A path in the same folder that is gone at the end, unless it was renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{uuid4().hex}.partial"
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,388 @@
+"""A scan in memory: an array and its place in the world, and how both come from NIfTI files.
+
+Arrays are (z, y, x); an affine is 4x4 and maps voxels (x, y, z, 1) to millimetres in a world
+whose axes grow to Left, Posterior and Superior (LPS).
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from napari_jrss.data.resample import Matrix, Shape, copy
+
+Triple: TypeAlias = tuple[float, float, float]
+Row: TypeAlias = tuple[float, float, float, float]
+Readable: TypeAlias = gzip.GzipFile | BinaryIO
+
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# deflate cannot pack more than this into one byte (zlib's technical notes)
+_MOST_PER_BYTE = 1032
+
+
+class ScanError(ValueError):
+    """A scan, a label or a folder that can't be used; one line that names it."""
+
+
+class ScanHeader(BaseModel):
+    """What a NIfTI header says about geometry, kept so that an export can repeat it.
+
+    Attributes
+    ----------
+    version
+        NIfTI version, 1 or 2.
+    shape
+        Voxels (x, y, z) in the file's own order.
+    zooms
+        Voxel size (x, y, z) in the header's unit.
+    qform_code, sform_code
+        Which of the two orientations hold, and in which space.
+    qfac, quaternion, offset
+        The qform: handedness, (b, c, d) and the first voxel's position, RAS.
+    sform
+        The three rows of the sform, RAS.
+    units
+        The header's ``xyzt_units``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1, 2] = 1
+    shape: Shape
+    zooms: Triple
+    qform_code: int
+    sform_code: int
+    qfac: float
+    quaternion: Triple
+    offset: Triple
+    sform: tuple[Row, Row, Row]
+    units: int
+
+    @classmethod
+    def of_affine(cls, affine: Matrix, shape: Shape) -> ScanHeader:
+        """Header for an array (z, y, x) whose voxels an LPS `affine` places in the world."""
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape[::-1])
+        header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+        header.set_sform(LPS_FROM_RAS @ affine, code=1)
+        header.set_qform(LPS_FROM_RAS @ affine, code=1, strip_shears=True)
+        header.set_xyzt_units("mm")
+        return cls.of_nifti(header)
+
+    @classmethod
+    def of_nifti(cls, header: nib.Nifti1Header) -> ScanHeader:
+        """Record of a nibabel header."""
+
+        def numbers(*names: str) -> tuple[float, ...]:
+            # Real files keep NaN in the fields of an orientation they don't use.
+            return tuple(float(np.nan_to_num(header[n], posinf=0, neginf=0)) for n in names)
+
+        return cls.model_validate(
+            {
+                "version": 2 if isinstance(header, nib.Nifti2Header) else 1,
+                "shape": header.get_data_shape()[:3],
+                "zooms": [float(z) for z in np.nan_to_num(header["pixdim"][1:4])],
+                "qform_code": int(header["qform_code"]),
+                "sform_code": int(header["sform_code"]),
+                "qfac": float(np.nan_to_num(header["pixdim"][0])),
+                "quaternion": numbers("quatern_b", "quatern_c", "quatern_d"),
+                "offset": numbers("qoffset_x", "qoffset_y", "qoffset_z"),
+                "sform": [
+                    [float(v) for v in np.nan_to_num(header[r])]
+                    for r in ("srow_x", "srow_y", "srow_z")
+                ],
+                "units": int(header["xyzt_units"]),
+            }
+        )
+
+    def nifti(self) -> nib.Nifti1Header:
+        """A nibabel header with this geometry, field by field."""
+        header = nib.Nifti2Header() if self.version == 2 else nib.Nifti1Header()
+        header.set_data_shape(self.shape)
+        header["pixdim"][:4] = (self.qfac, *self.zooms)
+        header["qform_code"], header["sform_code"] = self.qform_code, self.sform_code
+        header["quatern_b"], header["quatern_c"], header["quatern_d"] = self.quaternion
+        header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = self.offset
+        header["srow_x"], header["srow_y"], header["srow_z"] = self.sform
+        header["xyzt_units"] = self.units
+        return header
+
+    @property
+    def affine(self) -> Matrix:
+        """Voxel (x, y, z, 1) -> LPS mm: the sform if it holds, else the qform, else neither."""
+        return LPS_FROM_RAS @ np.asarray(self.nifti().get_best_affine(), dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An array and where it lies; the two always travel together.
+
+    Attributes
+    ----------
+    array
+        (z, y, x). What a file gave keeps the file's own axes; see :meth:`to_lps`.
+    affine
+        4x4, voxel (x, y, z, 1) -> LPS mm.
+    source
+        File it came from, if any.
+    header
+        The geometry as that file's header states it, if any.
+    """
+
+    array: NDArray[Any]
+    affine: Matrix
+    source: Path | None = None
+    header: ScanHeader | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3:
+            raise ValueError(f"a volume has 3 axes (z, y, x), not {self.array.ndim}")
+        if self.affine.shape != (4, 4):
+            raise ValueError(f"an affine is 4x4, not {self.affine.shape}")
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels (z, y, x)."""
+        z, y, x = self.array.shape
+        return z, y, x
+
+    @property
+    def spacing_mm(self) -> Triple:
+        """Voxel size (z, y, x) in mm."""
+        return spacing_mm(self.affine)
+
+    def to_lps(self) -> Volume:
+        """The same voxels with the axes nearest to LPS: z to Superior, y to Posterior, x to Left.
+
+        No value is interpolated; an oblique scan stays oblique.
+        """
+        matrix = to_nearest_lps(self.affine, self.shape)
+        affine = self.affine @ matrix
+        return self._moved(matrix, affine)
+
+    def to_axes_of(self, other: Volume) -> Volume:
+        """Undo :meth:`to_lps`: the same voxels with the axes of `other`, which covers them."""
+        matrix = np.rint(np.linalg.inv(self.affine) @ other.affine)
+        return self._moved(matrix, other.affine)
+
+    def _moved(self, matrix: Matrix, affine: Matrix) -> Volume:
+        order = np.abs(matrix[2::-1, 2::-1]).argmax(0)
+        z, y, x = (int(self.array.shape[i]) for i in order)
+        return replace(self, array=copy(self.array, matrix, (z, y, x)), affine=affine, header=None)
+
+
+def spacing_mm(affine: Matrix) -> Triple:
+    """Voxel size (z, y, x) in mm of a grid with this affine."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(z), float(y), float(x)
+
+
+def to_nearest_lps(affine: Matrix, shape: Shape) -> Matrix:
+    """Matrix from voxels (x, y, z, 1) of the grid turned to LPS to voxels of the grid itself.
+
+    Parameters
+    ----------
+    affine
+        4x4, voxel (x, y, z, 1) -> LPS mm, of the grid itself.
+    shape
+        Its voxels (z, y, x).
+    """
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for axis, (world, sign) in enumerate(io_orientation(affine)):
+        matrix[axis, int(world)] = sign
+        if sign < 0:
+            matrix[axis, 3] = shape[::-1][axis] - 1
+    return matrix
+
+
+def read_header(path: Path | str) -> ScanHeader:
+    """Geometry of a NIfTI file without its voxels, checked against the size of the file.
+
+    Raises
+    ------
+    ScanError
+        As for :func:`read_volume`, as far as the header and the file's size show it.
+    """
+    path = Path(path)
+    with _reading(path) as file:
+        return _parse(path, file)[1]
+
+
+def read_volume(path: Path | str) -> Volume:
+    """Read an image as float32 on the file's own grid, slope and intercept applied.
+
+    Parameters
+    ----------
+    path
+        A .nii or .nii.gz file: three axes, or more whose length is 1.
+
+    Raises
+    ------
+    ScanError
+        The file is missing, no NIfTI, truncated or damaged, has several frames or colours, an
+        affine that can't be inverted, or values that are not finite.
+    """
+    path = Path(path)
+    raw, slope, intercept, header = _load(path)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = raw.astype(np.float32)
+        if (slope, intercept) != (1, 0):
+            array = (raw * np.float64(slope) + np.float64(intercept)).astype(np.float32)
+    _require_finite(path, array)
+    return Volume(array, header.affine, path, header)
+
+
+def read_label_volume(path: Path | str) -> Volume:
+    """Read a label as int32 ids on the file's own grid, exactly.
+
+    Raises
+    ------
+    ScanError
+        As for :func:`read_volume`, and where a value is no integer or doesn't fit 32 bits.
+    """
+    path = Path(path)
+    raw, slope, intercept, header = _load(path)
+    values = raw if (slope, intercept) == (1, 0) else raw * np.float64(slope) + intercept
+    if not np.issubdtype(values.dtype, np.integer):
+        _require_finite(path, values)
+        fractions = values != np.rint(values)
+        if fractions.any():
+            raise ScanError(f"{path}: label holds {values[fractions][0]:g}, which is no integer")
+    limits = np.iinfo(np.int32)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ScanError(f"{path}: label ids don't fit 32 bits")
+    return Volume(values.astype(np.int32), header.affine, path, header)
+
+
+def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:
+    """Write an array (z, y, x) in the geometry of a scan, aside and then renamed.
+
+    Parameters
+    ----------
+    path
+        Ends in .nii or .nii.gz.
+    array
+        (z, y, x) on the scan's own grid, as :class:`~napari_jrss.data.preprocess.Chain` gives it.
+    like
+        Header of the scan: its qform, sform, their codes, zooms and orientation are repeated.
+
+    Raises
+    ------
+    ScanError
+        `array` doesn't have the scan's shape, or `path` isn't named as NIfTI.
+    """
+    path = Path(path)
+    if isinstance(like, Volume):
+        like = like.header or ScanHeader.of_affine(like.affine, like.shape)
+    if array.shape != like.shape[::-1]:
+        raise ScanError(f"{path}: array of {array.shape} doesn't fit a scan of {like.shape[::-1]}")
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ScanError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
+    header = like.nifti()
+    header.set_data_dtype(array.dtype)
+    kind = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
+    image = kind(array.T, None, header)
+    content = image.to_bytes()
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # No time stamp: the same label gives the same file.
+    aside.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
+    aside.replace(path)
+    return path
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Readable]:
+    """Open a file that may be gzipped, whatever its name says; a damaged one is a ScanError."""
+    try:
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            with gzip.open(plain) if packed else plain as file:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ScanError(f"{path}: truncated or damaged ({error})") from error
+    except OSError as error:
+        raise ScanError(f"{path}: {error.strerror or error}") from error
+
+
+def _parse(path: Path, file: Readable) -> tuple[nib.Nifti1Header, ScanHeader]:
+    """Read the header and leave `file` behind it."""
+    start = file.read(540)
+    size = int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")
+    kind = nib.Nifti2Header if 540 in size else nib.Nifti1Header
+    if not ({348, 540} & set(size)) or len(start) < kind.sizeof_hdr:
+        raise ScanError(f"{path}: not a NIfTI file")
+    try:
+        header = kind(start[: kind.sizeof_hdr], check=False)
+        lengths = header.get_data_shape()
+        if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+            raise ScanError(f"{path}: not a NIfTI file with its voxels in the same file")
+        if len(lengths) < 3 or min(lengths) < 1 or any(n != 1 for n in lengths[3:]):
+            raise ScanError(f"{path}: shape {lengths} is not that of one 3D scan")
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise ScanError(f"{path}: voxels of type {dtype} are not supported")
+        record = ScanHeader.of_nifti(header)
+        affine = record.affine
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        if isinstance(error, ScanError):
+            raise
+        raise ScanError(f"{path}: bad header ({str(error).splitlines()[0]})") from error
+    volume = np.abs(np.linalg.det(affine[:3, :3]))
+    if not np.isfinite(affine).all() or not 1e-12 < volume < 1e12:
+        raise ScanError(f"{path}: affine can't be inverted")
+    # An offset or a shape that lies must not make anyone allocate what the file can't hold.
+    claimed = _offset(header) + int(np.prod(lengths, dtype=object)) * dtype.itemsize
+    held = path.stat().st_size * (_MOST_PER_BYTE if isinstance(file, gzip.GzipFile) else 1)
+    if claimed > held:
+        raise ScanError(f"{path}: truncated (the header promises {claimed} bytes)")
+    return header, record
+
+
+def _offset(header: nib.Nifti1Header) -> int:
+    offset = float(header["vox_offset"])
+    return max(int(offset) if np.isfinite(offset) else 0, int(header.sizeof_hdr))
+
+
+def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
+    """Raw values (z, y, x), slope, intercept and header."""
+    with _reading(path) as file:
+        header, record = _parse(path, file)
+        dtype = header.get_data_dtype()
+        wanted = int(np.prod(record.shape)) * dtype.itemsize
+        file.seek(_offset(header))
+        content = bytearray()
+        while len(content) < wanted:
+            piece = file.read(min(wanted - len(content), 2**24))
+            if not piece:
+                raise ScanError(f"{path}: truncated ({len(content)} of {wanted} bytes of voxels)")
+            content += piece
+        while file.read(2**24):  # to the end, where gzip keeps its checksum
+            pass
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise ScanError(f"{path}: bad header ({error})") from error
+    # The file's x runs fastest, so its (x, y, z) is (z, y, x) in memory order.
+    raw = np.frombuffer(content, dtype).reshape(record.shape[::-1])
+    return raw, 1 if slope is None else slope, 0 if intercept is None else intercept, record
+
+
+def _require_finite(path: Path, array: NDArray[Any]) -> None:
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise ScanError(f"{path}: {bad} voxels are NaN or infinite")
