@@ -97,6 +97,14 @@ class NetworkConfig(_Settings):
         description="0: the registration network predicts displacements; more: it predicts a "
         "stationary velocity field that is integrated in this many squarings.",
     )
+    output_scale: float = Field(
+        1.0,
+        gt=0,
+        title="Voxels per unit of output",
+        description="Factor on the registration network's output. Its head starts at zero and "
+        "Adam moves a weight by about the learning rate per step, so that with a factor of 1 "
+        "displacements of several voxels take thousands of steps.",
+    )
 
 
 class AugmentationConfig(_Settings):

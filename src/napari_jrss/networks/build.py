@@ -46,7 +46,8 @@ def build_registration_network(config: NetworkConfig) -> RegistrationNetwork:
     ValueError
         If nothing is known by ``config.name``.
     """
-    return RegistrationNetwork(_builder(config.name)(config, 2, 3, 0.0), config.integration_steps)
+    backbone = _builder(config.name)(config, 2, 3, 0.0)
+    return RegistrationNetwork(backbone, config.integration_steps, config.output_scale)
 
 
 class RegistrationNetwork(nn.Module):
@@ -61,9 +62,13 @@ class RegistrationNetwork(nn.Module):
     integration_steps
         0: the backbone's output is the displacement. More: it is a stationary velocity field,
         integrated in so many squarings on a grid of half the size.
+    output_scale
+        Voxels per unit of the backbone's output.
     """
 
-    def __init__(self, backbone: nn.Module, integration_steps: int = 0) -> None:
+    def __init__(
+        self, backbone: nn.Module, integration_steps: int = 0, output_scale: float = 1.0
+    ) -> None:
         super().__init__()
         head = getattr(backbone, "head", None)
         if not isinstance(head, nn.Conv3d):
@@ -74,15 +79,17 @@ class RegistrationNetwork(nn.Module):
             nn.init.zeros_(head.bias)
         self.backbone = backbone
         self.integration_steps = integration_steps
+        self.output_scale = output_scale
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Images (B, 1, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32."""
-        output: Tensor = self.backbone(torch.cat([moving, fixed], dim=1))
+        features: Tensor = self.backbone(torch.cat([moving, fixed], dim=1))
+        output = features.float() * self.output_scale
         if self.integration_steps == 0:
-            return output.float()
+            return output
         shape = output.shape[2:]
         half = [-(-size // 2) for size in shape]
-        velocity = resize_displacement(output.float(), half)
+        velocity = resize_displacement(output, half)
         displacement = integrate_velocity(velocity, self.integration_steps)
         return resize_displacement(displacement, shape)
 
