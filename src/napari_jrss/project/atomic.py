@@ -30,12 +30,10 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Flush a file written by a library under an aside name, then rename it."""
-    with temporary.open("rb+") as stream:
+def sync_file(path: Path) -> None:
+    """Flush a file that a library has written."""
+    with path.open("rb+") as stream:
         os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -53,6 +51,5 @@ def sync_tree(path: Path) -> None:
     """Flush every file and folder below a folder, innermost first."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
-            with (Path(folder) / name).open("rb+") as stream:
-                os.fsync(stream.fileno())
+            sync_file(Path(folder) / name)
         sync_folder(Path(folder))

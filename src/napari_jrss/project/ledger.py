@@ -404,9 +404,9 @@ class Ledger:
         return None if row[0] is None else str(row[0])
 
     def set_grid(self, grid: str) -> None:
-        """Record what preprocessing settled on for all cases; it is settled once."""
+        """Record the training grid that preprocessing settled on for all cases."""
         with self.writing() as connection:
-            connection.execute("UPDATE project SET grid = ? WHERE grid IS NULL", (grid,))
+            connection.execute("UPDATE project SET grid = ?", (grid,))
 
     # -- cases
 
@@ -436,7 +436,7 @@ class Ledger:
             raise ProjectError(f"{self.path}: case {row[0]}: {error}") from error
 
     def add_case(
-        self, case_id: str, group: str | None, first_label: LabelVersion | None, detail: str
+        self, case_id: str, group: str | None = None, first_label: LabelVersion | None = None
     ) -> None:
         """Register a case whose volumes are in place, with the label it came with."""
         with self.writing() as connection:
@@ -456,7 +456,7 @@ class Ledger:
             if first_label is not None:
                 _insert_version(connection, first_label)
             author = None if first_label is None else first_label.author
-            _log(connection, Event.IMPORTED, author, case_id, version, None, detail)
+            _log(connection, Event.IMPORTED, author, case_id, version, None, "")
 
     def assign(self, cases: Sequence[Case], detail: str, groups: Mapping[str, str | None]) -> None:
         """Write the outcome of a split: where each case belongs and which label it shows."""
@@ -510,7 +510,7 @@ class Ledger:
                 (case_id,),
             ).fetchall()
         try:
-            return [LabelVersion(*row[:2], Status(row[2]), *row[3:]) for row in rows]
+            return [LabelVersion(a, b, Status(status), *rest) for a, b, status, *rest in rows]
         except ValueError as error:
             raise ProjectError(f"{self.path}: case {case_id}: {error}") from error
 
@@ -587,11 +587,13 @@ class Ledger:
             )
             _log(connection, Event.ROUND_RESUMED, None, None, None, number, "")
 
-    def end_round(self, number: int, outcome: Outcome, metrics: str) -> None:
-        """Record how a round ended."""
+    def end_round(self, number: int, outcome: Outcome, metrics: str, promote: bool) -> None:
+        """Record how a round ended and, at the same moment, that its teacher took over."""
         with self.writing() as connection:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
             _end_round(connection, number, outcome, outcome)
+            if promote:
+                _log(connection, Event.PROMOTED, None, None, None, number, "")
 
     def rounds(self, folder: Path) -> list[Round]:
         """All rounds by number; `folder` is where their folders lie."""

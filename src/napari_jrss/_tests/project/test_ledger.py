@@ -36,7 +36,7 @@ def version(case_id: str, name: str) -> LabelVersion:
 
 def test_label_versions_and_events_are_never_changed_or_deleted(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.add_case("a", None, version("a", "v0001"), "")
+    ledger.add_case("a", None, version("a", "v0001"))
     ledger.close()
     bare = sqlite3.connect(path)  # even for somebody who goes round the program
     for statement in (
@@ -52,7 +52,7 @@ def test_label_versions_and_events_are_never_changed_or_deleted(path: Path) -> N
 
 def test_a_case_cannot_show_a_label_that_does_not_exist(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.add_case("a", None, None, "")
+    ledger.add_case("a")
     with (
         pytest.raises(ProjectError, match="FOREIGN KEY"),
         ledger.writing() as connection,
@@ -65,7 +65,7 @@ def test_a_case_cannot_show_a_label_that_does_not_exist(path: Path) -> None:
 
 def test_an_error_inside_a_transaction_leaves_nothing(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.add_case("a", None, version("a", "v0001"), "")
+    ledger.add_case("a", None, version("a", "v0001"))
     before = ledger.history(None)
     with pytest.raises(ProjectError, match="UNIQUE"):
         ledger.add_version(version("a", "v0001"), Event.LABELLED, "")
@@ -74,15 +74,15 @@ def test_an_error_inside_a_transaction_leaves_nothing(path: Path) -> None:
 
 def test_ids_that_differ_by_case_only_are_one_id(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.add_case("Brain", None, None, "")
+    ledger.add_case("Brain")
     with pytest.raises(ProjectError, match="UNIQUE"):
-        ledger.add_case("brain", None, None, "")
+        ledger.add_case("brain")
 
 
 def test_older_schema_is_brought_up_to_date_in_place(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Ledger(path).add_case("a", None, None, "")
+    Ledger(path).add_case("a")
     added = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = 'kept';"
     monkeypatch.setattr(ledger_module, "MIGRATIONS", (*ledger_module.MIGRATIONS, added))
     monkeypatch.setattr(ledger_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
@@ -130,14 +130,14 @@ def test_newer_foreign_and_damaged_files_are_named(path: Path, tmp_path: Path) -
 def test_read_only_refuses_changes(path: Path) -> None:
     ledger = Ledger(path, read_only=True)
     with pytest.raises(ProjectError, match="read-only"):
-        ledger.add_case("a", None, None, "")
+        ledger.add_case("a")
     with ledger.reading() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
         connection.execute("DELETE FROM cases")
 
 
 def test_a_transaction_cut_by_kill_is_rolled_back_even_for_a_reader(path: Path) -> None:
     """SIGKILL with pages already written into the database: the journal undoes them."""
-    Ledger(path).add_case("before", None, None, "")
+    Ledger(path).add_case("before")
     script = textwrap.dedent(
         """
         import os, signal, sqlite3, sys
