@@ -1,0 +1,341 @@
+"""The command line ``napari-jrss``: each command is one call that a script can make too.
+
+Heavy imports happen inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from napari_jrss import __version__
+from napari_jrss.config import PresetName
+
+app = typer.Typer(
+    name="napari-jrss",
+    help="Few-shot segmentation and registration of 3D medical images, without a window.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder (.jrss).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Triple = tuple[float, float, float]
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line for a user's mistake."""
+    try:
+        app(standalone_mode=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}")
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error))
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the message was written for the user (an error class of this package, or a file)."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("napari_jrss")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+class UsageError(ValueError):
+    """Options that don't go together."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def sample(
+    dest: Annotated[Path, typer.Argument(help="Folder to write images/, labels/, groups.csv to.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of scans.")] = 12,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Grid z y x in voxels.")] = (
+        48,
+        48,
+        48,
+    ),
+    structures: Annotated[int, typer.Option(min=1, max=10, help="Labelled structures.")] = 10,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a synthetic brain-like cohort as NIfTI."""
+    from napari_jrss.sample_data import make_cohort
+
+    make_cohort(dest, cases, shape, seed, structures)
+    typer.echo(
+        f"{cases} cases in {dest}; next:\n  napari-jrss init PROJECT --images {dest}/images "
+        f"--labels {dest}/labels --groups {dest}/groups.csv"
+    )
+
+
+@app.command()
+def init(
+    project: ProjectPath,
+    folder: Annotated[
+        Path | None, typer.Option(help="A folder in a known layout (MSD, nnU-Net, LPBA40, TCIA).")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of scans.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of labels, same names.")] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV: label,name,class_id,class_name (else background)."),
+    ] = None,
+    spacing: Annotated[
+        Triple | None, typer.Option(help="Voxel size z y x in mm.", show_default="reference case's")
+    ] = None,
+    shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Training grid z y x in voxels.", show_default="holds the largest scan"),
+    ] = None,
+    crop: Annotated[
+        Literal["center", "foreground", "labelled"], typer.Option(help="What the grid is about.")
+    ] = "center",
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Stretch the extent to the grid instead of cropping.")
+    ] = False,
+    prealign: Annotated[
+        Literal["none", "center_of_mass", "affine"],
+        typer.Option(help="Alignment to the reference case."),
+    ] = "none",
+    reference: Annotated[
+        str | None, typer.Option(help="Reference case.", show_default="first labelled")
+    ] = None,
+    clip: Annotated[
+        tuple[float, float] | None, typer.Option(help="Percentiles to clip intensities at.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="cores")
+    ] = None,
+) -> None:
+    """Make a project of scans and labels: check, preprocess and cache them."""
+    from napari_jrss.config import PreprocessingConfig
+    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.data.layouts import discover
+    from napari_jrss.display import import_report, ingest_progress
+    from napari_jrss.project.project import Project
+
+    if (folder is None) == (images is None):
+        raise UsageError("give either --folder or --images")
+    cohort = discover(folder) if folder else discover(images=images, labels=labels)
+    label_files = [case.label for case in cohort.cases if case.label]
+    if groups is not None:
+        table = LabelTable.from_csv(groups)
+    elif cohort.table is not None:
+        table = cohort.table
+    elif label_files:
+        table = LabelTable.from_label_files(label_files)
+    else:
+        raise UsageError("no scan has a label: name the structures with --groups CSV")
+    config = PreprocessingConfig(
+        spacing_mm=spacing,
+        shape=shape,
+        crop=crop,
+        resize=resize,
+        prealign=prealign,
+        reference_case=reference,
+        clip_percentiles=clip,
+    )
+    with Project.create(project, table, config) as made:
+        results = list(
+            ingest_progress(made.add_cases(cohort.cases, workers=workers), len(cohort.cases))
+        )
+    import_report(results, cohort.unmatched_labels)
+    if not any(result.ok for result in results):
+        raise UsageError(f"{project}: none of {len(results)} scans could be used")
+
+
+@app.command()
+def split(
+    project: ProjectPath,
+    labelled: Annotated[int, typer.Option(min=1, help="Labelled training cases, N.")] = 5,
+    validation: Annotated[int, typer.Option(min=0, help="Validation cases.")] = 4,
+    test: Annotated[int, typer.Option(min=0, help="Test cases.")] = 0,
+    training: Annotated[
+        int | None, typer.Option(min=2, help="Training cases, K.", show_default="all others")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    group_by: Annotated[
+        str | None, typer.Option(help="CSV:COLUMN of subjects that must not be divided.")
+    ] = None,
+) -> None:
+    """Divide the cases into training, validation and test, whole subjects at a time."""
+    from napari_jrss.data.subjects import read_case_groups
+    from napari_jrss.project.project import Project
+
+    with Project.open(project) as opened:
+        groups = None
+        if group_by is not None:
+            file, colon, column = group_by.rpartition(":")
+            if not colon:
+                raise UsageError("--group-by wants FILE.csv:COLUMN")
+            groups = read_case_groups(Path(file), column, [c.case_id for c in opened.cases()])
+        dealt = opened.split(
+            labelled=labelled,
+            validation=validation,
+            test=test,
+            training=training,
+            seed=seed,
+            groups=groups,
+        )
+    typer.echo(
+        f"training {len(dealt.train)} (labelled {len(dealt.labelled)}), validation "
+        f"{len(dealt.validation)}, test {len(dealt.test)}, unused {len(dealt.unused)}"
+    )
+
+
+@app.command()
+def train(
+    project: ProjectPath,
+    rounds: Annotated[int, typer.Option(min=0, help="Joint rounds after the pre-training.")] = 3,
+    preset: Annotated[PresetName, typer.Option(help="paper, fast or smoke.")] = "fast",
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs or processes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tau: Annotated[float | None, typer.Option(min=0, max=1, help="Confidence threshold.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON of settings that replace the preset's.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on with, or leave, an interrupted series."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train where needed, then run joint rounds. Ctrl-C stops; --resume goes on."""
+    from napari_jrss.display import training_progress
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.settings import training_config
+
+    settings = training_config(preset, config, seed=seed, tau=tau)
+    with Project.open(project) as opened, _cancel_on_interrupt() as cancel:
+        import torch
+
+        from napari_jrss.session.training import train as run
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        events = run(
+            opened, settings, rounds, cancel, device=device, devices=devices, resume=resume
+        )
+        for _ in _print_lines(events) if as_json else training_progress(events):
+            pass
+    if cancel.is_set():
+        typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
+        raise typer.Exit(130)
+
+
+@app.command()
+def status(project: ProjectPath, as_json: AsJson = False) -> None:
+    """Cases by split and label status, rounds and the current teacher."""
+    from napari_jrss.display import status_tables
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.status import project_status
+
+    with Project.open(project, read_only=True) as opened:
+        report = project_status(opened)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=1))
+    else:
+        status_tables(report)
+
+
+@app.command()
+def evaluate(
+    project: ProjectPath,
+    pairs: Annotated[
+        Literal["two-fixed", "all"],
+        typer.Option(help="Test pairs: two fixed cases with all others moving, or all pairs."),
+    ] = "two-fixed",
+    rounds: Annotated[
+        list[int] | None, typer.Option("--round", help="Only this round (repeatable).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the two fixed cases.")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Figures of every round on the test cases."""
+    from napari_jrss.display import evaluation_progress, evaluation_table
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.evaluation import RoundEvaluated
+    from napari_jrss.session.evaluation import evaluate as run
+
+    with Project.open(project) as opened:
+        events = run(opened, rounds=rounds, pairs=pairs, seed=seed, device=device)
+        shown = events if as_json else evaluation_progress(events)
+        summaries = [event for event in shown if isinstance(event, RoundEvaluated)]
+    if as_json:
+        typer.echo(json.dumps({"rounds": [s.model_dump(mode="json") for s in summaries]}, indent=1))
+    else:
+        evaluation_table(summaries)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, memory, and what is missing."""
+    from napari_jrss.display import doctor_report
+    from napari_jrss.doctor import examine
+
+    report = examine()
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=1))
+    else:
+        doctor_report(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _print_lines(events: Iterator[Any]) -> Iterator[Any]:
+    """Each event as a line of JSON on the standard output."""
+    for event in events:
+        assert isinstance(event, BaseModel)
+        print(event.model_dump_json(), flush=True)
+        yield event
+
+
+@contextmanager
+def _cancel_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM asks the work to stop; a second Ctrl-C stops it hard."""
+    cancel = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        cancel.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield cancel
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,212 @@
+"""What the command line shows: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from napari_jrss.data.ingest import IngestResult
+    from napari_jrss.doctor import Report
+    from napari_jrss.engine.events import Event
+    from napari_jrss.session.evaluation import RoundEvaluated
+    from napari_jrss.session.status import ProjectStatus
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def ingest_progress(results: Iterable[IngestResult], total: int) -> Iterator[IngestResult]:
+    """A bar over the scans as they are written to the cache."""
+    failed = 0
+    with _progress() as progress:
+        task = progress.add_task("preprocessing", total=total, note="")
+        for result in results:
+            failed += not result.ok
+            progress.update(task, advance=1, note=f"{failed} failed" if failed else "")
+            yield result
+
+
+def import_report(results: Sequence[IngestResult], unmatched_labels: Sequence[Path]) -> None:
+    """What came in, and one table of what did not, by case and reason."""
+    console = Console()
+    came = [result for result in results if result.ok]
+    labelled = sum(result.labelled for result in came)
+    console.print(f"{len(came)} cases imported, {labelled} with a label")
+    cut = [r for r in came if r.label_kept is not None and r.label_kept < 1]
+    if len(came) < len(results) or unmatched_labels or cut:
+        table = Table("case", "problem")
+        for result in sorted(results, key=lambda r: r.case_id):
+            if not result.ok:
+                table.add_row(result.case_id, f"left out: {result.reason}")
+        for result in sorted(cut, key=lambda r: r.case_id):
+            lost = 100 * (1 - (result.label_kept or 0))
+            table.add_row(result.case_id, f"{lost:.2g} % of the label lies outside the grid")
+        for path in unmatched_labels:
+            table.add_row(path.name, "left out: label without an image")
+        console.print(table)
+
+
+def training_progress(events: Iterable[Event]) -> Iterator[Event]:
+    """A bar per stage: step, loss, validation Dice, time left."""
+    from napari_jrss.engine import events as kinds
+
+    with _progress() as progress:
+        tasks: dict[str, TaskID] = {}
+        best: float | None = None
+        for event in events:
+            match event:
+                case kinds.StageStarted():
+                    best = None
+                    tasks[event.stage] = progress.add_task(
+                        event.stage.replace("_", " "),
+                        total=event.steps,
+                        completed=event.first_step,
+                        note="",
+                    )
+                case kinds.EpochEnd():
+                    best = event.best
+                case kinds.StepEnd():
+                    note = f"loss {event.losses['total']:.3f}"
+                    note += "" if best is None else f", validation Dice {best:.3f}"
+                    progress.update(tasks[event.stage], completed=event.step, note=note)
+                case kinds.CaseScreened() if event.stage in tasks:
+                    progress.update(tasks[event.stage], advance=1)
+                case kinds.RoundFinished():
+                    progress.console.print(_round_line(event.number, event.metrics))
+                case _:
+                    pass
+            yield event
+
+
+def _round_line(number: int, metrics: dict[str, float]) -> str:
+    def dice(name: str) -> str:
+        value = metrics.get(f"validation_{name}_dice")
+        return "-" if value is None else f"{value:.3f}"
+
+    return (
+        f"round {number}: {metrics['labelled']:.0f} labelled, {metrics['accepted']:.0f} "
+        f"pseudo-labels accepted; validation Dice: segmentation {dice('segmentation')}, "
+        f"registration {dice('registration')}"
+    )
+
+
+def status_tables(report: ProjectStatus) -> None:
+    """A project's cases and rounds."""
+    console = Console()
+    z, y, x = report.shape
+    spacing = " x ".join(f"{s:g}" for s in report.spacing_mm)
+    console.print(
+        f"{report.project}\ntraining grid {z} x {y} x {x} voxels of {spacing} mm (z y x), "
+        f"{len(report.structures)} structures: {', '.join(report.structures)}"
+    )
+    console.print(f"N = {report.labelled} labelled, J = {report.unlabelled} unlabelled")
+    cases = Table("split", "label", "cases")
+    for split, statuses in report.cases.items():
+        for status, count in statuses.items():
+            cases.add_row(split, status, str(count))
+    console.print(cases)
+    if report.failed_imports:
+        failed = Table("scan left out", "reason")
+        for case_id, reason in report.failed_imports.items():
+            failed.add_row(case_id, reason)
+        console.print(failed)
+    if report.rounds:
+        rounds = Table("round", "from", "outcome", "accepted", "segmentation", "registration")
+        for entry in report.rounds:
+            rounds.add_row(
+                f"{entry.number}{' (teacher)' if entry.number == report.teacher else ''}",
+                "-" if entry.parent is None else str(entry.parent),
+                entry.outcome,
+                _figure(entry.metrics.get("accepted"), 0),
+                _figure(entry.metrics.get("validation_segmentation_dice")),
+                _figure(entry.metrics.get("validation_registration_dice")),
+            )
+        console.print(rounds)
+        console.print("segmentation, registration: mean Dice on the validation cases")
+
+
+def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:
+    """A counter of evaluated cases and pairs."""
+    with _progress() as progress:
+        task = progress.add_task("evaluating", total=None, note="")
+        for event in events:
+            progress.update(task, advance=event.kind != "round_evaluated")
+            yield event
+
+
+def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
+    """One row per round: mean and standard deviation over the test cases and pairs."""
+    console = Console()
+    table = Table("", "Dice", "HD95 (mm)", "reg. Dice", "std(Jac)", "folded (%)", "s per pair")
+    for entry in rounds:
+        if not table.rows:
+            before = entry.registration["dice_before"]
+            table.add_row("initial", "-", "-", _mean_std(before), "-", "-", "-")
+        segmentation, registration = entry.segmentation, entry.registration
+        table.add_row(
+            entry.name,
+            _mean_std(segmentation["dice"]),
+            _mean_std(segmentation["hd95_mm"], 2),
+            _mean_std(registration["dice"]),
+            _mean_std(registration["std_jacobian"]),
+            _mean_std(registration["folded_percent"], 2),
+            _mean_std(registration["seconds_per_pair"], 2),
+        )
+    console.print(table)
+    if rounds:
+        cases, pairs = rounds[0].segmentation["cases"], rounds[0].registration["pairs"]
+        console.print(f"mean (std) over {cases} test cases and {pairs} pairs of them")
+
+
+def doctor_report(report: Report) -> None:
+    """What the machine offers, and what is missing."""
+    console = Console()
+    console.print(f"napari-jrss {report.version}, Python {report.python}, {report.platform}")
+    table = Table("package", "version")
+    for name, version in report.versions.items():
+        table.add_row(name, version or "missing")
+    console.print(table)
+    for device in report.devices:
+        console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
+    console.print(
+        f"memory: {report.free_memory_gib:.1f} of {report.memory_gib:.1f} GiB free\n"
+        f"window: {report.window}"
+    )
+    for problem in report.problems:
+        console.print(f"[red]problem:[/red] {problem}")
+    if not report.problems:
+        console.print("nothing is missing")
+
+
+def _mean_std(statistics: dict[str, Any], digits: int = 3) -> str:
+    if statistics["mean"] is None:
+        return "-"
+    return f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
+
+
+def _figure(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
