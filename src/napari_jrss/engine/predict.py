@@ -33,10 +33,11 @@ def segmentation_logits(
         tile = tile_for(image.shape, free_memory(device))
     with evaluation(network):
         if tile is None or all(t >= s for t, s in zip(tile, image.shape, strict=True)):
-            return network(tensor.to(device)).float()[0]
+            logits: Tensor = network(tensor.to(device))
+            return logits.float()[0]
         from monai.inferers import sliding_window_inference
 
-        logits = sliding_window_inference(
+        tiled = sliding_window_inference(
             tensor,
             tuple(tile),
             1,
@@ -46,7 +47,8 @@ def segmentation_logits(
             sw_device=device,
             device="cpu",
         )
-        return logits.float()[0]  # type: ignore[union-attr, no-any-return]
+        assert isinstance(tiled, Tensor)
+        return tiled.float()[0]
 
 
 def tile_for(shape: Sequence[int], free_bytes: int) -> tuple[int, ...] | None:
