@@ -302,6 +302,82 @@ def evaluate(
 
 
 @app.command()
+def export(
+    project: ProjectPath,
+    dest: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    dataset: Annotated[
+        Literal["nnunet", "decathlon"] | None,
+        typer.Option(help="Write the labelled set for this layout instead."),
+    ] = None,
+) -> None:
+    """Labels in force and the teacher's labels, in each scan's own geometry."""
+    from napari_jrss.data.predictions import PREDICTIONS
+    from napari_jrss.project.export import export_dataset, export_labels, export_predictions
+    from napari_jrss.project.project import Project
+
+    with Project.open(project, read_only=True) as opened:
+        if dataset is not None:
+            typer.echo(f"{export_dataset(opened, dest, dataset)}")
+            return
+        labels = sum(1 for _ in export_labels(opened, dest / "labels"))
+        typer.echo(f"{labels} labels in {dest / 'labels'}")
+        if opened.teacher is not None:
+            predictions = opened.teacher.folder / PREDICTIONS
+            count = sum(1 for _ in export_predictions(opened, predictions, dest / "predictions"))
+            typer.echo(f"{count} of the teacher's labels in {dest / 'predictions'}")
+
+
+@app.command()
+def segment(
+    project: ProjectPath,
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the labels.")],
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also write confidence and uncertainty.")
+    ] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Segment scans with the current teacher."""
+    from napari_jrss.display import segmented_table
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.inference import segment_scans
+
+    with Project.open(project, read_only=True) as opened:
+        results = list(segment_scans(opened, scans, out, maps=maps, device=device))
+        names = opened.table.names[1:]
+    if as_json:
+        typer.echo(json.dumps([asdict(result) for result in results], default=str, indent=1))
+    else:
+        segmented_table(results, names)
+    failed = [result for result in results if result.problem]
+    if failed:
+        raise UsageError(f"{len(failed)} of {len(results)} scans left out: {failed[0].problem}")
+
+
+@app.command()
+def register(
+    project: ProjectPath,
+    moving: Annotated[str, typer.Option(help="Case id or NIfTI file.")],
+    fixed: Annotated[str, typer.Option(help="Case id or NIfTI file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the warped scan and the field.")],
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Register a moving case or scan to a fixed one."""
+    from napari_jrss.display import registration_table
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.inference import register_pair
+
+    with Project.open(project, read_only=True) as opened:
+        report = register_pair(opened, moving, fixed, out, device=device)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=1))
+    else:
+        registration_table(report, out)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, memory, and what is missing."""
     from napari_jrss.display import doctor_report

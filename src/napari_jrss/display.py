@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from napari_jrss.doctor import Report
     from napari_jrss.engine.events import Event
     from napari_jrss.session.evaluation import RoundEvaluated
+    from napari_jrss.session.inference import RegistrationReport, SegmentedScan
     from napari_jrss.session.status import ProjectStatus
 
 
@@ -180,6 +181,33 @@ def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
     if rounds:
         cases, pairs = rounds[0].segmentation["cases"], rounds[0].registration["pairs"]
         console.print(f"mean (std) over {cases} test cases and {pairs} pairs of them")
+
+
+def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str]) -> None:
+    """Volume of each structure in each scan."""
+    table = Table("scan", *(f"{name} (ml)" for name in structures), "confidence", "seconds")
+    for result in results:
+        if result.problem:
+            table.add_row(result.scan.name, *("-" for _ in structures), "-", "-")
+            continue
+        volumes = [f"{volume:.3g}" for volume in result.volumes_ml]
+        confidence = f"{result.mean_confidence:.3f}"
+        table.add_row(result.scan.name, *volumes, confidence, f"{result.seconds:.2f}")
+    Console().print(table)
+
+
+def registration_table(report: RegistrationReport, out: Path) -> None:
+    """Figures of one pair."""
+    console = Console()
+    if report.dice:
+        table = Table("structure", "Dice before", "Dice after")
+        for row in zip(report.structures, report.dice_before, report.dice, strict=True):
+            table.add_row(row[0], _figure(row[1]), _figure(row[2]))
+        console.print(table)
+    console.print(
+        f"std(Jac) {report.std_jacobian:.3f}, folded voxels {report.folded_percent:.2f} %, "
+        f"{report.seconds:.2f} s; warped scan and displacement field in {out}"
+    )
 
 
 def doctor_report(report: Report) -> None:

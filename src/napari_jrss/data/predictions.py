@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from napari_jrss.data.batches import Label
 
+PREDICTIONS = "predictions"
+"""Folder of a round that holds its predictions."""
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -21,6 +21,7 @@ from torch import nn
 from napari_jrss.config import TrainingConfig
 from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.data.predictions import (
+    PREDICTIONS,
     Prediction,
     prediction_path,
     read_prediction,
@@ -54,7 +55,6 @@ TEACHER, STUDENT, REGISTRATION = (
     "student.safetensors",
     "registration.safetensors",
 )
-PREDICTIONS = "predictions"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 
