@@ -313,11 +313,6 @@ def _summary(
     counts = np.bincount(prediction.label.ravel(), minlength=len(project.table.names))[1:]
     voxel_ml = abs(float(np.linalg.det(chain.grid_affine[:3, :3]))) / 1000
     inside = prediction.label > 0
-    confidence = (
-        float(prediction.confidence[inside].mean(dtype=np.float64))
-        if inside.any()
-        else float("nan")
-    )
     return SegmentedScan(
         scan=scan,
         label=path,
