@@ -6,21 +6,23 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-ASIDE = ".aside-"
-"""Prefix of a file or folder that is still being written; a crash may leave one behind."""
-
 
 def aside(path: Path) -> Path:
-    """A name beside `path`, on the same file system, that nobody else uses."""
-    return path.with_name(f"{ASIDE}{uuid4().hex[:12]}-{path.name}")
+    """A hidden name beside `path`, on the same file system, that nobody else uses."""
+    return path.with_name(f".{uuid4().hex[:12]}-{path.name}")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8; it is complete and on the disk when this returns."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; it is complete and on the disk when this returns."""
     temporary = aside(path)
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

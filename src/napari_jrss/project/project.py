@@ -583,14 +583,6 @@ class Project:
             elif draft.startswith("version:"):
                 before = self.label(case_id, draft.removeprefix("version:"))
                 voxels_changed = int(np.count_nonzero(array != before))
-        version = self._next_version(case_id, path)
-        try:
-            store.add_label(path, version, array, self.table)
-            sync_tree(path / "labels" / version)
-            sync_file(path / "labels" / "zarr.json")
-            sync_folder(path / "labels")
-        except OSError as error:
-            raise ProjectError(f"{path}: label can't be written ({error.strerror})") from error
         kind = {
             Status.MANUAL: Event.LABELLED,
             Status.ACCEPTED: Event.ACCEPTED,
@@ -598,7 +590,7 @@ class Project:
         }[Status(status)]
         label = LabelVersion(
             case_id=case_id,
-            version=version,
+            version=self._next_version(case_id, path),
             status=Status(status),
             created=now(),
             author=author,
@@ -607,20 +599,43 @@ class Project:
             seconds=seconds,
             sha256=_fingerprint(array),
         )
-        self._ledger.add_version(label, kind, f"from {draft}")
-        return version
+        return self._put_in_force(path, label, array, kind)
 
     def restore(self, case_id: str, version: str, author: str) -> str:
-        """Put an earlier label back in force, as a new version; returns its name."""
-        old = self._version(case_id, version)
+        """Put an earlier label back in force, as a new version; returns its name.
+
+        Raises
+        ------
+        ProjectError
+            There is no such version, it is damaged, or the project is read-only.
+        """
+        self._writable()
+        if not author.strip():
+            raise ProjectError("a label needs its author's name")
         array = self.label(case_id, version)
-        return self.add_label_version(
-            case_id,
-            array,
-            author,
+        path = self.case_path(case_id)
+        label = replace(
+            self._version(case_id, version),
+            version=self._next_version(case_id, path),
+            created=now(),
+            author=author,
             draft=f"version:{version}",
-            status=old.status,
+            voxels_changed=0,
+            seconds=None,
         )
+        return self._put_in_force(path, label, array, Event.RESTORED)
+
+    def _put_in_force(self, path: Path, label: LabelVersion, array: Label, kind: Event) -> str:
+        """Write a label, flush it, and only then let the ledger know."""
+        try:
+            store.add_label(path, label.version, array, self.table)
+            sync_tree(path / "labels" / label.version)
+            sync_file(path / "labels" / "zarr.json")
+            sync_folder(path / "labels")
+        except OSError as error:
+            raise ProjectError(f"{path}: label can't be written ({error.strerror})") from error
+        self._ledger.add_version(label, kind, f"from {label.draft}")
+        return label.version
 
     def reject(
         self, case_id: str, author: str, reason: str = "", round_number: int | None = None

@@ -1,0 +1,354 @@
+"""Labels, displacement fields and data sets out of a project, in each scan's own geometry.
+
+Labels are NIfTI files on the grid of the scan they belong to, with its orientation, qform,
+sform and zooms as in the source. Displacement fields are what ITK and ANTs read. Every file is
+written aside and renamed; a data set is one folder that is there in full or not at all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_jrss.data.batches import Label
+from napari_jrss.data.chain import Chain
+from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.predictions import prediction_path, read_prediction
+from napari_jrss.data.store import CaseAttributes
+from napari_jrss.data.volume import (
+    LPS_FROM_RAS,
+    ScanHeader,
+    read_volume,
+    spacing_mm,
+    write_nifti,
+)
+from napari_jrss.project.atomic import aside, sync_folder, sync_tree, write_bytes, write_text
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.ledger import Split
+from napari_jrss.project.project import Project
+
+ITK_SNAP_NAMES = "labels.txt"
+SLICER_NAMES = "labels.ctbl"
+
+# ITK refuses a direction matrix that is further from orthonormal than this.
+_ORTHONORMAL = 1e-4
+
+
+def export_label(label: Label, chain: Chain, table: LabelTable, path: Path) -> Path:
+    """Write a label of the training grid as NIfTI on its scan's own grid.
+
+    Parameters
+    ----------
+    label
+        Class indices (z, y, x) on the training grid.
+    chain
+        The scan's way to the training grid.
+    table
+        The classes. The file holds the ids of the files that the project was made from where
+        each class has exactly one, else the class indices.
+    path
+        Ends in .nii or .nii.gz.
+    """
+    ids = table.to_source_ids(chain.label_to_source(label))
+    return write_nifti(path, ids, _header(chain))
+
+
+def write_label_names(folder: Path, table: LabelTable) -> None:
+    """Write the names and colours of exported labels for ITK-SNAP and for 3D Slicer.
+
+    ``labels.txt`` is an ITK-SNAP label description (Segmentation > Import Label Descriptions),
+    ``labels.ctbl`` a Slicer colour table, where a name can't hold spaces.
+    """
+    snap = [
+        "################################################",
+        "# ITK-SnAP Label Description File",
+        "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
+        "################################################",
+    ]
+    slicer = ["# Color table of napari-jrss", f"# {len(table.classes)} values"]
+    for entry in table.classes:
+        number = entry.source_ids[0] if table.one_to_one else entry.index
+        red, green, blue = bytes.fromhex(entry.colour[1:])
+        shown = int(entry.index > 0)
+        name = " ".join(entry.name.replace('"', "'").split())
+        snap.append(
+            f"{number:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}    "
+            f'"{name}"'
+        )
+        slicer.append(f"{number} {name.replace(' ', '_')} {red} {green} {blue} {255 * shown}")
+    write_text(folder / ITK_SNAP_NAMES, "\n".join(snap) + "\n")
+    write_text(folder / SLICER_NAMES, "\n".join(slicer) + "\n")
+
+
+def export_labels(
+    project: Project, folder: Path, case_ids: Sequence[str] | None = None
+) -> Iterator[Path]:
+    """Write the labels in force as ``<case_id>.nii.gz``, with their names; yield each file.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    folder
+        Made if it isn't there; files of these names are replaced.
+    case_ids
+        Which cases; None for all that have a label in force.
+
+    Raises
+    ------
+    ProjectError
+        A case that was named has no label.
+    """
+    if case_ids is None:
+        case_ids = [case.case_id for case in project.cases() if case.label_version]
+    _make(folder)
+    write_label_names(folder, project.table)
+    for case_id in case_ids:
+        chain = project.attributes(case_id).chain
+        label = project.label(case_id)
+        yield export_label(label, chain, project.table, folder / f"{case_id}.nii.gz")
+
+
+def export_predictions(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
+    """Write a teacher's labels as ``<case_id>.nii.gz``, with their names; yield each file.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    predictions
+        Where a round keeps its predictions, see :mod:`napari_jrss.data.predictions`.
+    folder
+        Made if it isn't there; files of these names are replaced.
+    """
+    _make(folder)
+    write_label_names(folder, project.table)
+    for case in project.cases():
+        if prediction_path(predictions, case.case_id).exists():
+            label = read_prediction(predictions, case.case_id).label
+            chain = project.attributes(case.case_id).chain
+            yield export_label(label, chain, project.table, folder / f"{case.case_id}.nii.gz")
+
+
+def scan_displacement(
+    field: NDArray[np.floating[Any]], moving: Chain, fixed: Chain
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A displacement field of the training grid between the two scans' own worlds.
+
+    A point x of the fixed scan's world lies at p on the training grid, is moved there to
+    p + u(p), and that is a point y of the moving scan's world, pre-alignment included. The
+    result is y - x. Beyond the training grid u goes on with its value at the border.
+
+    Parameters
+    ----------
+    field
+        (3, z, y, x), voxels of the training grid, order z, y, x; fixed grid -> moving.
+    moving, fixed
+        The ways of the two scans to the training grid.
+
+    Returns
+    -------
+    displacement
+        float32 (3, z, y, x), LPS mm, order x, y, z, as ITK has it.
+    affine
+        4x4, voxel (x, y, z, 1) of the result -> LPS mm. The grid is the fixed scan's own; a
+        sheared scan, which ITK can't place, gets an upright grid that covers it.
+    """
+    if field.shape != (3, *fixed.shape) or moving.shape != fixed.shape:
+        raise ValueError(
+            f"a field of {field.shape} for training grids of {moving.shape} and {fixed.shape}"
+        )
+    affine, shape = _itk_grid(np.array(fixed.source_affine), fixed.source_shape)
+    to_training = np.linalg.inv(fixed.grid_affine) @ affine
+    if fixed.copies and np.array_equal(affine, np.array(fixed.source_affine)):
+        to_training = np.rint(to_training)  # no value is interpolated, so none is rounded
+    linear, shift = to_training[2::-1, 2::-1], to_training[2::-1, 3]
+    moved = np.stack(
+        [
+            ndimage.affine_transform(
+                part.astype(np.float32), linear, shift, output_shape=shape, order=1, mode="nearest"
+            )
+            for part in field[::-1]
+        ]
+    )
+    to_world = moving.grid_affine
+    still = to_world @ to_training - affine  # y - x where u is zero
+    z, y, x = np.ogrid[tuple(map(slice, shape))]
+    displacement = np.empty_like(moved)
+    for row in range(3):
+        a, b, c, d = still[row]
+        displacement[row] = (a * x + b * y + c * z + d) + np.tensordot(
+            to_world[row, :3], moved, axes=1
+        )
+    return displacement, affine
+
+
+def export_displacement(
+    field: NDArray[np.floating[Any]], moving: Chain, fixed: Chain, path: Path
+) -> Path:
+    """Write a displacement field as ITK and ANTs read it: NIfTI with 5 axes, vectors in LPS mm.
+
+    Resampling the moving scan's own file with this transform onto the fixed scan's own file
+    shows the registration, in SimpleITK
+    ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))`` and in
+    ``antsApplyTransforms -t path``.
+
+    Parameters
+    ----------
+    field, moving, fixed
+        See :func:`scan_displacement`.
+    path
+        Ends in .nii or .nii.gz.
+    """
+    displacement, affine = scan_displacement(field, moving, fixed)
+    image = nib.Nifti1Image(displacement.transpose(3, 2, 1, 0)[:, :, :, None], None)
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    placed = LPS_FROM_RAS @ affine
+    image.header.set_zooms((*spacing_mm(affine)[::-1], 1.0, 1.0))
+    image.set_sform(placed, code=1)
+    image.set_qform(placed, code=1)
+    content = image.to_bytes()
+    write_bytes(path, gzip.compress(content, 1, mtime=0) if path.suffix == ".gz" else content)
+    return path
+
+
+def export_dataset(
+    project: Project,
+    folder: Path,
+    layout: Literal["nnunet", "decathlon"] = "nnunet",
+    modality: str = "MRI",
+) -> Path:
+    """Write the labelled set for other tools: dataset.json, imagesTr, labelsTr, imagesTs.
+
+    Images are the scans as their files hold them; labels are class indices on the same grids.
+    Test cases go to imagesTs without their labels.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    folder
+        Must not exist; nnU-Net wants it named such as ``Dataset001_Brain``.
+    layout
+        nnU-Net's (version 2) or the Medical Segmentation Decathlon's.
+    modality
+        What the scans are; nnU-Net normalises ``CT`` in its own way.
+
+    Raises
+    ------
+    ProjectError
+        The folder exists, no case is labelled, or a scan's file is gone or has changed.
+    """
+    cases = project.cases()
+    training = [case.case_id for case in cases if case.labelled]
+    testing = [case.case_id for case in cases if case.split is Split.TEST]
+    names = ("background", *project.table.names[1:])
+    if not training:
+        raise ProjectError(f"{project.path}: has no labelled cases to export")
+    if len(set(names)) < len(names):
+        raise ProjectError(f"{project.path}: two classes share a name, which {layout} can't hold")
+    if folder.exists():
+        raise ProjectError(f"{folder}: exists already")
+    channel = "_0000" if layout == "nnunet" else ""
+    temporary = aside(folder)
+    try:
+        for part in ("imagesTr", "labelsTr", "imagesTs"):
+            _make(temporary / part)
+        for part, case_ids in (("imagesTr", training), ("imagesTs", testing)):
+            for case_id in case_ids:
+                attributes = project.attributes(case_id)
+                volume = read_volume(_source(attributes))
+                header = _header(attributes.chain)
+                write_nifti(temporary / part / f"{case_id}{channel}.nii.gz", volume.array, header)
+                if part == "imagesTr":
+                    label = attributes.chain.label_to_source(project.label(case_id))
+                    write_nifti(temporary / "labelsTr" / f"{case_id}.nii.gz", label, header)
+        description: dict[str, Any] = {
+            "name": folder.name,
+            "description": "The labelled set of a napari-jrss project",
+            "numTraining": len(training),
+            "numTest": len(testing),
+        }
+        if layout == "nnunet":
+            description |= {
+                "channel_names": {"0": modality},
+                "labels": {name: index for index, name in enumerate(names)},
+                "file_ending": ".nii.gz",
+            }
+        else:
+            description |= {
+                "tensorImageSize": "3D",
+                "modality": {"0": modality},
+                "labels": {str(index): name for index, name in enumerate(names)},
+                "training": [
+                    {"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"}
+                    for c in training
+                ],
+                "test": [f"./imagesTs/{c}.nii.gz" for c in testing],
+            }
+        write_text(temporary / "dataset.json", json.dumps(description, indent=2) + "\n")
+        sync_tree(temporary)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise ProjectError(f"{folder}: can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _header(chain: Chain) -> ScanHeader:
+    return chain.header or ScanHeader.of_affine(np.array(chain.source_affine), chain.source_shape)
+
+
+def _source(attributes: CaseAttributes) -> Path:
+    """The file that a case was made from, if it is still that file."""
+    path = Path(attributes.source)
+    try:
+        with path.open("rb") as file:
+            checksum = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ProjectError(
+            f"{path}: the scan of case {attributes.case_id} can't be read ({error.strerror})"
+        ) from error
+    if checksum != attributes.checksum:
+        raise ProjectError(
+            f"{path}: isn't the scan any more that case {attributes.case_id} was made from"
+        )
+    return path
+
+
+def _itk_grid(
+    affine: NDArray[np.float64], shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
+    """The grid itself if its axes are at right angles, else an upright one that covers it."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    direction = affine[:3, :3] / steps
+    if np.abs(direction.T @ direction - np.eye(3)).max() < _ORTHONORMAL:
+        return affine, shape
+    ends = np.array(shape[::-1]) - 1.0
+    corners = np.stack(np.meshgrid(*((0, end) for end in ends), indexing="ij"), -1).reshape(-1, 3)
+    world = corners @ affine[:3, :3].T + affine[:3, 3]
+    step = float(steps.min())
+    upright = np.diag([step, step, step, 1.0])
+    upright[:3, 3] = world.min(0)
+    x, y, z = (int(n) + 1 for n in np.ceil(np.ptp(world, axis=0) / step))
+    return upright, (z, y, x)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProjectError(f"{folder}: can't be made ({error.strerror})") from error
