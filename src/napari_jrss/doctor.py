@@ -17,7 +17,11 @@ import psutil
 from packaging.requirements import Requirement
 
 _DISTRIBUTION = "napari-jrss"
-_MODULES = {"lightning-fabric": "lightning_fabric", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
+_MODULES = {
+    "lightning-fabric": "lightning_fabric",
+    "scikit-image": "skimage",
+    "simpleitk": "SimpleITK",
+}
 _QT_BINDINGS = ("PyQt6", "PySide6", "PyQt5", "PySide2")
 _GIB = 2**30
 _COMFORTABLE_GIB = 4.0
