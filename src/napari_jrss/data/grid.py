@@ -69,7 +69,7 @@ def training_grid(
         box = _union(r for _, r in in_processes(_label_box, jobs, workers))
         extents = [_size_mm(box, spacing_mm(affine))]
     elif config.crop == "foreground":
-        box = box_of(foreground(read_volume(reference.image).to_lps().array))
+        box = box_of(foreground(read_volume(reference.image).to_lps()))
         extents = []
         if config.shape is None:
             found = in_processes(_foreground_mm, [c.image for c in cases], workers)
@@ -136,7 +136,7 @@ def _scan_sizes_mm(cases: Sequence[FoundCase]) -> list[NDArray[np.float64]]:
 
 def _foreground_mm(image: Path) -> NDArray[np.float64]:
     volume = read_volume(image).to_lps()
-    return _size_mm(box_of(foreground(volume.array)), volume.spacing_mm)
+    return _size_mm(box_of(foreground(volume)), volume.spacing_mm)
 
 
 def _label_box(job: _Labelled) -> Box:

@@ -22,8 +22,8 @@ from napari_jrss.data.volume import ScanError
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _PAIR = re.compile(r"\.hdr$", re.IGNORECASE)
 _LPBA40_IMAGE = re.compile(r"^(S\d\d)\.delineation\.skullstripped\.")
-_TCIA_IMAGE = re.compile(r"^(?:pancreas|img|image)\D*0*(\d+)$", re.IGNORECASE)
-_TCIA_LABEL = re.compile(r"^label\D*0*(\d+)$", re.IGNORECASE)
+_NUMBERED_IMAGE = re.compile(r"^(?:pancreas|img|image)\D*0*(\d+)$", re.IGNORECASE)
+_NUMBERED_LABEL = re.compile(r"^label\D*0*(\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,11 @@ def discover(
     lpba40 = [p for p in _scans(root, deep=True) if _LPBA40_IMAGE.match(p.name)]
     if lpba40:
         return _lpba40(lpba40)
-    inner = _first_folder(root, "images", "image", "imagesTr")
-    inner_labels = _first_folder(root, "labels", "label", "labelsTr")
-    tcia = inner_labels or _first_folder(
-        root, *(p.name for p in sorted(root.iterdir()) if p.name.lower().startswith("label"))
-    )
-    if tcia and not inner:
-        inner = next(
-            (
-                p
-                for p in sorted(root.iterdir())
-                if p.is_dir() and any(_TCIA_IMAGE.match(stem(s)) for s in _scans(p))
-            ),
-            None,
-        )
-    return _pairs(inner or root, tcia)
+    inside = sorted(p for p in root.iterdir() if p.is_dir())
+    named_images = [p for p in inside if p.name in ("images", "image", "imagesTr")]
+    numbered = [p for p in inside if any(_NUMBERED_IMAGE.match(stem(s)) for s in _scans(p))]
+    labelled = [p for p in inside if p.name.lower().startswith("label")]
+    return _pairs(next(iter(named_images or numbered), root), next(iter(labelled), None))
 
 
 def stem(path: Path) -> str:
@@ -126,10 +116,6 @@ def _folder(path: Path | str) -> Path:
     if not path.is_dir():
         raise ScanError(f"{path}: no such folder")
     return path
-
-
-def _first_folder(root: Path, *names: str) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def _scans(folder: Path, deep: bool = False) -> list[Path]:
@@ -178,7 +164,7 @@ def _pairs(images: Path, labels: Path | None) -> FoundCohort:
     keys: tuple[tuple[str, Callable[[str], str | None], Callable[[str], str | None]], ...] = (
         ("plain", str, str),
         ("nnunet", lambda name: name.removesuffix("_0000"), str),
-        ("tcia", _number(_TCIA_IMAGE), _number(_TCIA_LABEL)),
+        ("numbered", _number(_NUMBERED_IMAGE), _number(_NUMBERED_LABEL)),
     )
     for layout, of_image, of_label in keys:
         by_key = {of_label(stem(p)): p for p in label_files}
@@ -188,9 +174,9 @@ def _pairs(images: Path, labels: Path | None) -> FoundCohort:
             continue
         name = of_image if layout == "nnunet" else str
         table = None
-        if layout == "tcia":
-            # Gibson et al. labelled 43 of the 82 scans; the others are plain unlabelled cases.
-            table = _tcia_table([by_key[key] for key in sorted(matched, key=str)])
+        if layout == "numbered":
+            table = _tcia_table(image_files, [by_key[key] for key in sorted(matched, key=str)])
+        layout = "tcia" if table else {"numbered": "plain"}.get(layout, layout)
         return _cohort(
             layout,
             ((name(stem(p)) or "", p, by_key.get(of_image(stem(p)))) for p in image_files),
@@ -211,8 +197,14 @@ def _number(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
     return number
 
 
-def _tcia_table(labels: list[Path]) -> LabelTable | None:
-    """The convention of the files, or none where they are no TCIA labels at all."""
+def _tcia_table(images: list[Path], labels: list[Path]) -> LabelTable | None:
+    """The convention of the files, or none where they are no TCIA labels at all.
+
+    Gibson et al. labelled 43 of the 82 scans; the others are plain unlabelled cases.
+    """
+    names = " ".join(f"{p.parent.name} {p.name}" for p in (*images, *labels)).lower()
+    if not ("pancreas" in names or "tcia" in names):
+        return None
     ids: set[int] = set()
     known = {i for t in (TCIA_PUBLISHED, TCIA_RENUMBERED) for c in t.classes for i in c.source_ids}
     for label in labels:
@@ -243,7 +235,9 @@ def _described(root: Path) -> FoundCohort:
     listed = description.get("training")
     if isinstance(listed, list) and not {"file_ending", "channel_names"} & set(description):
         pairs = [_listed(root, path, entry) for entry in listed]
-        return _cohort("decathlon", ((stem(i), i, k) for i, k in pairs), table, root)
+        return _cohort(
+            "decathlon", ((stem(i).removesuffix("_0000"), i, k) for i, k in pairs), table, root
+        )
     ending = str(description.get("file_ending", ".nii.gz"))
     channels = description.get("channel_names", description.get("modality", {"0": ""}))
     if not isinstance(channels, dict) or len(channels) != 1:
@@ -269,5 +263,8 @@ def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
         file = root / name
         if not file.resolve().is_relative_to(root.resolve()):
             raise ScanError(f"{path}: {name!r} leads out of the folder")
+        if not file.exists():  # nnU-Net 1 lists names without their channel
+            channel = _NIFTI.sub(r"_0000\g<0>", file.name)
+            file = file.with_name(channel) if file.with_name(channel).exists() else file
         files.append(file)
     return files[0], files[1] if len(files) == 2 else None

@@ -19,14 +19,21 @@ from napari_jrss.data.volume import ScanError, Volume, read_volume
 _WORKING_VOXELS = 80
 
 
-def foreground(array: NDArray[Any]) -> NDArray[np.bool_]:
-    """The largest connected part above Otsu's threshold: the head without air, the body without
-    its table."""
-    low, high = np.percentile(array, (0.1, 99.9))
+def foreground(image: Volume) -> NDArray[np.bool_]:
+    """The head without air, the body without its table: a mask (z, y, x).
+
+    The largest connected part above Otsu's threshold.
+
+    Raises
+    ------
+    ScanError
+        The image is constant.
+    """
+    low, high = np.percentile(image.array, (0.1, 99.9))
     if low == high:
-        raise ScanError("image is constant")
+        raise ScanError(f"{image.source or 'image'}: image is constant")
     # Clipped, or a few bright voxels would leave the histogram one bin for everything else.
-    clipped = np.clip(array, low, high)
+    clipped = np.clip(image.array, low, high)
     mask: NDArray[np.bool_] = clipped > threshold_otsu(clipped)
     parts, _ = ndimage.label(mask)
     sizes = np.bincount(parts.ravel())
@@ -66,10 +73,7 @@ def align(
 
 def _centre(volume: Volume) -> NDArray[np.float64]:
     """Centre of the foreground in LPS mm."""
-    try:
-        z, y, x = ndimage.center_of_mass(foreground(volume.array))
-    except ScanError as error:
-        raise ScanError(f"{volume.source or 'image'}: {error}") from error
+    z, y, x = ndimage.center_of_mass(foreground(volume))
     return np.asarray((volume.affine @ (x, y, z, 1))[:3])
 
 
@@ -85,7 +89,7 @@ def _affine(fixed: Volume, moving: Volume) -> Matrix:
     method.SetMetricSamplingPercentage(0.2)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=1.0, minStep=1e-3, numberOfIterations=100, relaxationFactor=0.7
+        learningRate=1.0, minStep=1e-4, numberOfIterations=300, relaxationFactor=0.7
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2, 1])

@@ -178,7 +178,7 @@ def _grid_to_source(image: Volume, config: PreprocessingConfig, grid: TrainingGr
         return _snap(matrix, grid.shape, any_shift=config.prealign == "center_of_mass")
     turn = to_nearest_lps(image.affine, image.shape)
     if config.crop == "foreground":
-        box = box_of(foreground(image.to_lps().array))
+        box = box_of(foreground(image.to_lps()))
     else:
         box = whole_box(image.to_lps().shape)
     spacing = spacing_mm(image.affine @ turn)

@@ -7,6 +7,7 @@ whose axes grow to Left, Posterior and Superior (LPS).
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -217,9 +218,7 @@ def read_header(path: Path | str) -> ScanHeader:
     ScanError
         As for :func:`read_volume`, as far as the header and the file's size show it.
     """
-    path = Path(path)
-    with _reading(path) as file:
-        return _parse(path, file)[1]
+    return _parse(Path(path))[1]
 
 
 def read_volume(path: Path | str) -> Volume:
@@ -228,7 +227,9 @@ def read_volume(path: Path | str) -> Volume:
     Parameters
     ----------
     path
-        A .nii or .nii.gz file: three axes, or more whose length is 1.
+        A .nii or .nii.gz file: three axes, or more whose length is 1. Also a .hdr with its
+        .img or .img.gz, as LPBA40 has them; Analyze 7.5 says nothing about orientation and is
+        taken as LAS, its convention.
 
     Raises
     ------
@@ -294,7 +295,7 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
         raise ScanError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
     header = like.nifti()
     header.set_data_dtype(array.dtype)
-    kind = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
+    kind: Any = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
     image = kind(array.T, None, header)
     content = image.to_bytes()
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -319,51 +320,84 @@ def _reading(path: Path) -> Iterator[Readable]:
         raise ScanError(f"{path}: {error.strerror or error}") from error
 
 
-def _parse(path: Path, file: Readable) -> tuple[nib.Nifti1Header, ScanHeader]:
-    """Read the header and leave `file` behind it."""
-    start = file.read(540)
-    size = int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")
-    kind = nib.Nifti2Header if 540 in size else nib.Nifti1Header
-    if not ({348, 540} & set(size)) or len(start) < kind.sizeof_hdr:
-        raise ScanError(f"{path}: not a NIfTI file")
+def _voxel_file(path: Path) -> Path:
+    """Where the voxels are: in the file itself, or beside a ``.hdr``."""
+    if not path.name.lower().endswith(".hdr"):
+        return path
+    stem = path.name[: -len(".hdr")]
+    for suffix in (".img", ".img.gz"):
+        if (path.parent / (stem + suffix)).is_file():
+            return path.parent / (stem + suffix)
+    raise ScanError(f"{path}: has no .img beside it")
+
+
+def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
+    """Read and check a header, also against the size of the file that holds the voxels."""
+    with _reading(path) as file:
+        start = file.read(540)
+    kind: Any = _header_kind(path, start)
     try:
         header = kind(start[: kind.sizeof_hdr], check=False)
         lengths = header.get_data_shape()
-        if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-            raise ScanError(f"{path}: not a NIfTI file with its voxels in the same file")
         if len(lengths) < 3 or min(lengths) < 1 or any(n != 1 for n in lengths[3:]):
             raise ScanError(f"{path}: shape {lengths} is not that of one 3D scan")
         dtype = header.get_data_dtype()
         if dtype.kind not in "iuf":
             raise ScanError(f"{path}: voxels of type {dtype} are not supported")
-        record = ScanHeader.of_nifti(header)
+        if isinstance(header, nib.Nifti1Header):
+            record = ScanHeader.of_nifti(header)
+        else:
+            x, y, z = lengths[:3]
+            record = ScanHeader.of_affine(LPS_FROM_RAS @ header.get_base_affine(), (z, y, x))
         affine = record.affine
+    except ScanError:
+        raise
+    except KeyError as error:
+        raise ScanError(f"{path}: bad header (no voxels of type {error})") from error
     except (HeaderDataError, ValueError, OverflowError) as error:
-        if isinstance(error, ScanError):
-            raise
         raise ScanError(f"{path}: bad header ({str(error).splitlines()[0]})") from error
-    volume = np.abs(np.linalg.det(affine[:3, :3]))
-    if not np.isfinite(affine).all() or not 1e-12 < volume < 1e12:
+    if not np.isfinite(affine).all() or not 1e-12 < abs(np.linalg.det(affine[:3, :3])) < 1e12:
         raise ScanError(f"{path}: affine can't be inverted")
-    # An offset or a shape that lies must not make anyone allocate what the file can't hold.
-    claimed = _offset(header) + int(np.prod(lengths, dtype=object)) * dtype.itemsize
-    held = path.stat().st_size * (_MOST_PER_BYTE if isinstance(file, gzip.GzipFile) else 1)
+    # A shape or an offset that lies must not make anyone allocate what the file can't hold.
+    voxels = _voxel_file(path)
+    with _reading(voxels) as file:
+        most = _MOST_PER_BYTE if isinstance(file, gzip.GzipFile) else 1
+        held = voxels.stat().st_size * most
+    claimed = _offset(header) + math.prod(lengths) * dtype.itemsize
     if claimed > held:
-        raise ScanError(f"{path}: truncated (the header promises {claimed} bytes)")
+        raise ScanError(f"{path}: truncated (the header promises {claimed} bytes of voxels)")
     return header, record
 
 
-def _offset(header: nib.Nifti1Header) -> int:
+def _header_kind(path: Path, start: bytes) -> type[nib.analyze.AnalyzeHeader]:
+    """Class of a header by its first bytes: NIfTI 1 or 2, a NIfTI pair's, or Analyze 7.5's."""
+    pair = path.name.lower().endswith(".hdr")
+    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+    if 348 in sizes and len(start) >= 348:
+        magic = start[344:347]
+        if not pair and magic == b"n+1":
+            return nib.Nifti1Header
+        if pair and magic == b"ni1":
+            return nib.Nifti1Pair.header_class
+        if pair and magic not in (b"n+1", b"n+2"):
+            return nib.analyze.AnalyzeHeader
+    if 540 in sizes and len(start) == 540 and not pair and start[4:7] == b"n+2":
+        return nib.Nifti2Header
+    raise ScanError(f"{path}: not a NIfTI file")
+
+
+def _offset(header: nib.analyze.AnalyzeHeader) -> int:
     offset = float(header["vox_offset"])
-    return max(int(offset) if np.isfinite(offset) else 0, int(header.sizeof_hdr))
+    own = header.sizeof_hdr if isinstance(header, nib.Nifti1Header) and header.is_single else 0
+    return max(int(offset) if np.isfinite(offset) else 0, int(own))
 
 
 def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     """Raw values (z, y, x), slope, intercept and header."""
-    with _reading(path) as file:
-        header, record = _parse(path, file)
-        dtype = header.get_data_dtype()
-        wanted = int(np.prod(record.shape)) * dtype.itemsize
+    header, record = _parse(path)
+    dtype = header.get_data_dtype()
+    wanted = math.prod(record.shape) * dtype.itemsize
+    with _reading(_voxel_file(path)) as file:
         file.seek(_offset(header))
         content = bytearray()
         while len(content) < wanted:

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import SimpleITK as sitk  # noqa: N813
 import zarr
-from numcodecs import blosc
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,7 +86,6 @@ def _until_broken(
 def _one_thread() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    blosc.set_nthreads(1)
     zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1})
 
 
