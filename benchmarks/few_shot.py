@@ -87,32 +87,12 @@ def _run_one(name: str, runs: Path, data: Path, n: int, seed: int) -> bool:
     log = project.with_suffix(".log")
     try:
         if not project.exists():
-            _call(
-                log,
-                "init",
-                project,
-                "--images",
-                source / "images",
-                "--labels",
-                source / "labels",
-                *init,
-            )
+            _call(log, "init", project, *scans, *init)
             _call(log, "split", project, "--labelled", n, "--seed", seed, *split)
         started = time.time()
         rounds = json.loads(_call(log, "status", project, "--json"))["rounds"]
-        resume = ["--resume"] if rounds else []
-        _call(
-            log,
-            "train",
-            project,
-            *experiment.train,
-            "--seed",
-            seed,
-            "--threads",
-            1,
-            "--json",
-            *resume,
-        )
+        train += ["--resume"] if rounds else []
+        _call(log, "train", project, *train, "--seed", seed, "--threads", 1, "--json")
         seconds = time.time() - started
         summary = json.loads(_call(log, "evaluate", project, "--seed", seed, "--json"))
     except subprocess.CalledProcessError as error:
@@ -204,9 +184,7 @@ def _gains(results: list[dict[str, Any]], folder: Path) -> list[str]:
         rounds = _rows(folder / f"n{r['n']}_seed{r['seed']}.jrss")
         ends, cells = (rounds[0], rounds[-1]), []
         for kind in (0, 1):
-            mono, joint = (
-                np.array([_mean_dice(c["dice"]) for c in rounds[k][kind]]) for k in (0, -1)
-            )
+            mono, joint = (np.array([_mean_dice(row["dice"]) for row in end[kind]]) for end in ends)
             gain = joint - mono
             cells += [f"{np.nanmean(gain):+.3f}", f"{np.sum(gain > 0)} of {len(gain)}"]
         lines.append(f"| {r['n']} | {r['seed']} | {' | '.join(cells)} |")
