@@ -6,11 +6,20 @@ trainable positions, which sample the smoothed input image itself.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_jrss.networks.blocks import ConvBlock, initialise, upsample
+from napari_jrss.networks.blocks import (
+    ConvBlock,
+    PointwiseConv,
+    initialise,
+    mean_of_neighbours,
+    upsample,
+)
 
 OFFSET_STD = 0.05
 
@@ -28,7 +37,7 @@ class ObeliskLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.offsets = nn.Parameter(torch.randn(offsets, 3) * OFFSET_STD)
-        self.mix = nn.Conv3d(channels * offsets, 128, 1, groups=groups, bias=False)
+        self.mix = PointwiseConv(channels * offsets, 128, groups)
         self.dense = nn.ModuleList(_DenseUnit(width, 32, slope) for width in (128, 160, 192))
         self.out = _DenseUnit(224, out_channels, slope)
         self.slope = slope
@@ -43,25 +52,36 @@ class ObeliskLayer(nn.Module):
 
     def sample(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """Image values at all offsets around all grid points, (B, channels * offsets, *grid)."""
+        count, channels = len(self.offsets), image.shape[1]
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
-            batch, channels = image.shape[:2]
-            grid = F.affine_grid(
-                torch.eye(3, 4, device=image.device)[None], [1, 1, *grid_shape], align_corners=True
+            points = _grid_points(grid_shape, image.device) + self.offsets.float().view(-1, 1, 3)
+            # grid_sample wants x, y, z; it spreads its batches over the threads, hence the parts
+            parts = math.gcd(count, 16)
+            batches = points.flip(-1).view(parts, count // parts, -1, 1, 3)
+            samples = torch.stack(
+                [
+                    F.grid_sample(single.expand(parts, -1, -1, -1, -1), batches, align_corners=True)
+                    for single in image.float().split(1)
+                ]
             )
-            points = grid.reshape(1, 1, -1, 1, 3) + self.offsets.float().flip(1).view(-1, 1, 1, 3)
-            points = points.reshape(1, len(self.offsets), -1, 1, 3)
-            samples = F.grid_sample(
-                image.float(), points.expand(batch, -1, -1, -1, -1), align_corners=True
-            )
-            return samples.reshape(batch, channels * len(self.offsets), *grid_shape)
+        return samples.transpose(1, 2).reshape(-1, channels * count, *grid_shape)
+
+
+def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Points z, y, x, (z * y * x, 3), that span -1 to 1 along each axis."""
+    axes = [
+        torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device)
+        for size in shape
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
 
 
 class _DenseUnit(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, slope: float) -> None:
         super().__init__(
             nn.BatchNorm3d(in_channels),
-            nn.Conv3d(in_channels, out_channels, 1, bias=False),
+            PointwiseConv(in_channels, out_channels),
             nn.LeakyReLU(slope, inplace=True),
         )
 
@@ -112,8 +132,8 @@ class ObeliskNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits or a field, on the image's grid."""
         shape = image.shape[2:]
-        once = F.avg_pool3d(image[:, self.sampled], 3, stride=1, padding=1)
-        twice = F.avg_pool3d(once, 3, stride=1, padding=1)
+        once = mean_of_neighbours(image[:, self.sampled])
+        twice = mean_of_neighbours(once)
         full = self.encode_full(image)
         half = self.encode_half(full)
         features = self.dropout(self.encode_quarter(half))

@@ -1,0 +1,156 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_jrss.losses import (
+    diffusion_regulariser,
+    local_normalized_cross_correlation,
+    mean_squared_error,
+    one_hot,
+    screened_cross_entropy,
+    soft_dice_loss,
+    symmetric_kl,
+)
+
+
+def test_one_hot_of_any_integer_type() -> None:
+    labels = torch.tensor([[[[0, 2, 1]]]], dtype=torch.uint8)
+    encoded = one_hot(labels, 3)
+    assert encoded.shape == (1, 3, 1, 1, 3)
+    assert encoded[0, :, 0, 0].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_dice_of_a_case_done_by_hand() -> None:
+    target = one_hot(torch.tensor([[[[0, 0, 1, 1]]]]), 2)
+    probabilities = torch.tensor([[0.5, 1.0, 0.25, 0.0], [0.5, 0.0, 0.75, 1.0]]).view(1, 2, 1, 1, 4)
+    background = 2 * 1.5 / (2 + 1.75)
+    foreground = 2 * 1.75 / (2 + 2.25)
+    loss = soft_dice_loss(probabilities, target)
+    assert loss.item() == pytest.approx(1 - (background + foreground) / 2, abs=1e-5)
+    loss = soft_dice_loss(probabilities, target, include_background=False)
+    assert loss.item() == pytest.approx(1 - foreground, abs=1e-5)
+
+
+def test_dice_is_per_image_then_mean() -> None:
+    target = one_hot(torch.randint(0, 3, (2, 4, 5, 6)), 3)
+    probabilities = torch.randn(2, 3, 4, 5, 6).softmax(1)
+    alone = [soft_dice_loss(probabilities[i : i + 1], target[i : i + 1]) for i in range(2)]
+    together = soft_dice_loss(probabilities, target)
+    assert together.item() == pytest.approx((alone[0] + alone[1]).item() / 2, rel=1e-5)
+
+
+def test_dice_of_perfect_wrong_and_absent_classes() -> None:
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    labels[0, 0] = 1
+    target = one_hot(labels, 3)
+    # class 2 is in neither and counts as perfect
+    assert soft_dice_loss(target, target).item() == pytest.approx(0, abs=1e-6)
+    # one voxel of it in the prediction alone: Dice of (nearly) 0
+    spoiled = labels.clone()
+    spoiled[0, 3, 3, 3] = 2
+    loss = soft_dice_loss(one_hot(spoiled, 3), target)
+    assert loss.item() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_dice_equals_monais() -> None:
+    from monai.losses import DiceLoss
+
+    probabilities = torch.randn(2, 4, 6, 7, 8).softmax(1)
+    target = one_hot(torch.randint(0, 4, (2, 6, 7, 8)), 4)
+    wanted = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)(probabilities, target)
+    assert soft_dice_loss(probabilities, target).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_cross_entropy_is_the_mean_over_accepted_voxels() -> None:
+    logits = torch.randn(2, 3, 4, 5, 6)
+    target = torch.randint(0, 3, (2, 4, 5, 6))
+    mask = torch.rand(2, 4, 5, 6) > 0.5
+    weight = torch.rand(2, 4, 5, 6)
+    nll = -logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(screened_cross_entropy(logits, target), nll.mean((1, 2, 3)))
+    for image in range(2):
+        chosen = mask[image]
+        wanted = (nll * weight)[image][chosen].mean()
+        got = screened_cross_entropy(logits, target, mask, weight)[image]
+        torch.testing.assert_close(got, wanted)
+
+
+def test_rejected_voxels_may_hold_any_target_and_give_no_gradient() -> None:
+    logits = torch.randn(2, 3, 4, 4, 4, requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 4, 4))
+    mask = torch.rand(2, 4, 4, 4) > 0.5
+    mask[1] = False
+    target[~mask] = 255
+    loss = screened_cross_entropy(logits, target, mask)
+    assert loss[1].item() == 0
+    loss.sum().backward()
+    assert logits.grad is not None
+    silent = (logits.grad == 0).all(1)
+    assert torch.equal(silent, ~mask)
+
+
+def test_kl_equals_torchs_both_ways() -> None:
+    teacher, student = torch.randn(2, 2, 4, 3, 3, 3, dtype=torch.float64).unbind()
+    p, q = teacher.log_softmax(1), student.log_softmax(1)
+    kl = torch.nn.functional.kl_div
+    wanted = kl(p, q, reduction="none", log_target=True) + kl(
+        q, p, reduction="none", log_target=True
+    )
+    got = symmetric_kl(teacher, student)
+    assert got.shape == (2, 3, 3, 3)
+    torch.testing.assert_close(got, wanted.mean(1).float())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_kl_stays_finite_and_positive(first: float, second: float) -> None:
+    teacher = torch.zeros(1, 3, 1, 1, 1)
+    student = torch.zeros(1, 3, 1, 1, 1, requires_grad=True)
+    teacher[0, 0] = first
+    value = symmetric_kl(teacher, student + second * torch.eye(3)[1].view(1, 3, 1, 1, 1))
+    value.sum().backward()
+    assert value.item() >= 0
+    assert math.isfinite(value.item())
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert symmetric_kl(teacher, teacher).item() == 0
+
+
+def test_mean_squared_error() -> None:
+    first, second = torch.randn(2, 1, 1, 4, 5, 6).unbind()
+    assert mean_squared_error(first, second).item() == pytest.approx(
+        ((first - second) ** 2).mean().item()
+    )
+
+
+def test_lncc_equals_monais() -> None:
+    from monai.losses import LocalNormalizedCrossCorrelationLoss
+
+    fixed = torch.randn(2, 1, 11, 14, 12)
+    warped = (0.5 * fixed + torch.randn(2, 1, 11, 14, 12)).requires_grad_()
+    fixed[:, :, :, :7] = 0
+    wanted = LocalNormalizedCrossCorrelationLoss(kernel_size=5)(warped, fixed)
+    (expected,) = torch.autograd.grad(wanted, warped)
+    loss = local_normalized_cross_correlation(warped, fixed, window=5)
+    (gradient,) = torch.autograd.grad(loss, warped)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-2)
+
+
+def test_lncc_ignores_contrast_and_brightness() -> None:
+    fixed = torch.randn(1, 1, 24, 24, 24)
+    loss = local_normalized_cross_correlation(3 * fixed, fixed, window=5)
+    assert loss.item() == pytest.approx(-1, abs=1e-3)
+    with pytest.raises(ValueError, match="odd"):
+        local_normalized_cross_correlation(fixed, fixed, window=4)
+
+
+def test_diffusion_of_a_linear_field() -> None:
+    z, y, x = torch.meshgrid(*[torch.arange(float(n)) for n in (5, 6, 7)], indexing="ij")
+    displacement = torch.stack([2 * z, 3 * y + 6 * x, 0 * x])[None]
+    # mean over 3 components per axis: z 4/3, y 9/3, x 36/3
+    assert diffusion_regulariser(displacement).item() == pytest.approx((4 + 9 + 36) / 9)
+    assert diffusion_regulariser(displacement + 7).item() == pytest.approx((4 + 9 + 36) / 9)
