@@ -283,9 +283,8 @@ class StudentStage:
         )
 
     def after_step(self, step: int) -> None:
-        update_teacher(
-            self.modules["teacher"], self.modules["student"], step, self.config.joint.ema_decay
-        )
+        decay = self.config.joint.ema_decay
+        update_teacher(self.modules["teacher"], self.modules["student"], decay)
 
     def validate(self) -> float | None:
         return segmentation_validation(

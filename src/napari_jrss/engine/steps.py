@@ -151,24 +151,25 @@ def student_step(network: nn.Module, batch: StudentBatch, config: JointConfig) -
         total = total + config.lambda_d * dice * chosen.float().mean()
         losses["registration_dice"] = dice
     if config.supervised_dice:
-        labels = batch.labels[manual]
-        dice = soft_dice_loss(probabilities[manual], known_one_hot(labels, logits.shape[1]))
+        label = known_one_hot(batch.labels[manual], logits.shape[1])
+        known = label.sum(1, keepdim=True)
+        dice = soft_dice_loss(probabilities[manual] * known, label)
         total = total + dice
         losses["manual_dice"] = dice
     return {"total": total, **losses}
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, step: int, decay: float) -> None:
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move the teacher towards the student: an exponential moving average per step.
 
-    The decay is ``min(1 - 1 / (step + 1), decay)`` (Yu et al. 2019, UA-MT). Running statistics of
-    batch normalisation are averaged like weights; counters are copied.
+    Running statistics of batch normalisation are averaged like weights; counters are copied.
+    The decay is constant. UA-MT (Yu et al. 2019) starts with a smaller one to forget a random
+    teacher; ours is pre-trained and has nothing to forget (docs/method.md has the figures).
     """
-    alpha = min(1 - 1 / (step + 1), decay)
     source = student.state_dict()
     for name, value in teacher.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(source[name].to(value.device, value.dtype), 1 - alpha)
+            value.lerp_(source[name].to(value.device, value.dtype), 1 - decay)
         else:
             value.copy_(source[name])
