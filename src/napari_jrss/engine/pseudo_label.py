@@ -84,6 +84,7 @@ def screen(
     if config.voxel_gate:
         kept = kept & (confidence > config.tau)
     target = np.where(kept, prediction.label, IGNORED).astype(np.uint8)
-    needed = config.accept_fraction * len(required)
-    accepted = len(required) > 0 and sum(bool(passed[c]) for c in required) >= max(needed, 1)
+    count = sum(bool(passed[c]) for c in required)
+    # A quotient, since 0.28 * 25 is above 7 in floating point.
+    accepted = count > 0 and count / len(required) >= config.accept_fraction
     return PseudoLabel(prediction.label, target, accepted, statistic, passed)
