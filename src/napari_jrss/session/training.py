@@ -109,9 +109,7 @@ def _run(project: Project, plan: _Planned, fabric: object, cancel: Cancel) -> It
         outcome, metrics = Outcome.FAILED, {"error": str(error)}  # type: ignore[dict-item]
         raise
     finally:
-        project.finish_round(entry.number, outcome, metrics)
-        if outcome is Outcome.FINISHED:
-            project.promote(entry.number)
+        project.finish_round(entry.number, outcome, metrics, promote=outcome is Outcome.FINISHED)
 
 
 def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | None) -> _Planned:
