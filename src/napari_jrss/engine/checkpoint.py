@@ -28,11 +28,15 @@ class CheckpointError(ValueError):
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` aside, flush it to the disk, and put it in place of `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -52,6 +56,8 @@ def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             description = json.loads((file.metadata() or {})["description"])
+            if not isinstance(description, dict):
+                raise ValueError("its description is no object")
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such weights file") from None
@@ -84,6 +90,8 @@ class TrainingState:
         Number of steps done.
     best_validation
         Validation value of `best`.
+    epoch_losses
+        Losses of the steps of an unfinished epoch, for its mean.
     """
 
     modules: dict[str, StateDict]
@@ -91,6 +99,7 @@ class TrainingState:
     optimizer: dict[int, StateDict] = field(default_factory=dict)
     step: int = 0
     best_validation: float | None = None
+    epoch_losses: list[dict[str, float]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         tensors: StateDict = {}
@@ -99,18 +108,26 @@ class TrainingState:
                 tensors |= {f"{part}/{name}/{key}": value for key, value in state.items()}
         for index, moments in self.optimizer.items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items()}
-        save_tensors(path, tensors, {"step": self.step, "best_validation": self.best_validation})
+        description = {
+            "step": self.step,
+            "best_validation": self.best_validation,
+            "epoch_losses": self.epoch_losses,
+        }
+        save_tensors(path, tensors, description)
 
     @classmethod
     def read(cls, path: Path) -> TrainingState:
         tensors, description = load_tensors(path)
+        names = [full_name.split("/", 2) for full_name in tensors]
+        if "step" not in description or any(len(parts) < 3 for parts in names):
+            raise CheckpointError(f"{path}: not a training state")
         state = cls(
             modules={},
             step=int(description["step"]),
             best_validation=description["best_validation"],
+            epoch_losses=description.get("epoch_losses", []),
         )
-        for full_name, tensor in tensors.items():
-            part, name, key = full_name.split("/", 2)
+        for (part, name, key), tensor in zip(names, tensors.values(), strict=True):
             if part == "optimizer":
                 state.optimizer.setdefault(int(name), {})[key] = tensor
             else:

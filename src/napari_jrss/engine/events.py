@@ -12,12 +12,13 @@ class _Event(BaseModel):
 
 
 class StageStarted(_Event):
-    """A stage begins, or goes on at `first_step` after an interruption."""
+    """A stage begins, or goes on at `first_step`, with the `best` so far, after an interruption."""
 
     kind: Literal["stage_started"] = "stage_started"
     stage: str
     steps: int
     first_step: int = 0
+    best: float | None = None
 
 
 class StepEnd(_Event):

@@ -22,6 +22,7 @@ from napari_jrss.data.batches import step_seed
 from napari_jrss.engine.checkpoint import (
     StateDict,
     TrainingState,
+    load_into,
     optimizer_moments,
     restore_moments,
 )
@@ -72,13 +73,17 @@ def fit(
         Checked before each step; the state is saved and :class:`Cancelled` yielded.
     """
     state = _restore(stage, state_path)
-    yield StageStarted(stage=stage.name, steps=stage.steps, first_step=state.step)
+    yield StageStarted(
+        stage=stage.name,
+        steps=stage.steps,
+        first_step=state.step,
+        best=state.best_validation,
+    )
     if state.step == 0:
         _validate(stage, state)
-    epoch_losses: list[dict[str, float]] = []
 
     while state.step < stage.steps:
-        if cancel.is_set():
+        if stop_requested(cancel, fabric):
             _save(stage, fabric, state, state_path)
             yield Cancelled(stage=stage.name, step=state.step)
             return
@@ -106,25 +111,30 @@ def fit(
             losses=values,
             seconds=time.perf_counter() - started,
         )
-        epoch_losses.append(values)
+        state.epoch_losses.append(values)
 
         if state.step % stage.steps_per_epoch == 0 or state.step == stage.steps:
             done = state.step // stage.steps_per_epoch
             due = done % config.validation_interval == 0 or state.step == stage.steps
             value = _validate(stage, state) if due else None
-            if due:
-                _save(stage, fabric, state, state_path)
             yield EpochEnd(
                 stage=stage.name,
                 epoch=done,
                 step=state.step,
-                losses=_means(epoch_losses),
+                losses=_means(state.epoch_losses),
                 validation=value,
                 best=state.best_validation,
             )
-            epoch_losses = []
+            state.epoch_losses = []
+            if due:
+                _save(stage, fabric, state, state_path)
     if state.best:
         _put(stage, state.best)
+
+
+def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:
+    """Whether to stop, as the first process sees it: all must leave before the same step."""
+    return bool(fabric.broadcast(cancel.is_set()))
 
 
 @contextmanager
@@ -176,6 +186,7 @@ def _restore(stage: Stage, path: Path) -> TrainingState:
     if not path.exists():
         return TrainingState(modules={})
     state = TrainingState.read(path)
-    _put(stage, state.modules)
+    for name, module in stage.modules.items():
+        load_into(module, state.modules.get(name, {}), path)
     restore_moments(stage.optimizer, state.optimizer)
     return state

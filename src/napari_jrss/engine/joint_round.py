@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Generator, Iterator, Sequence
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -37,7 +39,7 @@ from napari_jrss.engine.events import (
     StageFinished,
     StageStarted,
 )
-from napari_jrss.engine.fit import Cancel, Stage, fit
+from napari_jrss.engine.fit import Cancel, Stage, fit, stop_requested
 from napari_jrss.engine.predict import predict_case
 from napari_jrss.engine.pseudo_label import PseudoLabel, screen
 from napari_jrss.engine.stages import (
@@ -104,6 +106,8 @@ def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """
     _check(this)
     this.folder.mkdir(parents=True, exist_ok=True)
+    if fabric.is_global_zero:
+        _sweep(this.folder)
     if fabric.is_global_zero and not (this.folder / CONFIG).exists():
         text = describe(this.snapshot, this.config)
         write_atomically(this.folder / CONFIG, text.encode())
@@ -140,9 +144,9 @@ def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     for stage, results in stages:
         if not (yield from _train(stage, results, this, fabric, cancel)):
             return
-    if not (yield from _predict(this, teacher, None, fabric, cancel)):
-        return
-    yield _finished(this, teacher, registration, fabric)
+    accepted = yield from _predict(this, teacher, None, fabric, cancel)
+    if accepted is not None:
+        yield _finished(this, teacher, registration, accepted, fabric)
 
 
 def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
@@ -157,12 +161,13 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
 
     pseudo_labels: dict[str, PseudoLabel] = {}
     required = labelled_classes(snapshot)
+    yield StageStarted(stage="screening", steps=len(snapshot.unlabelled))
     for case in snapshot.unlabelled:
         prediction = _prediction_of_parent(this.parent, case, teacher, snapshot, fabric)
         pseudo = screen(prediction, snapshot.classes, required, config.screening)
         pseudo_labels[case] = pseudo
         yield _screened("screening", case, pseudo)
-        if cancel.is_set():
+        if stop_requested(cancel, fabric):
             yield Cancelled(stage="screening", step=len(pseudo_labels))
             return
     if not any(pseudo.classes_passed[list(required)].any() for pseudo in pseudo_labels.values()):
@@ -187,6 +192,10 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         results: dict[str, nn.Module] = {REGISTRATION: registration}
         if not (yield from _train(registration_stage, results, this, fabric, cancel)):
             return
+    elif fabric.is_global_zero and not (this.folder / REGISTRATION).exists():
+        # A round's folder stands alone: the parent's network is this round's, too.
+        state, description = load_tensors(this.parent / REGISTRATION)
+        save_tensors(this.folder / REGISTRATION, state, description)
     student = build_segmentation_network(
         config.segmentation_network, snapshot.classes, config.joint.dropout
     )
@@ -198,9 +207,9 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     results = {STUDENT: student, TEACHER: teacher}
     if not (yield from _train(student_stage, results, this, fabric, cancel)):
         return
-    if not (yield from _predict(this, teacher, student, fabric, cancel)):
-        return
-    yield _finished(this, teacher, registration, fabric)
+    accepted = yield from _predict(this, teacher, student, fabric, cancel)
+    if accepted is not None:
+        yield _finished(this, teacher, registration, accepted, fabric)
 
 
 def _train(
@@ -209,48 +218,65 @@ def _train(
     """Run one stage and write its weights, or read them if the stage is done already."""
     paths = {this.folder / name: network for name, network in results.items()}
     if all(path.exists() for path in paths):
-        for path, network in paths.items():
-            load_into(network, load_tensors(path)[0], path)
+        yield StageFinished(stage=stage.name, best=_read_weights(paths).get("best"))
         return True
     state_path = this.folder / f"{stage.name}.state.safetensors"
     best = None
     for event in fit(stage, fabric, state_path, this.config, cancel):
         yield event
-        if isinstance(event, EpochEnd):
+        if isinstance(event, StageStarted | EpochEnd):
             best = event.best
         if isinstance(event, Cancelled):
             return False
     if fabric.is_global_zero:
+        classes = list(this.snapshot.class_names)
         for path, network in paths.items():
-            description = {"stage": stage.name, "classes": list(this.snapshot.class_names)}
+            description = {"stage": stage.name, "classes": classes, "best": best}
             save_tensors(path, network.state_dict(), description)
         state_path.unlink(missing_ok=True)
     fabric.barrier()
+    if not fabric.is_global_zero:
+        # Buffers differ a little between processes, so their best epochs may differ too.
+        _read_weights(paths)
     yield StageFinished(stage=stage.name, best=best)
     return True
 
 
+def _read_weights(paths: Mapping[Path, nn.Module]) -> dict[str, Any]:
+    """Put the weights of a finished stage into its networks; returns their description."""
+    description: dict[str, Any] = {}
+    for path, network in paths.items():
+        state, description = load_tensors(path)
+        load_into(network, state, path)
+    return description
+
+
 def _predict(
     this: Round, teacher: nn.Module, student: nn.Module | None, fabric: Fabric, cancel: Cancel
-) -> Generator[Event, None, bool]:
-    """Write the teacher's prediction of every unlabelled case and hold it against tau."""
+) -> Generator[Event, None, int | None]:
+    """Write the teacher's prediction of every unlabelled case and hold it against tau.
+
+    Returns how many cases are accepted, or None if cancelled.
+    """
     stage, folder = "prediction", this.folder / PREDICTIONS
     required = labelled_classes(this.snapshot)
     cases = this.snapshot.unlabelled
+    accepted = 0
     yield StageStarted(stage=stage, steps=len(cases))
     for i, case in enumerate(cases):
-        if cancel.is_set():
+        if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=i)
-            return False
+            return None
         if not prediction_path(folder, case).exists() and fabric.is_global_zero:
             image = this.snapshot.arrays.image(case)
             write_prediction(folder, case, predict_case(teacher, image, fabric.device, student))
         fabric.barrier()
         prediction = read_prediction(folder, case)
         pseudo = screen(prediction, this.snapshot.classes, required, this.config.screening)
+        accepted += pseudo.accepted
         yield _screened(stage, case, pseudo)
     yield StageFinished(stage=stage)
-    return True
+    return accepted
 
 
 def _prediction_of_parent(
@@ -270,16 +296,9 @@ def labelled_classes(snapshot: CohortSnapshot) -> tuple[int, ...]:
 
 
 def _finished(
-    this: Round, teacher: nn.Module, registration: nn.Module, fabric: Fabric
+    this: Round, teacher: nn.Module, registration: nn.Module, accepted: int, fabric: Fabric
 ) -> RoundFinished:
-    metrics = {"labelled": float(len(this.snapshot.labelled))}
-    screened = [
-        json.loads(line)
-        for line in (this.folder / METRICS).read_text().splitlines()
-        if '"case_screened"' in line
-    ]
-    last = {e["case_id"]: e["accepted"] for e in screened if e["stage"] == "prediction"}
-    metrics["accepted"] = float(sum(last.values()))
+    metrics = {"labelled": float(len(this.snapshot.labelled)), "accepted": float(accepted)}
     segmentation = segmentation_validation(teacher, this.snapshot, fabric.device)
     pairs = registration_validation(registration, this.snapshot, fabric.device)
     if segmentation is not None:
@@ -333,17 +352,36 @@ def describe(snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int 
 
 
 def _record(event: Event, path: Path) -> None:
-    """Append what outlives the run; a resumed stage first drops what it is going to repeat."""
-    if isinstance(event, StageStarted) and path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        kept = [
-            line
-            for line in lines
-            if line["stage"] != event.stage
-            or line.get("step", event.first_step + 1) <= event.first_step
+    """Append what outlives the run, once; a resumed stage first drops the epochs it repeats."""
+    if not isinstance(event, StageStarted | EpochEnd | CaseScreened | StageFinished):
+        return
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = [json.loads(line) for line in lines]
+    if isinstance(event, StageStarted):
+        dropped = [
+            line["stage"] == event.stage and line.get("step", 0) > event.first_step
+            for line in known
         ]
-        content = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(path, content.encode())
-    if isinstance(event, EpochEnd | CaseScreened | StageFinished):
-        with path.open("a") as file:
+        kept = [line + "\n" for line, drop in zip(lines, dropped, strict=True) if not drop]
+        write_atomically(path, "".join(kept).encode())
+    elif _identity(event.model_dump()) not in map(_identity, known):
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(event.model_dump_json() + "\n")
+
+
+def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line.get(key) for key in ("kind", "stage", "case_id", "step"))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run was still writing: hidden names, and half a line of metrics."""
+    pattern = ".*.[0-9]*"
+    for unfinished in (*folder.glob(pattern), *(folder / PREDICTIONS).glob(pattern)):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
+    metrics = folder / METRICS
+    content = metrics.read_bytes() if metrics.exists() else b""
+    if content and not content.endswith(b"\n"):
+        write_atomically(metrics, content[: content.rfind(b"\n") + 1])
