@@ -181,9 +181,9 @@ class Project:
             self._lock.release()
 
     def _sweep(self) -> None:
-        """Remove what a killed program was still writing: such folders begin with a dot."""
+        """Remove the half cases that a killed program was still writing aside."""
         folder = self._inside(CASES)
-        for unfinished in folder.glob(".*") if folder.is_dir() else ():
+        for unfinished in folder.glob(".*.partial") if folder.is_dir() else ():
             # What can't be removed is in nobody's way, so it is no reason not to open.
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -641,15 +641,20 @@ class Project:
         self, case_id: str, author: str, reason: str = "", round_number: int | None = None
     ) -> None:
         """Record that a person rejected a case's pseudo-label; a label in force stays."""
-        self._ledger.decide(
-            self.case(case_id).case_id, Event.REJECTED, author, round_number, reason
-        )
+        self._decide(case_id, Event.REJECTED, author, round_number, reason)
 
     def skip(
         self, case_id: str, author: str, reason: str = "", round_number: int | None = None
     ) -> None:
         """Record that a person looked at a case and left it for later."""
-        self._ledger.decide(self.case(case_id).case_id, Event.SKIPPED, author, round_number, reason)
+        self._decide(case_id, Event.SKIPPED, author, round_number, reason)
+
+    def _decide(
+        self, case_id: str, kind: Event, author: str, round_number: int | None, reason: str
+    ) -> None:
+        if not author.strip():
+            raise ProjectError("a decision needs its author's name")
+        self._ledger.decide(self.case(case_id).case_id, kind, author, round_number, reason)
 
     def history(self, case_id: str | None = None) -> list[HistoryEntry]:
         """What happened, oldest first: to one case, or in the whole project."""
@@ -743,7 +748,10 @@ class Project:
         number = max((entry.number for entry in self.rounds()), default=-1) + 1
         self._inside(ROUNDS).mkdir(exist_ok=True)
         folder = self._inside(ROUNDS, round_folder(number))
-        if folder.exists() and any(f.name != "config.json" for f in folder.iterdir()):
+        # A killed start leaves at most the configuration, or what was written aside for it.
+        if folder.exists() and any(
+            f.name != "config.json" and not f.name.startswith(".") for f in folder.iterdir()
+        ):
             raise ProjectError(f"{folder}: in the way, though the ledger knows no round {number}")
         try:
             folder.mkdir(exist_ok=True)

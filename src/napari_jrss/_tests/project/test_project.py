@@ -309,7 +309,7 @@ def test_labels_that_do_not_fit_are_refused(project: Project) -> None:
         ({"status": Status.REJECTED}, "can't make its case rejected"),
     ):
         with pytest.raises(ProjectError, match=message):
-            project.add_label_version("case0", good, "Ada", **arguments)  # type: ignore[arg-type]
+            project.add_label_version("case0", good, "Ada", **arguments)
     assert len(project.label_versions("case0")) == 1
     assert store.label_versions(project.case_path("case0")) == ("v0001",)
 
@@ -453,7 +453,7 @@ def test_killed_before_the_ledgers_row_leaves_no_half_thing(
     with Project.open(project_path) as project:
         assert (project.cases(), project.history()) == before
         assert project.rounds() == []
-        assert not list((project_path / "cases").glob(".*"))
+        assert not list((project_path / "cases").glob(".*.partial"))
         if moment == "add_case":
             assert project.case_path("new").exists()  # written in full, yet no case
             scan = FoundCase("new", tmp_path / "scans" / "images" / "new.nii.gz")
@@ -465,7 +465,14 @@ def test_killed_before_the_ledgers_row_leaves_no_half_thing(
             assert project.add_label_version("case0", zeros, "Ada") == "v0003"
             assert tree(project.case_path("case0") / "labels" / "v0002") == kept
         else:
-            assert project.start_round(None, '{"a": 1}', {}).number == 0
+            (project_path / "rounds" / "0000" / ".ab12-config.json").touch()
+            started = project.start_round(None, '{"a": 1}', {})
+            assert started.number == 0
+            assert (started.folder / "config.json").read_text() == '{"a": 1}'
+            (project_path / "rounds" / "0001").mkdir()
+            (project_path / "rounds" / "0001" / "weights").touch()
+            with pytest.raises(ProjectError, match="in the way"):
+                project.start_round(None, "{}", {})
 
 
 def test_a_leftover_with_a_persons_labels_is_put_aside(project: Project) -> None:
