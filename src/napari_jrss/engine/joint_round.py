@@ -217,10 +217,13 @@ def _train(
 ) -> Generator[Event, None, bool]:
     """Run one stage and write its weights, or read them if the stage is done already."""
     paths = {this.folder / name: network for name, network in results.items()}
-    if all(path.exists() for path in paths):
-        yield StageFinished(stage=stage.name, best=_read_weights(paths).get("best"))
-        return True
     state_path = this.folder / f"{stage.name}.state.safetensors"
+    if all(path.exists() for path in paths):
+        best = _read_weights(paths).get("best")
+        if fabric.is_global_zero:
+            state_path.unlink(missing_ok=True)
+        yield StageFinished(stage=stage.name, best=best)
+        return True
     best = None
     for event in fit(stage, fabric, state_path, this.config, cancel):
         yield event
