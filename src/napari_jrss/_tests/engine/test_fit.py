@@ -1,0 +1,193 @@
+"""The loop on a stage of one weight: what it promises holds for every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from napari_jrss._tests.engine.phantoms import AfterSteps, Never, cpu, tiny_config
+from napari_jrss.engine.checkpoint import CheckpointError, TrainingState
+from napari_jrss.engine.events import (
+    Cancelled,
+    EpochEnd,
+    Event,
+    StageStarted,
+    StepEnd,
+    parse_event,
+)
+from napari_jrss.engine.fit import fit
+
+
+class OneWeight:
+    """Pulls a weight towards noise; its validation values are given."""
+
+    name = "one_weight"
+    learning_rate = 0.5
+    steps_per_epoch = 3
+
+    def __init__(self, steps: int = 12, validation: list[float | None] | None = None) -> None:
+        module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(module.weight)
+        adam = torch.optim.Adam(module.parameters(), self.learning_rate)
+        self.modules: dict[str, nn.Module] = {"network": module}
+        self.network, self.optimizer = cpu().setup(module, adam)
+        self.steps = steps
+        self.values = validation
+        self.seen: list[float] = []
+        self.rates: list[float] = []
+        self.after: list[int] = []
+        self.nan_at: int | None = None
+
+    @property
+    def weight(self) -> float:
+        return float(self.modules["network"].weight)  # type: ignore[arg-type]
+
+    def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        goal = float(rng.normal()) + float(torch.randn(()))
+        value = self.network(torch.full((1, 1), float("nan") if step == self.nan_at else 1.0))
+        return {"total": (value - goal).square().sum(), "goal": torch.tensor(goal)}
+
+    def after_step(self, step: int) -> None:
+        self.after.append(step)
+
+    def validate(self) -> float | None:
+        self.seen.append(self.weight)
+        if self.values is None:
+            return None
+        return self.values[min(len(self.seen) - 1, len(self.values) - 1)]
+
+
+def train(stage: OneWeight, path: Path, cancel: AfterSteps | None = None, **changes) -> list[Event]:
+    return list(fit(stage, cpu(), path, tiny_config(**changes), cancel or Never()))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state.safetensors"
+
+
+def test_the_learning_rate_decays_per_epoch(state: Path) -> None:
+    stage = OneWeight(steps=7)
+    train(stage, state, gamma=0.5)
+    assert stage.rates == [0.5] * 3 + [0.25] * 3 + [0.125]
+    assert stage.after == list(range(7))
+
+
+def test_events_tell_every_step_and_each_epochs_mean(state: Path) -> None:
+    events = train(OneWeight(steps=7), state)
+    assert isinstance(events[0], StageStarted)
+    steps = [e for e in events if isinstance(e, StepEnd)]
+    epochs = [e for e in events if isinstance(e, EpochEnd)]
+    assert [(e.step, e.steps) for e in steps] == [(i, 7) for i in range(1, 8)]
+    assert [(e.epoch, e.step) for e in epochs] == [(1, 3), (2, 6), (2, 7)]
+    for epoch, first, last in zip(epochs, (0, 3, 6), (3, 6, 7), strict=True):
+        mean = np.mean([e.losses["total"] for e in steps[first:last]])
+        assert epoch.losses["total"] == pytest.approx(mean)
+    assert [parse_event(e.model_dump_json()) for e in events] == events
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([0.1, 0.2, 0.9, 0.3, 0.4], 2),  # a later epoch is worse
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 4),  # the last is the best
+        ([0.9, 0.2, 0.3, 0.4, 0.5], 0),  # nothing beats the initial state
+        ([0.1, 0.5, 0.5, 0.5, 0.5], 1),  # the first of equals
+    ],
+)
+def test_the_best_on_validation_is_what_remains(
+    values: list[float | None], best: int, state: Path
+) -> None:
+    stage = OneWeight(steps=12, validation=values)
+    events = train(stage, state)
+    assert len(stage.seen) == 5
+    assert len(set(stage.seen)) == 5
+    assert stage.weight == stage.seen[best]
+    last = events[-1]
+    assert isinstance(last, EpochEnd)
+    assert last.best == values[best]
+
+
+def test_without_validation_the_last_weights_remain(state: Path) -> None:
+    stage = OneWeight()
+    train(stage, state)
+    assert stage.weight == stage.seen[-1] != 0
+
+
+def test_validation_comes_at_its_interval_and_at_the_end(state: Path) -> None:
+    stage = OneWeight(steps=14, validation=[0.5])
+    events = train(stage, state, validation_interval=3)
+    told = [(e.step, e.validation) for e in events if isinstance(e, EpochEnd)]
+    assert told == [(3, None), (6, None), (9, 0.5), (12, None), (14, 0.5)]
+
+
+@pytest.mark.parametrize("look", [0, 1, 4, 6, 11])
+def test_cancelled_before_the_next_step_and_resumed_as_if_nothing_were(
+    look: int, tmp_path: Path
+) -> None:
+    values: list[float | None] = [0.1, 0.3, 0.2, 0.4, 0.2]
+    straight, first = (OneWeight(validation=list(values)) for _ in range(2))
+    whole = train(straight, tmp_path / "straight")
+    events = train(first, tmp_path / "cancelled", AfterSteps(look))
+    assert events[-1] == Cancelled(stage="one_weight", step=look)
+    assert sum(isinstance(e, StepEnd) for e in events) == look
+
+    done = look // 3 + 1
+    second = OneWeight(validation=values[done:] if look else values)
+    rest = train(second, tmp_path / "cancelled")
+    assert isinstance(rest[0], StageStarted)
+    assert rest[0].first_step == look
+    assert rest[0].best == max(v for v in values[:done] if v is not None)
+    assert second.weight == straight.weight
+
+    def epochs(events: list[Event]) -> list[Event]:
+        return [event for event in events if isinstance(event, EpochEnd)]
+
+    assert epochs(events) + epochs(rest) == epochs(whole)
+    losses = [e.losses for e in (*events, *rest) if isinstance(e, StepEnd)]
+    assert losses == [e.losses for e in whole if isinstance(e, StepEnd)]
+    ends = [TrainingState.read(tmp_path / name) for name in ("straight", "cancelled")]
+    assert ends[0] == ends[1]
+
+
+def test_a_seed_decides_everything_and_another_seed_something_else(tmp_path: Path) -> None:
+    stages = [OneWeight() for _ in range(3)]
+    for i, (stage, seed) in enumerate(zip(stages, (1, 1, 2), strict=True)):
+        train(stage, tmp_path / str(i), seed=seed)
+    assert stages[0].weight == stages[1].weight != stages[2].weight
+
+
+def test_randomness_outside_is_left_alone_and_has_no_say(tmp_path: Path) -> None:
+    weights = []
+    for seed in (1, 2):
+        stage = OneWeight()
+        torch.manual_seed(seed)
+        expected = torch.Generator().manual_seed(seed)
+        train(stage, tmp_path / str(seed))
+        assert torch.rand(()) == torch.rand((), generator=expected)
+        weights.append(stage.weight)
+    assert weights[0] == weights[1]
+
+
+def test_a_loss_that_is_no_number_says_what_to_do_and_keeps_the_last_good_state(
+    state: Path,
+) -> None:
+    stage = OneWeight()
+    stage.nan_at = 4
+    message = "loss of one_weight became nan at step 5; lower the learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        train(stage, state)
+    kept = TrainingState.read(state)
+    assert kept.step == 3
+    assert all(t.isfinite().all() for t in kept.modules["network"].values())
+
+
+def test_a_state_of_something_else_is_refused_by_name(state: Path) -> None:
+    TrainingState({"other": {"weight": torch.zeros(1, 1)}}, step=2).write(state)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        train(OneWeight(), state)
