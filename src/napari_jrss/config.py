@@ -257,5 +257,29 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate({"preset": name, **variants[name], **changes})
 
 
-_FAST: dict[str, object] = {}
-_SMOKE: dict[str, object] = {}
+# Few labels are learned in a few hundred steps; docs/method.md has the figures behind each value.
+_FAST: dict[str, object] = {
+    "registration_network": {"output_scale": 10.0},
+    "segmentation": {"epochs": 1, "minimum_steps": 450},
+    "registration": {
+        "learning_rate": 1e-3,
+        "epochs": 1,
+        "minimum_steps": 450,
+        "lambda_r": 1.0,
+        "lambda_r_warmup": 2.0,
+        "warmup_steps": 50,
+        "lambda_d": 1.0,
+        "labelled_pair_fraction": 0.5,
+    },
+    "joint": {"segmentation_epochs": 8, "registration_epochs": 10},
+}
+_SMOKE: dict[str, object] = {
+    "registration_network": {"output_scale": 10.0},
+    "segmentation": {"learning_rate": 3e-3, "epochs": 1, "minimum_steps": 60},
+    "registration": {
+        **_FAST["registration"],  # type: ignore[dict-item]
+        "minimum_steps": 30,
+        "warmup_steps": 10,
+    },
+    "joint": {"segmentation_epochs": 4, "registration_epochs": 4},
+}
