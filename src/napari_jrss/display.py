@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,7 +14,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description:<20}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description:<17}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         console=Console(stderr=True),
     )
 
@@ -92,7 +90,7 @@ def training_progress(events: Iterable[Event]) -> Iterator[Event]:
                     best = event.best
                 case kinds.StepEnd():
                     note = f"loss {event.losses['total']:.3f}"
-                    note += "" if best is None else f", validation Dice {best:.3f}"
+                    note += "" if best is None else f", best Dice {best:.3f}"
                     progress.update(tasks[event.stage], completed=event.step, note=note)
                 case kinds.CaseScreened() if event.stage in tasks:
                     progress.update(tasks[event.stage], advance=1)
@@ -162,11 +160,11 @@ def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:
 def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
     """One row per round: mean and standard deviation over the test cases and pairs."""
     console = Console()
-    table = Table("", "Dice", "HD95 (mm)", "reg. Dice", "std(Jac)", "folded (%)", "s per pair")
+    table = Table("", "Dice", "HD95 mm", "reg. Dice", "std(Jac)", "folded %", box=SIMPLE)
     for entry in rounds:
         if not table.rows:
             before = entry.registration["dice_before"]
-            table.add_row("initial", "-", "-", _mean_std(before), "-", "-", "-")
+            table.add_row("initial", "-", "-", _mean_std(before), "-", "-")
         segmentation, registration = entry.segmentation, entry.registration
         table.add_row(
             entry.name,
@@ -175,12 +173,18 @@ def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
             _mean_std(registration["dice"]),
             _mean_std(registration["std_jacobian"]),
             _mean_std(registration["folded_percent"], 2),
-            _mean_std(registration["seconds_per_pair"], 2),
         )
     console.print(table)
     if rounds:
         cases, pairs = rounds[0].segmentation["cases"], rounds[0].registration["pairs"]
-        console.print(f"mean (std) over {cases} test cases and {pairs} pairs of them")
+        seconds = (
+            rounds[-1].segmentation["seconds_per_case"]["mean"],
+            rounds[-1].registration["seconds_per_pair"]["mean"],
+        )
+        console.print(
+            f"mean (std) over {cases} test cases and {pairs} pairs of them; "
+            f"{seconds[0]:.2f} s per case, {seconds[1]:.2f} s per pair"
+        )
 
 
 def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str]) -> None:
