@@ -30,6 +30,7 @@ FLOORS = {
     "display": 5,  # what the command line shows
     "cli": 6,
     "widgets": 6,
+    "__main__": 7,
 }
 WINDOW = {"napari", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "magicgui", "superqt"}
 TRAINING = {"torch", "monai", "lightning_fabric"}
