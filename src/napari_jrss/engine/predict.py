@@ -151,7 +151,10 @@ def warp_array(array: NDArray, field: Field, nearest: bool = False) -> NDArray: 
     displacement = torch.from_numpy(field)[None]
     mode, padding = ("nearest", "zeros") if nearest else ("linear", "border")
     warped = warp(tensor, displacement, mode=mode, padding=padding)  # type: ignore[arg-type]
-    return warped[0, 0].numpy().astype(array.dtype)
+    values = warped[0, 0].numpy()
+    if np.issubdtype(array.dtype, np.integer):
+        values = values.round()
+    return values.astype(array.dtype)
 
 
 def warp_label(
@@ -183,7 +186,8 @@ def propagate_label(
     for atlas in atlases:
         pair = register(network, arrays.image(atlas), target, device, arrays.label(atlas))
         difference = uniform_filter((pair.image - target) ** 2, 5)
-        weight = np.exp(-difference / max(float(difference.mean()), 1e-6))
+        # Bounded, so that no voxel is left without a vote.
+        weight = np.exp(-np.minimum(difference / max(float(difference.mean()), 1e-6), 20))
         assert pair.label is not None
         np.add.at(votes, (pair.label, *np.indices(target.shape, sparse=True)), weight)
     share = votes / np.maximum(votes.sum(0), 1e-12)
