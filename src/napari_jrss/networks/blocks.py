@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,31 +24,137 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = nn.LeakyReLU(slope, inplace=True)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """One block."""
-        features = self.conv(for_convolution(features))
-        if features.device.type == "cpu" and self.norm.num_features < FEW_CHANNELS:
-            # torch normalises along the channels, which for a few is 5 times slower
-            features = features.contiguous()
-        result: Tensor = self.activation(self.norm(features))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """One block; in evaluation the normalisation is folded into the convolution."""
+        weight, bias = self.conv.weight, self.conv.bias
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert bias is not None
+        assert mean is not None
+        assert variance is not None
+        if not self.training:
+            scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+            weight = weight * scale.view(-1, 1, 1, 1, 1)
+            bias = (bias - mean) * scale + self.norm.bias
+        features = self.convolve(weight, bias, *inputs)
+        if self.training:
+            if features.device.type == "cpu" and self.norm.num_features < FEW_CHANNELS:
+                # torch normalises along the channels, which for a few is 5 times slower
+                features = features.contiguous()
+            features = self.norm(features)
+        result: Tensor = self.activation(features)
         return result
+
+    def convolve(self, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
+        """The block's convolution, of one input."""
+        (features,) = inputs
+        return F.conv3d(for_convolution(features), weight, bias, self.conv.stride, padding=1)
+
+
+class DecoderBlock(ConvBlock):
+    """A ConvBlock of coarse features, upsampled, next to the finer features of a skip.
+
+    (B, coarse, z, y, x) and (B, skip, Z, Y, X) -> (B, out, Z, Y, X).
+    """
+
+    def convolve(self, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
+        """The convolution of both inputs."""
+        coarse, skip = inputs
+        shape = skip.shape[2:]
+        if skip.device.type != "cpu" or any(
+            fine != 2 * size for fine, size in zip(shape, coarse.shape[2:], strict=True)
+        ):
+            features = torch.cat([upsample(coarse, shape), skip], dim=1)
+            return F.conv3d(for_convolution(features), weight, bias, padding=1)
+        channels = coarse.shape[1]
+        fine = F.conv3d(for_convolution(skip), weight[:, channels:], bias, padding=1)
+        fine += conv_of_upsampled(coarse, weight[:, :channels])
+        return fine
+
+
+def conv_of_upsampled(coarse: Tensor, weight: Tensor) -> Tensor:
+    """``conv3d(upsample(coarse, doubled), weight, padding=1)`` without the upsampled features.
+
+    Both steps being linear, each of the 8 positions of a fine voxel in its coarse voxel has its
+    own 3x3x3 kernel on the coarse grid. Where few channels leave, this takes about half the time
+    and an eighth of the memory.
+
+    Parameters
+    ----------
+    coarse
+        (B, in, z, y, x).
+    weight
+        (out, in, 3, 3, 3).
+
+    Returns
+    -------
+    Tensor
+        (B, out, 2z, 2y, 2x).
+    """
+    batch, channels, *grid = coarse.shape
+    out = len(weight)
+    with torch.autocast(coarse.device.type, enabled=False):
+        lerp = weight.new_tensor(_FINE_TAPS_ON_COARSE)
+        kernels = torch.einsum("oiabc,paj,qbk,rcl->pqroijkl", weight, lerp, lerp, lerp)
+    padded = F.pad(for_convolution(coarse), (1, 1, 1, 1, 1, 1), mode="replicate")
+    fine = F.conv3d(padded, kernels.reshape(8 * out, channels, 3, 3, 3))
+    fine = fine.view(batch, 2, 2, 2, out, *grid).permute(0, 5, 1, 6, 2, 7, 3, 4)
+    shape = [2 * size for size in grid]
+    fine = fine.reshape(batch, -1, out)
+    # upsampling continues the border, a padded convolution has zeros there: take off what the
+    # outermost fine voxels saw outside
+    places, excess = _seen_outside(padded, weight)
+    fine.scatter_add_(1, places.view(1, -1, 1).expand(batch, -1, out), -excess.to(fine.dtype))
+    return fine.view(batch, *shape, out).permute(0, 4, 1, 2, 3)
+
+
+# weights of the coarse voxels before, at and after the own one in the fine voxels before, at and
+# after: rows for the first and for the second half of the coarse voxel
+_FINE_TAPS_ON_COARSE = (
+    ((0.75, 0.25, 0.0), (0.25, 0.75, 0.0), (0.0, 0.75, 0.25)),
+    ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25), (0.0, 0.25, 0.75)),
+)
+
+
+def _seen_outside(padded: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices (n,) of the outermost fine voxels, and (B, n, out) of what lies beyond them."""
+    shape = [2 * (size - 2) for size in padded.shape[2:]]
+    flat = torch.arange(math.prod(shape), device=padded.device).view(shape)
+    places, excess = [], []
+    for axis in range(3):
+        for side in (0, -1):
+            plane = padded.select(2 + axis, side)
+            beyond = F.interpolate(plane, scale_factor=2, mode="bilinear", align_corners=False)
+            beyond = beyond[:, :, 1:-1, 1:-1]
+            # edges and corners belong to one face only: that of the first axis
+            if axis > 0:
+                beyond = F.pad(beyond[:, :, 1:-1], (0, 0, 1, 1))
+            if axis > 1:
+                beyond = F.pad(beyond[:, :, :, 1:-1], (1, 1))
+            places.append(flat.select(axis, side).flatten())
+            excess.append(F.conv2d(beyond, weight.select(2 + axis, side)).flatten(2))
+    return torch.cat(places), torch.cat(excess, dim=2).transpose(1, 2)
 
 
 class PointwiseConv(nn.Conv3d):
-    """1x1x1 convolution without bias, as the matrix product that it is.
+    """1x1x1 convolution as the matrix product that it is.
 
     (B, in, z, y, x) -> (B, out, z, y, x). On a CPU torch's own goes through im2col.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False)
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Mix the channels of each group."""
         batch, channels, *grid = features.shape
         weight = self.weight.view(self.groups, -1, channels // self.groups)
         grouped = features.reshape(batch, self.groups, channels // self.groups, -1)
-        return torch.matmul(weight, grouped).view(batch, self.out_channels, *grid)
+        mixed = torch.matmul(weight, grouped).view(batch, self.out_channels, *grid)
+        if self.bias is not None:
+            mixed += self.bias.view(-1, 1, 1, 1)
+        return mixed
 
 
 def for_convolution(features: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from napari_jrss.networks.blocks import (
     ConvBlock,
+    DecoderBlock,
     PointwiseConv,
+    for_convolution,
     initialise,
     mean_of_neighbours,
     upsample,
@@ -55,10 +57,11 @@ class ObeliskLayer(nn.Module):
         count, channels = len(self.offsets), image.shape[1]
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
-            points = _grid_points(grid_shape, image.device) + self.offsets.float().view(-1, 1, 3)
-            # grid_sample wants x, y, z; it spreads its batches over the threads, hence the parts
+            offsets = self.offsets.float().flip(-1)
+            points = _grid_points(grid_shape, image.device) + offsets.view(-1, 1, 3)
+            # grid_sample spreads its batches over the threads: parts of the offsets
             parts = math.gcd(count, 16)
-            batches = points.flip(-1).view(parts, count // parts, -1, 1, 3)
+            batches = points.view(parts, count // parts, -1, 1, 3)
             samples = torch.stack(
                 [
                     F.grid_sample(single.expand(parts, -1, -1, -1, -1), batches, align_corners=True)
@@ -69,12 +72,13 @@ class ObeliskLayer(nn.Module):
 
 
 def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Points z, y, x, (z * y * x, 3), that span -1 to 1 along each axis."""
+    """Points x, y, z, as grid_sample wants, (z * y * x, 3), -1 to 1 along each axis."""
     axes = [
         torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device)
         for size in shape
     ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).view(-1, 3)
 
 
 class _DenseUnit(nn.Sequential):
@@ -124,9 +128,9 @@ class ObeliskNetwork(nn.Module):
         self.obelisk_eighth = ObeliskLayer(seen, 512, 4, 32, slope)
         self.decode_quarter = ConvBlock(64, 32, slope)
         self.decode_half = ConvBlock(64, 12, slope)
-        self.decode_full = ConvBlock(16, out_channels, slope)
+        self.decode_full = DecoderBlock(16, out_channels, slope)
         self.dropout = nn.Dropout3d(dropout)
-        self.head = nn.Conv3d(out_channels, out_channels, 1)
+        self.head = PointwiseConv(out_channels, out_channels, bias=True)
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ class ObeliskNetwork(nn.Module):
         shape = image.shape[2:]
         once = mean_of_neighbours(image[:, self.sampled])
         twice = mean_of_neighbours(once)
-        full = self.encode_full(image)
+        full = for_convolution(self.encode_full(image))
         half = self.encode_half(full)
         features = self.dropout(self.encode_quarter(half))
         coarse = self.obelisk_eighth(twice, _divided(shape, 8))
@@ -143,8 +147,7 @@ class ObeliskNetwork(nn.Module):
         features = torch.cat([features, upsample(coarse, features.shape[2:])], dim=1)
         features = upsample(self.decode_quarter(features), half.shape[2:])
         features = torch.cat([features, upsample(fine, half.shape[2:]), half], dim=1)
-        features = upsample(self.decode_half(features), shape)
-        features = self.decode_full(torch.cat([features, full], dim=1))
+        features = self.decode_full(self.decode_half(features), full)
         result: Tensor = self.head(self.dropout(features))
         return result
 
