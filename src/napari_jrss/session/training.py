@@ -114,6 +114,8 @@ def _run(project: Project, plan: _Planned, fabric: object, cancel: Cancel) -> It
 
 def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | None) -> _Planned:
     """The first round to run."""
+    if rounds < 0:
+        raise ValueError(f"rounds must be at least 0, not {rounds}")
     history = project.rounds()
     interrupted = project.unfinished_round()
     left = description_of(history[-1]).rounds_left if history else 0
