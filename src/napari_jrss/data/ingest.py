@@ -14,7 +14,13 @@ from napari_jrss.data.grid import training_grid
 from napari_jrss.data.labels import LabelTable, read_classes
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.preprocess import preprocess
-from napari_jrss.data.store import CaseAttributes, write_case
+from napari_jrss.data.store import (
+    CaseAttributes,
+    case_path,
+    read_attributes,
+    remove_partial,
+    write_case,
+)
 from napari_jrss.data.volume import ScanError, read_volume
 from napari_jrss.data.workers import in_processes
 
@@ -68,7 +74,8 @@ def ingest(
     table
         The classes; needed if any case has a label.
     folder
-        The project's folder of cases.
+        The project's folder of cases, which nobody else writes to meanwhile. A case that is
+        there already, made of the same files in the same way, counts as done.
     workers
         Processes of one thread each; none: as many as there are cores for this process.
     grid
@@ -89,6 +96,7 @@ def ingest(
     """
     if table is None and any(case.label for case in cases):
         raise ValueError("labelled cases need a label table")
+    remove_partial(folder)
     grid = grid or training_grid(cases, config, table, workers)
     jobs = [_Job(case, config, table, grid, folder, version) for case in cases]
     for job, result in in_processes(_ingest_one, jobs, workers):
@@ -125,7 +133,13 @@ def _ingest_one(job: _Job) -> IngestResult:
         chain=done.chain,
         spacing_mm=job.grid.spacing_mm,
     )
-    path = write_case(job.folder, attributes, done.image, done.label, table, job.version)
+    try:
+        path = write_case(job.folder, attributes, done.image, done.label, table, job.version)
+    except FileExistsError:
+        # The very same case is there already: an earlier run wrote it and was killed.
+        path = case_path(job.folder, case.case_id)
+        if read_attributes(path) != attributes:
+            raise
     return IngestResult(
         case.case_id, True, "", path, labelled=label is not None, label_kept=done.label_kept
     )
@@ -134,7 +148,7 @@ def _ingest_one(job: _Job) -> IngestResult:
 def _reason(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
         return "its process died; most likely there was too little memory"
-    if isinstance(error, ScanError):
+    if isinstance(error, ScanError | FileExistsError):
         return str(error)
     return f"{type(error).__name__}: {error}"
 

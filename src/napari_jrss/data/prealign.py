@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,10 +85,9 @@ def _affine(fixed: Volume, moving: Volume) -> Matrix:
     transform.SetCenter(centre.tolist())
     transform.SetTranslation((_centre(moving) - centre).tolist())
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.2)
+    method.SetMetricSamplingPercentage(0.2, seed=1)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0, minStep=1e-4, numberOfIterations=300, relaxationFactor=0.7
@@ -97,7 +98,8 @@ def _affine(fixed: Volume, moving: Volume) -> Matrix:
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(False)
     method.SetInitialTransform(transform, inPlace=True)
     try:
-        method.Execute(_upright(fixed), _upright(moving))
+        with _one_thread():
+            method.Execute(_upright(fixed), _upright(moving))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ScanError(f"{moving.source or 'image'}: pre-alignment failed ({reason})") from error
@@ -111,6 +113,20 @@ def _affine(fixed: Volume, moving: Volume) -> Matrix:
             f"{np.linalg.det(linear):.2g})"
         )
     return matrix
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for SimpleITK: the metric adds up in the order in which threads end.
+
+    The metric takes its number from this setting of the process and from nothing else.
+    """
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _upright(volume: Volume) -> Any:

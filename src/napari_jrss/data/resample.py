@@ -20,6 +20,7 @@ Matrix: TypeAlias = NDArray[np.float64]
 # A tie between classes goes to the nearest voxel's label: the lowest index would shrink every
 # structure by half a voxel wherever a sample falls midway.
 _TIE = 1e-4
+_SHARES_AT_ONCE = 10_000_000  # bounds the memory of a label with many classes
 _FWHM = 2 * np.sqrt(2 * np.log(2))
 
 
@@ -93,35 +94,25 @@ def resample_label(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray
     if copies(matrix):
         return np.ascontiguousarray(copy(array, matrix, shape))
     linear, shift = _zyx(matrix)
-    nearest = ndimage.affine_transform(
-        array, linear, shift, output_shape=shape, order=0, mode="nearest"
-    )
-    out = np.zeros(shape, array.dtype)
-    best = np.zeros(shape, np.float32)
-    background = np.ones(shape, np.float32)
-    for index, extent in enumerate(ndimage.find_objects(array), start=1):
-        if extent is None:
-            continue
-        # Only the part of either grid that can hold this class is looked at.
-        low = np.array([max(s.start - 1, 0) for s in extent])
-        high = np.array([min(s.stop + 1, n) for s, n in zip(extent, array.shape, strict=True)])
-        box = _box_in_grid(low - 1, high, matrix, shape)
-        start = np.array([s.start for s in box])
-        share = ndimage.affine_transform(
-            (array[tuple(map(slice, low, high))] == index).astype(np.float32),
-            linear,
-            linear @ start + shift - low,
-            output_shape=tuple(s.stop - s.start for s in box),
-            order=1,
-            mode="nearest",
-        )
-        background[box] -= share
-        share += _TIE * (nearest[box] == index)
-        better = share > best[box]
-        out[box][better] = index
-        best[box][better] = share[better]
-    out[background + _TIE * (nearest == 0) > best] = 0
+    out: NDArray[Any] = _nearest(array, matrix, shape)
     out[~inside(matrix, shape, array.shape)] = 0
+    # Shares differ from one and none only next to a boundary.
+    mixed = ndimage.minimum_filter(array, 3) != ndimage.maximum_filter(array, 3)
+    points = np.flatnonzero(_nearest(mixed.view(np.uint8), matrix, shape))
+    classes = int(array.max()) + 1
+    for some in np.array_split(points, len(points) * classes // _SHARES_AT_ONCE + 1):
+        where = np.stack(np.unravel_index(some, shape)).T @ linear.T + shift
+        held = ((where >= -0.5) & (where <= np.array(array.shape) - 0.5)).all(1)
+        some, where = some[held], where[held]
+        each = np.arange(len(some))
+        share = np.zeros((classes, len(some)), np.float32)
+        share[out.flat[some], each] = _TIE
+        low = np.floor(where).astype(int)
+        for corner in np.ndindex(2, 2, 2):
+            weight = np.abs(1 - np.array(corner) - (where - low)).prod(1)
+            z, y, x = np.clip(low + corner, 0, np.array(array.shape) - 1).T
+            share[array[z, y, x], each] += weight
+        out.flat[some] = share.argmax(0)
     return out
 
 
@@ -140,13 +131,8 @@ def _zyx(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return matrix[2::-1, 2::-1], matrix[2::-1, 3]
 
 
-def _box_in_grid(
-    low: NDArray[Any], high: NDArray[Any], matrix: Matrix, shape: Shape
-) -> tuple[slice, slice, slice]:
-    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
-    linear, shift = _zyx(np.linalg.inv(matrix))
-    reached = corners @ linear.T + shift
-    start = np.clip(np.floor(reached.min(0)).astype(int), 0, shape)
-    stop = np.clip(np.ceil(reached.max(0)).astype(int) + 1, start, shape)
-    z, y, x = map(slice, start.tolist(), stop.tolist())
-    return z, y, x
+def _nearest(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray[Any]:
+    linear, shift = _zyx(matrix)
+    return np.asarray(
+        ndimage.affine_transform(array, linear, shift, output_shape=shape, order=0, mode="nearest")
+    )

@@ -26,9 +26,10 @@ from napari_jrss.data.volume import ScanError, Triple
 SUFFIX = ".ome.zarr"
 _OME = "0.5"
 _ATTRIBUTES = "napari_jrss"
-# One shard holds a whole volume, so a case is a handful of files; a slice along any axis
-# decodes only the chunks that it cuts.
-_CHUNK = 32
+# One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
+# the chunks that it cuts, fewest for an axial one.
+_CHUNKS = (32, 64, 64)
+_PARTIAL = ".partial"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -154,6 +155,12 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
     labels.attrs["ome"] = {"version": _OME, "labels": listed}
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed left aside; only while nobody writes."""
+    for path in folder.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(path)
+
+
 def read_image(path: Path) -> NDArray[np.float32]:
     """Image float32 (z, y, x) of a case."""
     return np.asarray(image_array(path)[:], dtype=np.float32)
@@ -234,7 +241,7 @@ def _write_label(
 def _write_array(
     group: zarr.Group, array: NDArray[Any], name: str, spacing: Triple, kind: str
 ) -> dict[str, Any]:
-    chunks = tuple(min(_CHUNK, n) for n in array.shape)
+    chunks = tuple(min(c, n) for c, n in zip(_CHUNKS, array.shape, strict=True))
     shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
     group.create_array(
         "0",
@@ -273,7 +280,7 @@ def _require_name(name: str) -> str:
 def _aside(folder: Path) -> Any:
     """A path in the same folder that is gone at the end, unless it was renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{uuid4().hex}.partial"
+    aside = folder / f".{uuid4().hex}{_PARTIAL}"
     try:
         yield aside
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 def in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Iterator[tuple[Item, Result | Exception]]:
+) -> Generator[tuple[Item, Result | Exception]]:
     """Call `function` on each item in worker processes; yield as each ends.
 
     Parameters
@@ -45,42 +45,47 @@ def in_processes(
     """
     workers = max(1, min(workers or _cores(), len(items)))
     waiting = deque(items)
-    alone: list[Item] = []
+    suspects: deque[Item] = deque()
     while waiting:
-        yield from _until_broken(function, waiting, alone, workers)
-    for item in alone:
-        again: list[Item] = []
-        yield from _until_broken(function, deque([item]), again, 1)
-        if again:
+        yield from _until_broken(function, waiting, suspects, workers, 2 * workers)
+    while suspects:
+        dead: deque[Item] = deque()
+        yield from _until_broken(function, suspects, dead, 1, 1)
+        for item in dead:
             yield item, BrokenProcessPool("the worker process died")
 
 
 def _until_broken(
-    function: Callable[[Item], Result], waiting: deque[Item], lost: list[Item], workers: int
-) -> Iterator[tuple[Item, Result | Exception]]:
-    """Work through `waiting` with one pool; what was under way when it broke goes to `lost`."""
+    function: Callable[[Item], Result],
+    waiting: deque[Item],
+    lost: deque[Item],
+    workers: int,
+    at_once: int,
+) -> Generator[tuple[Item, Result | Exception]]:
+    """Work through `waiting` with one pool; if it breaks, what was under way is lost."""
     # Never forked: a fork copies locks that threads of this process may hold.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
     under_way: dict[Future[Result], Item] = {}
+    before = len(waiting)
+    broken = False
     try:
-        while (waiting or under_way) and not lost:
-            while waiting and len(under_way) < 2 * workers:
-                future = pool.submit(function, waiting[0])
-                under_way[future] = waiting.popleft()
+        while (waiting or under_way) and not broken:
+            while waiting and len(under_way) < at_once:
+                under_way[pool.submit(function, waiting[0])] = waiting[0]
+                waiting.popleft()
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                item = under_way.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    lost.append(item)
-                elif isinstance(error, Exception):
-                    yield item, error
-                else:
-                    yield item, future.result()
-    except BrokenProcessPool:  # submitting found it broken; nothing left `waiting`
-        pass
+                    broken = True
+                    continue
+                item = under_way.pop(future)
+                yield item, error if isinstance(error, Exception) else future.result()
+    except BrokenProcessPool:  # from submitting: that item still waits, for the next pool
+        if len(waiting) == before:
+            raise  # no process starts at all
     finally:
-        lost.extend(under_way.values())
         pool.shutdown(cancel_futures=True)
+    lost.extend(under_way.values())
 
 
 def _one_thread() -> None:

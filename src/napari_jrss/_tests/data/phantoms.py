@@ -26,7 +26,7 @@ def rotation(x: float, y: float, z: float) -> np.ndarray:
         c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
         matrix = matrix @ turn
-    return matrix
+    return np.asarray(matrix)
 
 
 def oriented_affine(orientation, zooms=(1.0, 1.0, 1.0), tilt=(0, 0, 0), origin=(0, 0, 0)):

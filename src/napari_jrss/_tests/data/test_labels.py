@@ -93,7 +93,7 @@ def test_dataset_json_of_the_decathlon_and_of_nnunet(tmp_path):
         '{"labels": {"background": 0, "a": "b"}}': "has no number",
         '{"name": "x"}': "no labels",
         "[]": "not a JSON object",
-        "{": "",
+        "{": "property name",
     }.items():
         path.write_text(content)
         with pytest.raises(ScanError, match=reason):

