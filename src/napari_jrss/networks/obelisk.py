@@ -6,7 +6,6 @@ trainable positions, which sample the smoothed input image itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +21,7 @@ from napari_jrss.networks.blocks import (
     mean_of_neighbours,
     upsample,
 )
+from napari_jrss.networks.spatial import sample
 
 OFFSET_STD = 0.05
 
@@ -54,21 +54,13 @@ class ObeliskLayer(nn.Module):
 
     def sample(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """Image values at all offsets around all grid points, (B, channels * offsets, *grid)."""
-        count, channels = len(self.offsets), image.shape[1]
+        batch = len(image)
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
             offsets = self.offsets.float().flip(-1)
             points = _grid_points(grid_shape, image.device) + offsets.view(-1, 1, 3)
-            # grid_sample spreads its batches over the threads: parts of the offsets
-            parts = math.gcd(count, 16)
-            batches = points.view(parts, count // parts, -1, 1, 3)
-            samples = torch.stack(
-                [
-                    F.grid_sample(single.expand(parts, -1, -1, -1, -1), batches, align_corners=True)
-                    for single in image.float().split(1)
-                ]
-            )
-        return samples.transpose(1, 2).reshape(-1, channels * count, *grid_shape)
+            samples = sample(image.float(), points.expand(batch, -1, -1, -1).unsqueeze(3))
+        return samples.view(batch, -1, *grid_shape)
 
 
 def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:

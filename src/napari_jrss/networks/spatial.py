@@ -8,6 +8,7 @@ whatever the autocast state: bfloat16 has 8 bits of mantissa, so that voxel 159 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -52,13 +53,33 @@ def warp(
     with torch.autocast(displacement.device.type, enabled=False):
         dtype = torch.promote_types(volume.dtype, torch.float32)
         grid = sampling_grid(displacement.to(dtype), volume.shape[2:])
-        return F.grid_sample(
-            volume.to(dtype),
-            grid,
-            mode="bilinear" if mode == "linear" else "nearest",
-            padding_mode=padding,
+        return sample(
+            volume.to(dtype), grid, "bilinear" if mode == "linear" else "nearest", padding
+        )
+
+
+def sample(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """``grid_sample`` with ``align_corners``, on all the threads of a CPU.
+
+    Torch spreads only the batch over threads; here a grid (B, z, y, x, 3) is cut along z into
+    parts that make a longer batch. The values are the same.
+    """
+    parts = math.gcd(grid.shape[1], 16)
+    # the parts' gradients with respect to the volume would take as many volumes
+    if volume.device.type != "cpu" or volume.requires_grad or parts == 1:
+        return F.grid_sample(volume, grid, mode, padding, align_corners=True)
+    batch, channels = volume.shape[:2]
+    sampled = [
+        F.grid_sample(
+            volume[i].expand(parts, -1, -1, -1, -1),
+            grid[i].unflatten(0, (parts, -1)),
+            mode,
+            padding,
             align_corners=True,
         )
+        for i in range(batch)
+    ]
+    return torch.stack(sampled).transpose(1, 2).reshape(batch, channels, *grid.shape[1:4])
 
 
 def sampling_grid(displacement: Tensor, volume_shape: Sequence[int]) -> Tensor:
