@@ -92,8 +92,9 @@ class ObeliskNetwork(nn.Module):
     slope
         LeakyReLU slope: 0.2 in JRSS, 0.025 in the reference implementation.
     dropout
-        Rate of channel dropout after the last quarter-resolution encoder map and the last
-        decoder map. It has no parameters: weights fit networks of any rate.
+        Rate of channel dropout of the last quarter-resolution encoder map and of the last map
+        that is upsampled. (Of the map before the head it would drop whole classes: that has no
+        more channels than there are.) It has no parameters: weights fit networks of any rate.
     sampled
         Which input channels the obelisk layers see, as a slice; all by default.
     """
@@ -139,8 +140,8 @@ class ObeliskNetwork(nn.Module):
         features = torch.cat([features, upsample(coarse, features.shape[2:])], dim=1)
         features = upsample(self.decode_quarter(features), half.shape[2:])
         features = torch.cat([features, upsample(fine, half.shape[2:]), half], dim=1)
-        features = self.decode_full(self.decode_half(features), full)
-        result: Tensor = self.head(self.dropout(features))
+        features = self.decode_full(self.dropout(self.decode_half(features)), full)
+        result: Tensor = self.head(features)
         return result
 
 
