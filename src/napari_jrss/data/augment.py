@@ -43,5 +43,7 @@ def sample_label(label: Tensor, grid: Tensor, outside: int) -> Tensor:
 
 def random_intensity(image: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Multiply each image by 1 + N(0, std²) and add N(0, std²)."""
-    factor, offset = torch.randn((2, image.shape[0], 1, 1, 1, 1), generator=generator) * std
-    return image * (1 + factor).to(image.device) + offset.to(image.device)
+    drawn = std * torch.randn((2, image.shape[0], 1, 1, 1, 1), generator=generator)
+    factor, offset = drawn.to(image.device)
+    changed: Tensor = image * (1 + factor) + offset
+    return changed

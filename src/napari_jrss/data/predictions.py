@@ -64,4 +64,4 @@ def read_prediction(folder: Path, case_id: str) -> Prediction:
     if not path.exists():
         raise KeyError(f"{folder} holds no prediction of case {case_id}")
     group = zarr.open_group(path, mode="r")
-    return Prediction(**{name: np.asarray(array[...]) for name, array in group.arrays()})  # type: ignore[arg-type, index]
+    return Prediction(**{name: np.asarray(array[...]) for name, array in group.arrays()})
