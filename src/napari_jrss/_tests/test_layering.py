@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import napari_jrss
 
@@ -59,12 +62,15 @@ def dotted(path: Path) -> str:
     return ".".join(parts)
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
-    """Full names of all that a module imports, wherever in the module it does so."""
+def imports(tree: ast.Module, relative: bool = False) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in the module it does so.
+
+    Relative imports are an error unless `relative`; then they are passed over.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not (relative and node.level):
             assert node.level == 0, f"line {node.lineno}: relative import"
             assert node.module is not None
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -106,6 +112,32 @@ def test_a_module_imports_only_from_floors_below(path: Path) -> None:
 )
 def test_the_check_itself_finds_a_violation(name: str, source: str) -> None:
     assert len(violations(name, ast.parse(source))) == 1
+
+
+def declared(extra: str) -> set[str]:
+    """Distributions that an installation with an extra ("" for none) asks for."""
+    requirements = map(Requirement, metadata.requires("napari-jrss") or ())
+    return {
+        canonicalize_name(each.name)
+        for each in requirements
+        if each.marker is None or each.marker.evaluate({"extra": extra})
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "extra"), [(PACKAGE, ""), (PACKAGE / "_tests", "test")], ids=["core", "tests"]
+)
+def test_every_imported_package_is_declared(folder: Path, extra: str) -> None:
+    provided_by = metadata.packages_distributions()
+    for path in sorted(folder.rglob("*.py")):
+        if {"_tests", "widgets"} & set(path.relative_to(folder).parts):
+            continue
+        for imported in imports(ast.parse(path.read_text(encoding="utf-8")), relative=True):
+            top = imported.split(".")[0]
+            if top in sys.stdlib_module_names or top == "napari_jrss":
+                continue
+            distributions = set(map(canonicalize_name, provided_by.get(top, [top])))
+            assert distributions & declared(extra), f"{path.name} imports {top}: declare it"
 
 
 def imported_with(name: str) -> set[str]:
