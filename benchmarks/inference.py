@@ -1,0 +1,151 @@
+"""Time and memory of one case and one pair on this CPU, next to its peers in the same run.
+
+    python benchmarks/inference.py
+    python benchmarks/inference.py --peers monai ants --threads 4
+
+Prints a table in Markdown. Each row runs in a process of its own, so that its peak memory is its
+own; images are two synthetic heads, weights are untrained, which changes no time. Reading and
+writing of files is not timed. ANTs SyN runs once, with its defaults; the rest counts the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+CLASSES = 11
+ROWS = {
+    "segmentation": "JRSS segmentation, 11 classes",
+    "registration": "JRSS registration, field and warped image",
+    "velocity": "JRSS registration, velocity field in 7 steps",
+    "step": "JRSS segmentation, one training step, batch 2",
+    "monai": "MONAI VoxelMorph, field and warped image",
+    "ants": "ANTs SyN, its defaults",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160), metavar="N")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", choices=("monai", "ants"), default=("monai",))
+    parser.add_argument("--training-step", action="store_true", help="also one step, batch 2")
+    arguments = parser.parse_args()
+
+    rows = ["segmentation", "registration", "velocity", *arguments.peers]
+    if arguments.training_step:
+        rows.append("step")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ[name] = str(arguments.threads)
+    results = {}
+    context = multiprocessing.get_context("spawn")
+    for row in rows:
+        print(f"{ROWS[row]} ...", file=sys.stderr)
+        with context.Pool(1) as pool:
+            job = (row, tuple(arguments.shape), arguments.threads, arguments.repeats)
+            results[row] = pool.apply(measure, job)
+
+    size = "x".join(map(str, arguments.shape))
+    print(f"{size} voxels, {arguments.threads} threads, {processor()}\n")
+    print("| | seconds | CPU seconds | peak memory (GB) | time / JRSS registration |")
+    print("|---|---:|---:|---:|---:|")
+    ours = results["registration"][0]
+    for row in rows:
+        seconds, busy, memory = results[row]
+        print(f"| {ROWS[row]} | {seconds:.2f} | {busy:.2f} | {memory:.2f} | {seconds / ours:.1f} |")
+
+
+def measure(
+    row: str, shape: tuple[int, int, int], threads: int, repeats: int
+) -> tuple[float, float, float]:
+    """Median wall and CPU seconds, and the peak memory in GB of this process."""
+    from napari_jrss.sample_data import make_case
+
+    images = [make_case(index, shape).image.astype(np.float32) for index in range(2)]
+    if row != "ants":  # which takes centres of mass, and those need positive intensities
+        images = [(image - image.mean()) / image.std() for image in images]
+    run = prepare(row, images, threads)
+    if row == "ants":
+        repeats = 1
+    else:
+        run()  # allocations and the choice of kernels
+    walls, busy = [], []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        walls.append(time.perf_counter() - wall)
+        busy.append(time.process_time() - cpu)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_gb = peak / (1e9 if sys.platform == "darwin" else 1e6)
+    return statistics.median(walls), statistics.median(busy), peak_gb
+
+
+def prepare(row: str, images: list[np.ndarray], threads: int) -> Callable[[], object]:
+    """What a row times."""
+    if row == "ants":
+        import ants
+
+        moving, fixed = (ants.from_numpy(image) for image in images)
+        return lambda: ants.registration(fixed, moving, type_of_transform="SyN")
+
+    import torch
+
+    torch.set_num_threads(threads)
+    moving, fixed = (torch.from_numpy(image)[None, None] for image in images)
+    if row == "monai":
+        from monai.networks.nets import VoxelMorph
+
+        peer = VoxelMorph().eval()
+        return torch.inference_mode()(lambda: peer(moving, fixed))
+
+    from napari_jrss.config import NetworkConfig
+    from napari_jrss.losses import one_hot, soft_dice_loss
+    from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+    from napari_jrss.networks.spatial import warp
+
+    if row == "segmentation":
+        network = build_segmentation_network(NetworkConfig(), CLASSES).eval()
+        return torch.inference_mode()(lambda: network(fixed).argmax(1))
+    if row == "step":
+        network = build_segmentation_network(NetworkConfig(), CLASSES, dropout=0.5)
+        optimiser = torch.optim.Adam(network.parameters())
+        batch = torch.cat([moving, fixed])
+        target = one_hot((batch[:, 0] > 0).long(), CLASSES)
+
+        def step() -> None:
+            optimiser.zero_grad()
+            soft_dice_loss(network(batch).softmax(1), target).backward()
+            optimiser.step()
+
+        return step
+    steps = 7 if row == "velocity" else 0
+    network = build_registration_network(NetworkConfig(integration_steps=steps)).eval()
+
+    def register() -> torch.Tensor:
+        displacement = network(moving, fixed)
+        return warp(moving, displacement)
+
+    return torch.inference_mode()(register)
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    description = Path("/proc/cpuinfo")
+    lines = description.read_text().splitlines() if description.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
