@@ -133,7 +133,7 @@ def test_a_snapshots_training_cases_are_labelled_and_unlabelled_in_a_fixed_order
         unlabelled=("c",),
         validation=("b",),
         label_versions={},
-        arrays=CachedArrays(lambda c: np.zeros(1), lambda c: np.zeros(1, np.uint8)),
+        arrays=CachedArrays(lambda c: np.zeros(1, np.float32), lambda c: np.zeros(1, np.uint8)),
     )
     assert snapshot.training == ("a", "c", "d")
     assert snapshot.classes == 2

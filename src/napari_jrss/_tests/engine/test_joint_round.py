@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,21 @@ from napari_jrss._tests.engine.phantoms import (
     write_parent,
 )
 from napari_jrss.data.batches import CohortSnapshot
-from napari_jrss.data.predictions import read_prediction
-from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StageStarted, StepEnd
+from napari_jrss.data.predictions import read_prediction, write_prediction
+from napari_jrss.engine.events import (
+    Cancelled,
+    CaseScreened,
+    EpochEnd,
+    Event,
+    RoundFinished,
+    StageFinished,
+    StageStarted,
+    StepEnd,
+    parse_event,
+)
 from napari_jrss.engine.joint_round import (
     METRICS,
-    PREDICTIONS,
     REGISTRATION,
-    STUDENT,
-    TEACHER,
     Round,
     RoundError,
     describe,
@@ -44,7 +52,7 @@ from napari_jrss.engine.joint_round import (
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Thread pools cost more than they bring on 16 voxels."""
     before = torch.get_num_threads()
@@ -53,10 +61,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class Straight:
+    """A round that nothing interrupted, whom it read, and its parent as it was before."""
+
+    this: Round
+    events: list[Event]
+    read: list[tuple[str, str]]
+    parent_before: dict[str, bytes]
+
+
+def straight(folder: Path, parent: Path | None) -> Straight:
+    arrays = RecordingArrays()
+    this = Round(1, snapshot(arrays=arrays), tiny_config(), folder, parent)
+    before = files(parent) if parent else {}
+    return Straight(this, run(this), arrays.read, before)
+
+
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of untrained networks."""
     return write_parent(tmp_path_factory.mktemp("rounds") / "0000")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    return straight(tmp_path_factory.mktemp("rounds") / "0000", None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, parent: Path) -> Straight:
+    return straight(tmp_path_factory.mktemp("rounds") / "0001", parent)
 
 
 def joint(folder: Path, parent: Path, cohort: CohortSnapshot | None = None, **changes) -> Round:
@@ -67,20 +102,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-
-
 def run(this: Round, cancel: AfterSteps | Never | None = None) -> list[Event]:
     return list(run_round(this, cpu(), cancel or Never()))
 
 
 def test_pretraining_leaves_both_networks_and_a_prediction_of_each_unlabelled_case(
-    tmp_path: Path,
+    pretrained: Straight,
 ) -> None:
-    cohort = snapshot()
-    events = run(Round(0, cohort, tiny_config(), tmp_path))
-    assert kinds(events) == [
+    assert kinds(pretrained.events) == [
         ("stage_started", "mono_segmentation"),
         ("stage_finished", "mono_segmentation"),
         ("stage_started", "mono_registration"),
@@ -90,28 +119,26 @@ def test_pretraining_leaves_both_networks_and_a_prediction_of_each_unlabelled_ca
         ("stage_finished", "prediction"),
         ("round_finished", ""),
     ]
-    assert {p.name for p in tmp_path.iterdir()} == {
+    folder = pretrained.this.folder
+    assert {p.name for p in folder.iterdir()} == {
         "config.json",
-        METRICS,
-        PREDICTIONS,
-        REGISTRATION,
-        TEACHER,
+        "metrics.jsonl",
+        "predictions",
+        "registration.safetensors",
+        "teacher.safetensors",
     }
-    assert {p.name for p in (tmp_path / PREDICTIONS).iterdir()} == {
-        f"{case}.zarr" for case in UNLABELLED
-    }
-    assert read_prediction(tmp_path / PREDICTIONS, "u").uncertainty is None
-    finished = events[-1]
-    assert isinstance(finished, RoundFinished)
-    assert finished.metrics["labelled"] == len(LABELLED)
-    assert {"validation_segmentation_dice", "validation_registration_dice"} <= set(finished.metrics)
+    assert {p.stem for p in (folder / "predictions").iterdir()} == set(UNLABELLED)
+    assert read_prediction(folder / "predictions", "u").uncertainty is None
+    last = pretrained.events[-1]
+    assert isinstance(last, RoundFinished)
+    assert last.metrics["labelled"] == len(LABELLED)
+    assert {"validation_segmentation_dice", "validation_registration_dice"} <= set(last.metrics)
 
 
 def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(
-    tmp_path: Path, parent: Path
+    finished: Straight, parent: Path
 ) -> None:
-    before = files(parent)
-    events = run(joint(tmp_path, parent))
+    events, folder = finished.events, finished.this.folder
     assert kinds(events) == [
         ("stage_started", "screening"),
         *[("case_screened", "screening")] * len(UNLABELLED),
@@ -124,24 +151,29 @@ def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(
         ("stage_finished", "prediction"),
         ("round_finished", ""),
     ]
-    assert {p.name for p in tmp_path.iterdir()} == {
+    assert {p.name for p in folder.iterdir()} == {
         "config.json",
-        METRICS,
-        PREDICTIONS,
-        REGISTRATION,
-        STUDENT,
-        TEACHER,
+        "metrics.jsonl",
+        "predictions",
+        "registration.safetensors",
+        "student.safetensors",
+        "teacher.safetensors",
     }
-    uncertainty = read_prediction(tmp_path / PREDICTIONS, "u").uncertainty
+    uncertainty = read_prediction(folder / "predictions", "u").uncertainty
     assert uncertainty is not None
     assert uncertainty.min() >= 0
-    assert files(parent) == before
-    recorded = metrics(tmp_path)
-    assert {line["kind"] for line in recorded} == {"case_screened", "epoch_end", "stage_finished"}
+    assert files(parent) == finished.parent_before
+    screened = [e for e in events if isinstance(e, CaseScreened)]
     last = events[-1]
     assert isinstance(last, RoundFinished)
-    accepted = [e.accepted for e in events if e.kind == "case_screened" and e.stage == "prediction"]
-    assert last.metrics["accepted"] == sum(accepted)
+    assert last.metrics["accepted"] == sum(e.accepted for e in screened if e.stage == "prediction")
+
+
+def test_metrics_are_the_events_that_outlive_a_run(finished: Straight) -> None:
+    lines = (finished.this.folder / METRICS).read_text().splitlines()
+    kept = [e for e in finished.events if isinstance(e, EpochEnd | CaseScreened | StageFinished)]
+    assert [parse_event(line) for line in lines] == kept
+    assert {event.kind for event in kept} == {"case_screened", "epoch_end", "stage_finished"}
 
 
 def test_the_configuration_tells_settings_cases_and_label_versions(
@@ -157,13 +189,11 @@ def test_the_configuration_tells_settings_cases_and_label_versions(
 
 
 def test_labels_are_read_of_labelled_and_validation_cases_only_and_test_cases_never(
-    tmp_path: Path, parent: Path
+    pretrained: Straight, finished: Straight
 ) -> None:
-    for folder, origin in ((tmp_path / "0", None), (tmp_path / "1", parent)):
-        arrays = RecordingArrays()
-        run(Round(1, snapshot(arrays=arrays), tiny_config(), folder, origin))
-        assert {case for kind, case in arrays.read if kind == "label"} == {*LABELLED, *VALIDATION}
-        assert {case for kind, case in arrays.read if kind == "image"} == set(CASES)
+    for each in (pretrained, finished):
+        assert {case for kind, case in each.read if kind == "label"} == {*LABELLED, *VALIDATION}
+        assert {case for kind, case in each.read if kind == "image"} == set(CASES)
 
 
 @pytest.mark.parametrize(
@@ -196,21 +226,23 @@ def test_without_registration_epochs_the_parents_network_is_used(
 
 
 def test_the_parents_predictions_are_screened_and_a_later_case_is_predicted(
-    tmp_path: Path, parent: Path
+    tmp_path: Path, pretrained: Straight
 ) -> None:
-    own = shutil.copytree(parent, tmp_path / "0")
-    run(Round(0, snapshot(unlabelled=("u", "v")), tiny_config(), own))
-    told = {
-        event.case_id: event
-        for event in run_round(joint(tmp_path / "1", own), cpu(), AfterSteps(3))
-        if event.kind == "case_screened"
-    }
-    assert set(told) == set(UNLABELLED)
-    assert not (own / PREDICTIONS / "w.zarr").exists()
-    shutil.rmtree(own / PREDICTIONS / "v.zarr")
-    events = run_round(joint(tmp_path / "2", own), cpu(), AfterSteps(3))
-    again = {event.case_id: event for event in events if event.kind == "case_screened"}
-    assert again == told
+    own = shutil.copytree(pretrained.this.folder, tmp_path / "0")
+
+    def screened(name: str) -> list[Event]:
+        events = run_round(joint(tmp_path / name, own), cpu(), AfterSteps(3))
+        return [event for event in events if isinstance(event, CaseScreened)]
+
+    told = screened("1")
+    assert [event.case_id for event in told if isinstance(event, CaseScreened)] == [*UNLABELLED]
+    shutil.rmtree(own / "predictions" / "w.zarr")
+    assert screened("2") == told
+    assert not (own / "predictions" / "w.zarr").exists()
+    # It is the prediction on disk that counts, not a new one.
+    told_w = read_prediction(own / "predictions", "v")
+    write_prediction(own / "predictions", "u", told_w)
+    assert screened("3")[0] != told[0]
 
 
 @pytest.mark.parametrize(
@@ -245,38 +277,41 @@ def test_classes_that_must_pass_are_those_of_the_labelled_cases() -> None:
     assert labelled_classes(snapshot()) == (1, 2)
 
 
-@pytest.mark.parametrize("origin", [None, "parent"])
+@pytest.mark.parametrize("name", ["pretrained", "finished"])
 def test_a_round_cancelled_again_and_again_ends_like_the_straight_run(
-    origin: str | None, tmp_path: Path, parent: Path
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    start = parent if origin else None
-    run(Round(1, snapshot(), tiny_config(), tmp_path / "straight", start))
-    broken = Round(1, snapshot(), tiny_config(), tmp_path / "broken", start)
+    expected: Straight = request.getfixturevalue(name)
+    broken = replace(expected.this, folder=tmp_path)
     # One more look than a stage and its screening repeat before they get on.
-    for look in (0, 1, 2, 4, 4, 4, 4, 4, 5, 5, 5, 5):
+    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 6):
         events = run(broken, AfterSteps(look))
         if isinstance(events[-1], RoundFinished):
             break
         assert isinstance(events[-1], Cancelled)
-        steps = [e for e in events if isinstance(e, StepEnd)]
-        assert len(steps) <= look
-    else:
-        events = run(broken)
+        assert sum(isinstance(e, StepEnd) for e in events) <= look
     assert isinstance(events[-1], RoundFinished)
-    assert_same_tensors(weights(tmp_path / "straight"), weights(tmp_path / "broken"))
-    assert files(tmp_path / "straight") == files(tmp_path / "broken")
+    assert_same_tensors(weights(tmp_path), weights(expected.this.folder))
+    assert files(tmp_path) == files(expected.this.folder)
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, parent: Path) -> None:
-    this = joint(tmp_path, parent)
-    finished = run(this)[-1]
-    before = files(tmp_path)
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
-    events = run(this)
+def test_what_is_done_is_not_done_again(finished: Straight, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.this.folder, tmp_path / "again")
+    before = files(folder)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    events = run(replace(finished.this, folder=folder))
     assert [e for e in events if isinstance(e, StepEnd)] == []
-    assert events[-1] == finished
-    assert files(tmp_path) == before
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")} == stamps
+    assert events[-1] == finished.events[-1]
+    assert files(folder) == before
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_the_seed_decides(pretrained: Straight, tmp_path: Path) -> None:
+    other = replace(pretrained.this, folder=tmp_path, config=tiny_config(seed=1))
+    steps = [e.losses for e in run(other, AfterSteps(2)) if isinstance(e, StepEnd)]
+    first = [e.losses for e in pretrained.events if isinstance(e, StepEnd)][:2]
+    assert len(steps) == 2
+    assert steps != first
 
 
 def test_a_resumed_stage_tells_where_it_goes_on(tmp_path: Path) -> None:
@@ -295,7 +330,7 @@ def test_leftovers_of_a_kill_and_half_a_line_are_swept(tmp_path: Path) -> None:
     whole = (tmp_path / METRICS).read_text()
     (tmp_path / METRICS).write_text(whole + '{"kind":"epoch_e')
     (tmp_path / ".teacher.safetensors.123").write_bytes(b"half")
-    (tmp_path / PREDICTIONS / ".u.zarr.123").mkdir(parents=True)
+    (tmp_path / "predictions" / ".u.zarr.123").mkdir(parents=True)
     run(this, AfterSteps(0))
     assert (tmp_path / METRICS).read_text() == whole
     assert [p.name for p in tmp_path.rglob(".*")] == []

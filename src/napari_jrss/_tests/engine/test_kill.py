@@ -49,31 +49,25 @@ Moment = AtEvent | BeforeChange
 
 PRETRAINING: tuple[Moment, ...] = (
     BeforeChange("os.rename", "config.json"),
-    AtEvent("stage_started", "mono_segmentation"),
     AtEvent("step_end", "mono_segmentation", 3),
     BeforeChange("os.rename", "mono_segmentation.state.safetensors"),
-    AtEvent("epoch_end", "mono_segmentation", 2),
     BeforeChange("os.rename", "teacher.safetensors"),
     BeforeChange("os.remove", "mono_segmentation.state.safetensors"),
     AtEvent("stage_finished", "mono_segmentation"),
     AtEvent("step_end", "mono_registration", 2),
-    AtEvent("epoch_end", "mono_registration", 1),
     BeforeChange("os.remove", "mono_registration.state.safetensors"),
     BeforeChange("os.rename", "u.zarr"),
     AtEvent("case_screened", "prediction", 2),
-    AtEvent("stage_finished", "prediction"),
 )
 JOINT: tuple[Moment, ...] = (
     AtEvent("case_screened", "screening", 2),
     AtEvent("step_end", "registration_1", 1),
     BeforeChange("os.rename", "registration.safetensors"),
-    AtEvent("step_end", "student_1", 3),
     AtEvent("epoch_end", "student_1", 1),
     BeforeChange("os.rename", "student.safetensors"),
     BeforeChange("os.rename", "teacher.safetensors"),
     BeforeChange("os.remove", "student_1.state.safetensors"),
     BeforeChange("os.rename", "v.zarr"),
-    AtEvent("case_screened", "prediction", 1),
 )
 
 
@@ -145,12 +139,10 @@ def test_killed_at_one_moment_after_the_other_and_resumed(
 
 def test_killed_from_outside_and_resumed(start, tmp_path: Path) -> None:
     straight = start(tmp_path / "straight", None, None)
-    straight.join()
     kills = 0
-    for delay in (0.15, 0.3, 0.45, 0.6):
+    for delay in (0.2, 0.4):
         process = start(tmp_path / "killed", None, None)
-        metrics = tmp_path / "killed" / "config.json"
-        while process.is_alive() and not metrics.exists():
+        while process.is_alive() and not (tmp_path / "killed" / "config.json").exists():
             time.sleep(0.01)
         process.join(delay)
         process.kill()
@@ -158,6 +150,7 @@ def test_killed_from_outside_and_resumed(start, tmp_path: Path) -> None:
         kills += process.exitcode == -signal.SIGKILL
     assert kills > 0
     last = start(tmp_path / "killed", None, None)
-    last.join()
-    assert last.exitcode == 0
+    for process in (straight, last):
+        process.join()
+        assert process.exitcode == 0
     assert _files(tmp_path / "killed") == _files(tmp_path / "straight")

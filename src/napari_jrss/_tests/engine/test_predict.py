@@ -55,7 +55,8 @@ def test_a_prediction_is_the_teachers_softmax_in_evaluation_mode() -> None:
         expected = network(torch.from_numpy(image)[None, None]).softmax(1)[0]
     np.testing.assert_array_equal(told.label, expected.argmax(0).numpy())
     np.testing.assert_allclose(told.confidence, expected.max(0).values.numpy(), atol=1e-3)
-    assert (told.label.dtype, told.confidence.dtype) == (np.uint8, np.float16)
+    assert told.label.dtype == np.uint8
+    assert told.confidence.dtype == np.float16
     assert told.uncertainty is None
 
 
@@ -122,7 +123,7 @@ def test_an_untrained_registration_network_is_next_to_the_identity() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
 def test_a_warped_array_keeps_its_type_and_follows_the_field(dtype: type) -> None:
     rng = np.random.default_rng(0)
-    array = rng.integers(0, 200, (6, 7, 8)).astype(dtype)
+    array: np.ndarray = rng.integers(0, 200, (6, 7, 8)).astype(dtype)
     field = np.zeros((3, 6, 7, 8), np.float32)
     field[0], field[2] = 1, -2  # warped(p) = moving(p + u(p))
     nearest = warp_array(array, field, nearest=True)

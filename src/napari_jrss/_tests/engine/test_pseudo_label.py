@@ -121,6 +121,7 @@ def test_what_is_kept_is_predicted_confident_and_of_a_class_that_passed(
 ) -> None:
     config = ScreeningConfig(tau=tau, class_gate=gate, voxel_gate=voxel_gate)
     result = screen(Prediction(label, confidence), CLASSES, (1, 2, 3), config)
+    confidence = confidence.astype(float)
     kept = result.target != IGNORED
     np.testing.assert_array_equal(result.target[kept], label[kept])
     assert result.classes_passed[label[kept]].all()

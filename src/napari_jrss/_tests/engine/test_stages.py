@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def pseudo(case: str, accepted: bool) -> PseudoLabel:
     """The truth as a pseudo-label, its upper half screened out."""
     label = phantom(case)[1]
-    target = label.copy()
+    target = label.astype(np.uint8)
     target[8:] = IGNORED
     return PseudoLabel(label, target, accepted, np.ones(C), np.ones(C, bool))
 

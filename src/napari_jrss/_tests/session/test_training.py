@@ -97,10 +97,10 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
     import shutil
 
     with Project.open(shutil.copytree(trainable_once, tmp_path / "other.jrss")) as other:
-        run(other, 2, seed=3)
+        run(other, 1, seed=3)
         straight = [weights(entry.folder) for entry in other.rounds()]
 
-    first = run(project, 2, AfterSteps(3), seed=3)
+    first = run(project, 1, AfterSteps(3), seed=3)
     assert isinstance(first[-1], Cancelled)
     assert outcomes(project) == [(0, None, Outcome.CANCELLED)]
     assert teacher(project) is None
@@ -109,9 +109,9 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
     assert isinstance(second[-1], Cancelled)
     assert outcomes(project) == [(0, None, Outcome.FINISHED), (1, 0, Outcome.CANCELLED)]
     assert teacher(project) == 0
-    third = run(project, 1, resume=True)
-    assert [e.number for e in third if isinstance(e, RoundFinished)] == [1, 2]
-    assert teacher(project) == 2
+    third = run(project, 5, resume=True)
+    assert [e.number for e in third if isinstance(e, RoundFinished)] == [1]
+    assert teacher(project) == 1
     for entry, expected in zip(project.rounds(), straight, strict=True):
         assert_same_tensors(weights(entry.folder), expected)
 
