@@ -1,0 +1,86 @@
+"""The U-Net of VoxelMorph (Balakrishnan et al. 2019), and one of MONAI's made to fit any grid."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class VoxelMorphUNet(nn.Module):
+    """VoxelMorph's network: (B, in, z, y, x) -> (B, out, z, y, x), for any grid size.
+
+    Convolutions with LeakyReLU and no normalisation: 16, 32, 32, 32 channels with max-pooling,
+    four times 32 with nearest upsampling and concatenation, then 32, 16, 16 and the head. With
+    2 inputs and 3 outputs VoxelMorph; with 1 input and C outputs the paper's VM-UNet.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Numbers of channels.
+    slope
+        LeakyReLU slope, 0.2 in VoxelMorph.
+    dropout
+        Rate of channel dropout after the last encoder map and the last decoder map.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, slope: float = 0.2, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.encoder = _convolutions((in_channels, 16, 32, 32, 32), slope)
+        self.decoder = nn.ModuleList(
+            _convolutions((width, 32), slope)[0] for width in (32, 64, 64, 64)
+        )
+        self.final = nn.Sequential(*_convolutions((48, 32, 16, 16), slope))
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(16, out_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits or a field, on the image's grid."""
+        features, skipped = image, []
+        for block in self.encoder:
+            features = block(features)
+            skipped.append(features)
+            features = F.max_pool3d(features, 2, ceil_mode=True)
+        features = self.dropout(features)
+        for block in self.decoder:
+            finer = skipped.pop()
+            features = F.interpolate(block(features), size=finer.shape[2:], mode="nearest")
+            features = torch.cat([features, finer], dim=1)
+        result: Tensor = self.head(self.dropout(self.final(features)))
+        return result
+
+
+def _convolutions(widths: tuple[int, ...], slope: float) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Sequential(nn.Conv3d(into, out, 3, padding=1), nn.LeakyReLU(slope, inplace=True))
+        for into, out in pairwise(widths)
+    )
+
+
+class AnyGrid(nn.Module):
+    """Lets a network that needs multiples of a number take any grid: pads, then crops.
+
+    Parameters
+    ----------
+    network
+        (B, in, z, y, x) -> (B, out, z, y, x).
+    multiple
+        What each axis has to be a multiple of.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The network's output on the image's own grid."""
+        depth, height, width = image.shape[2:]
+        missing = [-size % self.multiple for size in (width, height, depth)]
+        padded = F.pad(image, [side for size in missing for side in (0, size)], mode="replicate")
+        result: Tensor = self.network(padded)
+        return result[:, :, :depth, :height, :width]
