@@ -271,7 +271,7 @@ _FAST: dict[str, object] = {
         "lambda_d": 1.0,
         "labelled_pair_fraction": 0.5,
     },
-    "joint": {"segmentation_epochs": 8, "registration_epochs": 10},
+    "joint": {"segmentation_epochs": 12, "registration_epochs": 10},
 }
 _SMOKE: dict[str, object] = {
     "registration_network": {"output_scale": 10.0},
