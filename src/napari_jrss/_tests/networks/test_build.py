@@ -150,3 +150,13 @@ def test_autocast_stays_close_to_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = network(image)
     assert (got.float() - wanted).abs().mean() < 0.02 * wanted.abs().mean()
+
+
+def test_output_scale_multiplies_the_field() -> None:
+    single = build_registration_network(config())
+    scaled = build_registration_network(config(output_scale=8.0))
+    scaled.load_state_dict(single.state_dict())
+    moving, fixed = torch.randn(2, 1, 1, 16, 16, 16)
+    torch.testing.assert_close(
+        scaled.eval()(moving, fixed), 8 * single.eval()(moving, fixed), atol=1e-7, rtol=1e-4
+    )
