@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that ``--help`` is instant.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -239,7 +240,9 @@ def train(
     from napari_jrss.session.settings import training_config
 
     settings = training_config(preset, config, seed=seed, tau=tau)
-    with Project.open(project) as opened, _cancel_on_interrupt() as cancel:
+    # With several devices, Fabric runs this same command once more for each further one.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    with Project.open(project, read_only=not first) as opened, _cancel_on_interrupt() as cancel:
         import torch
 
         from napari_jrss.session.training import train as run
@@ -249,7 +252,9 @@ def train(
         events = run(
             opened, settings, rounds, cancel, device=device, devices=devices, resume=resume
         )
-        for _ in _print_lines(events) if as_json else training_progress(events):
+        if first:
+            events = _print_lines(events) if as_json else training_progress(events)
+        for _ in events:
             pass
     if cancel.is_set():
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)

@@ -79,9 +79,6 @@ def fit(
         first_step=state.step,
         best=state.best_validation,
     )
-    if state.step == 0:
-        _validate(stage, state)
-
     while state.step < stage.steps:
         if stop_requested(cancel, fabric):
             _save(stage, fabric, state, state_path)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from napari_jrss.data.batches import CaseArrays, Image, Label
 from napari_jrss.data.predictions import Prediction
 from napari_jrss.losses import symmetric_kl
+from napari_jrss.networks.obelisk import seeing_tiles
 from napari_jrss.networks.spatial import warp
 
 TILE_OVERLAP = 0.25
@@ -37,16 +38,17 @@ def segmentation_logits(
             return logits.float()[0]
         from monai.inferers import sliding_window_inference
 
-        tiled = sliding_window_inference(
-            tensor,
-            tuple(tile),
-            1,
-            network,
-            overlap=TILE_OVERLAP,
-            mode="gaussian",
-            sw_device=device,
-            device="cpu",
-        )
+        with seeing_tiles(network, image.shape, tile):
+            tiled = sliding_window_inference(
+                tensor,
+                tuple(tile),
+                1,
+                network,
+                overlap=TILE_OVERLAP,
+                mode="gaussian",
+                sw_device=device,
+                device="cpu",
+            )
         assert isinstance(tiled, Tensor)
         return tiled.float()[0]
 

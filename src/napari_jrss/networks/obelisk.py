@@ -6,7 +6,8 @@ trainable positions, which sample the smoothed input image itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class ObeliskLayer(nn.Module):
         self.dense = nn.ModuleList(_DenseUnit(width, 32, slope) for width in (128, 160, 192))
         self.out = _DenseUnit(224, out_channels, slope)
         self.slope = slope
+        self.stretch = (1.0, 1.0, 1.0)
 
     def forward(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """(B, channels, z, y, x) -> (B, out_channels, *grid_shape)."""
@@ -57,10 +59,27 @@ class ObeliskLayer(nn.Module):
         batch = len(image)
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
-            offsets = self.offsets.float().flip(-1)
+            offsets = (self.offsets * self.offsets.new_tensor(self.stretch)).float().flip(-1)
             points = _grid_points(grid_shape, image.device) + offsets.view(-1, 1, 3)
             samples = sample(image.float(), points.expand(batch, -1, -1, -1).unsqueeze(3))
         return samples.view(batch, -1, *grid_shape)
+
+
+@contextmanager
+def seeing_tiles(network: nn.Module, whole: Sequence[int], tile: Sequence[int]) -> Iterator[None]:
+    """Let obelisk layers reach as many voxels in a tile as in the whole image (both z, y, x).
+
+    Their offsets are fractions of the input's extent, which in a tile is a smaller one.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, ObeliskLayer)]
+    z, y, x = ((w - 1) / max(t - 1, 1) for w, t in zip(whole, tile, strict=True))
+    try:
+        for layer in layers:
+            layer.stretch = (z, y, x)
+        yield
+    finally:
+        for layer in layers:
+            layer.stretch = (1.0, 1.0, 1.0)
 
 
 def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:

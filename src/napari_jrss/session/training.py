@@ -13,6 +13,8 @@ from napari_jrss.project.project import Project
 from napari_jrss.session.description import config_of, description_of
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from napari_jrss.engine.events import Event
     from napari_jrss.engine.fit import Cancel
 
@@ -48,7 +50,7 @@ def train(
     Parameters
     ----------
     project
-        Open for writing.
+        Open for writing; in a second process of a run on several devices, read-only.
     config
         Settings; a resumed round keeps those that it was started with.
     rounds
@@ -81,27 +83,19 @@ def train(
         plan = _Planned(plan.config, plan.rounds_left - 1)
 
 
-def _run(project: Project, plan: _Planned, fabric: object, cancel: Cancel) -> Iterator[Event]:
-    """Run one planned round and record how it ended."""
+def _run(project: Project, plan: _Planned, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+    """Run one planned round; the first process records it and how it ended."""
     from napari_jrss.engine.events import RoundFinished
-    from napari_jrss.engine.joint_round import Round, describe, run_round
+    from napari_jrss.engine.joint_round import Round, run_round
 
-    if plan.interrupted is not None:
-        entry = project.resume_round(plan.interrupted.number)
-        snapshot = project.snapshot(entry.number)
-    else:
-        snapshot = project.snapshot()
-        teacher = project.teacher
-        entry = project.start_round(
-            None if teacher is None else teacher.number,
-            describe(snapshot, plan.config, plan.rounds_left),
-            snapshot.label_versions,
-        )
+    number = _enter(project, plan) if fabric.is_global_zero else -1
+    entry = project.round(fabric.broadcast(number))
+    snapshot = project.snapshot(entry.number)
     parent = None if entry.parent is None else project.round(entry.parent).folder
     this = Round(entry.number, snapshot, plan.config, entry.folder, parent)
     outcome, metrics = Outcome.CANCELLED, {}
     try:
-        for event in run_round(this, fabric, cancel):  # type: ignore[arg-type]
+        for event in run_round(this, fabric, cancel):
             if isinstance(event, RoundFinished):
                 outcome, metrics = Outcome.FINISHED, event.metrics
             yield event
@@ -109,7 +103,22 @@ def _run(project: Project, plan: _Planned, fabric: object, cancel: Cancel) -> It
         outcome, metrics = Outcome.FAILED, {"error": str(error)}  # type: ignore[dict-item]
         raise
     finally:
-        project.finish_round(entry.number, outcome, metrics, promote=outcome is Outcome.FINISHED)
+        if fabric.is_global_zero:
+            finished = outcome is Outcome.FINISHED
+            project.finish_round(entry.number, outcome, metrics, promote=finished)
+    fabric.barrier()
+
+
+def _enter(project: Project, plan: _Planned) -> int:
+    """Start the planned round in the project, or go on with it; its number."""
+    from napari_jrss.engine.joint_round import describe
+
+    if plan.interrupted is not None:
+        return project.resume_round(plan.interrupted.number).number
+    snapshot, teacher = project.snapshot(), project.teacher
+    description = describe(snapshot, plan.config, plan.rounds_left)
+    parent = None if teacher is None else teacher.number
+    return project.start_round(parent, description, snapshot.label_versions).number
 
 
 def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | None) -> _Planned:

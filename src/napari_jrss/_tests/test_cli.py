@@ -1,0 +1,242 @@
+"""The command line as a person meets it: real processes, real files, real mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from napari_jrss.project.project import Project
+from napari_jrss.sample_data import make_cohort
+
+TINY = {
+    "segmentation": {"minimum_steps": 6},
+    "registration": {"minimum_steps": 6},
+    "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
+    "screening": {"tau": 0.05},
+}
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run one command and check its exit code."""
+    result = subprocess.run(
+        [sys.executable, "-m", "napari_jrss", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def mistake(*arguments: object) -> str:
+    """The one line on the standard error with which a command refuses."""
+    result = run(*arguments, code=2)
+    lines = result.stderr.strip().splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1, result.stderr
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cohort(tmp_path_factory.mktemp("cohort"), cases=8, shape=(16, 24, 16), structures=2)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project taken through init, split and train by the command line alone."""
+    project = tmp_path_factory.mktemp("project") / "brain.jrss"
+    groups = cohort / "groups.csv"
+    scans = ["--images", cohort / "images", "--labels", cohort / "labels", "--groups", groups]
+    assert "8 cases imported, 8 with a label" in run("init", project, *scans).stdout
+    dealt = run("split", project, "--labelled", 2, "--validation", 2, "--test", 2).stdout
+    assert "training 4 (labelled 2), validation 2, test 2" in dealt
+    events = run(
+        "train", project, "--rounds", 1, "--preset", "smoke", "--config", settings, "--json"
+    ).stdout
+    kinds = [json.loads(line)["kind"] for line in events.splitlines()]
+    assert kinds.count("round_finished") == 2
+    return project
+
+
+def test_status_names_rounds_and_teacher(trained: Path) -> None:
+    report = json.loads(run("status", trained, "--json").stdout)
+    assert report["labelled"] == 2
+    assert report["unlabelled"] == 2
+    assert [entry["outcome"] for entry in report["rounds"]] == ["finished", "finished"]
+    assert report["teacher"] == 1
+    assert "round" in run("status", trained).stdout
+
+
+def test_evaluate_gives_every_figure_for_every_round(trained: Path) -> None:
+    rounds = json.loads(run("evaluate", trained, "--pairs", "all", "--json").stdout)["rounds"]
+    assert [entry["name"] for entry in rounds] == ["Mono-Nets", "JRSS round 1"]
+    for entry in rounds:
+        assert entry["segmentation"]["cases"] == 2
+        assert entry["registration"]["pairs"] == 2
+        assert set(entry["segmentation"]["dice"]["per_class"]) == set(
+            entry["registration"]["dice"]["per_class"]
+        )
+        for figure in ("dice_before", "dice", "std_jacobian", "sdlogj_plus3", "folded_percent"):
+            assert entry["registration"][figure]["mean"] is not None
+        assert "hd95_mm" in entry["segmentation"]
+        assert entry["registration"]["seconds_per_pair"]["mean"] > 0
+
+
+def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    scans = sorted((cohort / "images").iterdir())[:2]
+    result = json.loads(
+        run("segment", trained, *scans, "--out", tmp_path, "--maps", "--json").stdout
+    )
+    for scan, entry in zip(scans, result, strict=True):
+        source, label = nib.load(scan), nib.load(entry["label"])
+        assert label.shape == source.shape
+        np.testing.assert_array_equal(label.affine, source.affine)
+        name = scan.name.removesuffix(".nii.gz")
+        confidence = nib.load(tmp_path / f"{name}_confidence.nii.gz").get_fdata()
+        assert 0 < confidence.max() <= 1
+        assert (tmp_path / f"{name}_uncertainty.nii.gz").exists()
+
+
+def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    labelled = [c.case_id for c in Project.open(trained, read_only=True).cases() if c.label_version]
+    report = json.loads(
+        run(
+            "register",
+            trained,
+            *("--moving", labelled[0], "--fixed", labelled[1], "--out", tmp_path / "cases"),
+            "--json",
+        ).stdout
+    )
+    assert len(report["dice"]) == 2
+    fixed = nib.load(cohort / "images" / f"{labelled[1]}.nii.gz")
+    for name in ("warped_image", "warped_label"):
+        warped = nib.load(tmp_path / "cases" / f"{name}.nii.gz")
+        assert warped.shape == fixed.shape
+        np.testing.assert_allclose(warped.affine, fixed.affine)
+    files = sorted((cohort / "images").iterdir())
+    run("register", trained, "--moving", files[0], "--fixed", files[1], "--out", tmp_path / "files")
+    assert nib.load(tmp_path / "files" / "displacement.nii.gz").shape[-1] == 3
+
+
+def test_export_returns_an_imported_label_bit_for_bit(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    run("export", trained, tmp_path)
+    labels = sorted((tmp_path / "labels").glob("*.nii.gz"))
+    assert len(labels) == 6  # 2 labelled, 2 validation, 2 test
+    for path in labels:
+        original = np.asarray(nib.load(cohort / "labels" / path.name).dataobj)
+        # groups.csv keeps the two labelled structures; the file holds no others
+        np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), original)
+    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 2
+
+
+def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
+    cohort: Path, settings: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "stopped.jrss"
+    scans = ["--images", cohort / "images", "--labels", cohort / "labels"]
+    run("init", project, *scans)
+    run("split", project, "--labelled", 2, "--validation", 2, "--test", 2)
+    long = tmp_path / "long.json"
+    long.write_text(json.dumps({**TINY, "segmentation": {"minimum_steps": 60}}))
+    command = [
+        sys.executable,
+        "-m",
+        "napari_jrss",
+        "train",
+        str(project),
+        "--rounds",
+        "0",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [*command, "--preset", "smoke", "--config", str(long)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["kind"] == "step_end":
+            process.send_signal(signal.SIGINT)
+            break
+    started = time.monotonic()
+    rest, errors = process.communicate(timeout=120)
+    assert time.monotonic() - started < 20
+    assert process.returncode == 130, errors
+    assert json.loads(rest.splitlines()[-1])["kind"] == "cancelled"
+    assert "--resume" in errors
+    assert "--resume" in mistake("train", project, "--preset", "smoke")
+    resumed = run("train", project, "--resume", "--json").stdout.splitlines()
+    first, last = json.loads(resumed[0]), json.loads(resumed[-1])
+    assert first["first_step"] >= 1
+    assert last["kind"] == "round_finished"
+
+
+def test_two_processes_train_one_project(cohort: Path, settings: Path, tmp_path: Path) -> None:
+    project = tmp_path / "two.jrss"
+    run("init", project, "--images", cohort / "images", "--labels", cohort / "labels")
+    run("split", project, "--labelled", 2, "--validation", 2, "--test", 2)
+    options = ["--rounds", 1, "--preset", "smoke", "--config", settings, "--json"]
+    events = run("train", project, *options, "--device", "cpu", "--devices", 2).stdout
+    lines = [json.loads(line) for line in events.splitlines() if line.startswith("{")]
+    assert [event["kind"] for event in lines].count("round_finished") == 2
+    assert json.loads(run("status", project, "--json").stdout)["teacher"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nothere.jrss"], "nothere.jrss: no such folder"),
+        (["init", "new.jrss"], "--folder or --images"),
+        (["init", "new.jrss", "--images", "nothere"], "nothere: no such folder"),
+        (["split", "nothere.jrss"], "nothere.jrss"),
+        (["status", "."], "not a project"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in mistake(*arguments)
+
+
+def test_mistakes_with_a_project_are_one_line(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path]
+    scans = ["--images", cohort / "images", "--labels", cohort / "labels"]
+    assert "exists already" in mistake("init", trained, *scans)
+    assert "new project" in mistake("split", trained, "--labelled", 1)
+    assert "neither a case" in mistake("register", trained, "--moving", "x", "--fixed", "y", *out)
+    assert "README" in mistake("segment", trained, tmp_path / "README", *out)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"joint": {"lambda_q": 1}}')
+    assert "joint.lambda_q" in mistake("train", trained, "--config", wrong)
+    wrong.write_text("{")
+    assert "not a readable JSON file" in mistake("train", trained, "--config", wrong)
+    assert "FILE.csv:COLUMN" in mistake("split", trained, "--group-by", "nothing")
+    assert "cuda" in mistake("train", trained, "--device", "cudda")
+
+
+def test_doctor_finds_nothing_missing() -> None:
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["problems"] == []
+    assert {"torch", "zarr"} <= set(report["versions"])
