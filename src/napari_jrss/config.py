@@ -271,7 +271,13 @@ _FAST: dict[str, object] = {
         "lambda_d": 1.0,
         "labelled_pair_fraction": 0.5,
     },
-    "joint": {"segmentation_epochs": 12, "registration_epochs": 10, "lambda_d": 0.0},
+    "joint": {
+        "segmentation_epochs": 12,
+        "registration_epochs": 10,
+        "lambda_d": 0.0,
+        "dropout": 0.2,
+        "supervised_dice": True,
+    },
 }
 _SMOKE: dict[str, object] = {
     "registration_network": {"output_scale": 10.0},
