@@ -256,7 +256,7 @@ def train(
             events = _print_lines(events) if as_json else training_progress(events)
         for _ in events:
             pass
-    if cancel.is_set():
+    if cancel.is_set() and first:
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
         raise typer.Exit(130)
 

@@ -44,7 +44,7 @@ class OneWeight:
 
     @property
     def weight(self) -> float:
-        return float(self.modules["network"].weight)  # type: ignore[arg-type]
+        return self.modules["network"].get_parameter("weight").item()
 
     def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         self.rates.append(self.optimizer.param_groups[0]["lr"])
