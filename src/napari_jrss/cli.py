@@ -83,9 +83,9 @@ def sample(
     dest: Annotated[Path, typer.Argument(help="Folder to write images/, labels/, groups.csv to.")],
     cases: Annotated[int, typer.Option(min=1, help="Number of scans.")] = 12,
     shape: Annotated[tuple[int, int, int], typer.Option(help="Grid z y x in voxels.")] = (
-        48,
-        48,
-        48,
+        32,
+        40,
+        32,
     ),
     structures: Annotated[int, typer.Option(min=1, max=10, help="Labelled structures.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
