@@ -56,7 +56,7 @@ def test_on_real_hippocampus_scans_both_networks_learn(shared_data: Path, tmp_pa
             row["file"].removesuffix(".nii.gz"): row["inferred_subject_group"]
             for row in csv.DictReader(file)
         }
-    names = sorted(groups)[:14]
+    names = sorted(groups)[:16]
     found = [
         FoundCase(name, folder / "images" / f"{name}.nii.gz", folder / "labels" / f"{name}.nii.gz")
         for name in names
@@ -66,15 +66,15 @@ def test_on_real_hippocampus_scans_both_networks_learn(shared_data: Path, tmp_pa
     config = PreprocessingConfig(spacing_mm=(2, 2, 2), shape=(24, 32, 24))
     with Project.create(tmp_path / "h.jrss", table, config) as project:
         assert all(result.ok for result in project.add_cases(found, workers=2))
-        project.split(labelled=5, validation=2, test=3, groups={n: groups[n] for n in names})
-        mono, joint = summaries(project, smoke(150, 8, 80))
+        project.split(labelled=5, validation=2, test=5, groups={n: groups[n] for n in names})
+        mono, joint = summaries(project, smoke(150, 8, 240))
         teacher = project.teacher
         assert teacher is not None
         assert teacher.number == 1
     assert mono.segmentation["dice"]["mean"] > 0.5
     assert joint.segmentation["dice"]["mean"] > mono.segmentation["dice"]["mean"] - 0.03
     registration = joint.registration
-    assert registration["dice"]["mean"] > registration["dice_before"]["mean"] + 0.02
+    assert registration["dice"]["mean"] > registration["dice_before"]["mean"] + 0.01
     assert registration["folded_percent"]["mean"] < 5
     assert np.isfinite(registration["std_jacobian"]["mean"])
 
