@@ -142,9 +142,8 @@ def _upright(volume: Volume) -> Any:
     placed = np.diag([spacing, spacing, spacing, 1.0])
     placed[:3, 3] = origin
     x, y, z = (int(n) + 1 for n in np.ceil(reach / spacing))
-    array = resample_image(
-        volume.array, np.linalg.inv(volume.affine) @ placed, (z, y, x), float(volume.array.min())
-    )
+    matrix = np.asarray(np.linalg.inv(volume.affine) @ placed, dtype=np.float64)
+    array = resample_image(volume.array, matrix, (z, y, x), float(volume.array.min()))
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([spacing] * 3)
     image.SetOrigin(origin.tolist())
