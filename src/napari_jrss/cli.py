@@ -43,15 +43,17 @@ def main() -> None:
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
         _fail(str(error))
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the message was written for the user (an error class of this package, or a file)."""
-    return isinstance(error, OSError) or type(error).__module__.startswith("napari_jrss")
+    """Whether the message is for the user: a class of this package, a file, a loss not finite."""
+    return isinstance(error, OSError | FloatingPointError) or type(error).__module__.startswith(
+        "napari_jrss"
+    )
 
 
 def _fail(message: str) -> None:

@@ -6,6 +6,10 @@ import torch
 from lightning_fabric import Fabric
 
 
+class DeviceError(ValueError):
+    """A device that isn't there."""
+
+
 def make_fabric(device: str = "auto", precision: str = "32-true", devices: int = 1) -> Fabric:
     """Fabric for training.
 
@@ -20,7 +24,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
 
     Raises
     ------
-    ValueError
+    DeviceError
         If the device is not there.
     """
     if device == "auto":
@@ -31,9 +35,9 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
         "mps": torch.backends.mps.is_available(),
     }
     if device not in available:
-        raise ValueError(f"unknown device {device!r}; known: auto, {', '.join(available)}")
+        raise DeviceError(f"unknown device {device!r}; known: auto, {', '.join(available)}")
     if not available[device]:
-        raise ValueError(f"this machine has no {device} device; try --device cpu")
+        raise DeviceError(f"this machine has no {device} device; try --device cpu")
     fabric = Fabric(accelerator=device, devices=devices, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric

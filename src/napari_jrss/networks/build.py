@@ -25,6 +25,10 @@ from napari_jrss.networks.unet import AnyGrid, VoxelMorphUNet
 NetworkBuilder = Callable[[NetworkConfig, int, int, float], nn.Module]
 
 
+class NetworkError(ValueError):
+    """A name that stands for no network."""
+
+
 def build_segmentation_network(
     config: NetworkConfig, classes: int, dropout: float = 0.0
 ) -> nn.Module:
@@ -32,7 +36,7 @@ def build_segmentation_network(
 
     Raises
     ------
-    ValueError
+    NetworkError
         If nothing is known by ``config.name``.
     """
     return _builder(config.name)(config, 1, classes, dropout)
@@ -43,7 +47,7 @@ def build_registration_network(config: NetworkConfig) -> RegistrationNetwork:
 
     Raises
     ------
-    ValueError
+    NetworkError
         If nothing is known by ``config.name``.
     """
     backbone = _builder(config.name)(config, 2, 3, 0.0)
@@ -137,9 +141,9 @@ def _builder(name: str) -> NetworkBuilder:
     module_name, colon, function_name = name.partition(":")
     if not colon:
         known = ", ".join(sorted(NETWORKS))
-        raise ValueError(f"unknown network {name!r}; known: {known}, or 'module:function'")
+        raise NetworkError(f"unknown network {name!r}; known: {known}, or 'module:function'")
     try:
         builder: NetworkBuilder = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+        raise NetworkError(f"network {name!r} cannot be imported: {error}") from error
     return builder
