@@ -68,7 +68,7 @@ def screen(
     config
         tau and the gates.
     """
-    confidence = prediction.confidence.astype(np.float32)
+    confidence = prediction.confidence.astype(np.float64)  # exact against any tau
     flat_label = prediction.label.ravel()
     counts = np.bincount(flat_label, minlength=classes)
     if config.class_gate == "max":
