@@ -169,8 +169,10 @@ def mean_of_neighbours(image: Tensor) -> Tensor:
     total = F.pad(image, (1, 1, 1, 1, 1, 1))
     for axis in (2, 3, 4):
         before, here, after = (total.narrow(axis, i, image.shape[axis]) for i in range(3))
-        total = before + here + after
-    return total / 27
+        total = before + here
+        total += after
+    total /= 27
+    return total
 
 
 def upsample(features: Tensor, shape: Sequence[int]) -> Tensor:

@@ -56,13 +56,14 @@ class ObeliskLayer(nn.Module):
 
     def sample(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """Image values at all offsets around all grid points, (B, channels * offsets, *grid)."""
-        batch = len(image)
+        batch, channels = image.shape[:2]
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
             offsets = (self.offsets * self.offsets.new_tensor(self.stretch)).float().flip(-1)
-            points = _grid_points(grid_shape, image.device) + offsets.view(-1, 1, 3)
+            # all samples around one grid point, then the next: neighbours share memory lines
+            points = _grid_points(grid_shape, image.device).unsqueeze(1) + offsets
             samples = sample(image.float(), points.expand(batch, -1, -1, -1).unsqueeze(3))
-        return samples.view(batch, -1, *grid_shape)
+        return samples.view(batch, channels, *grid_shape, -1).movedim(-1, 2).flatten(1, 2)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ whatever the autocast state: bfloat16 has 8 bits of mantissa, so that voxel 159 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -64,7 +63,7 @@ def sample(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = 
     Torch spreads only the batch over threads; here a grid (B, z, y, x, 3) is cut along z into
     parts that make a longer batch. The values are the same.
     """
-    parts = math.gcd(grid.shape[1], 16)
+    parts = max(count for count in range(1, 17) if grid.shape[1] % count == 0)
     # the parts' gradients with respect to the volume would take as many volumes
     if volume.device.type != "cpu" or volume.requires_grad or parts == 1:
         return F.grid_sample(volume, grid, mode, padding, align_corners=True)
@@ -79,7 +78,8 @@ def sample(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = 
         )
         for i in range(batch)
     ]
-    return torch.stack(sampled).transpose(1, 2).reshape(batch, channels, *grid.shape[1:4])
+    together = torch.stack(sampled) if batch > 1 else sampled[0].unsqueeze(0)
+    return together.transpose(1, 2).reshape(batch, channels, *grid.shape[1:4])
 
 
 def sampling_grid(displacement: Tensor, volume_shape: Sequence[int]) -> Tensor:
