@@ -6,6 +6,7 @@
 Prints a table in Markdown. Each row runs in a process of its own, so that its peak memory is its
 own; images are two synthetic heads, weights are untrained, which changes no time. Reading and
 writing of files is not timed. ANTs SyN runs once, with its defaults; the rest counts the median.
+If the machine is not idle, only the CPU seconds can be compared.
 """
 
 from __future__ import annotations
