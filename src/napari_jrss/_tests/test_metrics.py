@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import surface_distance
 
 from napari_jrss.metrics import dice_per_class, hd95_mm, jacobian_statistics
 
@@ -46,7 +47,6 @@ def test_hd95_is_undefined_where_a_class_is_missing() -> None:
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (3.0, 0.7, 0.5)])
 def test_hd95_equals_deepminds(spacing: tuple[float, ...]) -> None:
-    surface_distance = pytest.importorskip("surface_distance")
     rng = np.random.default_rng(0)
     for _ in range(10):
         noise = rng.random((2, 14, 12, 16))
