@@ -169,6 +169,15 @@ def _section(experiment: Experiment, results: list[dict[str, Any]], folder: Path
             method = "Mono-Nets" if k == 0 else f"JRSS round {k}"
             lines.append(f"| {n} | {seeds} | {method} | {' | '.join(figures)} |")
     lines += ["", *_gains(results, folder)]
+    done = {(r["n"], r["seed"]) for r in results}
+    missing = [
+        f"N={n} seed {seed}"
+        for n in experiment.labelled
+        for seed in experiment.seeds
+        if (n, seed) not in done
+    ]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     return lines
 
 
