@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -226,10 +227,10 @@ def doctor_report(report: Report) -> None:
         console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
     console.print(
         f"memory: {report.free_memory_gib:.1f} of {report.memory_gib:.1f} GiB free\n"
-        f"window: {report.window}"
+        f"window: {escape(report.window)}"
     )
     for problem in report.problems:
-        console.print(f"[red]problem:[/red] {problem}")
+        console.print(f"[red]problem:[/red] {escape(problem)}")
     if not report.problems:
         console.print("nothing is missing")
 
