@@ -1,0 +1,103 @@
+"""What one window or script works on: a project, the person's settings, and jobs at work.
+
+Each tab of the window has its part here, and each of its buttons one command of that part, so
+that a script can do whatever a person can.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psygnal import Signal
+
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.project import Project
+from napari_jrss.session.cohort import Cohort
+from napari_jrss.session.pairs import Pairs
+from napari_jrss.session.review import Review
+from napari_jrss.session.rounds import Rounds
+from napari_jrss.session.runner import JobRunner
+
+
+class Session:
+    """One project at a time, with the commands of the four tabs.
+
+    Attributes
+    ----------
+    project_changed
+        Another project is open, or none.
+    cases_changed
+        A case was added, labelled, rejected or skipped: N and J may be others.
+    rounds_changed
+        A round began or ended, or another teacher is in force.
+    notified
+        A line for the person, such as where something was written.
+    project
+        The open project, or None.
+    author
+        The person's name, which every label version needs.
+    device
+        Where networks run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    training, inference
+        Runners of the long and of the short jobs; they don't wait for one another.
+    cohort, review, rounds, pairs
+        The commands of each tab.
+    """
+
+    project_changed = Signal()
+    cases_changed = Signal()
+    rounds_changed = Signal()
+    notified = Signal(str)
+
+    def __init__(self, author: str = "", device: str = "auto") -> None:
+        self.author = author
+        self.device = device
+        self.project: Project | None = None
+        self.training = JobRunner("training")
+        self.inference = JobRunner("inference")
+        self.cohort = Cohort(self)
+        self.review = Review(self)
+        self.rounds = Rounds(self)
+        self.pairs = Pairs(self)
+
+    @property
+    def open_project(self) -> Project:
+        """The open project; :class:`ProjectError` if there is none."""
+        if self.project is None:
+            raise ProjectError("no project is open")
+        return self.project
+
+    def open(self, path: str | Path, read_only: bool = False) -> None:
+        """Open a project in place of the present one.
+
+        Raises
+        ------
+        ProjectError
+            See :meth:`napari_jrss.project.project.Project.open`; the present one stays open.
+        """
+        project = Project.open(path, read_only)
+        self._replace(project)
+
+    def adopt(self, project: Project) -> None:
+        """Work on a project that was just made, in place of the present one."""
+        self._replace(project)
+
+    def close(self, timeout: float = 2.0) -> bool:
+        """Stop every job and close the project; whether the jobs stopped in time.
+
+        Parameters
+        ----------
+        timeout
+            Seconds that the jobs are given.
+        """
+        for runner in (self.training, self.inference):
+            runner.cancel()
+        stopped = all(runner.wait(timeout) for runner in (self.training, self.inference))
+        self._replace(None)
+        return stopped
+
+    def _replace(self, project: Project | None) -> None:
+        if self.project is not None:
+            self.project.close()
+        self.project = project
+        self.project_changed.emit()

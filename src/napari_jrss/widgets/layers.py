@@ -1,0 +1,61 @@
+"""Volumes of the training grid as layers: scale, axes and colours that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels
+from napari.utils.colormaps import DirectLabelColormap
+from numpy.typing import NDArray
+
+from napari_jrss.data.labels import LabelTable
+
+if TYPE_CHECKING:
+    from napari_jrss.data.chain import TrainingGrid
+
+AXES = ("z", "y", "x")
+
+
+def placement(grid: TrainingGrid) -> dict[str, Any]:
+    """What places a volume (z, y, x) of the training grid in the world, in millimetres."""
+    return {"scale": grid.spacing_mm, "units": ("mm", "mm", "mm"), "axis_labels": AXES}
+
+
+def image_layer(array: NDArray[Any], grid: TrainingGrid, name: str, **options: Any) -> Image:
+    """An image of the training grid as a layer."""
+    return Image(array, name=name, **placement(grid), **options)
+
+
+def labels_layer(
+    array: NDArray[Any], grid: TrainingGrid, table: LabelTable, name: str, **options: Any
+) -> Labels:
+    """Class indices of the training grid as a layer with the structures' names and colours."""
+    features = {
+        "index": [c.index for c in table.classes],
+        "structure": [c.name for c in table.classes],
+    }
+    return Labels(
+        array,
+        name=name,
+        colormap=colormap(table),
+        features=features,
+        **placement(grid),
+        **options,
+    )
+
+
+def colormap(table: LabelTable) -> DirectLabelColormap:
+    """Stable colours of the structures; background and unknown values are clear."""
+    colours: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
+    for each in table.classes[1:]:
+        colours[each.index] = each.colour
+    return DirectLabelColormap(color_dict=colours)
+
+
+def show_axially(dims: Any, shape: Sequence[int]) -> None:
+    """Look at the middle axial slice: anterior is up, the patient's left on the right."""
+    dims.ndisplay = 2
+    dims.order = (0, 1, 2)
+    dims.set_current_step(0, int(np.asarray(shape)[0]) // 2)

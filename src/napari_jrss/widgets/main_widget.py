@@ -1,0 +1,85 @@
+"""The dock widget: a line that says what is open and at work, and four tabs on one session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
+
+from napari_jrss.session.session import Session
+from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.cohort_tab import CohortTab
+from napari_jrss.widgets.registration_tab import RegistrationTab
+from napari_jrss.widgets.review_tab import ReviewTab
+from napari_jrss.widgets.rounds_tab import RoundsTab
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+
+class MainWidget(QWidget):
+    """``Plugins > JRSS``.
+
+    Parameters
+    ----------
+    napari_viewer
+        The window it docks in; napari passes it by this name.
+    session
+        What it works on; its own by default.
+
+    Attributes
+    ----------
+    session
+        Everything a button does is a command of it.
+    """
+
+    def __init__(self, napari_viewer: Viewer, session: Session | None = None) -> None:
+        super().__init__()
+        self.session = Session() if session is None else session
+        self.cohort = CohortTab(napari_viewer, self.session)
+        self.review = ReviewTab(napari_viewer, self.session)
+        self.rounds = RoundsTab(napari_viewer, self.session)
+        self.registration = RegistrationTab(napari_viewer, self.session)
+        self._heading = QLabel()
+        self._heading.setTextFormat(self._heading.textFormat().PlainText)
+        self.tabs = QTabWidget()
+        for tab, title in (
+            (self.cohort, "Cohort"),
+            (self.review, "Review"),
+            (self.rounds, "Rounds"),
+            (self.registration, "Registration"),
+        ):
+            self.tabs.addTab(tab, title)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self._heading)
+        layout.addWidget(self.tabs)
+
+        self._relay = Relay(self)
+        for signal in (self.session.project_changed, self.session.cases_changed):
+            self._relay.connect(signal, self._show_heading)
+        self._relay.connect(self.session.rounds_changed, self._show_heading)
+        self._show_heading()
+
+    def _show_heading(self) -> None:
+        project = self.session.project
+        if project is None:
+            self._heading.setText("No project is open")
+            return
+        cases = project.cases()
+        labelled = sum(case.labelled for case in cases)
+        training = sum(case.split == "train" for case in cases)
+        teacher = project.teacher
+        self._heading.setText(
+            f"{project.path.name}: N = {labelled} labelled, J = {training - labelled} unlabelled, "
+            + ("no teacher yet" if teacher is None else f"teacher of round {teacher.number}")
+            + (" (read-only)" if project.read_only else "")
+        )
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        """Stop what runs and let go of the project."""
+        for tab in (self.cohort, self.review, self.rounds, self.registration):
+            tab.close()
+        self._relay.disconnect_all()
+        self.session.close()
+        super().closeEvent(event)
