@@ -147,11 +147,15 @@ def draw_pairs(
         Number of pairs.
     supervised_fraction
         Fraction of the pairs drawn from `supervised` on both sides, as far as it holds two
-        cases; the other pairs are random.
+        cases, on average over the draws; the other pairs are random.
     """
     if len(cases) < 2:
         raise ValueError("registration needs at least two training cases")
-    from_supervised = round(count * supervised_fraction) if len(supervised) > 1 else 0
+    from_supervised, rest = divmod(count * supervised_fraction, 1)
+    if len(supervised) < 2:
+        from_supervised = 0
+    elif rest > 0:
+        from_supervised += rng.random() < rest
     pairs = []
     for i in range(count):
         pool = supervised if i < from_supervised else cases

@@ -92,6 +92,8 @@ class TrainingState:
         Validation value of `best`.
     epoch_losses
         Losses of the steps of an unfinished epoch, for its mean.
+    precision
+        What mixed precision keeps from step to step: the scale of the losses.
     """
 
     modules: dict[str, StateDict]
@@ -100,6 +102,7 @@ class TrainingState:
     step: int = 0
     best_validation: float | None = None
     epoch_losses: list[dict[str, float]] = field(default_factory=list)
+    precision: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         tensors: StateDict = {}
@@ -112,6 +115,7 @@ class TrainingState:
             "step": self.step,
             "best_validation": self.best_validation,
             "epoch_losses": self.epoch_losses,
+            "precision": self.precision,
         }
         save_tensors(path, tensors, description)
 
@@ -126,6 +130,7 @@ class TrainingState:
             step=int(description["step"]),
             best_validation=description["best_validation"],
             epoch_losses=description.get("epoch_losses", []),
+            precision=description.get("precision", {}),
         )
         for (part, name, key), tensor in zip(names, tensors.values(), strict=True):
             if part == "optimizer":

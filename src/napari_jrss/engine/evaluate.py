@@ -51,13 +51,15 @@ class PairEvaluated(BaseModel):
 def evaluation_pairs(cases: Sequence[str], pairs: Pairs, seed: int) -> list[tuple[str, str]]:
     """Ordered pairs (moving, fixed) of test cases.
 
-    ``two-fixed``: two fixed cases, drawn with `seed`, with every other case moving (section
-    4.1 of the paper); ``all``: every ordered pair.
+    ``two-fixed``: two fixed cases, drawn with `seed`, each with all cases but these two moving
+    (section 4.1 of the paper); where there are no others, the two onto each other. ``all``:
+    every ordered pair.
     """
     if pairs == "all":
         return list(permutations(sorted(cases), 2))
-    chosen = np.random.default_rng(seed).permutation(sorted(cases))[:2]
-    return [(m, str(f)) for f in chosen for m in sorted(cases) if m != f]
+    fixed = [str(case) for case in np.random.default_rng(seed).permutation(sorted(cases))[:2]]
+    moving = sorted(set(cases) - set(fixed)) or fixed
+    return [(m, f) for f in fixed for m in moving if m != f]
 
 
 def evaluate_segmentation(

@@ -72,7 +72,7 @@ def fit(
     cancel
         Checked before each step; the state is saved and :class:`Cancelled` yielded.
     """
-    state = _restore(stage, state_path)
+    state = _restore(stage, fabric, state_path)
     yield StageStarted(
         stage=stage.name,
         steps=stage.steps,
@@ -176,14 +176,16 @@ def _save(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> Non
         return
     state.modules = {name: module.state_dict() for name, module in stage.modules.items()}
     state.optimizer = optimizer_moments(stage.optimizer)
+    state.precision = fabric.strategy.precision.state_dict()
     state.write(path)
 
 
-def _restore(stage: Stage, path: Path) -> TrainingState:
+def _restore(stage: Stage, fabric: Fabric, path: Path) -> TrainingState:
     if not path.exists():
         return TrainingState(modules={})
     state = TrainingState.read(path)
     for name, module in stage.modules.items():
         load_into(module, state.modules.get(name, {}), path)
     restore_moments(stage.optimizer, state.optimizer)
+    fabric.strategy.precision.load_state_dict(state.precision)
     return state

@@ -53,7 +53,16 @@ def test_pairs_are_of_two_cases_and_supervised_as_far_as_asked(
     assert all(moving != fixed for moving, fixed in pairs)
     assert {case for pair in pairs for case in pair} <= set(cases)
     both = sum(moving in known and fixed in known for moving, fixed in pairs)
-    assert both >= (round(count * fraction) if len(known) > 1 else 0)
+    assert both >= (int(count * fraction) if len(known) > 1 else 0)
+
+
+def test_a_fraction_of_a_small_batch_holds_on_average() -> None:
+    rng = np.random.default_rng(0)
+    cases = tuple(f"c{i}" for i in range(200))
+    drawn = [pair for _ in range(1000) for pair in draw_pairs(cases, ("c0", "c1"), 2, 0.25, rng)]
+    assert sum(set(pair) == {"c0", "c1"} for pair in drawn) / len(drawn) == pytest.approx(
+        0.25, abs=0.03
+    )
 
 
 def test_both_orders_and_all_pairs_come() -> None:

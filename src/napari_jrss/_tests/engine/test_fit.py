@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from napari_jrss._tests.engine.phantoms import AfterSteps, Never, cpu, tiny_config
@@ -29,12 +31,17 @@ class OneWeight:
     learning_rate = 0.5
     steps_per_epoch = 3
 
-    def __init__(self, steps: int = 12, validation: list[float | None] | None = None) -> None:
+    def __init__(
+        self,
+        steps: int = 12,
+        validation: list[float | None] | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
         module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(module.weight)
         adam = torch.optim.Adam(module.parameters(), self.learning_rate)
         self.modules: dict[str, nn.Module] = {"network": module}
-        self.network, self.optimizer = cpu().setup(module, adam)
+        self.network, self.optimizer = (fabric or cpu()).setup(module, adam)
         self.steps = steps
         self.values = validation
         self.seen: list[float] = []
@@ -153,6 +160,22 @@ def test_cancelled_before_the_next_step_and_resumed_as_if_nothing_were(
     assert losses == [e.losses for e in whole if isinstance(e, StepEnd)]
     ends = [TrainingState.read(tmp_path / name) for name in ("straight", "cancelled")]
     assert ends[0] == ends[1]
+
+
+def test_a_resumed_run_scales_its_losses_as_it_did(state: Path) -> None:
+    def half() -> Fabric:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8, growth_interval=3)
+        return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+    def run(steps: int) -> dict[str, float]:
+        fabric = half()
+        cancel = AfterSteps(steps)
+        list(fit(OneWeight(fabric=fabric), fabric, state, tiny_config(), cancel))
+        return fabric.strategy.precision.state_dict()
+
+    assert run(4)["scale"] == 16  # grown after the third step, remembered
+    after = run(1)
+    assert (after["scale"], after["_growth_tracker"]) == (16, 2)
 
 
 def test_a_seed_decides_everything_and_another_seed_something_else(tmp_path: Path) -> None:
