@@ -51,6 +51,7 @@ LOCK = "project.lock"
 CASES = "cases"
 ROUNDS = "rounds"
 LEFTOVERS = "leftovers"
+JOURNALS = "journal"
 IMPORT_AUTHOR = "import"
 FIRST_VERSION = "v0001"
 
@@ -196,7 +197,8 @@ class Project:
                 raise ProjectError(f"{path}: a link, which a project doesn't follow")
         return path
 
-    def _writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raise :class:`ProjectError` if the project is open read-only."""
         if self.read_only:
             raise ProjectError(f"{self.path}: is open read-only")
 
@@ -242,6 +244,17 @@ class Project:
         name = f"{case_id}{store.SUFFIX}"
         self._inside(CASES, name, "labels")
         return self._inside(CASES, name)
+
+    def journal_path(self, case_id: str) -> Path:
+        """Where the corrections of a case are journalled, see :mod:`.journal`.
+
+        Raises
+        ------
+        ProjectError
+            As :meth:`case_path`.
+        """
+        check_case_id(case_id)
+        return self._inside(JOURNALS, f"{case_id}.journal")
 
     @property
     def grid(self) -> TrainingGrid:
@@ -301,7 +314,7 @@ class Project:
         ScanError
             No scan can be read, or the reference case is none of them.
         """
-        self._writable()
+        self.check_writable()
         groups = groups or {}
         known = {case.case_id.lower() for case in self.cases()}
         fresh = []
@@ -354,7 +367,7 @@ class Project:
         ProjectError
             The id is taken (upper and lower case don't count), or the folder isn't there.
         """
-        self._writable()
+        self.check_writable()
         path = self.case_path(case_id)
         if case_id.lower() in {case.case_id.lower() for case in self.cases()}:
             raise ProjectError(f"{self.path}: has a case {case_id} already")
@@ -373,7 +386,7 @@ class Project:
                 draft="imported",
                 voxels_changed=None,
                 seconds=None,
-                sha256=_fingerprint(store.read_label(path, version)),
+                sha256=fingerprint(store.read_label(path, version)),
             )
         self._ledger.add_case(case_id, group, label)
         return self.case(case_id)
@@ -517,7 +530,7 @@ class Project:
         entry = self._version(case_id, version)
         path = self.case_path(case_id)
         array = store.read_label(path, version)
-        if _fingerprint(array) != entry.sha256:
+        if fingerprint(array) != entry.sha256:
             raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
         return array
 
@@ -568,15 +581,14 @@ class Project:
             The array doesn't fit the case or the label table, or the project is read-only.
         """
         case = self.case(case_id)
-        self._writable()
+        self.check_writable()
         if not author.strip():
             raise ProjectError("a label needs its author's name")
         if not Status(status).has_label:
             raise ProjectError(f"a label can't make its case {Status(status).value}")
-        if not _DRAFT.fullmatch(draft):
-            raise ProjectError(f"{draft!r} doesn't say what a label was drawn from")
+        check_draft(draft)
         path = self.case_path(case.case_id)
-        array = self._checked(case_id, array)
+        array = self.checked_label(case_id, array)
         if voxels_changed is None:
             if draft == "blank":
                 voxels_changed = int(np.count_nonzero(array))
@@ -597,7 +609,7 @@ class Project:
             draft=draft,
             voxels_changed=voxels_changed,
             seconds=seconds,
-            sha256=_fingerprint(array),
+            sha256=fingerprint(array),
         )
         return self._put_in_force(path, label, array, kind)
 
@@ -609,7 +621,7 @@ class Project:
         ProjectError
             There is no such version, it is damaged, or the project is read-only.
         """
-        self._writable()
+        self.check_writable()
         if not author.strip():
             raise ProjectError("a label needs its author's name")
         array = self.label(case_id, version)
@@ -666,8 +678,8 @@ class Project:
                 return entry
         raise ProjectError(f"{self.path}: case {case_id} has no label version {version!r}")
 
-    def _checked(self, case_id: str, array: NDArray[np.integer]) -> Label:
-        """The array as the project keeps labels, or an error that says why it can't be."""
+    def checked_label(self, case_id: str, array: NDArray[np.integer]) -> Label:
+        """The array as the project keeps labels; :class:`ProjectError` if it can't be one."""
         array = np.asarray(array)
         if array.dtype.kind not in "iub":
             raise ProjectError(f"case {case_id}: a label holds integers, not {array.dtype}")
@@ -733,7 +745,7 @@ class Project:
         label_versions
             Label version of each labelled and validation case: a snapshot's.
         """
-        self._writable()
+        self.check_writable()
         if parent is not None and self.round(parent).outcome is not Outcome.FINISHED:
             raise ProjectError(f"{self.path}: round {parent} isn't finished, so it has no teacher")
         roles: dict[str, tuple[str, str | None]] = {}
@@ -881,9 +893,20 @@ def check_case_id(case_id: str) -> None:
         )
 
 
+def check_draft(draft: str) -> None:
+    """Raise :class:`ProjectError` unless a draft says what a label was drawn from.
+
+    That is ``blank``, ``imported``, ``round:2`` (the teacher of that round), ``case:A``
+    (propagated from case A) or ``version:v0001``.
+    """
+    if not _DRAFT.fullmatch(draft):
+        raise ProjectError(f"{draft!r} doesn't say what a label was drawn from")
+
+
 def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:
     return tuple(sorted(case_id for case_id, (own, _) in roles.items() if own == role))
 
 
-def _fingerprint(array: NDArray[np.generic]) -> str:
+def fingerprint(array: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's voxels in C order."""
     return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
