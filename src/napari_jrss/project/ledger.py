@@ -149,6 +149,7 @@ class Event(StrEnum):
     CREATED = "created"
     IMPORTED = "imported"
     SPLIT = "split"
+    STRUCTURE_CHANGED = "structure changed"
     LABELLED = "labelled"
     ACCEPTED = "accepted"
     CORRECTED = "corrected"
@@ -407,6 +408,12 @@ class Ledger:
         """Record the training grid that preprocessing settled on for all cases."""
         with self.writing() as connection:
             connection.execute("UPDATE project SET grid = ?", (grid,))
+
+    def set_label_table(self, table: str, author: str | None, detail: str) -> None:
+        """Replace the label table, whose names or colours a person changed."""
+        with self.writing() as connection:
+            connection.execute("UPDATE project SET label_table = ?", (table,))
+            _log(connection, Event.STRUCTURE_CHANGED, author, None, None, None, detail)
 
     # -- cases
 

@@ -24,7 +24,7 @@ from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Image, Label
 from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult, ingest
-from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.labels import LabelClass, LabelTable
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.store import CaseAttributes
 from napari_jrss.project.atomic import aside, sync_file, sync_folder, sync_tree, write_text
@@ -505,6 +505,50 @@ class Project:
             dealt, f"{detail}; {len(assignment.labelled)} labelled; seed {seed}", groups
         )
         return assignment
+
+    # -- structures
+
+    def rename_structure(self, index: int, name: str, author: str | None = None) -> None:
+        """Give a structure another name; its index and the ids of the files stay.
+
+        Raises
+        ------
+        ProjectError
+            There is no such structure, the name is empty or another's, or the project is
+            read-only.
+        """
+        name = " ".join(name.split())
+        if name in (c.name for c in self.table.classes if c.index != index):
+            raise ProjectError(f"{self.path}: another structure is named {name!r}")
+        self._change_structure(index, author, name=name)
+
+    def recolour_structure(self, index: int, colour: str, author: str | None = None) -> None:
+        """Give a structure another colour, #rrggbb.
+
+        Raises
+        ------
+        ProjectError
+            There is no such structure, that is no colour, or the project is read-only.
+        """
+        self._change_structure(index, author, colour=colour.lower())
+
+    def _change_structure(self, index: int, author: str | None, **changes: str) -> None:
+        if not 1 <= index < len(self.table.classes):
+            raise ProjectError(f"{self.path}: has no structure {index}")
+        classes = list(self.table.classes)
+        before = classes[index]
+        try:
+            after = LabelClass.model_validate({**before.model_dump(), **changes})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ProjectError(f"{self.path}: structure {before.name}: {reason}") from error
+        if after == before:
+            return
+        classes[index] = after
+        table = self.table.model_copy(update={"classes": tuple(classes)})
+        detail = f"{index}: {before.name} {before.colour} -> {after.name} {after.colour}"
+        self._ledger.set_label_table(table.model_dump_json(), author, detail)
+        self.table = table
 
     # -- labels
 
