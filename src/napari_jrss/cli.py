@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PresetName
+from napari_jrss.session.errors import is_ours
 
 app = typer.Typer(
     name="napari-jrss",
@@ -44,16 +45,9 @@ def main() -> None:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}")
     except (ValueError, OSError, FloatingPointError) as error:
-        if not _is_ours(error):
+        if not is_ours(error):
             raise
         _fail(str(error))
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the message is for the user: a class of this package, a file, a loss not finite."""
-    return isinstance(error, OSError | FloatingPointError) or type(error).__module__.startswith(
-        "napari_jrss"
-    )
 
 
 def _fail(message: str) -> None:
