@@ -582,6 +582,10 @@ class Project:
         """All label versions of a case, oldest first."""
         return self._ledger.versions(self.case(case_id).case_id)
 
+    def label_counts(self) -> dict[str, int]:
+        """Number of label versions of each case that has any."""
+        return dict(Counter(case_id for case_id, _ in self._ledger.version_status()))
+
     def add_label_version(
         self,
         case_id: str,
