@@ -98,6 +98,7 @@ class Session:
 
     def _replace(self, project: Project | None) -> None:
         if self.project is not None:
+            self.cohort.stop()
             self.project.close()
         self.project = project
         self.project_changed.emit()
