@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import nibabel as nib
 import numpy as np
+import psutil
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -32,6 +34,12 @@ Readable: TypeAlias = gzip.GzipFile | BinaryIO
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # deflate cannot pack more than this into one byte (zlib's technical notes)
 _MOST_PER_BYTE = 1032
+# Beyond these a header is damaged, or meant to keep us busy.
+_FARTHEST_MM = 1e6
+_MOST_BEFORE_VOXELS = 2**26
+_MOST_AFTER_VOXELS = 2**24
+# What reading needs for each voxel beside the file's own bytes: float32 and two masks.
+_WORKING_BYTES = 6
 
 
 class ScanError(ValueError):
@@ -309,6 +317,9 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
 def _reading(path: Path) -> Iterator[Readable]:
     """Open a file that may be gzipped, whatever its name says; a damaged one is a ScanError."""
     try:
+        # Opening a pipe would wait for a writer.
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise ScanError(f"{path}: not a file")
         with path.open("rb") as plain:
             packed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
@@ -356,7 +367,7 @@ def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
         raise ScanError(f"{path}: bad header (no voxels of type {error})") from error
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise ScanError(f"{path}: bad header ({str(error).splitlines()[0]})") from error
-    if not np.isfinite(affine).all() or not 1e-12 < abs(np.linalg.det(affine[:3, :3])) < 1e12:
+    if not _invertible(affine):
         raise ScanError(f"{path}: affine can't be inverted")
     # A shape or an offset that lies must not make anyone allocate what the file can't hold.
     voxels = _voxel_file(path)
@@ -366,6 +377,8 @@ def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
     claimed = _offset(header) + math.prod(lengths) * dtype.itemsize
     if claimed > held:
         raise ScanError(f"{path}: truncated (the header promises {claimed} bytes of voxels)")
+    if _offset(header) > _MOST_BEFORE_VOXELS:
+        raise ScanError(f"{path}: bad header (its voxels begin at byte {_offset(header)})")
     return header, record
 
 
@@ -386,6 +399,14 @@ def _header_kind(path: Path, start: bytes) -> type[nib.analyze.AnalyzeHeader]:
     raise ScanError(f"{path}: not a NIfTI file")
 
 
+def _invertible(affine: Matrix) -> bool:
+    """Whether an affine takes voxels to points that numbers can tell apart, and back."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _FARTHEST_MM:
+        return False
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(steps.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-3)
+
+
 def _offset(header: nib.analyze.AnalyzeHeader) -> int:
     offset = float(header["vox_offset"])
     own = header.sizeof_hdr if isinstance(header, nib.Nifti1Header) and header.is_single else 0
@@ -397,6 +418,7 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     header, record = _parse(path)
     dtype = header.get_data_dtype()
     wanted = math.prod(record.shape) * dtype.itemsize
+    _require_room(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
     with _reading(_voxel_file(path)) as file:
         file.seek(_offset(header))
         content = bytearray()
@@ -405,8 +427,9 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
             if not piece:
                 raise ScanError(f"{path}: truncated ({len(content)} of {wanted} bytes of voxels)")
             content += piece
-        while file.read(2**24):  # to the end, where gzip keeps its checksum
-            pass
+        # To the end, where gzip keeps its checksum; a bomb has none.
+        if len(file.read(_MOST_AFTER_VOXELS)) == _MOST_AFTER_VOXELS:
+            raise ScanError(f"{path}: goes on long after its voxels")
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
@@ -414,6 +437,15 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     # The file's x runs fastest, so its (x, y, z) is (z, y, x) in memory order.
     raw = np.frombuffer(content, dtype).reshape(record.shape[::-1])
     return raw, 1 if slope is None else slope, 0 if intercept is None else intercept, record
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Raise a ScanError rather than have the system end this process for want of memory."""
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ScanError(
+            f"{path}: needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
+        )
 
 
 def _require_finite(path: Path, array: NDArray[Any]) -> None:
