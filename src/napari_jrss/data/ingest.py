@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
+from napari_jrss.data.atomic import sweep
 from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.labels import LabelTable, read_classes
@@ -18,7 +19,6 @@ from napari_jrss.data.store import (
     CaseAttributes,
     case_path,
     read_attributes,
-    remove_partial,
     write_case,
 )
 from napari_jrss.data.volume import ScanError, read_volume
@@ -96,7 +96,7 @@ def ingest(
     """
     if table is None and any(case.label for case in cases):
         raise ValueError("labelled cases need a label table")
-    remove_partial(folder)
+    sweep(folder)
     grid = grid or training_grid(cases, config, table, workers)
     jobs = [_Job(case, config, table, grid, folder, version) for case in cases]
     for job, result in in_processes(_ingest_one, jobs, workers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from napari_jrss.data.atomic import new_folder
 from napari_jrss.data.batches import Label
 
 PREDICTIONS = "predictions"
@@ -46,16 +46,14 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
     """Write one prediction aside, then put it in place."""
     folder.mkdir(parents=True, exist_ok=True)
     path = prediction_path(folder, case_id)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    group = zarr.open_group(aside, mode="w")
-    for name in ("label", "confidence", "uncertainty"):
-        array = getattr(prediction, name)
-        if array is not None:
-            group.create_array(name, data=np.ascontiguousarray(array), chunks=array.shape)
-    if path.exists():
-        shutil.rmtree(path)
-    aside.rename(path)
+    with new_folder(path) as unfinished:
+        group = zarr.open_group(unfinished, mode="w")
+        for name in ("label", "confidence", "uncertainty"):
+            array = getattr(prediction, name)
+            if array is not None:
+                group.create_array(name, data=np.ascontiguousarray(array), chunks=array.shape)
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def read_prediction(folder: Path, case_id: str) -> Prediction:

@@ -6,12 +6,12 @@ against ome-zarr-models; the ome-zarr package would add dask and cloud clients t
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from zarr.codecs import BloscCodec
 
+from napari_jrss.data.atomic import aside, new_folder, write_text
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.volume import ScanError, Triple
@@ -29,7 +30,6 @@ _ATTRIBUTES = "napari_jrss"
 # One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
 # the chunks that it cuts, fewest for an axial one.
 _CHUNKS = (32, 64, 64)
-_PARTIAL = ".partial"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -101,8 +101,9 @@ def write_case(
     path = case_path(folder, attributes.case_id)
     if path.exists():
         raise FileExistsError(f"{path} exists")
-    with _aside(folder) as aside:
-        root = zarr.create_group(aside, zarr_format=3)
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(path) as unfinished:
+        root = zarr.create_group(unfinished, zarr_format=3)
         _write_array(root, image, attributes.case_id, attributes.spacing_mm, "linear")
         root.attrs[_ATTRIBUTES] = attributes.model_dump(mode="json")
         labels = root.create_group("labels")
@@ -110,9 +111,9 @@ def write_case(
         if label is not None:
             if table is None:
                 raise ValueError("a label needs its table")
-            _write_label(labels, version, label, table, attributes.spacing_mm)
+            group = labels.create_group(_require_name(version))
+            _write_label(group, label, table, attributes.spacing_mm, version)
             labels.attrs["ome"] = {"version": _OME, "labels": [version]}
-        aside.rename(path)
     return path
 
 
@@ -144,21 +145,27 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
     if label.shape != _level(root, path).shape:
         raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
     spacing = read_attributes(path).spacing_mm
-    labels = zarr.open_group(path / "labels", mode="r+")
     target = path / "labels" / version
     if target.exists():  # a writer died between the renaming and the listing
         shutil.rmtree(target)
-    with _aside(path.parent) as aside:
-        _write_label(zarr.create_group(aside, zarr_format=3), version, label, table, spacing)
-        (aside / version).rename(target)
-    listed = [*label_versions(path), version]
-    labels.attrs["ome"] = {"version": _OME, "labels": listed}
+    with new_folder(target, hidden=aside(path)) as unfinished:
+        _write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
+    listing = path / "labels" / "zarr.json"
+    group = json.loads(listing.read_bytes())
+    group["attributes"]["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
+    # Not by zarr, which doesn't flush: half a listing would take every label with it.
+    write_text(listing, json.dumps(group, indent=2))
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed left aside; only while nobody writes."""
-    for path in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(path)
+def labels_on_disk(path: Path) -> set[str]:
+    """Names of a case's label folders, also of those that a killed writer didn't list."""
+    folder = path / "labels"
+    return {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
+
+
+def fingerprint(array: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's voxels in C order."""
+    return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
@@ -218,11 +225,10 @@ def _level(group: zarr.Group, path: Path) -> zarr.Array[Any]:
 
 
 def _write_label(
-    labels: zarr.Group, version: str, label: NDArray[Any], table: LabelTable, spacing: Triple
+    group: zarr.Group, label: NDArray[Any], table: LabelTable, spacing: Triple, version: str
 ) -> None:
     if int(label.max(initial=0)) >= len(table.classes):
         raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
-    group = labels.create_group(_require_name(version))
     ome = _write_array(group, label.astype(table.dtype), version, spacing, "nearest")
     ome["image-label"] = {
         "colors": [
@@ -274,14 +280,3 @@ def _require_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ScanError(f"{name!r}: use letters, digits, '.', '_' and '-' only")
     return name
-
-
-@contextmanager
-def _aside(folder: Path) -> Any:
-    """A path in the same folder that is gone at the end, unless it was renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{uuid4().hex}{_PARTIAL}"
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

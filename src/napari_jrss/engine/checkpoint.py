@@ -7,7 +7,6 @@ previous state whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from napari_jrss.data.atomic import write_bytes
+
 StateDict = dict[str, Tensor]
 
 
@@ -25,24 +26,10 @@ class CheckpointError(ValueError):
     """A weights file that is missing, damaged or of another network."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` aside, flush it to the disk, and put it in place of `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON description into one safetensors file."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(on_cpu, {"description": json.dumps(description)}))
+    write_bytes(path, save(on_cpu, {"description": json.dumps(description)}))
 
 
 def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:

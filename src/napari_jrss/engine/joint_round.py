@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.data.atomic import sweep, write_bytes, write_text
 from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.data.predictions import (
     PREDICTIONS,
@@ -29,7 +29,7 @@ from napari_jrss.data.predictions import (
     read_prediction,
     write_prediction,
 )
-from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors, write_atomically
+from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
 from napari_jrss.engine.events import (
     Cancelled,
     CaseScreened,
@@ -110,7 +110,7 @@ def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         _sweep(this.folder)
     if fabric.is_global_zero and not (this.folder / CONFIG).exists():
         text = describe(this.snapshot, this.config)
-        write_atomically(this.folder / CONFIG, text.encode())
+        write_text(this.folder / CONFIG, text)
     work = _pretrain(this, fabric, cancel) if this.parent is None else _joint(this, fabric, cancel)
     for event in work:
         if fabric.is_global_zero:
@@ -366,7 +366,7 @@ def _record(event: Event, path: Path) -> None:
             for line in known
         ]
         kept = [line + "\n" for line, drop in zip(lines, dropped, strict=True) if not drop]
-        write_atomically(path, "".join(kept).encode())
+        write_text(path, "".join(kept))
     elif _identity(event.model_dump()) not in map(_identity, known):
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(event.model_dump_json() + "\n")
@@ -378,13 +378,9 @@ def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed run was still writing: hidden names, and half a line of metrics."""
-    pattern = ".*.[0-9]*"
-    for unfinished in (*folder.glob(pattern), *(folder / PREDICTIONS).glob(pattern)):
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink()
+    sweep(folder)
+    sweep(folder / PREDICTIONS)
     metrics = folder / METRICS
     content = metrics.read_bytes() if metrics.exists() else b""
     if content and not content.endswith(b"\n"):
-        write_atomically(metrics, content[: content.rfind(b"\n") + 1])
+        write_bytes(metrics, content[: content.rfind(b"\n") + 1])

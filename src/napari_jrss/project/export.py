@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_jrss.data.atomic import aside, sync_folder, sync_tree, write_bytes, write_text
 from napari_jrss.data.batches import Label
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.labels import LabelTable
@@ -32,7 +33,6 @@ from napari_jrss.data.volume import (
     spacing_mm,
     write_nifti,
 )
-from napari_jrss.project.atomic import aside, sync_folder, sync_tree, write_bytes, write_text
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Split
 from napari_jrss.project.project import Project

@@ -25,11 +25,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from napari_jrss.data import store
 from napari_jrss.data.atomic import sync_folder, write_bytes
 from napari_jrss.data.batches import Label
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.labels import check_draft
 from napari_jrss.project.ledger import Status, now
-from napari_jrss.project.project import Project, check_draft, fingerprint
+from napari_jrss.project.project import Project
 
 SUFFIX = ".journal"
 PERIOD_S = 0.25
@@ -192,7 +194,7 @@ class Journal:
             seconds=0.0,
             shape=base.shape,
             classes=len(project.table.names),
-            sha256=fingerprint(base),
+            sha256=store.fingerprint(base),
         )
         content = _MAGIC + _framed(header.model_dump_json().encode())
         content += _framed(zlib.compress(base.tobytes(), 1))
@@ -536,7 +538,7 @@ def _holds_more(project: Project, found: Recovered) -> bool:
     if not found.voxels_changed:
         return False
     kept = {entry.sha256 for entry in project.label_versions(found.case_id)}
-    return fingerprint(found.label) not in kept
+    return store.fingerprint(found.label) not in kept
 
 
 def _recovered(header: _Header, held: _Held) -> Recovered:
@@ -587,7 +589,7 @@ def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[_Header, _Held
     if raw is None or len(raw) != voxels * dtype.itemsize:
         raise ProjectError(f"{path}: the journal's first label is damaged")
     base = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-    if fingerprint(base) != header.sha256:
+    if store.fingerprint(base) != header.sha256:
         raise ProjectError(f"{path}: the journal's first label is damaged")
     label = base.copy()
     held = _Held(base, label, header.seconds, 0.0, file.tell())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.data.atomic import write_text
 from napari_jrss.data.batches import CachedArrays
-from napari_jrss.project.atomic import write_text
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Outcome, Split
 from napari_jrss.project.project import Project

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
+from napari_jrss.data.atomic import write_text
 from napari_jrss.data.batches import Image, Label
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.layouts import stem
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
-from napari_jrss.project.atomic import write_text
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import (
     export_displacement,

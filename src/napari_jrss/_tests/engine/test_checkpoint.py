@@ -19,7 +19,6 @@ from napari_jrss.engine.checkpoint import (
     optimizer_moments,
     restore_moments,
     save_tensors,
-    write_atomically,
 )
 
 
@@ -37,20 +36,6 @@ def test_tensors_and_description_come_back(tmp_path: Path) -> None:
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_writing_replaces_and_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    with pytest.raises(TypeError):
-        write_atomically(path, "text")  # type: ignore[arg-type]
-    (tmp_path / "folder" / "in it").mkdir(parents=True)
-    with pytest.raises(OSError, match="folder"):
-        write_atomically(tmp_path / "folder", b"new")
-    assert path.read_bytes() == b"new"
-    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def damaged(tmp_path: Path) -> Path:

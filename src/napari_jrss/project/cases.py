@@ -1,0 +1,281 @@
+"""The cases of a project: scans become cases, and cases get their side of the split."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from napari_jrss.data import store
+from napari_jrss.data.batches import Image
+from napari_jrss.data.grid import training_grid
+from napari_jrss.data.ingest import IngestResult, ingest
+from napari_jrss.data.layouts import FoundCase
+from napari_jrss.data.store import CaseAttributes
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.folder import CASES, LEFTOVERS, ROUNDS, ProjectFolder
+from napari_jrss.project.ledger import (
+    Case,
+    FailedImport,
+    LabelVersion,
+    Split,
+    Status,
+    now,
+)
+from napari_jrss.project.split import Assignment, split_by_group
+
+IMPORT_AUTHOR = "import"
+FIRST_VERSION = "v0001"
+
+
+class ProjectCases(ProjectFolder):
+    """The cases of a project; see :class:`~napari_jrss.project.project.Project`."""
+
+    def cases(self) -> list[Case]:
+        """All cases, by id."""
+        return self._ledger.cases()
+
+    def case(self, case_id: str) -> Case:
+        """One case.
+
+        Raises
+        ------
+        ProjectError
+            The project has no such case.
+        """
+        case = self._ledger.case(case_id)
+        if case is None:
+            raise ProjectError(f"{self.path}: has no case {case_id!r}")
+        return case
+
+    def attributes(self, case_id: str) -> CaseAttributes:
+        """Where a case came from, and the chain back to its scan's own grid."""
+        return store.read_attributes(self.case_path(self.case(case_id).case_id))
+
+    def image(self, case_id: str) -> Image:
+        """Preprocessed image (z, y, x) of a case on the training grid."""
+        return store.read_image(self.case_path(self.case(case_id).case_id))
+
+    def add_cases(
+        self,
+        found: Sequence[FoundCase],
+        workers: int | None = None,
+        groups: Mapping[str, str | None] | None = None,
+    ) -> Iterator[IngestResult]:
+        """Preprocess scans in worker processes and make each a case as it gets ready.
+
+        The first scans added settle the training grid. A scan that fails is recorded with the
+        reason, see :meth:`failed_imports`, and the others go on; scans may be added again.
+
+        Parameters
+        ----------
+        found
+            As :func:`~napari_jrss.data.layouts.discover` finds them.
+        workers
+            Processes; None: one per core.
+        groups
+            Subject group of each case, where known.
+
+        Yields
+        ------
+        IngestResult
+            One per scan, in the order in which they end.
+
+        Raises
+        ------
+        ProjectError
+            The project is read-only.
+        ScanError
+            No scan can be read, or the reference case is none of them.
+        """
+        self.check_writable()
+        groups = groups or {}
+        known = {case.case_id.lower() for case in self.cases()}
+        fresh = []
+        for scan in found:
+            try:
+                path = self.case_path(scan.case_id)
+            except ProjectError as error:
+                yield self._failed(IngestResult(scan.case_id, False, str(error)))
+                continue
+            if scan.case_id.lower() in known:
+                yield IngestResult(scan.case_id, False, "the project has this case already")
+                continue
+            known.add(scan.case_id.lower())
+            self._clear(path)
+            fresh.append(scan)
+        if not fresh:
+            return
+        if not self.cases():
+            # Settled by the first import that brings a case.
+            chosen = training_grid(fresh, self.preprocessing, self.table, workers)
+            self._ledger.set_grid(chosen.model_dump_json())
+        for result in ingest(
+            fresh,
+            self.preprocessing,
+            self.table,
+            self._inside(CASES),
+            workers,
+            grid=self.grid,
+            version=FIRST_VERSION,
+        ):
+            if result.ok:
+                self.register_case(result.case_id, groups.get(result.case_id))
+                yield result
+            else:
+                yield self._failed(result)
+
+    def register_case(self, case_id: str, group: str | None = None) -> Case:
+        """Make a case of a scan whose OME-Zarr folder is in place.
+
+        Parameters
+        ----------
+        case_id
+            Names the folder ``cases/<case_id>.ome.zarr``. The first label in it becomes the
+            label in force, with the status MANUAL.
+        group
+            Subject group, where known.
+
+        Raises
+        ------
+        ProjectError
+            The id is taken (upper and lower case don't count), or the folder isn't there.
+        """
+        self.check_writable()
+        path = self.case_path(case_id)
+        if case_id.lower() in {case.case_id.lower() for case in self.cases()}:
+            raise ProjectError(f"{self.path}: has a case {case_id} already")
+        if not path.is_dir():
+            raise ProjectError(f"{path}: isn't there")
+        label = None
+        for version in store.label_versions(path)[:1]:
+            label = LabelVersion(
+                case_id=case_id,
+                version=version,
+                status=Status.MANUAL,
+                created=now(),
+                author=IMPORT_AUTHOR,
+                draft="imported",
+                voxels_changed=None,
+                seconds=None,
+                sha256=store.fingerprint(store.read_label(path, version)),
+            )
+        self._ledger.add_case(case_id, group, label)
+        return self.case(case_id)
+
+    def _failed(self, result: IngestResult) -> IngestResult:
+        self._ledger.fail_import(result.case_id, result.reason)
+        return result
+
+    def _clear(self, path: Path) -> None:
+        """Make room where a killed import left a folder that never became a case.
+
+        A folder with more than an imported label holds somebody's work, whatever became of
+        the ledger: it is put aside, not removed.
+        """
+        if not path.exists():
+            return
+        if store.labels_on_disk(path) <= {FIRST_VERSION}:
+            shutil.rmtree(path)
+        else:
+            leftovers = self._inside(LEFTOVERS)
+            leftovers.mkdir(exist_ok=True)
+            path.rename(leftovers / f"{now().replace(':', '')}-{path.name}")
+
+    def failed_imports(self) -> list[FailedImport]:
+        """Scans that couldn't become cases, and why."""
+        return self._ledger.failed_imports()
+
+    def split(
+        self,
+        labelled: int | None = None,
+        validation: int = 0,
+        test: int = 0,
+        training: int | None = None,
+        seed: int = 0,
+        groups: Mapping[str, str | None] | None = None,
+    ) -> Assignment:
+        """Deal the cases to training, validation and test, whole subject groups together.
+
+        For one seed the three sets are the same for every `labelled`, and the labelled set of
+        a smaller N lies in that of a larger N. Training cases beyond N count as unlabelled;
+        labels they have are kept, hidden from training.
+
+        Parameters
+        ----------
+        labelled
+            N; None for every training case that has a label.
+        validation, test
+            Numbers of cases (with labels).
+        training
+            K; the cases beyond it are put aside (UNUSED). None for all that are left.
+        seed
+            Of the shuffle.
+        groups
+            Subject group of every case; None for those that the project knows.
+
+        Raises
+        ------
+        ProjectError
+            Too few cases, a case without an entry in `groups`, or rounds that were trained
+            on an earlier split (test cases may have trained then).
+        """
+        if self._ledger.rounds(self.path / ROUNDS):
+            raise ProjectError(
+                f"{self.path}: has rounds trained on its split; a new split needs a new project"
+            )
+        cases = {case.case_id: case for case in self.cases()}
+        if groups is None:
+            groups = {case_id: case.group for case_id, case in cases.items()}
+        for case_id in cases.keys() - groups.keys():
+            raise ProjectError(f"{self.path}: no subject group is given for case {case_id}")
+        groups = {case_id: groups[case_id] for case_id in cases}
+        label = {c.case_id: c.label_version or c.reference_version for c in cases.values()}
+        assignment = split_by_group(
+            groups,
+            [case_id for case_id, version in label.items() if version is not None],
+            labelled=labelled,
+            validation=validation,
+            test=test,
+            training=training,
+            seed=seed,
+        )
+        side = {
+            case_id: split
+            for split, ids in (
+                (Split.TRAIN, assignment.train),
+                (Split.VALIDATION, assignment.validation),
+                (Split.TEST, assignment.test),
+                (Split.UNUSED, assignment.unused),
+            )
+            for case_id in ids
+        }
+        hidden = set(assignment.train) - set(assignment.labelled)
+        status = self._ledger.version_status()
+        dealt = []
+        for case_id, case in cases.items():
+            version = label[case_id]
+            case = replace(case, split=side[case_id])
+            if version is not None and case_id not in hidden:
+                case = replace(
+                    case,
+                    status=status[case_id, version],
+                    label_version=version,
+                    reference_version=None,
+                )
+            elif version is not None:
+                case = replace(
+                    case,
+                    status=Status.UNLABELLED,
+                    label_version=None,
+                    reference_version=version,
+                )
+            dealt.append(case)
+        counts = Counter(case.split for case in dealt)
+        detail = ", ".join(f"{counts[split]} {split}" for split in Split)
+        self._ledger.assign(
+            dealt, f"{detail}; {len(assignment.labelled)} labelled; seed {seed}", groups
+        )
+        return assignment

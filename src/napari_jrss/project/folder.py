@@ -1,0 +1,258 @@
+"""The folder of a project: made, opened by one writer, its paths and what holds for all cases."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import ValidationError
+
+from napari_jrss import __version__
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.data import store
+from napari_jrss.data.atomic import new_folder, sweep
+from napari_jrss.data.chain import TrainingGrid
+from napari_jrss.data.labels import LabelClass, LabelTable
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.ledger import Ledger
+from napari_jrss.project.lock import WriterLock
+
+LEDGER = "project.sqlite"
+LOCK = "project.lock"
+CASES = "cases"
+ROUNDS = "rounds"
+LEFTOVERS = "leftovers"
+JOURNALS = "journal"
+
+_CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+
+
+class ProjectFolder:
+    """One project folder, open; see :class:`~napari_jrss.project.project.Project`."""
+
+    def __init__(self, path: Path, ledger: Ledger, lock: WriterLock | None) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._lock = lock
+        self.read_only = ledger.read_only
+        try:
+            self.table = LabelTable.model_validate_json(ledger.setting("label_table") or "")
+            self.preprocessing = PreprocessingConfig.model_validate_json(
+                ledger.setting("preprocessing") or ""
+            )
+        except (ValidationError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ProjectError(f"{path / LEDGER}: unreadable settings ({reason})") from error
+
+    # -- open and close
+
+    @classmethod
+    def create(
+        cls, path: str | Path, table: LabelTable, preprocessing: PreprocessingConfig
+    ) -> Self:
+        """Make an empty project and open it for writing.
+
+        Parameters
+        ----------
+        path
+            The new folder, by custom ``<name>.jrss``.
+        table
+            Names and colours of the classes.
+        preprocessing
+            How scans reach the training grid.
+
+        Raises
+        ------
+        ProjectError
+            Something is there already, or the place can't be written.
+        """
+        path = Path(path).absolute()
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ProjectError(f"{path}: exists already")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_folder(path) as folder:
+                folder.mkdir()
+                (folder / CASES).mkdir()
+                (folder / ROUNDS).mkdir()
+                Ledger.create(
+                    folder / LEDGER,
+                    table.model_dump_json(),
+                    preprocessing.model_dump_json(),
+                    __version__,
+                )
+                if path.exists():
+                    path.rmdir()
+        except OSError as error:
+            raise ProjectError(f"{path}: can't be made ({error.strerror or error})") from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path, read_only: bool = False) -> Self:
+        """Open a project.
+
+        Parameters
+        ----------
+        path
+            Its folder, wherever it has been moved.
+        read_only
+            Only look; possible while another program writes.
+
+        Raises
+        ------
+        ProjectError
+            Not a project, damaged, made by a newer version, or held by another program (the
+            message says by whom and since when).
+        """
+        path = Path(path).absolute()
+        if not path.exists():
+            raise ProjectError(f"{path}: no such folder")
+        if not (path / LEDGER).is_file():
+            raise ProjectError(f"{path}: not a project (it has no {LEDGER})")
+        lock = None if read_only else WriterLock(path / LOCK)
+        try:
+            ledger = Ledger(path / LEDGER, read_only)
+            try:
+                project = cls(path, ledger, lock)
+            except BaseException:
+                ledger.close()
+                raise
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        if not read_only:
+            for name in (CASES, JOURNALS):
+                sweep(project._inside(name))  # what a killed program was still writing
+        return project
+
+    def close(self) -> None:
+        """Close the ledger and free the lock; safe to call again."""
+        self._ledger.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _inside(self, *parts: str) -> Path:
+        """A path below the project, none of whose folders is a link that leads elsewhere."""
+        path = self.path
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise ProjectError(f"{path}: a link, which a project doesn't follow")
+        return path
+
+    def check_writable(self) -> None:
+        """Raise :class:`ProjectError` if the project is open read-only."""
+        if self.read_only:
+            raise ProjectError(f"{self.path}: is open read-only")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- paths
+
+    def case_path(self, case_id: str) -> Path:
+        """The OME-Zarr folder of a case, inside the project whatever the id says.
+
+        Raises
+        ------
+        ProjectError
+            The id can't name a folder, or a link leads out of the project.
+        """
+        check_case_id(case_id)
+        name = f"{case_id}{store.SUFFIX}"
+        self._inside(CASES, name, "labels")
+        return self._inside(CASES, name)
+
+    def journal_path(self, case_id: str) -> Path:
+        """Where the corrections of a case are journalled, see :mod:`.journal`.
+
+        Raises
+        ------
+        ProjectError
+            As :meth:`case_path`.
+        """
+        check_case_id(case_id)
+        return self._inside(JOURNALS, f"{case_id}.journal")
+
+    @property
+    def grid(self) -> TrainingGrid:
+        """The training grid that all cases share.
+
+        Raises
+        ------
+        ProjectError
+            No scans have been added yet.
+        """
+        text = self._ledger.setting("grid")
+        if text is None:
+            raise ProjectError(f"{self.path}: has no training grid yet; add scans first")
+        try:
+            return TrainingGrid.model_validate_json(text)
+        except ValidationError as error:
+            reason = " ".join(str(error).split())
+            raise ProjectError(f"{self.path / LEDGER}: unreadable grid ({reason})") from error
+
+    # -- structures
+
+    def rename_structure(self, index: int, name: str, author: str | None = None) -> None:
+        """Give a structure another name; its index and the ids of the files stay.
+
+        Raises
+        ------
+        ProjectError
+            There is no such structure, the name is empty or another's, or the project is
+            read-only.
+        """
+        name = " ".join(name.split())
+        if name in (c.name for c in self.table.classes if c.index != index):
+            raise ProjectError(f"{self.path}: another structure is named {name!r}")
+        self._change_structure(index, author, name=name)
+
+    def recolour_structure(self, index: int, colour: str, author: str | None = None) -> None:
+        """Give a structure another colour, #rrggbb.
+
+        Raises
+        ------
+        ProjectError
+            There is no such structure, that is no colour, or the project is read-only.
+        """
+        self._change_structure(index, author, colour=colour.lower())
+
+    def _change_structure(self, index: int, author: str | None, **changes: str) -> None:
+        if not 1 <= index < len(self.table.classes):
+            raise ProjectError(f"{self.path}: has no structure {index}")
+        classes = list(self.table.classes)
+        before = classes[index]
+        try:
+            after = LabelClass.model_validate({**before.model_dump(), **changes})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ProjectError(f"{self.path}: structure {before.name}: {reason}") from error
+        if after == before:
+            return
+        classes[index] = after
+        table = self.table.model_copy(update={"classes": tuple(classes)})
+        detail = f"{index}: {before.name} {before.colour} -> {after.name} {after.colour}"
+        self._ledger.set_label_table(table.model_dump_json(), author, detail)
+        self.table = table
+
+
+def check_case_id(case_id: str) -> None:
+    """Raise :class:`ProjectError` unless a case id can name a folder on every system."""
+    if not _CASE_ID.fullmatch(case_id) or _RESERVED.fullmatch(case_id):
+        raise ProjectError(
+            f"{case_id[:120]!r} can't be a case id: letters, digits, dot, dash and underscore, "
+            "at most 100, a letter or digit first, no dot last"
+        )

@@ -1,0 +1,195 @@
+"""The rounds of a project, their teachers, and the snapshots that they train on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_jrss.data import store
+from napari_jrss.data.atomic import sync_folder, write_text
+from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Image, Label
+from napari_jrss.project.cases import ProjectCases
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.folder import ROUNDS
+from napari_jrss.project.ledger import Outcome, Round, Split, round_folder
+
+
+class ProjectRounds(ProjectCases):
+    """The rounds of a project; see :class:`~napari_jrss.project.project.Project`."""
+
+    def rounds(self) -> list[Round]:
+        """All rounds by number."""
+        return self._ledger.rounds(self.path / ROUNDS)
+
+    def round(self, number: int) -> Round:
+        """One round.
+
+        Raises
+        ------
+        ProjectError
+            There is no such round.
+        """
+        for entry in self.rounds():
+            if entry.number == number:
+                return entry
+        raise ProjectError(f"{self.path}: has no round {number}")
+
+    def start_round(
+        self, parent: int | None, config_json: str, label_versions: Mapping[str, str]
+    ) -> Round:
+        """Begin a round: its number, its folder, and the labels as it will use them.
+
+        A round that was left running by a program that died counts as cancelled from now on.
+
+        Parameters
+        ----------
+        parent
+            The finished round whose teacher it starts from; None for pre-training.
+        config_json
+            The configuration's text, written to the folder's ``config.json``.
+        label_versions
+            Label version of each labelled and validation case: a snapshot's.
+        """
+        self.check_writable()
+        if parent is not None and self.round(parent).outcome is not Outcome.FINISHED:
+            raise ProjectError(f"{self.path}: round {parent} isn't finished, so it has no teacher")
+        roles: dict[str, tuple[str, str | None]] = {}
+        for case in self.cases():
+            version = label_versions.get(case.case_id)
+            if case.split is Split.TRAIN:
+                roles[case.case_id] = ("labelled" if version else "unlabelled", version)
+            elif case.split is Split.VALIDATION and version:
+                roles[case.case_id] = ("validation", version)
+        for case_id in label_versions.keys() - roles.keys():
+            raise ProjectError(f"{self.path}: case {case_id!r} neither trains nor validates")
+        number = max((entry.number for entry in self.rounds()), default=-1) + 1
+        self._inside(ROUNDS).mkdir(exist_ok=True)
+        folder = self._inside(ROUNDS, round_folder(number))
+        # A killed start leaves at most the configuration, or what was written aside for it.
+        if folder.exists() and any(
+            f.name != "config.json" and not f.name.startswith(".") for f in folder.iterdir()
+        ):
+            raise ProjectError(f"{folder}: in the way, though the ledger knows no round {number}")
+        try:
+            folder.mkdir(exist_ok=True)
+            write_text(folder / "config.json", config_json)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise ProjectError(f"{folder}: can't be written ({error.strerror})") from error
+        self._ledger.add_round(number, parent, config_json, roles)
+        return self.round(number)
+
+    def resume_round(self, number: int) -> Round:
+        """Go on with a round that was cancelled, failed, or left running by a dead program."""
+        self._unfinished(number)
+        self._ledger.resume_round(number)
+        return self.round(number)
+
+    def finish_round(
+        self,
+        number: int,
+        outcome: Outcome | str,
+        metrics: Mapping[str, object] | None = None,
+        *,
+        promote: bool = False,
+    ) -> Round:
+        """Record how a round ended: FINISHED (for good), CANCELLED or FAILED.
+
+        Parameters
+        ----------
+        number, outcome
+            Which, and how.
+        metrics
+            What the engine measured, as JSON can hold it.
+        promote
+            Make its teacher the current one in the same transaction.
+        """
+        self._unfinished(number)
+        outcome = Outcome(outcome)
+        if outcome is Outcome.RUNNING:
+            raise ProjectError(f"{self.path}: a round doesn't end by running")
+        if promote and outcome is not Outcome.FINISHED:
+            raise ProjectError(f"{self.path}: a round that was {outcome} has no teacher")
+        self._ledger.end_round(number, outcome, json.dumps(dict(metrics or {})), promote)
+        return self.round(number)
+
+    def unfinished_round(self) -> Round | None:
+        """The latest round, if it can still be resumed."""
+        rounds = self.rounds()
+        return rounds[-1] if rounds and rounds[-1].outcome is not Outcome.FINISHED else None
+
+    def promote(self, number: int, author: str | None = None, reason: str = "") -> None:
+        """Make a finished round's teacher the current one; an earlier round rolls back."""
+        if self.round(number).outcome is not Outcome.FINISHED:
+            raise ProjectError(f"{self.path}: round {number} isn't finished, so it has no teacher")
+        self._ledger.promote(number, author, reason)
+
+    @property
+    def teacher(self) -> Round | None:
+        """The round whose teacher is the current one."""
+        number = self._ledger.teacher()
+        return None if number is None else self.round(number)
+
+    def _unfinished(self, number: int) -> None:
+        if self.round(number).outcome is Outcome.FINISHED:
+            raise ProjectError(f"{self.path}: round {number} is finished")
+
+    # -- for the engine
+
+    def snapshot(self, round_number: int | None = None) -> CohortSnapshot:
+        """The cases and labels as they are now, or as a round found them at its start.
+
+        Raises
+        ------
+        ProjectError
+            There are no cases.
+        """
+        if round_number is None:
+            roles: dict[str, tuple[str, str | None]] = {}
+            for case in self.cases():
+                if case.labelled:
+                    roles[case.case_id] = ("labelled", case.label_version)
+                elif case.split is Split.TRAIN:
+                    roles[case.case_id] = ("unlabelled", None)
+                elif case.split is Split.VALIDATION and case.label_version:
+                    roles[case.case_id] = ("validation", case.label_version)
+        else:
+            roles = self._ledger.roles(self.round(round_number).number)
+        if not roles:
+            raise ProjectError(f"{self.path}: has no cases to train on")
+        versions = {case_id: version for case_id, (_, version) in roles.items() if version}
+        paths = {case_id: self.case_path(case_id) for case_id in roles}
+        reader = _SnapshotReader(paths, versions)
+        grid = self.grid
+        return CohortSnapshot(
+            class_names=self.table.names,
+            spacing_mm=grid.spacing_mm,
+            shape=grid.shape,
+            labelled=_with_role(roles, "labelled"),
+            unlabelled=_with_role(roles, "unlabelled"),
+            validation=_with_role(roles, "validation"),
+            label_versions=versions,
+            arrays=CachedArrays(reader.image, reader.label),
+        )
+
+
+@dataclass(frozen=True)
+class _SnapshotReader:
+    """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read."""
+
+    paths: Mapping[str, Path]
+    versions: Mapping[str, str]
+
+    def image(self, case_id: str) -> Image:
+        return store.read_image(self.paths[case_id])
+
+    def label(self, case_id: str) -> Label:
+        if case_id not in self.versions:
+            raise KeyError(f"case {case_id} has no label in this snapshot")
+        return store.read_label(self.paths[case_id], self.versions[case_id])
+
+
+def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:
+    return tuple(sorted(case_id for case_id, (own, _) in roles.items() if own == role))
