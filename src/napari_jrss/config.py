@@ -117,6 +117,12 @@ class AugmentationConfig(_Settings):
         description="Standard deviation of the noise on the 12 entries of an affine matrix in "
         "normalised coordinates (OBELISK: 0.075).",
     )
+    pair_affine_std: float = Field(
+        0.0,
+        ge=0,
+        title="Affine strength on pairs",
+        description="The same for both images of a registration pair, each by itself.",
+    )
     intensity_std: float = Field(
         0.0,
         ge=0,

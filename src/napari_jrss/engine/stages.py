@@ -130,7 +130,7 @@ class MonoSegmentationStage:
         snapshot = self.tensors.snapshot
         cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
-        grid = _affine(len(cases), snapshot, self.config, rng)
+        grid = _affine(len(cases), snapshot, self.config.augmentation.affine_std, rng)
         images = _intensity(sample_image(images, grid), self.config, rng)
         self.network.train()
         return mono_segmentation_step(self.network, images, sample_label(labels, grid, outside=0))
@@ -183,11 +183,13 @@ class RegistrationStage:
         )
         moving, fixed = [m for m, _ in pairs], [f for _, f in pairs]
         both = [m in supervised and f in supervised for m, f in pairs]
+        moving_images, moving_labels = self._side(moving, rng)
+        fixed_images, fixed_labels = self._side(fixed, rng)
         batch = PairBatch(
-            self._augmented(moving, rng),
-            self._augmented(fixed, rng),
-            self.tensors.labels(moving),
-            self.tensors.labels(fixed),
+            moving_images,
+            fixed_images,
+            moving_labels,
+            fixed_labels,
             torch.tensor(both, device=self.tensors.device),
         )
         self.network.train()
@@ -195,8 +197,14 @@ class RegistrationStage:
             self.network, batch, snapshot.classes, self._lambda_r(step), settings
         )
 
-    def _augmented(self, cases: list[str], rng: np.random.Generator) -> Tensor:
-        return self.tensors.images(cases)
+    def _side(self, cases: list[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images and labels of one side of the pairs."""
+        images, labels = self.tensors.images(cases), self.tensors.labels(cases)
+        std = self.config.augmentation.pair_affine_std
+        if std == 0:
+            return images, labels
+        grid = _affine(len(cases), self.tensors.snapshot, std, rng)
+        return sample_image(images, grid), sample_label(labels, grid, outside=0)
 
     def _lambda_r(self, step: int) -> float:
         settings = self.config.registration
@@ -271,7 +279,7 @@ class StudentStage:
             targets[:pairs] = _warp_labels(targets[:pairs], displacement)
             probabilities[:pairs] = warp(probabilities[:pairs], displacement, padding="border")
 
-        grid = _affine(len(cases), snapshot, self.config, rng)
+        grid = _affine(len(cases), snapshot, self.config.augmentation.affine_std, rng)
         images = _intensity(sample_image(images, grid), self.config, rng)
         return StudentBatch(
             images=images,
@@ -297,11 +305,9 @@ def epoch_steps(snapshot: CohortSnapshot, batch_size: int, fabric: Fabric) -> in
     return max(1, round(len(snapshot.training) / (batch_size * fabric.world_size)))
 
 
-def _affine(
-    batch: int, snapshot: CohortSnapshot, config: TrainingConfig, rng: np.random.Generator
-) -> Tensor:
+def _affine(batch: int, snapshot: CohortSnapshot, std: float, rng: np.random.Generator) -> Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return random_affine_grid(batch, snapshot.shape, config.augmentation.affine_std, generator)
+    return random_affine_grid(batch, snapshot.shape, std, generator)
 
 
 def _intensity(images: Tensor, config: TrainingConfig, rng: np.random.Generator) -> Tensor:
