@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PresetName
+from napari_jrss.experiments import commands
 from napari_jrss.session.errors import is_ours
 
 app = typer.Typer(
@@ -102,6 +103,14 @@ def init(
     folder: Annotated[
         Path | None, typer.Option(help="A folder in a known layout (MSD, nnU-Net, LPBA40, TCIA).")
     ] = None,
+    dicom: Annotated[
+        Path | None,
+        typer.Option(help="A folder of DICOM files: one case per image series, by pseudonym."),
+    ] = None,
+    keep_map: Annotated[
+        Path | None,
+        typer.Option(help="CSV of which DICOM series each case is; else nothing keeps that."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of scans.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of labels, same names.")] = None,
     groups: Annotated[
@@ -138,13 +147,18 @@ def init(
     """Make a project of scans and labels: check, preprocess and cache them."""
     from napari_jrss.config import PreprocessingConfig
     from napari_jrss.data.labels import LabelTable
-    from napari_jrss.data.layouts import discover
+    from napari_jrss.data.layouts import discover, discover_dicom
     from napari_jrss.display import import_report, ingest_progress
     from napari_jrss.project.project import Project
 
-    if (folder is None) == (images is None):
-        raise UsageError("give either --folder or --images")
-    cohort = discover(folder) if folder else discover(images=images, labels=labels)
+    if sum(given is not None for given in (folder, images, dicom)) != 1:
+        raise UsageError("give either --folder or --images or --dicom")
+    if keep_map is not None and keep_map.resolve().is_relative_to(project.resolve()):
+        raise UsageError(f"{keep_map}: lies in the project, which holds no patient's identity")
+    if dicom is not None:
+        cohort = discover_dicom(dicom)
+    else:
+        cohort = discover(folder) if folder else discover(images=images, labels=labels)
     label_files = [case.label for case in cohort.cases if case.label]
     if groups is not None:
         table = LabelTable.from_csv(groups)
@@ -165,9 +179,16 @@ def init(
     )
     with Project.create(project, table, config) as made:
         results = list(
-            ingest_progress(made.add_cases(cohort.cases, workers=workers), len(cohort.cases))
+            ingest_progress(
+                made.add_cases(cohort.cases, workers=workers, groups=cohort.groups),
+                len(cohort.cases),
+            )
         )
-    import_report(results, cohort.unmatched_labels)
+    import_report(results, cohort.unmatched_labels, cohort.left_out)
+    if keep_map is not None:
+        from napari_jrss.data.dicom import write_map
+
+        write_map(keep_map, cohort.cases)
     if not any(result.ok for result in results):
         raise UsageError(f"{project}: none of {len(results)} scans could be used")
 
@@ -391,6 +412,10 @@ def doctor(as_json: AsJson = False) -> None:
         doctor_report(report)
     if report.problems:
         raise typer.Exit(1)
+
+
+app.command()(commands.experiment)
+app.command()(commands.report)
 
 
 def _print_lines(events: Iterator[Any]) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from napari_jrss.data.dicom import LeftOut
     from napari_jrss.data.ingest import IngestResult
     from napari_jrss.doctor import Report
     from napari_jrss.engine.events import Event
@@ -50,14 +51,18 @@ def ingest_progress(results: Iterable[IngestResult], total: int) -> Iterator[Ing
             yield result
 
 
-def import_report(results: Sequence[IngestResult], unmatched_labels: Sequence[Path]) -> None:
+def import_report(
+    results: Sequence[IngestResult],
+    unmatched_labels: Sequence[Path],
+    left_out: Sequence[LeftOut] = (),
+) -> None:
     """What came in, and one table of what did not, by case and reason."""
     console = Console()
     came = [result for result in results if result.ok]
     labelled = sum(result.labelled for result in came)
     console.print(f"{len(came)} cases imported, {labelled} with a label")
     cut = [r for r in came if r.label_kept is not None and r.label_kept < 1]
-    if len(came) < len(results) or unmatched_labels or cut:
+    if len(came) < len(results) or unmatched_labels or cut or left_out:
         table = Table("case", "problem")
         for result in sorted(results, key=lambda r: r.case_id):
             if not result.ok:
@@ -67,6 +72,8 @@ def import_report(results: Sequence[IngestResult], unmatched_labels: Sequence[Pa
             table.add_row(result.case_id, f"{lost:.2g} % of the label lies outside the grid")
         for path in unmatched_labels:
             table.add_row(path.name, "left out: label without an image")
+        for entry in left_out:
+            table.add_row(escape(entry.what), f"left out: {escape(entry.reason)}")
         console.print(table)
 
 

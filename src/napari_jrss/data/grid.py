@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.chain import TrainingGrid, rows
 from napari_jrss.data.labels import LabelTable, read_classes
-from napari_jrss.data.layouts import FoundCase
-from napari_jrss.data.prealign import align, foreground
-from napari_jrss.data.preprocess import box_of, place, whole_box
+from napari_jrss.data.layouts import FoundCase, Scan
+from napari_jrss.data.prealign import align
+from napari_jrss.data.preprocess import foreground_box, place, whole_box
 from napari_jrss.data.resample import Matrix, Shape
 from napari_jrss.data.volume import (
     ScanError,
@@ -22,7 +22,8 @@ from napari_jrss.data.volume import (
     read_header,
     read_volume,
     spacing_mm,
-    to_nearest_lps,
+    to_upright_lps,
+    write_nifti,
 )
 from napari_jrss.data.workers import in_processes
 
@@ -39,6 +40,7 @@ def training_grid(
     config: PreprocessingConfig,
     table: LabelTable | None = None,
     workers: int | None = None,
+    keep_reference: Path | None = None,
 ) -> TrainingGrid:
     """The grid that all cases are brought to.
 
@@ -54,6 +56,10 @@ def training_grid(
         The classes, where the crop goes by labels: what is background doesn't count.
     workers
         Processes, where extents need the voxels (crop by foreground or by labels).
+    keep_reference
+        File (.nii.gz) to write the reference scan to, if later scans are aligned to it: its
+        own files may go away, and of a DICOM series no path is kept. None: the grid refers to
+        the scan's own file.
 
     Raises
     ------
@@ -69,7 +75,7 @@ def training_grid(
         box = _union(r for _, r in in_processes(_label_box, jobs, workers))
         extents = [_size_mm(box, spacing_mm(affine))]
     elif config.crop == "foreground":
-        box = box_of(foreground(read_volume(reference.image).to_lps()))
+        box = foreground_box(read_volume(reference.image))
         extents = []
         if config.shape is None:
             found = in_processes(_foreground_mm, [c.image for c in cases], workers)
@@ -83,12 +89,25 @@ def training_grid(
         spacing = (float(z), float(y), float(x))
     if config.prealign == "none" and config.crop != "labelled":
         return TrainingGrid(shape=wanted, spacing_mm=spacing)
+    kept = None
+    if config.prealign != "none":
+        kept = _kept(reference.image, keep_reference)
     return TrainingGrid(
         shape=wanted,
         spacing_mm=spacing,
         affine=rows(affine @ place(box, spacing_mm(affine), wanted, spacing)),
-        reference=reference.image,
+        reference=kept,
     )
+
+
+def _kept(reference: Scan, copy: Path | None) -> Path:
+    """The file that later scans are aligned to."""
+    if copy is not None:
+        volume = read_volume(reference)
+        return write_nifti(copy, volume.array, volume)
+    if not isinstance(reference, Path):
+        raise ScanError(f"{reference.name}: to align scans to a DICOM series takes a copy")
+    return reference
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class _Labelled:
     label: Path
     config: PreprocessingConfig
     table: LabelTable | None
-    reference: Path
+    reference: Scan
 
 
 def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> FoundCase:
@@ -115,12 +134,11 @@ def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> Found
     raise ScanError("no scan can be read")
 
 
-def _turned(image: Path) -> tuple[Shape, Matrix]:
-    """Shape (z, y, x) and affine of a scan turned to LPS, from its header alone."""
+def _turned(image: Scan) -> tuple[Shape, Matrix]:
+    """Shape (z, y, x) and affine of a scan turned upright to LPS, from its header alone."""
     header = read_header(image)
-    turn = to_nearest_lps(header.affine, header.shape[::-1])
-    x, y, z = np.abs(turn[:3, :3].T @ np.array(header.shape)).astype(int).tolist()
-    return (z, y, x), header.affine @ turn
+    turn, shape = to_upright_lps(header.affine, header.shape[::-1])
+    return shape, header.affine @ turn
 
 
 def _scan_sizes_mm(cases: Sequence[FoundCase]) -> list[NDArray[np.float64]]:
@@ -134,9 +152,10 @@ def _scan_sizes_mm(cases: Sequence[FoundCase]) -> list[NDArray[np.float64]]:
     return sizes
 
 
-def _foreground_mm(image: Path) -> NDArray[np.float64]:
-    volume = read_volume(image).to_lps()
-    return _size_mm(box_of(foreground(volume)), volume.spacing_mm)
+def _foreground_mm(image: Scan) -> NDArray[np.float64]:
+    volume = read_volume(image)
+    turn, _ = to_upright_lps(volume.affine, volume.shape)
+    return _size_mm(foreground_box(volume), spacing_mm(volume.affine @ turn))
 
 
 def _label_box(job: _Labelled) -> Box:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari_jrss.data.labels import (
     LPBA40_GROUPS,
@@ -14,10 +14,16 @@ from napari_jrss.data.labels import (
     TCIA_RENUMBERED,
     LabelTable,
     ids_in,
-    read_json,
     tcia_table,
 )
+from napari_jrss.data.textfiles import read_json
 from napari_jrss.data.volume import ScanError
+
+if TYPE_CHECKING:
+    from napari_jrss.data.dicom import DicomSeries, LeftOut
+
+# What read_volume takes: a file, or a series whose slices were found.
+Scan: TypeAlias = "Path | DicomSeries"
 
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _PAIR = re.compile(r"\.hdr$", re.IGNORECASE)
@@ -35,11 +41,11 @@ class FoundCase:
     case_id
         Letters, digits, ``.``, ``_`` and ``-`` only, so that it can name a file.
     image, label
-        The files.
+        The file, or the DICOM series, and the label's file.
     """
 
     case_id: str
-    image: Path
+    image: Scan
     label: Path | None = None
 
 
@@ -50,19 +56,25 @@ class FoundCohort:
     Attributes
     ----------
     layout
-        ``plain``, ``decathlon``, ``nnunet``, ``lpba40`` or ``tcia``.
+        ``plain``, ``decathlon``, ``nnunet``, ``lpba40``, ``tcia`` or ``dicom``.
     cases
         In the order of their ids.
     table
         The classes, where the layout knows them.
     unmatched_labels
         Label files without an image.
+    left_out
+        Files of a DICOM folder that are in no case, and why.
+    groups
+        Pseudonym of the patient of each case, by case id, where DICOM tells.
     """
 
     layout: str
     cases: tuple[FoundCase, ...]
     table: LabelTable | None = None
     unmatched_labels: tuple[Path, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def discover(
@@ -104,6 +116,36 @@ def discover(
     numbered = [p for p in inside if any(_NUMBERED_IMAGE.match(stem(s)) for s in _scans(p))]
     labelled = [p for p in inside if p.name.lower().startswith("label")]
     return _pairs(next(iter(named_images or numbered), root), next(iter(labelled), None))
+
+
+def discover_dicom(folder: Path | str) -> FoundCohort:
+    """Find the image series in a folder of DICOM files: each a case, by series UID.
+
+    Case ids and patient groups are pseudonyms, new ones each time; see
+    :func:`~napari_jrss.data.dicom.find_series`.
+
+    Parameters
+    ----------
+    folder
+        Any number of patients, studies and series, in any order and with other files between.
+
+    Raises
+    ------
+    ScanError
+        No such folder, or no series that can be used.
+    """
+    from napari_jrss.data.dicom import find_series, patient_groups
+
+    series, left = find_series(folder)
+    if not series:
+        why = f" ({left[0].what}: {left[0].reason})" if left else ""
+        raise ScanError(f"{folder}: holds no image series that can be used{why}")
+    return FoundCohort(
+        "dicom",
+        tuple(FoundCase(s.name, s) for s in series),
+        left_out=tuple(left),
+        groups=patient_groups(series),
+    )
 
 
 def stem(path: Path) -> str:
@@ -261,8 +303,12 @@ def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
     files = []
     for name in (entry["image"], label) if isinstance(label, str) else (entry["image"],):
         file = root / name
-        if not file.resolve().is_relative_to(root.resolve()):
-            raise ScanError(f"{path}: {name!r} leads out of the folder")
+        try:
+            inside = file.resolve().is_relative_to(root.resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # no name of a file at all
+            raise ScanError(f"{path}: {name[:100]!r} can't be a file ({error})") from error
+        if not inside:
+            raise ScanError(f"{path}: {name[:100]!r} leads out of the folder")
         if not file.exists():  # nnU-Net 1 lists names without their channel
             channel = _NIFTI.sub(r"_0000\g<0>", file.name)
             file = file.with_name(channel) if file.with_name(channel).exists() else file

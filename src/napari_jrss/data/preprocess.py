@@ -29,7 +29,7 @@ from napari_jrss.data.volume import (
     Triple,
     Volume,
     spacing_mm,
-    to_nearest_lps,
+    to_upright_lps,
 )
 
 # Two grids whose voxels drift apart by less than this over their whole extent count as one:
@@ -134,7 +134,7 @@ def place(
     box
         First and last voxel (x, y, z) of the scan that the grid is centred on, 2x3.
     spacing
-        The scan's voxel size (z, y, x) in mm.
+        Voxel size (z, y, x) in mm of the scan turned to LPS.
     shape
         The grid (z, y, x).
     grid_spacing
@@ -152,6 +152,17 @@ def place(
     # Half a voxel off centre is the price of not interpolating.
     matrix[:3, 3] = np.where(step == 1, np.floor(start + 1e-6), start)
     return matrix
+
+
+def foreground_box(image: Volume) -> NDArray[np.float64]:
+    """First and last voxel (x, y, z) of the foreground in the scan turned upright to LPS, 2x3."""
+    turn, _ = to_upright_lps(image.affine, image.shape)
+    back = np.linalg.inv(turn)
+    ends = box_of(foreground(image))
+    corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(-1, 3)
+    placed = corners @ back[:3, :3].T + back[:3, 3]
+    placed = np.rint(placed) if copies(turn) else placed
+    return np.array([placed.min(0), placed.max(0)])
 
 
 def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -176,11 +187,8 @@ def _grid_to_source(image: Volume, config: PreprocessingConfig, grid: TrainingGr
         moved = align(image, grid.reference, config.prealign) @ affine
         matrix = np.linalg.inv(image.affine) @ moved
         return _snap(matrix, grid.shape, any_shift=config.prealign == "center_of_mass")
-    turn = to_nearest_lps(image.affine, image.shape)
-    if config.crop == "foreground":
-        box = box_of(foreground(image.to_lps()))
-    else:
-        box = whole_box(image.to_lps().shape)
+    turn, shape = to_upright_lps(image.affine, image.shape)
+    box = foreground_box(image) if config.crop == "foreground" else whole_box(shape)
     spacing = spacing_mm(image.affine @ turn)
     return turn @ place(box, spacing, grid.shape, None if config.resize else grid.spacing_mm)
 

@@ -1,4 +1,4 @@
-"""A scan in memory: an array and its place in the world, and how both come from NIfTI files.
+"""A scan in memory: an array and its place in the world, and how both come from files.
 
 Arrays are (z, y, x); an affine is 4x4 and maps voxels (x, y, z, 1) to millimetres in a world
 whose axes grow to Left, Posterior and Superior (LPS).
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -27,11 +27,16 @@ from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.data.resample import Matrix, Shape, copy
 
+if TYPE_CHECKING:
+    from napari_jrss.data.dicom import DicomSeries
+
 Triple: TypeAlias = tuple[float, float, float]
 Row: TypeAlias = tuple[float, float, float, float]
 Readable: TypeAlias = gzip.GzipFile | BinaryIO
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Axes that lean by less than this (half a degree) count as being at right angles.
+_LEAN = 0.01
 # deflate cannot pack more than this into one byte (zlib's technical notes)
 _MOST_PER_BYTE = 1032
 # Beyond these a header is damaged, or meant to keep us busy.
@@ -87,7 +92,8 @@ class ScanHeader(BaseModel):
         header.set_data_shape(shape[::-1])
         header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
         header.set_sform(LPS_FROM_RAS @ affine, code=1)
-        header.set_qform(LPS_FROM_RAS @ affine, code=1, strip_shears=True)
+        # A quaternion holds no shear: better no qform than one that lies.
+        header.set_qform(LPS_FROM_RAS @ affine, code=int(not leans(affine)), strip_shears=True)
         header.set_xyzt_units("mm")
         return cls.of_nifti(header)
 
@@ -218,33 +224,84 @@ def to_nearest_lps(affine: Matrix, shape: Shape) -> Matrix:
     return matrix
 
 
-def read_header(path: Path | str) -> ScanHeader:
-    """Geometry of a NIfTI file without its voxels, checked against the size of the file.
+def leans(affine: Matrix) -> bool:
+    """Whether the axes are not at right angles: a CT with a tilted gantry, a sheared sform."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > _LEAN)
+
+
+def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
+    """As :func:`to_nearest_lps`, and for leaning axes a grid at right angles that covers them.
+
+    Parameters
+    ----------
+    affine, shape
+        See :func:`to_nearest_lps`.
+
+    Returns
+    -------
+    matrix
+        From voxels (x, y, z, 1) of the turned grid to voxels of the grid itself. Without a
+        lean it only permutes, flips and shifts. With one, the x axis and the x-y plane stay
+        as they are, so the slices of a tilted CT stay slices.
+    shape
+        Voxels (z, y, x) of the turned grid.
+    """
+    matrix = np.eye(4)
+    lengths = np.array(shape[::-1])
+    if leans(affine):
+        turned, upper = np.linalg.qr(affine[:3, :3])
+        upright = turned * np.diag(upper)
+        matrix[:3, :3] = np.linalg.inv(affine[:3, :3]) @ upright
+        ends = np.stack(np.meshgrid(*((0, n - 1) for n in lengths), indexing="ij"), -1)
+        placed = ends.reshape(-1, 3) @ np.linalg.inv(matrix[:3, :3]).T
+        matrix[:3, 3] = matrix[:3, :3] @ placed.min(0)
+        lengths = np.ceil(np.ptp(placed, axis=0) - 1e-6).astype(int) + 1
+    x, y, z = (int(n) for n in lengths)
+    turn = to_nearest_lps(affine @ matrix, (z, y, x))
+    x, y, z = (int(n) for n in np.abs(turn[:3, :3].T @ lengths))
+    return matrix @ turn, (z, y, x)
+
+
+def read_header(path: Path | str | DicomSeries) -> ScanHeader:
+    """Geometry of a scan without its voxels, checked against the size of its files.
 
     Raises
     ------
     ScanError
         As for :func:`read_volume`, as far as the header and the file's size show it.
     """
+    series = _series(path)
+    if series is not None:
+        return series.header
+    assert isinstance(path, Path | str)
     return _parse(Path(path))[1]
 
 
-def read_volume(path: Path | str) -> Volume:
-    """Read an image as float32 on the file's own grid, slope and intercept applied.
+def read_volume(path: Path | str | DicomSeries) -> Volume:
+    """Read an image as float32 on its own grid, slope and intercept applied.
 
     Parameters
     ----------
     path
-        A .nii or .nii.gz file: three axes, or more whose length is 1. Also a .hdr with its
-        .img or .img.gz, as LPBA40 has them; Analyze 7.5 says nothing about orientation and is
-        taken as LAS, its convention.
+        A DICOM series that :func:`~napari_jrss.data.dicom.find_series` found, the folder of
+        one, or one of its files. Or a .nii or .nii.gz file: three axes, or more whose length
+        is 1. Also a .hdr with its .img or .img.gz, as LPBA40 has them; Analyze 7.5 says nothing
+        about orientation and is taken as LAS, its convention.
 
     Raises
     ------
     ScanError
-        The file is missing, no NIfTI, truncated or damaged, has several frames or colours, an
-        affine that can't be inverted, or values that are not finite.
+        The file is missing, no scan, truncated or damaged, has several frames or colours, an
+        affine that can't be inverted, or values that are not finite; the folder holds no image
+        series whose slices make one regular stack, or several.
     """
+    series = _series(path)
+    if series is not None:
+        from napari_jrss.data.dicom import read_series
+
+        return read_series(series)
+    assert isinstance(path, Path | str)
     path = Path(path)
     raw, slope, intercept, header = _load(path)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -311,6 +368,22 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
     aside.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
     aside.replace(path)
     return path
+
+
+def _series(path: Path | str | DicomSeries) -> DicomSeries | None:
+    """The DICOM series that is meant, if one is."""
+    if not isinstance(path, Path | str):
+        return path
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            return None  # reading it as NIfTI says what it is
+        with _reading(path) as file:
+            if file.read(132)[128:] != b"DICM":
+                return None
+    from napari_jrss.data.dicom import series_at
+
+    return series_at(path)
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def test_broken_files_say_what_is_wrong_in_one_line(tmp_path):
     damaged[-6] ^= 0xFF
     expected = {
         tmp_path / "missing.nii": "No such file",
-        tmp_path: "Is a directory",
+        tmp_path: "holds no image series",
         variant("empty.nii", b""): "not a NIfTI file",
         variant("text.nii.gz", b"hello" * 200): "not a NIfTI file",
         variant("cut.nii", plain[:-100]): "truncated",
