@@ -139,7 +139,11 @@ def register(
     moving_label: Label | None = None,
 ) -> RegisteredPair:
     """Register one pair; arrays (z, y, x) on the training grid."""
-    field = displacement_field(network, moving, fixed, device)
+    return follow(displacement_field(network, moving, fixed, device), moving, moving_label)
+
+
+def follow(field: Field, moving: Image, moving_label: Label | None = None) -> RegisteredPair:
+    """Warp a moving image, and its label if it has one, along a field."""
     label = None if moving_label is None else warp_array(moving_label, field, nearest=True)
     return RegisteredPair(field, warp_array(moving, field), label)
 
@@ -175,27 +179,49 @@ def propagate_label(
     classes: int,
     device: torch.device,
 ) -> Prediction:
-    """Label of a case by vote of the labelled cases registered to it.
-
-    Each atlas votes at each voxel with a weight that falls with its local squared intensity
-    difference from the fixed image, ``exp(-d² / mean d²)`` smoothed over 5 voxels; the share
-    of the winning class is the confidence.
-    """
-    from scipy.ndimage import uniform_filter
-
-    target = arrays.image(fixed)
-    votes = np.zeros((classes, *target.shape), np.float32)
+    """Label of a case by vote of the labelled cases registered to it, see :class:`Votes`."""
+    votes = Votes(arrays.image(fixed), classes)
     for atlas in atlases:
-        pair = register(network, arrays.image(atlas), target, device, arrays.label(atlas))
-        difference = uniform_filter((pair.image - target) ** 2, 5)
+        image = arrays.image(atlas)
+        votes.add(register(network, image, votes.fixed, device, arrays.label(atlas)))
+    return votes.prediction()
+
+
+class Votes:
+    """Votes of labelled cases, registered to a fixed image, for the label of its voxels.
+
+    Each one votes at each voxel with a weight that falls with its local squared intensity
+    difference from the fixed image, ``exp(-d² / mean d²)`` smoothed over 5 voxels.
+
+    Parameters
+    ----------
+    fixed
+        (z, y, x), normalised.
+    classes
+        Number of classes, background included.
+    """
+
+    def __init__(self, fixed: Image, classes: int) -> None:
+        self.fixed = fixed
+        self._sums = np.zeros((classes, *fixed.shape), np.float32)
+
+    def add(self, pair: RegisteredPair) -> None:
+        """Count the vote of a pair that has a warped label."""
+        from scipy.ndimage import uniform_filter
+
+        if pair.label is None:
+            raise ValueError("a pair without a label has no vote")
+        difference = uniform_filter((pair.image - self.fixed) ** 2, 5)
         # Bounded, so that no voxel is left without a vote.
         weight = np.exp(-np.minimum(difference / max(float(difference.mean()), 1e-6), 20))
-        assert pair.label is not None
-        np.add.at(votes, (pair.label, *np.indices(target.shape, sparse=True)), weight)
-    share = votes / np.maximum(votes.sum(0), 1e-12)
-    return Prediction(
-        share.argmax(0).astype(np.uint8), share.max(0).astype(np.float16), uncertainty=None
-    )
+        np.add.at(self._sums, (pair.label, *np.indices(self.fixed.shape, sparse=True)), weight)
+
+    def prediction(self) -> Prediction:
+        """The winner at each voxel; its share of the votes is the confidence."""
+        share = self._sums / np.maximum(self._sums.sum(0), 1e-12)
+        return Prediction(
+            share.argmax(0).astype(np.uint8), share.max(0).astype(np.float16), uncertainty=None
+        )
 
 
 @contextmanager

@@ -210,7 +210,13 @@ def export_displacement(
     path
         Ends in .nii or .nii.gz.
     """
-    displacement, affine = scan_displacement(field, moving, fixed)
+    return write_displacement(*scan_displacement(field, moving, fixed), path)
+
+
+def write_displacement(
+    displacement: NDArray[np.float32], affine: NDArray[np.float64], path: Path
+) -> Path:
+    """Write what :func:`scan_displacement` gives, see :func:`export_displacement`."""
     image = nib.Nifti1Image(displacement.transpose(3, 2, 1, 0)[:, :, :, None], None)
     image.header.set_intent("vector")
     image.header.set_xyzt_units("mm")

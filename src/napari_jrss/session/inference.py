@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,21 @@ from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import (
-    export_displacement,
     export_label,
     scan_displacement,
+    write_displacement,
     write_label_names,
 )
 from napari_jrss.project.ledger import Round
 from napari_jrss.project.project import Project
 
 if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.nn import Module
+
+    from napari_jrss.data.labels import LabelTable
     from napari_jrss.data.predictions import Prediction
+    from napari_jrss.engine.predict import RegisteredPair
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,11 @@ class SegmentedScan:
 
 
 class RegistrationReport(BaseModel):
-    """Figures of one registered pair; Dice per structure where both sides have labels."""
+    """Figures of one registered pair; Dice per structure where both sides have labels.
+
+    Residuals are root mean square differences of the two normalised images, whose standard
+    deviation is 1, before and after the registration.
+    """
 
     model_config = ConfigDict(frozen=True)
     moving: str
@@ -72,21 +81,69 @@ class RegistrationReport(BaseModel):
     structures: list[str]
     dice_before: list[float | None]
     dice: list[float | None]
+    residual_before: float
+    residual: float
     std_jacobian: float
     sdlogj_plus3: float
     folded_percent: float
     seconds: float
 
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean over the structures that both sides have; None without any."""
+        return _mean(self.dice)
 
-@dataclass(frozen=True)
-class _Side:
-    """One side of a pair: on the training grid, and the scan itself."""
+    @property
+    def mean_dice_before(self) -> float | None:
+        """The same before the registration."""
+        return _mean(self.dice_before)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of a pair on the training grid, and where the scan itself is."""
 
     name: str
     image: Image
     label: Label | None
     chain: Chain
-    scan: Volume
+    scan: Path | Volume
+
+    def volume(self) -> Volume:
+        """The scan itself, read if it is a file."""
+        return self.scan if isinstance(self.scan, Volume) else read_volume(self.scan)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A moving side registered to a fixed one, in memory, with its figures."""
+
+    moving: Side
+    fixed: Side
+    registered: RegisteredPair
+    report: RegistrationReport
+
+
+@dataclass(frozen=True, eq=False)
+class ScanWarp:
+    """A registered pair on the fixed scan's own grid.
+
+    Attributes
+    ----------
+    displacement
+        float32 (3, z, y, x), LPS mm, order x, y, z, see :func:`scan_displacement`.
+    affine
+        4x4, voxel (x, y, z, 1) of these arrays -> LPS mm.
+    image
+        The moving scan, (z, y, x), linearly interpolated.
+    label
+        Its label as class indices, if it has one.
+    """
+
+    displacement: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    image: NDArray[np.float32]
+    label: Label | None
 
 
 def segment_scans(
@@ -169,53 +226,101 @@ def register_pair(
     device
         See :func:`napari_jrss.engine.device.make_fabric`.
     """
+    network, torch_device = registration_network(project, device)
+    here, there = read_side(project, moving), read_side(project, fixed)
+    pair = register_sides(network, here, there, project.table.names, torch_device)
+    write_pair(pair, project.table, out)
+    return pair.report
+
+
+def registration_network(project: Project, device: str = "auto") -> tuple[Module, Device]:
+    """The current registration network and the device that it was put on."""
     from napari_jrss.engine.device import make_fabric
-    from napari_jrss.engine.predict import displacement_field, warp_array
     from napari_jrss.session.networks import load_registration
 
     entry = _teacher(project)
     torch_device = make_fabric(device).device
-    network = load_registration(entry, torch_device)
-    here, there = _side(project, moving), _side(project, fixed)
-    started = time.perf_counter()
-    field = displacement_field(network, here.image, there.image, torch_device)
-    seconds = time.perf_counter() - started
+    return load_registration(entry, torch_device), torch_device
 
-    out.mkdir(parents=True, exist_ok=True)
-    export_displacement(field, here.chain, there.chain, out / "displacement.nii.gz")
-    displacement, affine = scan_displacement(field, here.chain, there.chain)
-    like = (
-        there.scan
-        if displacement.shape[1:] == there.scan.shape
-        else Volume(np.zeros(displacement.shape[1:], np.float32), affine)
-    )
-    warped = _pull(here.scan, displacement, affine)
-    write_nifti(out / "warped_image.nii.gz", warped, like)
-    dice_before, dice = np.array([]), np.array([])
-    classes = len(project.table.names)
-    if here.label is not None:
-        label = Volume(here.chain.label_to_source(here.label), here.scan.affine)
-        pulled = _pull(label, displacement, affine, nearest=True)
-        write_nifti(out / "warped_label.nii.gz", project.table.to_source_ids(pulled), like)
-        write_label_names(out, project.table)
-        if there.label is not None:
-            on_grid = warp_array(here.label, field, nearest=True)
-            dice_before = dice_per_class(here.label, there.label, classes, "absent_in_either")
-            dice = dice_per_class(on_grid, there.label, classes, "absent_in_either")
+
+def register_sides(
+    network: Module, moving: Side, fixed: Side, names: Sequence[str], device: Device
+) -> Pair:
+    """Register one side to another, in memory.
+
+    Parameters
+    ----------
+    network
+        See :func:`registration_network`.
+    moving, fixed
+        See :func:`read_side`.
+    names
+        Of the C classes, background first.
+    device
+        Where the network is.
+    """
+    from napari_jrss.engine.predict import displacement_field, follow
+
+    started = time.perf_counter()
+    field = displacement_field(network, moving.image, fixed.image, device)
+    seconds = time.perf_counter() - started
+    registered = follow(field, moving.image, moving.label)
     regularity = jacobian_statistics(field)
+
+    def dice(label: Label | None) -> list[float | None]:
+        if label is None or fixed.label is None:
+            return []
+        values = dice_per_class(label, fixed.label, len(names), "absent_in_either")
+        return [None if np.isnan(value) else float(value) for value in values]
+
     report = RegistrationReport(
-        moving=moving,
-        fixed=fixed,
-        structures=list(project.table.names[1:]),
-        dice_before=[None if np.isnan(v) else float(v) for v in dice_before],
-        dice=[None if np.isnan(v) else float(v) for v in dice],
+        moving=moving.name,
+        fixed=fixed.name,
+        structures=list(names[1:]),
+        dice_before=dice(moving.label),
+        dice=dice(registered.label),
+        residual_before=_residual(moving.image, fixed.image),
+        residual=_residual(registered.image, fixed.image),
         std_jacobian=regularity.std,
         sdlogj_plus3=regularity.sdlogj_plus3,
         folded_percent=regularity.folded_percent,
         seconds=seconds,
     )
-    write_text(out / "report.json", json.dumps(report.model_dump(), indent=1))
-    return report
+    return Pair(moving, fixed, registered, report)
+
+
+def on_fixed_scan(pair: Pair) -> ScanWarp:
+    """Warp the moving scan itself onto the fixed scan's own grid."""
+    here, chain = pair.moving, pair.moving.chain
+    displacement, affine = scan_displacement(pair.registered.field, chain, pair.fixed.chain)
+    scan = here.volume()
+    label = None
+    if here.label is not None:
+        on_scan = Volume(chain.label_to_source(here.label), scan.affine)
+        label = _pull(on_scan, displacement, affine, nearest=True)
+    return ScanWarp(displacement, affine, _pull(scan, displacement, affine), label)
+
+
+def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
+    """Write what :func:`register_pair` says; the files.
+
+    ``displacement.nii.gz`` is a transform for SimpleITK too:
+    ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
+    warp = on_fixed_scan(pair)
+    write_displacement(warp.displacement, warp.affine, files[0])
+    scan = pair.fixed.volume()
+    shape = warp.image.shape
+    like = scan if shape == scan.shape else Volume(np.zeros(shape, np.float32), warp.affine)
+    write_nifti(files[1], warp.image, like)
+    if warp.label is not None:
+        files.append(out / "warped_label.nii.gz")
+        write_nifti(files[-1], table.to_source_ids(warp.label), like)
+        write_label_names(out, table)
+    write_text(files[2], json.dumps(pair.report.model_dump(), indent=1))
+    return files
 
 
 def propagate(project: Project, case_id: str, *, device: str = "auto") -> Prediction:
@@ -224,22 +329,64 @@ def propagate(project: Project, case_id: str, *, device: str = "auto") -> Predic
     Returns
     -------
     Prediction
-        On the training grid, see :func:`napari_jrss.engine.predict.propagate_label`.
+        On the training grid, see :class:`napari_jrss.engine.predict.Votes`.
     """
-    from napari_jrss.data.batches import CachedArrays
-    from napari_jrss.engine.device import make_fabric
-    from napari_jrss.engine.predict import propagate_label
-    from napari_jrss.session.networks import load_registration
+    *_, draft = register_labelled(project, case_id, device=device)
+    assert not isinstance(draft, RegistrationReport)
+    return draft
 
-    entry = _teacher(project)
-    torch_device = make_fabric(device).device
-    network = load_registration(entry, torch_device)
+
+def register_labelled(
+    project: Project, case_id: str, *, device: str = "auto"
+) -> Iterator[RegistrationReport | Prediction]:
+    """Register every other labelled case to a case.
+
+    Yields
+    ------
+    RegistrationReport, Prediction
+        The figures of each pair as it comes; last, the draft that all of them vote for.
+    """
+    from napari_jrss.engine.predict import Votes
+
+    network, torch_device = registration_network(project, device)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no labelled case to propagate from")
-    arrays = CachedArrays(project.image, project.label)
-    classes = len(project.table.names)
-    return propagate_label(network, arrays, atlases, case_id, classes, torch_device)
+    names = project.table.names
+    fixed = read_side(project, case_id)
+    votes = Votes(fixed.image, len(names))
+    for atlas in atlases:
+        pair = register_sides(network, read_side(project, atlas), fixed, names, torch_device)
+        votes.add(pair.registered)
+        yield pair.report
+    yield votes.prediction()
+
+
+def read_side(project: Project, name: str) -> Side:
+    """A case of the project by its id, or a scan by its file."""
+    cases = {case.case_id: case for case in project.cases()}
+    if name in cases:
+        attributes = project.attributes(name)
+        label = project.label(name) if cases[name].label_version else None
+        return Side(name, project.image(name), label, attributes.chain, Path(attributes.source))
+    if not Path(name).exists():
+        raise ProjectError(f"{name}: neither a case of {project.path} nor a file")
+    return prepare_side(project, name, read_volume(Path(name)))
+
+
+def prepare_side(project: Project, name: str, volume: Volume) -> Side:
+    """A volume that is no case, brought to the training grid as the cases were."""
+    ready = preprocess(volume, None, project.preprocessing, project.grid)
+    return Side(name, ready.image, None, ready.chain, volume)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _residual(image: Image, fixed: Image) -> float:
+    return float(np.sqrt(np.mean((image - fixed) ** 2, dtype=np.float64)))
 
 
 def _teacher(project: Project) -> Round:
@@ -249,32 +396,12 @@ def _teacher(project: Project) -> Round:
     return entry
 
 
-def _side(project: Project, name: str) -> _Side:
-    """A case of the project by its id, or a scan by its file."""
-    cases = {case.case_id: case for case in project.cases()}
-    if name in cases:
-        attributes = project.attributes(name)
-        version = cases[name].label_version
-        return _Side(
-            name,
-            project.image(name),
-            project.label(name) if version else None,
-            attributes.chain,
-            read_volume(Path(attributes.source)),
-        )
-    if not Path(name).exists():
-        raise ProjectError(f"{name}: neither a case of {project.path} nor a file")
-    volume = read_volume(Path(name))
-    ready = preprocess(volume, None, project.preprocessing, project.grid)
-    return _Side(name, ready.image, None, ready.chain, volume)
-
-
 def _pull(
     moving: Volume,
     displacement: NDArray[np.float32],
     affine: NDArray[np.float64],
     nearest: bool = False,
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     """Resample a scan along a displacement in LPS mm (order x, y, z) on the grid of `affine`."""
     shape = displacement.shape[1:]
     z, y, x = np.ogrid[tuple(map(slice, shape))]
@@ -290,7 +417,7 @@ def _pull(
     ]
     order = 0 if nearest else 1
     array = moving.array if nearest else moving.array.astype(np.float32)
-    warped: NDArray[np.generic] = ndimage.map_coordinates(array, coordinates, order=order)
+    warped: NDArray[Any] = ndimage.map_coordinates(array, coordinates, order=order)
     return warped
 
 

@@ -2,14 +2,229 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psygnal import Signal
+
+from napari_jrss.data.volume import Volume
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.project import Project
+from napari_jrss.session.inference import (
+    Pair,
+    RegistrationReport,
+    ScanWarp,
+    on_fixed_scan,
+    prepare_side,
+    read_side,
+    register_labelled,
+    register_sides,
+    registration_network,
+    write_pair,
+)
+from napari_jrss.session.pair_views import PairViews
+
 if TYPE_CHECKING:
+    from napari_jrss.data.predictions import Prediction
     from napari_jrss.session.session import Session
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Every labelled case registered to one case.
+
+    Attributes
+    ----------
+    fixed
+        The case.
+    total
+        Number of pairs there will be.
+    reports
+        Figures of the pairs that are done, the best first: by mean Dice where both sides have
+        labels, else by the residual, then by the folded voxels.
+    draft
+        The label that all pairs vote for, once they are done.
+    """
+
+    fixed: str
+    total: int
+    reports: tuple[RegistrationReport, ...] = ()
+    draft: Prediction | None = None
+
+    def with_report(self, report: RegistrationReport) -> Comparison:
+        """The same with one more pair."""
+        return replace(self, reports=tuple(sorted((*self.reports, report), key=_rank)))
+
+
+@dataclass(frozen=True, eq=False)
+class RegisteredVolumes:
+    """Two volumes that are no cases, registered, and the moving one on the fixed one's grid."""
+
+    pair: Pair
+    warp: ScanWarp
+
+
 class Pairs:
-    """Commands of the tab of this name; made by its session."""
+    """Commands of the tab of this name; made by its session.
+
+    Each command that computes is a job on the session's ``inference`` runner.
+
+    Attributes
+    ----------
+    pair_changed
+        Another pair is in :attr:`pair`, or none.
+    comparison_changed
+        Another pair is in :attr:`comparison`, or its draft, or there is none.
+    volumes_registered
+        The :class:`RegisteredVolumes` that :meth:`register_volumes` was asked for.
+    pair, views
+        The latest registered pair.
+    comparison
+        The latest case that all labelled cases were registered to.
+    """
+
+    pair_changed = Signal()
+    comparison_changed = Signal()
+    volumes_registered = Signal(object)
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.pair: Pair | None = None
+        self.views: PairViews | None = None
+        self.comparison: Comparison | None = None
+        session.project_changed.connect(self._forget)
+
+    def register(self, moving: str, fixed: str) -> None:
+        """Register one case of the project to another.
+
+        Raises
+        ------
+        ProjectError
+            If no project is open, it has no networks, or the two are the same case.
+        BusyError
+            While another short job runs.
+        """
+        project = self._ready()
+        if moving == fixed:
+            raise ProjectError(f"{moving}: choose two different cases")
+
+        def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
+            network, device = registration_network(project, self._session.device)
+            sides = read_side(project, moving), read_side(project, fixed)
+            pair = register_sides(network, *sides, project.table.names, device)
+            views = PairViews.of(pair, project.grid.spacing_mm)
+            if not cancel.is_set() and self._session.project is project:
+                self.pair, self.views = pair, views
+                self.pair_changed.emit()
+            yield pair.report
+
+        self._session.inference.start(work)
+
+    def compare(self, case_id: str) -> None:
+        """Register every other labelled case to a case, and fuse their labels to a draft.
+
+        Raises
+        ------
+        ProjectError, BusyError
+            As :meth:`register`.
+        """
+        project = self._ready()
+        total = len(set(project.snapshot().labelled) - {case_id})
+
+        def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
+            comparison = Comparison(case_id, total)
+            for each in register_labelled(project, case_id, device=self._session.device):
+                if cancel.is_set() or self._session.project is not project:
+                    return
+                if isinstance(each, RegistrationReport):
+                    comparison = comparison.with_report(each)
+                    yield each
+                else:
+                    comparison = replace(comparison, draft=each)
+                self.comparison = comparison
+                self.comparison_changed.emit()
+
+        self._session.inference.start(work)
+
+    def register_volumes(self, moving: Volume, fixed: Volume, names: tuple[str, str]) -> None:
+        """Register two volumes that are no cases; `volumes_registered` brings the result.
+
+        Parameters
+        ----------
+        moving, fixed
+            Each where its affine says, LPS mm.
+        names
+            Of the two, for the report.
+
+        Raises
+        ------
+        ProjectError, BusyError
+            As :meth:`register`.
+        """
+        project = self._ready()
+
+        def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
+            network, device = registration_network(project, self._session.device)
+            here = prepare_side(project, names[0], moving)
+            there = prepare_side(project, names[1], fixed)
+            pair = register_sides(network, here, there, project.table.names, device)
+            warp = on_fixed_scan(pair)
+            if not cancel.is_set():
+                self.volumes_registered.emit(RegisteredVolumes(pair, warp))
+            yield pair.report
+
+        self._session.inference.start(work)
+
+    def following(self, moving: str, fixed: str) -> tuple[str, str]:
+        """The pair after this one: the next moving case, and after the last the next fixed one."""
+        ids = [case.case_id for case in self._session.open_project.cases()]
+        if len(ids) < 2:
+            raise ProjectError("registration needs two cases")
+        pairs = [(m, f) for f in ids for m in ids if m != f]
+        now = pairs.index((moving, fixed)) if (moving, fixed) in pairs else -1
+        return pairs[(now + 1) % len(pairs)]
+
+    def export(self, folder: Path) -> None:
+        """Write the present pair into ``<moving>_to_<fixed>`` of a folder.
+
+        The files are those of :func:`napari_jrss.session.inference.write_pair`.
+
+        Raises
+        ------
+        ProjectError
+            If no pair has been registered.
+        BusyError
+            While another short job runs.
+        """
+        pair, table = self._present(), self._session.open_project.table
+        out = folder / f"{pair.moving.name}_to_{pair.fixed.name}"
+
+        def work(cancel: threading.Event) -> Iterator[Path]:
+            yield from write_pair(pair, table, out)
+            self._session.notified.emit(f"field and warped volumes are in {out}")
+
+        self._session.inference.start(work)
+
+    def _ready(self) -> Project:
+        project = self._session.open_project
+        if project.teacher is None:
+            raise ProjectError(f"{project.path}: has no trained networks yet (Rounds)")
+        return project
+
+    def _present(self) -> Pair:
+        if self.pair is None:
+            raise ProjectError("register a pair first")
+        return self.pair
+
+    def _forget(self) -> None:
+        self.pair = self.views = self.comparison = None
+        self.pair_changed.emit()
+        self.comparison_changed.emit()
+
+
+def _rank(report: RegistrationReport) -> tuple[bool, float, float, float]:
+    dice = report.mean_dice
+    return dice is None, -(dice or 0), report.residual, report.folded_percent
