@@ -13,15 +13,16 @@ from napari_jrss.data.atomic import sweep
 from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.labels import LabelTable, read_classes
-from napari_jrss.data.layouts import FoundCase
+from napari_jrss.data.layouts import FoundCase, Scan
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.store import (
+    DICOM_SOURCE,
     CaseAttributes,
     case_path,
     read_attributes,
     write_case,
 )
-from napari_jrss.data.volume import ScanError, read_volume
+from napari_jrss.data.volume import ScanError, Volume, read_volume
 from napari_jrss.data.workers import in_processes
 
 
@@ -101,7 +102,7 @@ def ingest(
     jobs = [_Job(case, config, table, grid, folder, version) for case in cases]
     for job, result in in_processes(_ingest_one, jobs, workers):
         if isinstance(result, BaseException):
-            yield IngestResult(job.case.case_id, ok=False, reason=_reason(result))
+            yield IngestResult(job.case.case_id, ok=False, reason=_reason(result, job.case))
         else:
             yield result
 
@@ -124,10 +125,11 @@ def _ingest_one(job: _Job) -> IngestResult:
         assert table is not None
         label = read_classes(case.label, table)
     done = preprocess(image, label, job.config, job.grid)
+    source, checksum = _origin(case.image, image)
     attributes = CaseAttributes(
         case_id=case.case_id,
-        source=str(case.image.absolute()),
-        checksum=_checksum(case.image),
+        source=source,
+        checksum=checksum,
         label_source=str(case.label.absolute()) if case.label else None,
         label_checksum=_checksum(case.label) if case.label else None,
         chain=done.chain,
@@ -145,11 +147,25 @@ def _ingest_one(job: _Job) -> IngestResult:
     )
 
 
-def _reason(error: BaseException) -> str:
+def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
+    """What a case remembers of its scan's files: where they lie, and a checksum.
+
+    Of a DICOM series no path is kept, since folders and files are named after patients.
+    """
+    if isinstance(scan, Path):
+        return str(scan.absolute()), _checksum(scan)
+    from napari_jrss.data.dicom import checksum
+
+    return DICOM_SOURCE, checksum(image)
+
+
+def _reason(error: BaseException, case: FoundCase) -> str:
     if isinstance(error, BrokenProcessPool):
         return "its process died; most likely there was too little memory"
     if isinstance(error, ScanError | FileExistsError):
         return str(error)
+    if not isinstance(case.image, Path):  # the message may hold a path
+        return f"{case.case_id}: {type(error).__name__}"
     return f"{type(error).__name__}: {error}"
 
 

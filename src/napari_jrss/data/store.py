@@ -25,6 +25,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.volume import ScanError, Triple
 
 SUFFIX = ".ome.zarr"
+DICOM_SOURCE = "dicom"
 _OME = "0.5"
 _ATTRIBUTES = "napari_jrss"
 # One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
@@ -41,9 +42,11 @@ class CaseAttributes(BaseModel):
     case_id
         The case.
     source, label_source
-        Files it was made from.
+        Files it was made from; of a DICOM series, whose paths may name the patient, only
+        ``dicom``.
     checksum, label_checksum
-        Their SHA-256.
+        Their SHA-256; of a DICOM series, that of its voxels, see
+        :func:`napari_jrss.data.dicom.checksum`.
     chain
         How the scan reached the training grid, and the way back.
     spacing_mm

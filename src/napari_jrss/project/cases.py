@@ -15,7 +15,7 @@ from napari_jrss.data.ingest import IngestResult, ingest
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.store import CaseAttributes
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.folder import CASES, LEFTOVERS, ROUNDS, ProjectFolder
+from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.ledger import (
     Case,
     FailedImport,
@@ -110,7 +110,10 @@ class ProjectCases(ProjectFolder):
             return
         if not self.cases():
             # Settled by the first import that brings a case.
-            chosen = training_grid(fresh, self.preprocessing, self.table, workers)
+            kept = self._inside(REFERENCE)
+            chosen = training_grid(fresh, self.preprocessing, self.table, workers, kept)
+            if chosen.reference is not None:  # as seen from the project, which may be moved
+                chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
         for result in ingest(
             fresh,

@@ -23,6 +23,7 @@ LEDGER = "project.sqlite"
 LOCK = "project.lock"
 CASES = "cases"
 ROUNDS = "rounds"
+REFERENCE = "reference.nii.gz"
 LEFTOVERS = "leftovers"
 JOURNALS = "journal"
 
@@ -199,7 +200,10 @@ class ProjectFolder:
         if text is None:
             raise ProjectError(f"{self.path}: has no training grid yet; add scans first")
         try:
-            return TrainingGrid.model_validate_json(text)
+            grid = TrainingGrid.model_validate_json(text)
+            if grid.reference is not None:
+                grid = grid.model_copy(update={"reference": self.path / grid.reference})
+            return grid
         except ValidationError as error:
             reason = " ".join(str(error).split())
             raise ProjectError(f"{self.path / LEDGER}: unreadable grid ({reason})") from error
