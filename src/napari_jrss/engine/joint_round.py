@@ -30,6 +30,7 @@ from napari_jrss.data.predictions import (
     write_prediction,
 )
 from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
+from napari_jrss.engine.description import describe
 from napari_jrss.engine.events import (
     Cancelled,
     CaseScreened,
@@ -332,26 +333,6 @@ def _check(this: Round) -> None:
         raise RoundError("there is no structure to learn: the label table has a background only")
     if this.parent is not None and not snapshot.unlabelled:
         raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")
-
-
-def describe(snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int = 0) -> str:
-    """Text of a round's ``config.json``: settings, cases and the label versions used.
-
-    `rounds_left` is the number of rounds that the person asked for after this one, so that an
-    interrupted series goes on as it was meant.
-    """
-    description = {
-        "training": config.model_dump(mode="json"),
-        "classes": list(snapshot.class_names),
-        "spacing_mm": list(snapshot.spacing_mm),
-        "shape": list(snapshot.shape),
-        "labelled": list(snapshot.labelled),
-        "unlabelled": list(snapshot.unlabelled),
-        "validation": list(snapshot.validation),
-        "label_versions": dict(snapshot.label_versions),
-        "rounds_left": rounds_left,
-    }
-    return json.dumps(description, indent=1)
 
 
 def _record(event: Event, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from psygnal import Signal
+from psygnal import EmitLoopError, Signal, SignalInstance
 
 Work = Callable[[threading.Event], Iterator[Any]]
 """Long work: given the event that asks it to stop, it yields what happens."""
@@ -37,7 +37,8 @@ class JobRunner:
     """Runs generators of events in the background, one at a time.
 
     Signals are emitted on the job's thread; a window brings them to its own (see
-    ``widgets/bridge.py``).
+    ``widgets/bridge.py``). A slot that raises doesn't stop the job: its error is reported as any
+    unhandled error of a thread, through :data:`threading.excepthook`.
 
     Attributes
     ----------
@@ -73,8 +74,9 @@ class JobRunner:
             self._thread = threading.Thread(
                 target=self._run, args=(work, self._cancel), name=self.name, daemon=True
             )
-        self.state_changed.emit(JobState.RUNNING)
-        self._thread.start()
+            thread = self._thread
+        _emit(self.state_changed, JobState.RUNNING)
+        thread.start()
 
     def cancel(self) -> None:
         """Ask the job to stop; it ends at its next step."""
@@ -83,18 +85,26 @@ class JobRunner:
                 return
             self.state = JobState.CANCELLING
             self._cancel.set()
-        self.state_changed.emit(JobState.CANCELLING)
+        _emit(self.state_changed, JobState.CANCELLING)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no job runs, at most `timeout` seconds; whether that came to be."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return self._thread is None or not self._thread.is_alive()
+        """Wait until no job runs, at most `timeout` seconds; whether that came to be.
+
+        A slot that the job itself calls can't wait for it: there this says False at once.
+        """
+        with self._lock:
+            thread = self._thread
+        if thread is None:
+            return True
+        if thread is threading.current_thread() or thread.ident is None:
+            return False
+        thread.join(timeout)
+        return not thread.is_alive()
 
     def _run(self, work: Work, cancel: threading.Event) -> None:
         try:
             for event in work(cancel):
-                self.event.emit(event)
+                _emit(self.event, event)
         except Exception as error:
             self.error = error
             self._end(JobState.FAILED)
@@ -104,4 +114,17 @@ class JobRunner:
     def _end(self, state: JobState) -> None:
         with self._lock:
             self.state = state
-        self.state_changed.emit(state)
+        _emit(self.state_changed, state)
+
+
+def _emit(signal: SignalInstance, value: object) -> None:
+    """Tell whoever listens; a slot's own fault is reported, not handed to the job."""
+    try:
+        signal.emit(value)
+    except EmitLoopError as error:
+        fault = error.__cause__ or error
+        threading.excepthook(
+            threading.ExceptHookArgs(
+                (type(fault), fault, fault.__traceback__, threading.current_thread())
+            )
+        )

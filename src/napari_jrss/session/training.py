@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.project.ledger import Outcome
@@ -18,18 +20,106 @@ if TYPE_CHECKING:
     from napari_jrss.engine.events import Event
     from napari_jrss.engine.fit import Cancel
 
+LEFT = "left"
+STEP_SECONDS = "step_seconds"
+DEVICE = "device"
+
 
 class InterruptedSeriesError(ValueError):
     """An interrupted series of rounds stands in the way of a new one."""
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """One round to run: a new one, or an interrupted one to go on with."""
+class OutOfMemoryError(ValueError):
+    """The device's memory is not enough; the message says what to lower."""
 
-    config: TrainingConfig
-    rounds_left: int
-    interrupted: LedgerRound | None = None
+
+class Place(Protocol):
+    """Where rounds run: :class:`InThisProcess`, or
+    :class:`napari_jrss.session.training_process.InOwnProcess`.
+
+    Attributes
+    ----------
+    first
+        Whether this is the process that records the rounds.
+    device
+        What rounds run on, known once prepared: ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    first: bool
+    device: str
+
+    def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
+        """Get ready for a round before it is recorded; False if cancelled meanwhile."""
+        ...
+
+    def agree(self, number: int) -> int:
+        """The round's number, as the first process knows it."""
+        ...
+
+    def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
+        """Run or resume a recorded round; events as of :func:`engine.joint_round.run_round`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what :meth:`prepare` took; safe to call again."""
+        ...
+
+
+class InThisProcess:
+    """Rounds run where they are asked for, on one or several devices.
+
+    Parameters
+    ----------
+    device, devices
+        See :func:`napari_jrss.engine.device.make_fabric`.
+    """
+
+    def __init__(self, device: str = "auto", devices: int = 1) -> None:
+        self.device = device
+        self._devices = devices
+        self._fabric: Fabric | None = None
+
+    @property
+    def first(self) -> bool:
+        return self._fabric is None or bool(self._fabric.is_global_zero)
+
+    def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
+        from napari_jrss.engine.device import make_fabric
+
+        if self._fabric is None:
+            self._fabric = make_fabric(self.device, config.precision, self._devices)
+            self.device = self._fabric.device.type
+        return True
+
+    def agree(self, number: int) -> int:
+        assert self._fabric is not None
+        agreed: int = self._fabric.broadcast(number)
+        return agreed
+
+    def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
+        from napari_jrss.engine.joint_round import Round, run_round
+
+        assert self._fabric is not None
+        config = config_of(entry)
+        snapshot = project.snapshot(entry.number)
+        parent = None if entry.parent is None else project.round(entry.parent).folder
+        this = Round(entry.number, snapshot, config, entry.folder, parent)
+        try:
+            yield from run_round(this, self._fabric, cancel)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"the memory of {'this computer' if self.device == 'cpu' else 'the GPU'} is not "
+                f"enough for round {entry.number} at {' x '.join(map(str, snapshot.shape))} "
+                f"voxels: lower the batch sizes (now {config.segmentation.batch_size} and "
+                f"{config.registration.batch_size}), or close other programs"
+                + ("" if self.device == "cpu" else ", use bf16-mixed precision, or train on cpu")
+            ) from error
+        self._fabric.barrier()
+
+    def close(self) -> None:
+        pass
 
 
 def train(
@@ -41,6 +131,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     resume: bool | None = None,
+    place: Place | None = None,
 ) -> Iterator[Event]:
     """Pre-train a project that has no teacher yet, then run joint rounds.
 
@@ -62,56 +153,91 @@ def train(
     resume
         True: go on with the interrupted series, as it was asked for. False: leave it and
         start anew. None: neither, an interrupted series is an error.
+    place
+        Where rounds run; in this process, on `device` and `devices`, by default.
 
     Raises
     ------
     InterruptedSeriesError
         If there is an interrupted series and `resume` is None, or none and it is True.
     """
-    from napari_jrss.engine.device import make_fabric
     from napari_jrss.engine.events import Cancelled
 
     plan = _plan(project, config, rounds, resume)
-    fabric = make_fabric(device, plan.config.precision, devices)
-    while True:
-        for event in _run(project, plan, fabric, cancel):
-            yield event
-            if isinstance(event, Cancelled):
+    place = InThisProcess(device, devices) if place is None else place
+    try:
+        while place.prepare(plan.config, cancel):
+            for event in _run(project, plan, place, cancel):
+                yield event
+                if isinstance(event, Cancelled):
+                    return
+            if plan.rounds_left == 0:
                 return
-        if plan.rounds_left == 0:
-            return
-        plan = _Planned(plan.config, plan.rounds_left - 1)
+            plan = _Planned(plan.config, plan.rounds_left - 1)
+    finally:
+        place.close()
 
 
-def _run(project: Project, plan: _Planned, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+@dataclass(frozen=True)
+class _Planned:
+    """One round to run: a new one, or an interrupted one to go on with."""
+
+    config: TrainingConfig
+    rounds_left: int
+    interrupted: LedgerRound | None = None
+
+
+def _run(project: Project, plan: _Planned, place: Place, cancel: Cancel) -> Iterator[Event]:
     """Run one planned round; the first process records it and how it ended."""
     from napari_jrss.engine.events import RoundFinished
-    from napari_jrss.engine.joint_round import Round, run_round
 
-    number = _enter(project, plan) if fabric.is_global_zero else -1
-    entry = project.round(fabric.broadcast(number))
-    snapshot = project.snapshot(entry.number)
-    parent = None if entry.parent is None else project.round(entry.parent).folder
-    this = Round(entry.number, snapshot, plan.config, entry.folder, parent)
-    outcome, metrics = Outcome.CANCELLED, {}
+    number = _enter(project, plan) if place.first else -1
+    entry = project.round(place.agree(number))
+    clock = _Clock()
+    outcome = Outcome.CANCELLED
+    metrics: dict[str, object] = {}
     try:
-        for event in run_round(this, fabric, cancel):
+        for event in place.run(project, entry, cancel):
+            clock.add(event)
             if isinstance(event, RoundFinished):
-                outcome, metrics = Outcome.FINISHED, event.metrics
+                outcome = Outcome.FINISHED
+                metrics = {
+                    **event.metrics,
+                    STEP_SECONDS: clock.seconds_per_step(),
+                    DEVICE: place.device,
+                }
             yield event
     except Exception as error:
-        outcome, metrics = Outcome.FAILED, {"error": str(error)}  # type: ignore[dict-item]
+        outcome, metrics = Outcome.FAILED, {"error": str(error)}
         raise
     finally:
-        if fabric.is_global_zero:
+        if place.first:
             finished = outcome is Outcome.FINISHED
             project.finish_round(entry.number, outcome, metrics, promote=finished)
-    fabric.barrier()
+
+
+class _Clock:
+    """Seconds that a step of each stage takes, validation and saving included."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._steps: dict[str, list[float]] = {}
+
+    def add(self, event: Event) -> None:
+        now = time.monotonic()
+        if event.kind in ("step_end", "case_screened") and self._last is not None:
+            # A round's stages carry its number; the next round's steps cost the same.
+            stage = re.sub(r"_\d+$", "", event.stage)
+            self._steps.setdefault(stage, []).append(now - self._last)
+        self._last = now if event.kind != "epoch_end" else self._last
+
+    def seconds_per_step(self) -> dict[str, float]:
+        return {stage: sum(steps) / len(steps) for stage, steps in self._steps.items()}
 
 
 def _enter(project: Project, plan: _Planned) -> int:
     """Start the planned round in the project, or go on with it; its number."""
-    from napari_jrss.engine.joint_round import describe
+    from napari_jrss.engine.description import describe
 
     if plan.interrupted is not None:
         return project.resume_round(plan.interrupted.number).number
@@ -126,17 +252,16 @@ def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | 
     if rounds < 0:
         raise ValueError(f"rounds must be at least 0, not {rounds}")
     history = project.rounds()
-    interrupted = project.unfinished_round()
-    left = description_of(history[-1]).rounds_left if history else 0
+    interrupted = interrupted_round(project)
     if resume is None and interrupted is not None:
         raise InterruptedSeriesError(
             f"round {interrupted.number} was interrupted: --resume goes on with it, "
             "--no-resume starts anew"
         )
     if resume and interrupted is not None:
-        return _Planned(config_of(interrupted), left, interrupted)
-    if resume and left > 0:
-        return _Planned(config_of(history[-1]), left - 1)
+        return _Planned(config_of(interrupted), rounds_left(project), interrupted)
+    if resume and rounds_left(project) > 0:
+        return _Planned(config_of(history[-1]), rounds_left(project) - 1)
     if resume:
         raise InterruptedSeriesError(f"{project.path}: there is no interrupted round to resume")
     if project.teacher is None:
@@ -144,3 +269,32 @@ def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | 
     if rounds == 0:
         raise InterruptedSeriesError(f"{project.path}: is pre-trained already; ask for rounds")
     return _Planned(config, rounds - 1)
+
+
+def interrupted_round(project: Project) -> LedgerRound | None:
+    """The latest round, if it was paused, failed or killed, and nobody left it for good."""
+    entry = project.unfinished_round()
+    return None if entry is None or entry.metrics.get(LEFT) else entry
+
+
+def rounds_left(project: Project) -> int:
+    """How many rounds of the last series are still to come after its latest one."""
+    history = project.rounds()
+    if not history or history[-1].metrics.get(LEFT):
+        return 0
+    return description_of(history[-1]).rounds_left
+
+
+def leave_series(project: Project) -> None:
+    """Say of the interrupted round, if there is one, that nobody will go on with it."""
+    entry = interrupted_round(project)
+    if entry is not None:
+        project.finish_round(entry.number, Outcome.CANCELLED, {**entry.metrics, LEFT: True})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class of its own for CUDA only."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text
+    )
