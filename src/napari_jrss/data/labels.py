@@ -7,8 +7,7 @@ Inside a project a label holds class indices 0 to C - 1, 0 being the background.
 from __future__ import annotations
 
 import colorsys
-import csv
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from napari_jrss.data.textfiles import read_json, read_rows
 from napari_jrss.data.volume import ScanError, Volume, read_label_volume
 
 # The seven colours of Okabe and Ito (2008), then of Paul Tol's muted scheme: told apart with
 # the common kinds of colour blindness.
+_MOST_CLASSES = 2**16  # what a label of 16 bits can tell apart
 _COLOURS = (
     *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
     *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"),
@@ -46,9 +47,16 @@ class LabelClass(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: int = Field(ge=0)
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=200)
     colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-    source_ids: tuple[int, ...]
+    source_ids: tuple[Annotated[int, Field(ge=-(2**31), lt=2**31)], ...]
+
+    @field_validator("name")
+    @classmethod
+    def _shown_as_it_is(cls, name: str) -> str:
+        if not name.isprintable():  # a line's end, or what steers a terminal
+            raise ValueError(f"the name {name!r} can't be printed")
+        return name
 
 
 class LabelTable(BaseModel):
@@ -73,8 +81,10 @@ class LabelTable(BaseModel):
             raise ValueError("a label table needs the background and at least one class")
         if [c.index for c in self.classes] != list(range(len(self.classes))):
             raise ValueError("class indices must be 0, 1, 2, ... in order")
-        ids = [i for c in self.classes for i in c.source_ids]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if len(self.classes) > _MOST_CLASSES:
+            raise ValueError(f"there can be {_MOST_CLASSES} classes, not {len(self.classes)}")
+        ids = Counter(i for c in self.classes for i in c.source_ids)
+        twice = sorted(i for i, count in ids.items() if count > 1)
         if twice:
             raise ValueError(f"id {twice[0]} belongs to two classes")
         return self
@@ -161,17 +171,18 @@ class LabelTable(BaseModel):
             A column is missing, a number is none, or an id or class is given twice differently.
         """
         path = Path(path)
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ScanError(f"{path}: {error}") from error
-        grouped = bool(rows) and "class_id" in rows[0]
+        header, *table = read_rows(path) or [[]]
+        if len(set(header)) < len(header):
+            raise ScanError(f"{path}: two columns have one name")
+        grouped = "class_id" in header
         index_column, name_column = ("class_id", "class_name") if grouped else ("label", "name")
         ids: dict[int, list[int]] = {}
         names: dict[int, str] = {}
         colours: dict[int, str] = {}
-        for line, row in enumerate(rows, start=2):
+        for line, cells in enumerate(table, start=2):
+            if not cells:
+                continue
+            row = dict(zip(header, cells, strict=False))
             try:
                 label, index, name = int(row["label"]), int(row[index_column]), row[name_column]
             except (KeyError, TypeError, ValueError) as error:
@@ -218,11 +229,13 @@ class LabelTable(BaseModel):
         for key, value in entries.items():
             if isinstance(value, list):
                 raise ScanError(f"{path}: region {key!r} overlaps others; list plain labels")
-            number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
+            number, name = (key, value) if key.lstrip("-").isdigit() else (value, key)
             try:
-                ids[int(number)] = str(name)
+                if not isinstance(number, str | int) or not isinstance(name, str):
+                    raise TypeError
+                ids[int(number)] = name
             except (TypeError, ValueError) as error:
-                raise ScanError(f"{path}: label {key!r} has no number") from error
+                raise ScanError(f"{path}: label {key[:100]!r} has no number or name") from error
         if len(ids) != len(entries):
             raise ScanError(f"{path}: two labels share a number")
         try:
@@ -242,23 +255,14 @@ class LabelTable(BaseModel):
         ids: set[int] = set()
         for path in paths:
             ids |= ids_in(path)
+            if len(ids) > _MOST_CLASSES:
+                raise ScanError(f"{path}: holds thousands of ids, so it is no label")
         if not ids - {0}:
             raise ScanError("no label file holds anything but background")
         return cls.from_ids(ids)
 
 
 _BACKGROUND = LabelClass(index=0, name="background", colour=default_colour(0), source_ids=(0,))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a ScanError that names it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ScanError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ScanError(f"{path}: not a JSON object")
-    return content
 
 
 def ids_in(path: Path) -> set[int]:

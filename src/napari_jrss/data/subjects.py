@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from napari_jrss.data.layouts import stem
+from napari_jrss.data.textfiles import read_rows
 from napari_jrss.data.volume import ScanError
 
 
@@ -27,14 +27,11 @@ def read_case_groups(path: Path, column: str, case_ids: Sequence[str]) -> dict[s
     ScanError
         The file can't be read, lacks the column, or lacks a case.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScanError(f"{path}: not a readable CSV file ({error})") from None
+    rows = read_rows(path)
     header = rows[0] if rows else []
     if column not in header:
-        raise ScanError(f"{path}: has no column {column!r}, but {', '.join(header) or 'none'}")
+        names = " ".join(", ".join(header).split())[:200]
+        raise ScanError(f"{path}: has no column {column!r}, but {names or 'none'}")
     index = header.index(column)
     known = {stem(Path(row[0])): row[index] for row in rows[1:] if len(row) > index}
     missing = [case_id for case_id in case_ids if not known.get(case_id)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from napari_jrss.config import PresetName, TrainingConfig, preset
+from napari_jrss.data.textfiles import read_json
+from napari_jrss.data.volume import ScanError
 
 
 class SettingsError(ValueError):
@@ -37,9 +38,9 @@ def training_config(
     settings: dict[str, Any] = preset(name).model_dump()
     if changes is not None:
         try:
-            _merge(settings, json.loads(changes.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{changes}: not a readable JSON file ({error})") from None
+            _merge(settings, read_json(changes))
+        except ScanError as error:
+            raise SettingsError(str(error)) from None
     settings["seed"] = seed
     if tau is not None:
         settings["screening"]["tau"] = tau
@@ -51,9 +52,7 @@ def training_config(
         raise SettingsError(f"{changes or 'settings'}: {where}: {first['msg']}") from None
 
 
-def _merge(settings: dict[str, Any], changes: Any) -> None:
-    if not isinstance(changes, dict):
-        raise SettingsError("settings must be a JSON object")
+def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(settings.get(name), dict):
             _merge(settings[name], value)
