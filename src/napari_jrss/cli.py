@@ -33,6 +33,9 @@ app = typer.Typer(
 )
 
 ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder (.jrss).")]
+Author = Annotated[
+    str | None, typer.Option(help="Your name.", show_default="NAPARI_JRSS_USER or the setting")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Triple = tuple[float, float, float]
@@ -291,6 +294,58 @@ def status(project: ProjectPath, as_json: AsJson = False) -> None:
         typer.echo(report.model_dump_json(indent=1))
     else:
         status_tables(report)
+
+
+@app.command()
+def history(
+    project: ProjectPath,
+    case: Annotated[str | None, typer.Argument(help="Only this case.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What happened to a project or to one of its cases, when, and who did it."""
+    from napari_jrss.display import history_table
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.history import history as story
+
+    with Project.open(project, read_only=True) as opened:
+        lines = story(opened, case)
+    if as_json:
+        typer.echo(json.dumps([line.model_dump() for line in lines], indent=1))
+    else:
+        history_table(lines)
+
+
+@app.command()
+def restore(
+    project: ProjectPath,
+    case: Annotated[str, typer.Argument(help="Case id.")],
+    version: Annotated[str, typer.Argument(help="Label version to bring back, such as v0001.")],
+    author: Author = None,
+) -> None:
+    """Bring a label version back, as a new version; nothing is overwritten."""
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.author import author as known
+
+    name = known(author)
+    with Project.open(project) as opened:
+        made = opened.restore(case, version, name)
+    typer.echo(f"{case}: {version} is back in force, as {made}, by {name}")
+
+
+@app.command()
+def author(
+    name: Annotated[
+        str | None, typer.Argument(help="The name to record from now on; \"\" forgets it.")
+    ] = None,
+) -> None:
+    """Say once who labels and decides on this computer, or show who that is."""
+    from napari_jrss.session.author import author as known
+    from napari_jrss.session.author import remember_author
+
+    if name is None:
+        typer.echo(known())
+    else:
+        typer.echo(f"kept in {remember_author(name)}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from napari_jrss.doctor import Report
     from napari_jrss.engine.events import Event
     from napari_jrss.session.evaluation import RoundEvaluated
+    from napari_jrss.session.history import HistoryLine
     from napari_jrss.session.inference import RegistrationReport, SegmentedScan
     from napari_jrss.session.status import ProjectStatus
 
@@ -154,6 +156,27 @@ def status_tables(report: ProjectStatus) -> None:
             )
         console.print(rounds)
         console.print("segmentation, registration: mean Dice on the validation cases")
+
+
+def history_table(lines: Sequence[HistoryLine]) -> None:
+    """One row per thing that happened, oldest first, in this computer's time zone."""
+    table = Table("when", "what", "case", "version", "by", "", box=SIMPLE)
+    for line in lines:
+        notes = []
+        if line.round is not None:
+            notes.append(f"round {line.round}")
+        if line.draft not in (None, "imported"):
+            notes.append(f"from {line.draft}")
+        if line.voxels_changed is not None:
+            notes.append(f"{line.voxels_changed} voxels changed")
+        if line.seconds is not None:
+            notes.append(f"{line.seconds:.0f} s")
+        if line.detail:
+            notes.append(line.detail)
+        when = datetime.fromisoformat(line.at).astimezone()
+        cells = (line.event, line.case_id, line.version, line.author, ", ".join(notes))
+        table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", *(escape(cell or "-") for cell in cells))
+    Console().print(table)
 
 
 def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:

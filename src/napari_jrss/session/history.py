@@ -1,0 +1,76 @@
+"""The story of a project or a case: what happened, when, and who did it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from napari_jrss.project.ledger import LabelVersion
+from napari_jrss.project.project import Project
+
+
+class HistoryLine(BaseModel):
+    """One thing that happened; what doesn't apply is None or empty.
+
+    Attributes
+    ----------
+    at
+        UTC time, ISO 8601.
+    event
+        What, see :class:`napari_jrss.project.ledger.Event`.
+    author
+        Who.
+    case_id, version, round
+        To what.
+    draft, voxels_changed, seconds
+        Of a label: what it was made from, how many voxels differ from that, time spent.
+    detail
+        More, such as the reason of a rejection.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    at: str
+    event: str
+    author: str | None
+    case_id: str | None
+    version: str | None
+    round: int | None
+    draft: str | None
+    voxels_changed: int | None
+    seconds: float | None
+    detail: str
+
+
+def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
+    """What happened, oldest first: to one case, or in the whole project.
+
+    Raises
+    ------
+    ProjectError
+        There is no such case.
+    """
+    labels: dict[str, dict[str, LabelVersion]] = {}
+    lines = []
+    for entry in project.history(case_id):
+        label = None
+        if entry.case_id is not None and entry.version is not None:
+            if entry.case_id not in labels:
+                versions = project.label_versions(entry.case_id)
+                labels[entry.case_id] = {v.version: v for v in versions}
+            label = labels[entry.case_id].get(entry.version)
+        lines.append(
+            HistoryLine(
+                at=entry.at,
+                event=str(entry.kind),
+                author=entry.author,
+                case_id=entry.case_id,
+                version=entry.version,
+                round=entry.round,
+                draft=None if label is None else label.draft,
+                voxels_changed=None if label is None else label.voxels_changed,
+                seconds=None if label is None else label.seconds,
+                detail=""
+                if label is not None and entry.detail == f"from {label.draft}"
+                else entry.detail,
+            )
+        )
+    return lines
