@@ -151,7 +151,13 @@ class Journal:
 
     @classmethod
     def start(
-        cls, project: Project, case_id: str, draft: str, base_label: ArrayLike, author: str
+        cls,
+        project: Project,
+        case_id: str,
+        draft: str,
+        base_label: ArrayLike,
+        author: str,
+        seconds: float = 0.0,
     ) -> Self:
         """Begin the journal of a case; it is on the disk when this returns.
 
@@ -167,6 +173,8 @@ class Journal:
             That label: class indices (z, y, x) on the training grid.
         author
             Who corrects, by the name that the person gave.
+        seconds
+            Time spent on the case before.
 
         Raises
         ------
@@ -191,7 +199,7 @@ class Journal:
             draft=draft,
             author=author,
             started=now(),
-            seconds=0.0,
+            seconds=seconds,
             shape=base.shape,
             classes=len(project.table.names),
             sha256=store.fingerprint(base),
@@ -201,7 +209,7 @@ class Journal:
         try:
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, content)
-            return cls(project, header, path, _Held(base, base.copy(), 0.0, 0.0, len(content)))
+            return cls(project, header, path, _Held(base, base.copy(), seconds, 0.0, len(content)))
         except OSError as error:
             raise _unwritable(path, error) from error
 
