@@ -37,10 +37,10 @@ def known_author() -> str:
     """
     if name := os.environ.get(VARIABLE, "").strip():
         return name
-    name = _settings().get("author", "")
-    if not isinstance(name, str):
+    kept = _settings().get("author", "")
+    if not isinstance(kept, str):
         raise AuthorError(f"{settings_file()}: the author is no name")
-    return name.strip()
+    return kept.strip()
 
 
 def author(given: str | None = None) -> str:
