@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from psygnal import SignalInstance
 from qtpy.QtCore import QObject, Qt
 from qtpy.QtCore import Signal as QtSignal
+
+from napari_jrss.session.errors import is_ours, one_line
+
+if TYPE_CHECKING:
+    from napari_jrss.session.session import Session
+
+
+@contextmanager
+def telling(session: Session) -> Iterator[None]:
+    """Say in the message line why something can't be done; any fault of ours still raises."""
+    try:
+        yield
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        session.notified.emit(one_line(error))
 
 
 class Relay(QObject):

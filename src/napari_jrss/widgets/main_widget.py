@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtGui import QCloseEvent
+from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from napari_jrss.session.session import Session
@@ -43,6 +44,11 @@ class MainWidget(QWidget):
         self.registration = RegistrationTab(napari_viewer, self.session)
         self._heading = QLabel()
         self._heading.setTextFormat(self._heading.textFormat().PlainText)
+        self._heading.setWordWrap(True)
+        self._message = QLabel()
+        self._message.setTextFormat(self._message.textFormat().PlainText)
+        self._message.setWordWrap(True)
+        self._message.hide()
         self.tabs = QTabWidget()
         for tab, title in (
             (self.cohort, "Cohort"),
@@ -54,11 +60,15 @@ class MainWidget(QWidget):
         layout = QVBoxLayout(self)
         layout.addWidget(self._heading)
         layout.addWidget(self.tabs)
+        layout.addWidget(self._message)
+        self.setAcceptDrops(True)
 
         self._relay = Relay(self)
         for signal in (self.session.project_changed, self.session.cases_changed):
             self._relay.connect(signal, self._show_heading)
         self._relay.connect(self.session.rounds_changed, self._show_heading)
+        self._relay.connect(self.session.project_changed, lambda: self._tell(""))
+        self._relay.connect(self.session.notified, self._tell)
         self._show_heading()
 
     def _show_heading(self) -> None:
@@ -76,6 +86,24 @@ class MainWidget(QWidget):
             + (" (read-only)" if project.read_only else "")
         )
 
+    def _tell(self, line: str) -> None:
+        self._message.setText(line)
+        self._message.setToolTip(line)
+        self._message.setVisible(bool(line))
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
+        """A folder may be dropped anywhere on the dock."""
+        if _dropped_folder(event) is not None:
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
+        """A project opens; a folder of scans starts the import."""
+        folder = _dropped_folder(event)
+        if folder is not None:
+            event.acceptProposedAction()
+            self.tabs.setCurrentWidget(self.cohort)
+            self.cohort.take(folder)
+
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Stop what runs and let go of the project."""
         for tab in (self.cohort, self.review, self.rounds, self.registration):
@@ -83,3 +111,12 @@ class MainWidget(QWidget):
         self._relay.disconnect_all()
         self.session.close()
         super().closeEvent(event)
+
+
+def _dropped_folder(event: QDropEvent) -> Path | None:
+    """The one folder that is dragged or dropped, if it is one."""
+    urls = event.mimeData().urls()
+    if len(urls) != 1 or not urls[0].isLocalFile():
+        return None
+    path = Path(urls[0].toLocalFile())
+    return path if path.is_dir() else None
