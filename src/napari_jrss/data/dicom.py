@@ -331,9 +331,12 @@ def _planes(file: Path) -> list[_Plane]:
     if header is None:
         raise ScanError(f"{file}: not DICOM")
     modality = str(header.get("Modality", "") or "unknown kind")
+    if file.name.upper() == "DICOMDIR":
+        raise ScanError(f"{file}: a table of contents, no image")
+    if "SOPClassUID" not in header:
+        raise ScanError(f"{file}: damaged DICOM (no SOPClassUID)")
     if "Rows" not in header or "BitsAllocated" not in header:
-        kind = "a DICOMDIR" if file.name.upper() == "DICOMDIR" else f"{modality}, no image"
-        raise ScanError(f"{file}: {kind}")
+        raise ScanError(f"{file}: {modality}, no image")
     if modality in _NO_SCANS:
         raise ScanError(f"{file}: {_NO_SCANS[modality]}, no scan")
     try:
