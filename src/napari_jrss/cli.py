@@ -296,6 +296,30 @@ def status(project: ProjectPath, as_json: AsJson = False) -> None:
         status_tables(report)
 
 
+@app.command(name="next")
+def next_case(
+    project: ProjectPath,
+    propagate: Annotated[
+        bool,
+        typer.Option("--propagate", help="Also hold propagated labels against the teacher's."),
+    ] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Which case to label next, and why."""
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.suggest import suggest_now
+
+    with Project.open(project, read_only=True) as opened:
+        suggestion = suggest_now(opened, propagate=propagate, device=device)
+    if as_json:
+        typer.echo(json.dumps(None if suggestion is None else asdict(suggestion), indent=1))
+    elif suggestion is None:
+        typer.echo("every training case has a label")
+    else:
+        typer.echo(f"{suggestion.case_id}: {suggestion.reason}")
+
+
 @app.command()
 def history(
     project: ProjectPath,
