@@ -226,7 +226,7 @@ class Cohort:
         project = self._session.open_project
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            for event in read_scans(project, cohort.cases, cancel, workers):
+            for event in read_scans(project, cohort, cancel, workers):
                 if event.result.ok:
                     self._session.cases_changed.emit()
                 yield event

@@ -15,7 +15,7 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult
 from napari_jrss.data.labels import LabelTable, ids_in
-from napari_jrss.data.layouts import FoundCase, FoundCohort, discover
+from napari_jrss.data.layouts import FoundCohort, discover, discover_dicom
 from napari_jrss.data.volume import ScanError
 from napari_jrss.project.project import Project
 
@@ -105,10 +105,7 @@ def look_into(source: Source, config: PreprocessingConfig, cancel: Event) -> Ite
     ScanError
         There are no scans, or the structures' table can't be read.
     """
-    if source.labels is None:
-        cohort = discover(source.images)
-    else:
-        cohort = discover(images=source.images, labels=source.labels)
+    cohort = _discover(source)
     table = cohort.table if source.groups is None else LabelTable.from_csv(source.groups)
     found = Found(cohort, table)
     yield found
@@ -126,6 +123,18 @@ def look_into(source: Source, config: PreprocessingConfig, cancel: Event) -> Ite
     if config.crop == "center" and not cancel.is_set():  # by headers alone, so at once
         grid = training_grid(cohort.cases, config, found.table)
     yield replace(found, grid=grid, complete=True)
+
+
+def _discover(source: Source) -> FoundCohort:
+    if source.labels is not None:
+        return discover(images=source.images, labels=source.labels)
+    try:
+        return discover(source.images)
+    except ScanError as error:
+        try:
+            return discover_dicom(source.images)
+        except ScanError:
+            raise error from None
 
 
 def fitting_spacing(grid: TrainingGrid) -> float | None:
@@ -150,13 +159,13 @@ def groups_file_of(folder: Path) -> Path | None:
 
 
 def read_scans(
-    project: Project, cases: tuple[FoundCase, ...], cancel: Event, workers: int | None = None
+    project: Project, cohort: FoundCohort, cancel: Event, workers: int | None = None
 ) -> Iterator[ScanRead]:
     """Preprocess scans and make each a case of a project; stops after the scans under way."""
-    results = project.add_cases(cases, workers=workers)
+    results = project.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
     # Closing the generator ends its worker processes, wherever this one is left.
     with closing(cast("Generator[IngestResult]", results)):
         for done, result in enumerate(results, start=1):
-            yield ScanRead(done, len(cases), result)
+            yield ScanRead(done, len(cohort.cases), result)
             if cancel.is_set():
                 return

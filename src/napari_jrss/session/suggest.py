@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_jrss.data.predictions import PREDICTIONS, read_prediction
+from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.ledger import Event, Split
 from napari_jrss.project.project import Project
-from napari_jrss.session.survey import CaseFigures
+from napari_jrss.session.survey import CaseFigures, figures_of, view_of
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,56 @@ def suggest(
     if best in put_off:
         reason = f"all others are done; it was {put_off[best]} before; {reason}"
     return Suggestion(best, reason, scores[best])
+
+
+def suggest_now(
+    project: Project, *, propagate: bool = False, device: str = "auto"
+) -> Suggestion | None:
+    """Look at every case and suggest one: for scripts, where nothing is known beforehand.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    propagate
+        Also register the labelled cases to each unlabelled one and hold the label that they
+        vote for against the teacher's. Takes about N registrations per case.
+    device
+        For that, see :func:`napari_jrss.engine.device.make_fabric`.
+
+    Raises
+    ------
+    ProjectError
+        A case can't be read, or there is nothing to propagate with.
+    """
+    teacher = project.teacher
+    cases = [case for case in project.cases() if case.split is Split.TRAIN]
+    appearances = {case.case_id: view_of(project, case.case_id).appearance for case in cases}
+    figures = {}
+    for case in cases:
+        if teacher is not None and not case.labelled:
+            known = figures_of(project, case, teacher)
+            if known is not None:
+                figures[case.case_id] = known
+    agreement = _agreement(project, list(figures), device) if propagate else None
+    return suggest(project, appearances, figures, agreement)
+
+
+def _agreement(project: Project, case_ids: list[str], device: str) -> dict[str, float]:
+    """Mean Dice of propagated labels and the teacher's, by case."""
+    from napari_jrss.session.inference import propagate
+
+    teacher = project.teacher
+    assert teacher is not None
+    classes = len(project.table.classes)
+    agreement = {}
+    for case_id in case_ids:
+        draft = propagate(project, case_id, device=device).label
+        said = read_prediction(teacher.folder / PREDICTIONS, case_id).label
+        scores = dice_per_class(draft, said, classes)
+        if np.isfinite(scores).any():
+            agreement[case_id] = float(np.nanmean(scores))
+    return agreement
 
 
 def _put_off(project: Project) -> dict[str, str]:

@@ -120,8 +120,8 @@ class ImportDialog(QDialog):
 
         self.images = PathField(
             "Folder of scans",
-            "Folder of scans (NIfTI), or one with images/ and labels/, or in the layout of "
-            "nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT",
+            "Folder of scans (NIfTI or DICOM), or one with images/ and labels/, or as "
+            "nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT lay it out",
         )
         self.labels = PathField(
             "Folder of labels", "Folder of labels with the scans' file names; empty: found by name"
@@ -254,6 +254,12 @@ class ImportDialog(QDialog):
         if found.cohort.unmatched_labels:
             names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")
+        if found.cohort.left_out:
+            first = found.cohort.left_out[0]
+            lines.append(
+                f"{len(found.cohort.left_out)} things left out, such as {first.what}: "
+                f"{first.reason}"
+            )
         if self._adding:
             self.found = found if found.complete else None
         elif found.table is not None:
