@@ -6,6 +6,9 @@ that a script can do whatever a person can.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from psygnal import Signal
@@ -16,7 +19,10 @@ from napari_jrss.session.cohort import Cohort
 from napari_jrss.session.pairs import Pairs
 from napari_jrss.session.review import Review
 from napari_jrss.session.rounds import Rounds
-from napari_jrss.session.runner import JobRunner
+from napari_jrss.session.runner import BusyError, JobRunner
+
+_FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
+"""Shares of the time for closing: for a step to end by itself, and for ending its process."""
 
 
 class Session:
@@ -74,31 +80,71 @@ class Session:
         ------
         ProjectError
             See :meth:`napari_jrss.project.project.Project.open`; the present one stays open.
+        BusyError
+            A round is running on the present one.
         """
+        self._refuse_while_training()
         project = Project.open(path, read_only)
         self._replace(project)
 
     def adopt(self, project: Project) -> None:
-        """Work on a project that was just made, in place of the present one."""
+        """Work on a project that was just made, in place of the present one.
+
+        Raises
+        ------
+        BusyError
+            A round is running on the present one; the new one is closed again.
+        """
+        try:
+            self._refuse_while_training()
+        except BusyError:
+            project.close()
+            raise
         self._replace(project)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Stop every job and close the project; whether the jobs stopped in time.
+
+        A round that runs can be resumed. If it runs in a process of its own and its step takes
+        too long, it goes on from its last saved state then. A job in this process that doesn't
+        stop in time keeps the project's lock until it does.
 
         Parameters
         ----------
         timeout
             Seconds that the jobs are given.
         """
-        for runner in (self.training, self.inference):
-            runner.cancel()
-        stopped = all(runner.wait(timeout) for runner in (self.training, self.inference))
-        self._replace(None)
-        return stopped
+        until = time.monotonic() + timeout
+        runners = (self.training, self.inference, self.cohort.survey)
+        self.training.cancel()
+        self.inference.cancel()
+        self.cohort.stop(timeout=0)
+        kept = self.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
+        if not self.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
+            self.rounds.end_at_once()
+        stopped = all([r.wait(max(0.0, until - time.monotonic())) for r in runners])
+        project, self.project = self.project, None
+        if project is not None and stopped:
+            project.close()
+        elif project is not None:
+            threading.Thread(target=_close_after, args=(project, runners), daemon=True).start()
+        self.project_changed.emit()
+        return stopped and kept
+
+    def _refuse_while_training(self) -> None:
+        if self.training.state.busy:
+            raise BusyError("a round is running; pause it before another project is opened")
 
     def _replace(self, project: Project | None) -> None:
         if self.project is not None:
             self.cohort.stop()
+            self.review.leave_project()
             self.project.close()
         self.project = project
         self.project_changed.emit()
+
+
+def _close_after(project: Project, runners: Iterable[JobRunner]) -> None:
+    for runner in runners:
+        runner.wait()
+    project.close()

@@ -1,0 +1,374 @@
+"""Reviewing without a window: open, correct, accept, recover."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_jrss.config import preset
+from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.engine.events import Event, StageStarted
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.ledger import Outcome, Status
+from napari_jrss.project.project import Project
+from napari_jrss.session.description import RoundDescription
+from napari_jrss.session.review import Leave, Review, UnsavedError
+from napari_jrss.session.session import Session
+
+
+def give_teacher(project: Project, seed: int = 0) -> int:
+    """A finished round whose predictions are noisy copies of a block; its number."""
+    description = RoundDescription(
+        training=preset("smoke"), classes=list(project.table.names)
+    ).model_dump_json()
+    entry = project.start_round(None, description, project.snapshot().label_versions)
+    rng = np.random.default_rng(seed)
+    for case in project.cases():
+        label = np.zeros(project.grid.shape, np.uint8)
+        label[4:10, 6:14, 4:10] = 1
+        label[10:13, 6:14, 4:10] = 2
+        confidence = rng.uniform(0.3, 1, label.shape).astype(np.float16)
+        uncertainty = np.zeros(label.shape, np.float16)
+        uncertainty[8:10, 6:8, 4:6] = 2
+        write_prediction(
+            entry.folder / PREDICTIONS, case.case_id, Prediction(label, confidence, uncertainty)
+        )
+    return project.finish_round(entry.number, Outcome.FINISHED, promote=True).number
+
+
+@pytest.fixture(scope="session")
+def taught_once(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic project with a teacher."""
+    path = shutil.copytree(trainable_once, tmp_path_factory.mktemp("taught") / "brain.jrss")
+    with Project.open(path) as project:
+        give_teacher(project)
+    return path
+
+
+@pytest.fixture
+def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
+    """A session on a copy of it."""
+    session = Session(author="anna")
+    session.open(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
+    yield session
+    session.close()
+
+
+def unlabelled(session: Session) -> str:
+    return session.open_project.snapshot().unlabelled[0]
+
+
+def opened(session: Session, case_id: str | None = None) -> Review:
+    review = session.review
+    review.open(case_id or unlabelled(session))
+    assert review.wait(10)
+    assert review.case is not None
+    return review
+
+
+@pytest.fixture
+def failures(session: Session) -> list[Exception]:
+    """What went wrong at the desk."""
+    found: list[Exception] = []
+    session.review.desk.failed.connect(found.append)
+    return found
+
+
+def test_a_case_opens_with_its_pseudo_label_and_nothing_is_written(session: Session) -> None:
+    review = opened(session)
+    case = review.case
+    assert case is not None
+    assert case.prediction is not None
+    assert case.image.shape == case.grid.shape
+    np.testing.assert_array_equal(case.editor.label, case.prediction.label)
+    assert case.editor.origin.draft == "round:0"
+    assert not review.unsaved
+    assert [source.draft for source in case.sources] == ["round:0", "blank"]
+    review.close_case()
+    assert review.wait(10)
+    assert not session.open_project.journal_path(case.case_id).exists()
+
+
+def test_a_labelled_case_opens_with_its_label_never_with_the_proposal(session: Session) -> None:
+    labelled = session.open_project.snapshot().labelled[0]
+    case = opened(session, labelled).case
+    assert case is not None
+    np.testing.assert_array_equal(case.editor.label, session.open_project.label(labelled))
+    with pytest.raises(ProjectError, match="nothing was changed since v0001"):
+        session.review.accept()
+
+
+def test_accepting_a_corrected_case_makes_n_grow(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    before = len(project.snapshot().labelled)
+    case = review.case
+    assert case is not None
+    case.editor.label[0, :2, :2] = 2
+    assert review.unsaved
+    review.accept()
+    assert review.wait(10)
+    snapshot = project.snapshot()
+    assert len(snapshot.labelled) == before + 1
+    version = project.label_versions(case.case_id)[-1]
+    assert version.status is Status.CORRECTED
+    assert (version.author, version.draft, version.voxels_changed) == ("anna", "round:0", 4)
+    assert version.seconds is not None
+    np.testing.assert_array_equal(project.label(case.case_id), case.editor.label)
+    assert not project.journal_path(case.case_id).exists()
+    assert not review.unsaved
+    assert review.suggestion is not None
+    assert review.suggestion.case_id != case.case_id
+
+
+def test_an_unchanged_pseudo_label_is_accepted_as_such(session: Session) -> None:
+    review = opened(session)
+    review.accept()
+    assert review.wait(10)
+    case = session.open_project.case(review.on_table.case_id)
+    assert case.status is Status.ACCEPTED
+
+
+def test_accepting_during_training_leaves_the_round_its_own_labels(session: Session) -> None:
+    project, stop = session.open_project, threading.Event()
+    begun = project.snapshot()
+    description = RoundDescription(training=preset("smoke"), classes=list(project.table.names))
+    entry = project.start_round(0, description.model_dump_json(), begun.label_versions)
+
+    def fake_round(cancel: threading.Event) -> Iterator[Event]:
+        yield StageStarted(stage="screening", steps=1)
+        stop.wait(20)
+
+    session.training.start(fake_round)
+    try:
+        review = opened(session)
+        review.on_table.editor.label[0, 0, :3] = 1
+        review.accept()
+        assert review.wait(10)
+        assert session.training.state.busy
+        assert project.snapshot(entry.number).label_versions == begun.label_versions
+        assert len(project.snapshot().labelled) == len(begun.labelled) + 1
+    finally:
+        stop.set()
+        assert session.training.wait(5)
+
+
+def test_corrections_survive_a_program_that_dies(
+    session: Session, tmp_path: Path, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    editor, case_id = review.on_table.editor, review.on_table.case_id
+    editor.label[0, 0, :5] = 1
+    editor.sync()
+    editor.label[1, 0, :5] = 2
+    editor.sync()
+    editor.undo()
+    assert review.wait(10)
+    path = session.open_project.path
+    journal = path / "journal" / f"{case_id}.journal"
+    size = 0
+    while journal.stat().st_size > size:  # the journal's own thread flushes every quarter second
+        size = journal.stat().st_size
+        threading.Event().wait(0.6)
+    died = shutil.copytree(path, tmp_path / "died.jrss")
+
+    other = Session(author="anna")
+    other.open(died)
+    try:
+        assert other.review.wait(10)
+        assert [entry.case_id for entry in other.review.unfinished] == [case_id]
+        back = opened(other, case_id)
+        assert back.on_table.recovered is not None
+        np.testing.assert_array_equal(back.on_table.editor.label, editor.label)
+        assert back.on_table.editor.voxels_changed == 5
+        back.accept()
+        assert back.wait(10)
+        version = other.open_project.label_versions(case_id)[-1]
+        assert (version.voxels_changed, version.draft) == (5, "round:0")
+    finally:
+        other.close()
+    assert failures == []
+
+
+def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.on_table.editor.label[0, 0, 0] = 1
+    with pytest.raises(UnsavedError, match=first):
+        review.open(second)
+    review.ask = lambda case: None
+    review.open(second)
+    assert review.wait(10)
+    assert review.on_table.case_id == first
+
+    review.open(second, Leave.KEEP)
+    assert review.wait(10)
+    assert review.on_table.case_id == second
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.voxels_changed == 1
+    review.open(second, "discard")
+    assert review.wait(10)
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.voxels_changed == 0
+
+
+@pytest.mark.parametrize("leave", ["accept", "keep"])
+def test_closing_the_project_keeps_the_corrections(session: Session, leave: str) -> None:
+    review = opened(session)
+    case_id, path = review.on_table.case_id, session.open_project.path
+    review.on_table.editor.label[0, 0, 0] = 1
+    if leave == "accept":
+        review.accept()
+    session.close()
+    assert review.case is None
+    session.open(path)
+    assert session.review.wait(10)
+    assert [e.case_id for e in review.unfinished] == ([] if leave == "accept" else [case_id])
+
+
+def test_tau_says_what_would_enter_training(session: Session) -> None:
+    review = opened(session)
+    everything = review.set_tau(0.0)
+    assert everything.words == "100 % of voxels and 2 of 2 structures would enter training"
+    assert review.set_tau(1.0).structures_passed == 0
+    assert review.on_table.structures()[0].passes is False
+
+
+def test_the_most_uncertain_region_comes_first_and_then_round_again(session: Session) -> None:
+    review = opened(session)
+    review.next_uncertain()
+    assert review.wait(10)
+    assert review.region is not None
+    z, y, x = review.region.at
+    assert (8 <= z < 10, 6 <= y < 8, 4 <= x < 6) == (True, True, True)
+
+
+def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Exception]) -> None:
+    review = opened(session)
+    editor = review.on_table.editor
+    start = editor.label.copy()
+
+    def do(command: Callable[..., None], *arguments: object) -> None:
+        command(*arguments)
+        assert review.wait(10)
+
+    do(review.start_from, "blank")
+    assert not editor.label.any()
+    assert editor.origin.draft == "blank"
+    do(review.take_structure, 1, "round:0")
+    assert set(np.unique(editor.label)) == {0, 1}
+    editor.label[0, 0, 0] = 1
+    do(review.keep_largest, 1)
+    assert editor.label[0, 0, 0] == 0
+    editor.label[6, 9, 7] = 0
+    do(review.fill_holes, 1)
+    assert editor.label[6, 9, 7] == 1
+    do(review.smooth, 1)
+    do(review.draft_from, np.ones_like(start), "case:A")
+    assert editor.origin.draft == "case:A"
+    while editor.undo_name is not None:
+        review.undo()
+    np.testing.assert_array_equal(editor.label, start)
+    assert editor.origin.draft == "round:0"
+    assert review.wait(10)
+    assert failures == []
+
+
+def test_an_accepted_structure_is_protected(session: Session) -> None:
+    review = opened(session)
+    editor = review.on_table.editor
+    before = editor.label.copy()
+    review.accept_structure(1)
+    editor.label[:] = 2
+    editor.sync()
+    np.testing.assert_array_equal(editor.label == 1, before == 1)
+    with pytest.raises(ProjectError, match="is accepted"):
+        review.smooth(1)
+    assert [row.accepted for row in review.on_table.structures()] == [True, False]
+    review.accept_structure(1, False)
+    editor.label[:] = 2
+    editor.sync()
+    assert (editor.label == 2).all()
+
+
+def test_reject_and_skip_are_recorded_and_another_case_is_suggested(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    case_id = review.on_table.case_id
+    with pytest.raises(ProjectError, match="say why"):
+        review.skip(" ")
+    review.skip("motion")
+    assert review.wait(10)
+    entry = project.history(case_id)[-1]
+    assert (str(entry.kind), entry.author) == ("skipped", "anna")
+    assert "motion" in entry.detail
+    review.reject()
+    assert review.wait(10)
+    assert project.case(case_id).status is Status.REJECTED
+    assert review.suggestion is not None
+    assert review.suggestion.case_id != case_id
+
+
+def test_a_read_only_project_can_only_be_looked_at(taught_once: Path) -> None:
+    session = Session(author="anna")
+    session.open(taught_once, read_only=True)
+    try:
+        review = opened(session)
+        for command in (review.accept, review.reject, review.revert):
+            with pytest.raises(ProjectError, match="read-only"):
+                command()
+        with pytest.raises(ProjectError, match="read-only"):
+            review.start_from("blank")
+        assert not review.unsaved
+    finally:
+        session.close()
+
+
+def test_a_label_needs_a_name(session: Session) -> None:
+    review = opened(session)
+    session.author = ""
+    review.on_table.editor.label[0, 0, 0] = 1
+    with pytest.raises(ProjectError, match="author"):
+        review.accept()
+    session.author = "berta"
+    review.accept()
+    assert review.wait(10)
+    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    assert version.author == "berta"
+
+
+def test_a_test_case_says_that_it_never_trains(session: Session) -> None:
+    cases = {case.split: case.case_id for case in session.open_project.cases()}
+    review, n = opened(session, cases["test"]), len(session.open_project.snapshot().labelled)
+    assert "never trains" in review.on_table.purpose
+    review.on_table.editor.label[0, 0, 0] = 1
+    review.accept()
+    assert review.wait(10)
+    assert len(session.open_project.snapshot().labelled) == n
+
+
+def test_the_latest_of_many_wishes_is_on_the_table(session: Session) -> None:
+    cases = [case.case_id for case in session.open_project.cases()]
+    for case_id in cases:
+        session.review.open(case_id)
+    assert session.review.wait(20)
+    assert session.review.on_table.case_id == cases[-1]
+
+
+def test_a_new_teacher_changes_the_proposal_but_not_a_persons_work(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    review.on_table.editor.label[0, 0, 0] = 1
+    review.on_table.editor.sync()
+    mine = review.on_table.editor.label.copy()
+    number = give_teacher(project, seed=1)
+    session.rounds_changed.emit()
+    assert review.wait(10)
+    assert review.on_table.teacher is not None
+    assert review.on_table.teacher.number == number
+    np.testing.assert_array_equal(review.on_table.editor.label, mine)
+    assert review.on_table.editor.origin.draft == "round:0"
