@@ -1,4 +1,4 @@
-"""What a round is told in its ``config.json``; light, so that it can be written without PyTorch."""
+"""What a round is told, and whether it can be run at all; nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.data.batches import CohortSnapshot
+
+
+class RoundError(ValueError):
+    """A round that can't be run as asked."""
 
 
 def describe(snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int = 0) -> str:
@@ -26,3 +30,15 @@ def describe(snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int 
         "rounds_left": rounds_left,
     }
     return json.dumps(description, indent=1)
+
+
+def check_trainable(snapshot: CohortSnapshot, joint: bool) -> None:
+    """Raise :class:`RoundError` if there is nothing that a round could learn from."""
+    if not snapshot.labelled:
+        raise RoundError("no training case has a label: label at least one")
+    if len(snapshot.training) < 2:
+        raise RoundError("training needs at least two training cases, labelled or not")
+    if snapshot.classes < 2:
+        raise RoundError("there is no structure to learn: the label table has a background only")
+    if joint and not snapshot.unlabelled:
+        raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")

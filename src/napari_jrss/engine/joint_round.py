@@ -30,7 +30,7 @@ from napari_jrss.data.predictions import (
     write_prediction,
 )
 from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
-from napari_jrss.engine.description import describe
+from napari_jrss.engine.description import RoundError, check_trainable, describe
 from napari_jrss.engine.events import (
     Cancelled,
     CaseScreened,
@@ -60,10 +60,6 @@ TEACHER, STUDENT, REGISTRATION = (
 )
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
-
-
-class RoundError(ValueError):
-    """A round that can't be run as asked."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     RoundError
         If the snapshot can't be trained on, with the reason.
     """
-    _check(this)
+    check_trainable(this.snapshot, joint=this.parent is not None)
     this.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
         _sweep(this.folder)
@@ -321,18 +317,6 @@ def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
         class_confidence=[None if np.isnan(v) else float(v) for v in pseudo.class_confidence],
         classes_passed=[bool(passed) for passed in pseudo.classes_passed],
     )
-
-
-def _check(this: Round) -> None:
-    snapshot = this.snapshot
-    if not snapshot.labelled:
-        raise RoundError("no training case has a label: label at least one")
-    if len(snapshot.training) < 2:
-        raise RoundError("training needs at least two training cases, labelled or not")
-    if snapshot.classes < 2:
-        raise RoundError("there is no structure to learn: the label table has a background only")
-    if this.parent is not None and not snapshot.unlabelled:
-        raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")
 
 
 def _record(event: Event, path: Path) -> None:

@@ -2,14 +2,256 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_jrss.config import TrainingConfig
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.ledger import Outcome, Round
+from napari_jrss.session.description import config_of
+from napari_jrss.session.runner import JobState
+from napari_jrss.session.training import (
+    InterruptedSeriesError,
+    InThisProcess,
+    Place,
+    check_series,
+    interrupted_round,
+    leave_series,
+    rounds_left,
+    train,
+)
+from napari_jrss.session.training_process import InOwnProcess
+
 if TYPE_CHECKING:
+    from napari_jrss.engine.events import Event
     from napari_jrss.session.session import Session
 
 
+@dataclass(frozen=True)
+class RoundRow:
+    """One line of the history of rounds.
+
+    Attributes
+    ----------
+    number, parent
+        Which, and the round whose teacher it started from; None for the pre-training.
+    outcome
+        How it ended.
+    is_teacher
+        Whether its teacher is the one in force.
+    started
+        UTC time, ISO 8601.
+    preset, tau, seed
+        Settings that it was started with; None where its description can't be read.
+    labelled, accepted
+        N, and the number of pseudo-labels that its teacher had accepted; None if unfinished.
+    segmentation_dice, registration_dice
+        Mean foreground Dice on the validation cases; None without them, or if unfinished.
+    label_versions
+        Label version of each labelled and validation case, as the round used them.
+    problem
+        Why it failed; empty if it didn't.
+    """
+
+    number: int
+    parent: int | None
+    outcome: Outcome
+    is_teacher: bool
+    started: str
+    preset: str | None
+    tau: float | None
+    seed: int | None
+    labelled: int | None
+    accepted: int | None
+    segmentation_dice: float | None
+    registration_dice: float | None
+    label_versions: dict[str, str]
+    problem: str = ""
+
+
 class Rounds:
-    """Commands of the tab of this name; made by its session."""
+    """Commands of the tab of this name; made by its session.
+
+    Attributes
+    ----------
+    own_process
+        Run each round in a process of its own (see docs/benchmarks.md), or in this one.
+    """
 
     def __init__(self, session: Session) -> None:
+        self.own_process = True
         self._session = session
+        self._leaving = False
+        self._at_once = threading.Event()
+        session.training.state_changed.connect(self._ended)
+        session.training.event.connect(self._happened)
+
+    # -- what there is
+
+    @property
+    def interrupted(self) -> Round | None:
+        """The round that :meth:`resume` would go on with: paused, failed or killed."""
+        project = self._session.project
+        if project is None or self._session.training.state.busy:
+            return None
+        return interrupted_round(project)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether :meth:`resume` has something to go on with, a round or what follows it."""
+        project = self._session.project
+        if project is None or project.read_only or self._session.training.state.busy:
+            return False
+        return interrupted_round(project) is not None or rounds_left(project) > 0
+
+    def history(self) -> list[RoundRow]:
+        """All rounds of the project by number; none without a project."""
+        project = self._session.project
+        if project is None:
+            return []
+        teacher = project.teacher
+        number = None if teacher is None else teacher.number
+        return [_row(entry, entry.number == number) for entry in project.rounds()]
+
+    # -- commands
+
+    def start(self, config: TrainingConfig, rounds: int, *, anew: bool = False) -> None:
+        """Pre-train where that is missing, then run joint rounds, in the background.
+
+        Parameters
+        ----------
+        config
+            Settings.
+        rounds
+            Joint rounds to run.
+        anew
+            Leave an interrupted series for good; without it, such a series is an error.
+
+        Raises
+        ------
+        InterruptedSeriesError
+            A series was interrupted, or there is nothing to do.
+        BusyError
+            A round is running.
+        ProjectError
+            No project is open, or it is read-only.
+        """
+        project = self._session.open_project
+        entry = self.interrupted
+        if entry is not None and not anew:
+            raise InterruptedSeriesError(
+                f"round {entry.number} was interrupted ({entry.outcome}): resume it, or leave it "
+                "and start anew"
+            )
+        check_series(project, config, rounds, resume=False)
+        self._begin(config, rounds, resume=False)
+
+    def resume(self) -> None:
+        """Go on with the interrupted series, with the settings that it was started with.
+
+        Raises
+        ------
+        InterruptedSeriesError
+            There is none.
+        """
+        project = self._session.open_project
+        config = TrainingConfig()
+        check_series(project, config, 0, resume=True)
+        self._begin(config, 0, resume=True)
+
+    def pause(self) -> None:
+        """Stop after the present step and keep the training state; :meth:`resume` goes on."""
+        self._session.training.cancel()
+
+    def cancel(self) -> None:
+        """Stop, and leave the series for good: the next start begins anew.
+
+        A paused series can be left, too. The teacher in force stays.
+        """
+        project = self._session.open_project
+        project.check_writable()
+        if self._session.training.state.busy:
+            self._leaving = True
+            self._session.training.cancel()
+        else:
+            leave_series(project)
+            self._session.rounds_changed.emit()
+
+    def promote(self, number: int, reason: str = "") -> None:
+        """Make a finished round's teacher the one in force; an earlier round rolls back."""
+        project = self._session.open_project
+        project.check_writable()
+        project.promote(number, self._session.author or None, reason)
+        self._session.rounds_changed.emit()
+        self._session.notified.emit(f"the teacher of round {number} is in force")
+
+    def end_at_once(self) -> None:
+        """Don't wait for the present step of a job that was asked to stop.
+
+        A training process is ended; its round goes on from its last saved state. A round in
+        this process can't be hurried.
+        """
+        self._at_once.set()
+
+    # -- the job
+
+    def _begin(self, config: TrainingConfig, rounds: int, resume: bool) -> None:
+        project, device = self._session.open_project, self._session.device
+        project.check_writable()
+
+        def work(cancel: threading.Event) -> Iterator[Event]:
+            # Only now, when no other job of this runner is under way any more.
+            self._leaving = False
+            self._at_once.clear()
+            place: Place = InThisProcess(device)
+            if self.own_process:
+                place = InOwnProcess(project.path, device, at_once=self._at_once)
+            try:
+                yield from train(project, config, rounds, cancel, resume=resume, place=place)
+            finally:
+                if self._leaving:
+                    leave_series(project)
+
+        self._session.training.start(work)
+
+    def _ended(self, state: JobState) -> None:
+        if not state.busy:
+            self._session.rounds_changed.emit()
+
+    def _happened(self, event: Event) -> None:
+        # A round is in the ledger when its first stage starts; the one before it has ended.
+        if event.kind == "stage_started":
+            self._session.rounds_changed.emit()
+
+
+def _row(entry: Round, is_teacher: bool) -> RoundRow:
+    try:
+        config = config_of(entry)
+    except ProjectError:
+        config = None
+    return RoundRow(
+        number=entry.number,
+        parent=entry.parent,
+        outcome=entry.outcome,
+        is_teacher=is_teacher,
+        started=entry.started,
+        preset=None if config is None else config.preset,
+        tau=None if config is None else config.screening.tau,
+        seed=None if config is None else config.seed,
+        labelled=_whole(entry.metrics.get("labelled")),
+        accepted=_whole(entry.metrics.get("accepted")),
+        segmentation_dice=_number(entry.metrics.get("validation_segmentation_dice")),
+        registration_dice=_number(entry.metrics.get("validation_registration_dice")),
+        label_versions=dict(entry.label_versions),
+        problem=str(entry.metrics.get("error", "")),
+    )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _whole(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) else None

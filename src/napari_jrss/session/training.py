@@ -242,9 +242,16 @@ def _enter(project: Project, plan: _Planned) -> int:
     if plan.interrupted is not None:
         return project.resume_round(plan.interrupted.number).number
     snapshot, teacher = project.snapshot(), project.teacher
+    _check_trainable(project)
     description = describe(snapshot, plan.config, plan.rounds_left)
     parent = None if teacher is None else teacher.number
     return project.start_round(parent, description, snapshot.label_versions).number
+
+
+def _check_trainable(project: Project) -> None:
+    from napari_jrss.engine.description import check_trainable
+
+    check_trainable(project.snapshot(), joint=project.teacher is not None)
 
 
 def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | None) -> _Planned:
@@ -269,6 +276,16 @@ def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | 
     if rounds == 0:
         raise InterruptedSeriesError(f"{project.path}: is pre-trained already; ask for rounds")
     return _Planned(config, rounds - 1)
+
+
+def check_series(
+    project: Project, config: TrainingConfig, rounds: int, resume: bool | None = None
+) -> None:
+    """Raise what :func:`train` would raise before its first round, but for the device."""
+    project.check_writable()
+    plan = _plan(project, config, rounds, resume)
+    if plan.interrupted is None:
+        _check_trainable(project)
 
 
 def interrupted_round(project: Project) -> LedgerRound | None:
