@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from napari_jrss.data.atomic import new_folder
 from napari_jrss.data.batches import Label
+from napari_jrss.data.volume import ScanError
+from napari_jrss.data.zarr_check import read_array
 
 PREDICTIONS = "predictions"
 """Folder of a round that holds its predictions."""
@@ -51,15 +53,28 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
         for name in ("label", "confidence", "uncertainty"):
             array = getattr(prediction, name)
             if array is not None:
-                group.create_array(name, data=np.ascontiguousarray(array), chunks=array.shape)
+                group.create_array(
+                    name,
+                    data=np.ascontiguousarray(array),
+                    chunks=array.shape,
+                    config={"write_empty_chunks": True},
+                )
         if path.exists():
             shutil.rmtree(path)
 
 
 def read_prediction(folder: Path, case_id: str) -> Prediction:
-    """Read one prediction back; KeyError if the case has none."""
+    """Read one prediction back; KeyError if the case has none, ScanError if it is damaged."""
     path = prediction_path(folder, case_id)
     if not path.exists():
         raise KeyError(f"{folder} holds no prediction of case {case_id}")
-    group = zarr.open_group(path, mode="r")
-    return Prediction(**{name: np.asarray(array[...]) for name, array in group.arrays()})
+    if path.is_symlink():
+        raise ScanError(f"{path}: a link, which a project doesn't follow")
+    label, confidence = read_array(path / "label"), read_array(path / "confidence")
+    uncertainty = read_array(path / "uncertainty") if (path / "uncertainty").exists() else None
+    for array in (confidence, uncertainty):
+        if array is not None and (array.dtype.kind != "f" or array.shape != label.shape):
+            raise ScanError(f"{path}: its parts don't fit each other")
+    if label.dtype.kind != "u":
+        raise ScanError(f"{path}: its label holds no classes")
+    return Prediction(label, confidence, uncertainty)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
-from zarr.codecs import BloscCodec
+from pydantic import BaseModel, ConfigDict, ValidationError
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from napari_jrss.data.atomic import aside, new_folder, write_text
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.volume import ScanError, Triple
+from napari_jrss.data.zarr_check import group_attributes, open_array, read_array
 
 SUFFIX = ".ome.zarr"
 DICOM_SOURCE = "dicom"
@@ -31,6 +32,7 @@ _ATTRIBUTES = "napari_jrss"
 # One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
 # the chunks that it cuts, fewest for an axial one.
 _CHUNKS = (32, 64, 64)
+_LEVEL = "0"  # the one resolution that there is
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -144,8 +146,7 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
     _require_name(version)
     if version in label_versions(path):
         raise FileExistsError(f"{path}: label version {version} exists")
-    root = zarr.open_group(path, mode="r+")
-    if label.shape != _level(root, path).shape:
+    if label.shape != open_array(path / _LEVEL).shape:
         raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
     spacing = read_attributes(path).spacing_mm
     target = path / "labels" / version
@@ -172,18 +173,31 @@ def fingerprint(array: NDArray[np.generic]) -> str:
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
-    """Image float32 (z, y, x) of a case."""
-    return np.asarray(image_array(path)[:], dtype=np.float32)
+    """Image float32 (z, y, x) of a case.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its voxels are damaged or not all there.
+    """
+    return read_array(path / _LEVEL, whole=True).astype(np.float32, copy=False)
 
 
 def read_label(path: Path, version: str) -> NDArray[Any]:
-    """Class indices (z, y, x), uint8 (uint16 above 256 classes), of one label version."""
-    return np.asarray(label_array(path, version)[:])
+    """Class indices (z, y, x), uint8 (uint16 above 256 classes), of one label version.
+
+    Raises
+    ------
+    ScanError
+        There is no such version, or it is damaged.
+    """
+    _require_version(path, version)
+    return read_array(path / "labels" / version / _LEVEL)
 
 
 def image_array(path: Path) -> zarr.Array[Any]:
     """A case's image (z, y, x) still on disk, for reading slices."""
-    return _level(_open(path), path)
+    return open_array(path / _LEVEL, whole=True)
 
 
 def label_array(path: Path, version: str) -> zarr.Array[Any]:
@@ -194,37 +208,58 @@ def label_array(path: Path, version: str) -> zarr.Array[Any]:
     ScanError
         There is no such version.
     """
-    if version not in label_versions(path):
-        raise ScanError(f"{path}: no label version {version!r}")
-    return _level(_open(path / "labels" / version), path)
+    _require_version(path, version)
+    return open_array(path / "labels" / version / _LEVEL)
 
 
 def label_versions(path: Path) -> tuple[str, ...]:
-    """Names of the label versions of a case, oldest first."""
-    ome: Any = _open(path / "labels").attrs.get("ome", {})
-    return tuple(str(name) for name in ome.get("labels", ()))
+    """Names of the label versions of a case, oldest first.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its list of labels is damaged.
+    """
+    folder = path / "labels"
+    try:
+        names = _LabelList.model_validate(group_attributes(folder)).ome.labels
+    except ValidationError as error:
+        raise ScanError(f"{folder}: damaged ({error.errors()[0]['msg']})") from error
+    for name in names:
+        if not _NAME.fullmatch(name) or (folder / name).is_symlink():
+            raise ScanError(f"{folder}: {name[:100]!r} can't be a label of this case")
+    return tuple(names)
 
 
 def read_attributes(path: Path) -> CaseAttributes:
-    """What a case remembers of where it came from."""
-    attributes = _open(path).attrs
+    """What a case remembers of where it came from.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its attributes are damaged.
+    """
+    attributes = group_attributes(path)
     if _ATTRIBUTES not in attributes:
         raise ScanError(f"{path}: not a case of a project")
-    return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
-
-
-def _open(path: Path) -> zarr.Group:
     try:
-        return zarr.open_group(path, mode="r")
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise ScanError(f"{path}: no such case, or damaged") from error
+        return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ScanError(f"{path}: damaged ({where}: {first['msg']})") from error
 
 
-def _level(group: zarr.Group, path: Path) -> zarr.Array[Any]:
-    array = group.get("0")
-    if not isinstance(array, zarr.Array):
-        raise ScanError(f"{path}: holds no array")
-    return array
+class _LabelList(BaseModel):
+    class _Ome(BaseModel):
+        labels: list[str] = []
+
+    ome: _Ome
+
+
+def _require_version(path: Path, version: str) -> None:
+    if version not in label_versions(path):
+        raise ScanError(f"{path}: no label version {version!r}")
 
 
 def _write_label(
@@ -253,11 +288,13 @@ def _write_array(
     chunks = tuple(min(c, n) for c, n in zip(_CHUNKS, array.shape, strict=True))
     shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
     group.create_array(
-        "0",
+        _LEVEL,
         data=np.ascontiguousarray(array),
         chunks=chunks,
         shards=shards,
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
+        # The checksum tells a flipped bit, which Blosc would decode into other voxels.
+        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
+        config={"write_empty_chunks": True},  # a chunk that isn't there is damage, not zeros
         dimension_names=("z", "y", "x"),
     )
     ome: dict[str, Any] = {

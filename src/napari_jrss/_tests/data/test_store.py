@@ -149,7 +149,7 @@ def test_what_is_no_case_is_said(tmp_path):
     zarr.create_group(tmp_path / "empty.ome.zarr", zarr_format=3)
     with pytest.raises(ScanError, match="not a case"):
         store.read_attributes(tmp_path / "empty.ome.zarr")
-    with pytest.raises(ScanError, match="holds no array"):
+    with pytest.raises(ScanError, match="no such case, or damaged"):
         store.read_image(tmp_path / "empty.ome.zarr")
 
 
