@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from napari_jrss.data.atomic import aside, new_folder, write_text
-from napari_jrss.data.chain import Chain
+from napari_jrss.data.chain import Chain, Rows
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.volume import ScanError, Triple
 from napari_jrss.data.zarr_check import group_attributes, open_array, read_array
@@ -109,7 +110,7 @@ def write_case(
     folder.mkdir(parents=True, exist_ok=True)
     with new_folder(path) as unfinished:
         root = zarr.create_group(unfinished, zarr_format=3)
-        _write_array(root, image, attributes.case_id, attributes.spacing_mm, "linear")
+        _write_array(root, image, attributes.case_id, attributes.spacing_mm)
         root.attrs[_ATTRIBUTES] = attributes.model_dump(mode="json")
         labels = root.create_group("labels")
         labels.attrs["ome"] = {"version": _OME, "labels": []}
@@ -119,6 +120,52 @@ def write_case(
             group = labels.create_group(_require_name(version))
             _write_label(group, label, table, attributes.spacing_mm, version)
             labels.attrs["ome"] = {"version": _OME, "labels": [version]}
+    return path
+
+
+def write_scan(
+    path: Path,
+    image: NDArray[np.float32],
+    spacing_mm: Triple,
+    origin_mm: Triple,
+    labels: Mapping[str, NDArray[Any]],
+    table: LabelTable,
+    affine: Rows,
+) -> Path:
+    """Write a scan and its labels as an OME-Zarr image for other programs.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.ome.zarr``; must not exist.
+    image
+        (z, y, x), turned to LPS.
+    spacing_mm, origin_mm
+        Voxel size and place of the first voxel (z, y, x): all that OME-Zarr 0.5 says of a place.
+    labels
+        Class indices (z, y, x) by name.
+    table
+        Their classes.
+    affine
+        4x4, voxel (x, y, z, 1) -> LPS mm, as rows: kept as an attribute, for a scan whose axes
+        aren't the world's.
+
+    Raises
+    ------
+    FileExistsError
+        It exists.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    with new_folder(path) as unfinished:
+        root = zarr.create_group(unfinished, zarr_format=3)
+        _write_array(root, image, path.name.removesuffix(SUFFIX), spacing_mm, origin_mm)
+        root.attrs[_ATTRIBUTES] = {"affine_lps_mm": affine}
+        group = root.create_group("labels")
+        group.attrs["ome"] = {"version": _OME, "labels": sorted(labels)}
+        for name, label in labels.items():
+            one = group.create_group(_require_name(name))
+            _write_label(one, label, table, spacing_mm, name, origin_mm)
     return path
 
 
@@ -263,11 +310,16 @@ def _require_version(path: Path, version: str) -> None:
 
 
 def _write_label(
-    group: zarr.Group, label: NDArray[Any], table: LabelTable, spacing: Triple, version: str
+    group: zarr.Group,
+    label: NDArray[Any],
+    table: LabelTable,
+    spacing: Triple,
+    version: str,
+    origin: Triple | None = None,
 ) -> None:
     if int(label.max(initial=0)) >= len(table.classes):
         raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
-    ome = _write_array(group, label.astype(table.dtype), version, spacing, "nearest")
+    ome = _write_array(group, label.astype(table.dtype), version, spacing, origin)
     ome["image-label"] = {
         "colors": [
             {
@@ -283,7 +335,11 @@ def _write_label(
 
 
 def _write_array(
-    group: zarr.Group, array: NDArray[Any], name: str, spacing: Triple, kind: str
+    group: zarr.Group,
+    array: NDArray[Any],
+    name: str,
+    spacing: Triple,
+    origin: Triple | None = None,
 ) -> dict[str, Any]:
     chunks = tuple(min(c, n) for c, n in zip(_CHUNKS, array.shape, strict=True))
     shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
@@ -297,18 +353,16 @@ def _write_array(
         config={"write_empty_chunks": True},  # a chunk that isn't there is damage, not zeros
         dimension_names=("z", "y", "x"),
     )
+    place: list[dict[str, Any]] = [{"type": "scale", "scale": list(spacing)}]
+    if origin is not None:
+        place.append({"type": "translation", "translation": list(origin)})
     ome: dict[str, Any] = {
         "version": _OME,
         "multiscales": [
             {
                 "name": name,
                 "axes": [{"name": a, "type": "space", "unit": "millimeter"} for a in "zyx"],
-                "datasets": [
-                    {
-                        "path": "0",
-                        "coordinateTransformations": [{"type": "scale", "scale": list(spacing)}],
-                    }
-                ],
+                "datasets": [{"path": "0", "coordinateTransformations": place}],
             }
         ],
     }
