@@ -359,7 +359,7 @@ def restore(
 @app.command()
 def author(
     name: Annotated[
-        str | None, typer.Argument(help="The name to record from now on; \"\" forgets it.")
+        str | None, typer.Argument(help='The name to record from now on; "" forgets it.')
     ] = None,
 ) -> None:
     """Say once who labels and decides on this computer, or show who that is."""
@@ -410,15 +410,32 @@ def export(
         Literal["nnunet", "decathlon"] | None,
         typer.Option(help="Write the labelled set for this layout instead."),
     ] = None,
+    modality: Annotated[
+        str, typer.Option(help="What the scans are, for --dataset; nnU-Net knows CT.")
+    ] = "MRI",
+    dicom_source: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the DICOM series that cases came from: also DICOM SEG."),
+    ] = None,
+    ome_zarr: Annotated[
+        bool, typer.Option("--ome-zarr", help="Also scans with their labels as OME-Zarr.")
+    ] = False,
 ) -> None:
     """Labels in force and the teacher's labels, in each scan's own geometry."""
     from napari_jrss.data.predictions import PREDICTIONS
-    from napari_jrss.project.export import export_dataset, export_labels, export_predictions
+    from napari_jrss.project.dicom_seg import export_segmentations
+    from napari_jrss.project.export import (
+        export_dataset,
+        export_labels,
+        export_ome_zarr,
+        export_predictions,
+    )
     from napari_jrss.project.project import Project
 
     with Project.open(project, read_only=True) as opened:
         if dataset is not None:
-            typer.echo(f"{export_dataset(opened, dest, dataset)}")
+            written = export_dataset(opened, dest, dataset, modality, dicom_source)
+            typer.echo(f"{written}")
             return
         labels = sum(1 for _ in export_labels(opened, dest / "labels"))
         typer.echo(f"{labels} labels in {dest / 'labels'}")
@@ -426,12 +443,29 @@ def export(
             predictions = opened.teacher.folder / PREDICTIONS
             count = sum(1 for _ in export_predictions(opened, predictions, dest / "predictions"))
             typer.echo(f"{count} of the teacher's labels in {dest / 'predictions'}")
+        if dicom_source is not None:
+            folder = dest / "dicom-seg"
+            count = sum(1 for _ in export_segmentations(opened, folder, dicom_source))
+            typer.echo(f"{count} DICOM SEG of labels in {folder}")
+            if opened.teacher is not None:
+                folder = dest / "dicom-seg-predictions"
+                predictions = opened.teacher.folder / PREDICTIONS
+                count = sum(
+                    1 for _ in export_segmentations(opened, folder, dicom_source, predictions)
+                )
+                typer.echo(f"{count} DICOM SEG of the teacher's labels in {folder}")
+        if ome_zarr:
+            folder = dest / "ome-zarr"
+            count = sum(1 for _ in export_ome_zarr(opened, folder, dicom_source))
+            typer.echo(f"{count} scans with their labels in {folder}")
 
 
 @app.command()
 def segment(
     project: ProjectPath,
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI files.")],
+    scans: Annotated[
+        list[Path], typer.Argument(metavar="SCAN...", help="NIfTI files or DICOM series folders.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the labels.")],
     maps: Annotated[
         bool, typer.Option("--maps", help="Also write confidence and uncertainty.")
@@ -459,8 +493,8 @@ def segment(
 @app.command()
 def register(
     project: ProjectPath,
-    moving: Annotated[str, typer.Option(help="Case id or NIfTI file.")],
-    fixed: Annotated[str, typer.Option(help="Case id or NIfTI file.")],
+    moving: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
+    fixed: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the warped scan and the field.")],
     device: Device = "auto",
     as_json: AsJson = False,

@@ -29,6 +29,7 @@ from napari_jrss.data.chain import Rows, rows
 from napari_jrss.data.dicom_pixels import read_dataset, require_decodable, stored_values
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.resample import Matrix, Shape
+from napari_jrss.data.store import DICOM_SOURCE, CaseAttributes
 from napari_jrss.data.volume import ScanError, ScanHeader, Volume
 
 # Images nearer to each other than this lie in one place: headers give a few digits.
@@ -264,23 +265,36 @@ def checksum(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def find_again(folder: Path | str, wanted: str, shape: Shape, affine: Matrix) -> DicomSeries:
-    """The series of a folder that has this :func:`checksum`, shape (z, y, x) and affine.
+def find_sources(folder: Path | str, cases: Iterable[CaseAttributes]) -> dict[str, DicomSeries]:
+    """The series that cases were made from, among those of a folder; by case id.
+
+    A series is told by its geometry and its voxels, not by identifiers: a copy that was
+    anonymised serves as well. A case whose series isn't there is missing from the result.
 
     Raises
     ------
     ScanError
-        It isn't there.
+        There is no such folder.
     """
+    wanted = [case for case in cases if case.source == DICOM_SOURCE]
+    found: dict[str, DicomSeries] = {}
     for series in find_series(folder)[0]:
-        if series.shape == shape and np.allclose(series.affine, affine, atol=1e-2):
-            try:
-                found = checksum(read_series(series)) == wanted
-            except ScanError:
-                continue  # damaged, so it isn't the one
-            if found:
-                return series
-    raise ScanError(f"{folder}: doesn't hold the series")
+        alike = [
+            case
+            for case in wanted
+            if case.chain.source_shape == series.shape
+            and np.allclose(case.chain.source_affine, series.affine, atol=1e-2)
+        ]
+        if not alike:
+            continue
+        try:
+            voxels = checksum(read_series(series))
+        except ScanError:
+            continue  # damaged, so it isn't what a case was made from
+        for case in alike:
+            if case.checksum == voxels:
+                found.setdefault(case.case_id, series)
+    return found
 
 
 def _files(root: Path) -> Iterator[Path]:

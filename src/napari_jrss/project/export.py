@@ -10,10 +10,10 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -22,13 +22,14 @@ from scipy import ndimage
 
 from napari_jrss.data.atomic import aside, sync_folder, sync_tree, write_bytes, write_text
 from napari_jrss.data.batches import Label
-from napari_jrss.data.chain import Chain
+from napari_jrss.data.chain import Chain, rows
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.predictions import prediction_path, read_prediction
-from napari_jrss.data.store import CaseAttributes
+from napari_jrss.data.store import DICOM_SOURCE, SUFFIX, CaseAttributes, write_scan
 from napari_jrss.data.volume import (
     LPS_FROM_RAS,
     ScanHeader,
+    Volume,
     read_volume,
     spacing_mm,
     write_nifti,
@@ -36,6 +37,9 @@ from napari_jrss.data.volume import (
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Split
 from napari_jrss.project.project import Project
+
+if TYPE_CHECKING:
+    from napari_jrss.data.dicom import DicomSeries
 
 ITK_SNAP_NAMES = "labels.txt"
 SLICER_NAMES = "labels.ctbl"
@@ -229,11 +233,57 @@ def write_displacement(
     return path
 
 
+def export_ome_zarr(
+    project: Project, folder: Path, dicom_source: Path | None = None
+) -> Iterator[Path]:
+    """Write each case with a label in force as ``<case_id>.ome.zarr``; yield each.
+
+    The image is the scan with its own intensities, and the label's class indices bear their
+    names and colours, both turned to LPS without interpolation.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    folder
+        Made if it isn't there.
+    dicom_source
+        Folder in which the series of DICOM cases are looked for.
+
+    Raises
+    ------
+    ProjectError
+        A file of such a name exists, or a scan is gone or has changed.
+    """
+    cases = [project.attributes(case.case_id) for case in project.cases() if case.label_version]
+    sources = dicom_series(cases, dicom_source)
+    _make(folder)
+    for attributes in cases:
+        scan = _scan(attributes, sources)
+        label = attributes.chain.label_to_source(project.label(attributes.case_id))
+        turned = scan.to_lps()
+        x, y, z = (float(v) for v in turned.affine[:3, 3])
+        path = folder / f"{attributes.case_id}{SUFFIX}"
+        try:
+            yield write_scan(
+                path,
+                turned.array,
+                turned.spacing_mm,
+                (z, y, x),
+                {"label": Volume(label, scan.affine).to_lps().array},
+                project.table,
+                rows(turned.affine),
+            )
+        except OSError as error:
+            raise ProjectError(f"{path}: can't be written ({error.strerror or error})") from error
+
+
 def export_dataset(
     project: Project,
     folder: Path,
     layout: Literal["nnunet", "decathlon"] = "nnunet",
     modality: str = "MRI",
+    dicom_source: Path | None = None,
 ) -> Path:
     """Write the labelled set for other tools: dataset.json, imagesTr, labelsTr, imagesTs.
 
@@ -250,6 +300,8 @@ def export_dataset(
         nnU-Net's (version 2) or the Medical Segmentation Decathlon's.
     modality
         What the scans are; nnU-Net normalises ``CT`` in its own way.
+    dicom_source
+        Folder in which the series of DICOM cases are looked for.
 
     Raises
     ------
@@ -266,6 +318,7 @@ def export_dataset(
         raise ProjectError(f"{project.path}: two classes share a name, which {layout} can't hold")
     if folder.exists():
         raise ProjectError(f"{folder}: exists already")
+    sources = dicom_series([project.attributes(c) for c in (*training, *testing)], dicom_source)
     channel = "_0000" if layout == "nnunet" else ""
     temporary = aside(folder)
     try:
@@ -274,7 +327,7 @@ def export_dataset(
         for part, case_ids in (("imagesTr", training), ("imagesTs", testing)):
             for case_id in case_ids:
                 attributes = project.attributes(case_id)
-                volume = read_volume(_source(attributes))
+                volume = _scan(attributes, sources)
                 header = _header(attributes.chain)
                 write_nifti(temporary / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                 if part == "imagesTr":
@@ -316,6 +369,30 @@ def export_dataset(
 
 def _header(chain: Chain) -> ScanHeader:
     return chain.header or ScanHeader.of_affine(np.array(chain.source_affine), chain.source_shape)
+
+
+def dicom_series(cases: Sequence[CaseAttributes], folder: Path | None) -> dict[str, DicomSeries]:
+    """The DICOM series of those cases that came from one, by case id, found in a folder."""
+    wanted = [case.case_id for case in cases if case.source == DICOM_SOURCE]
+    if not wanted:
+        return {}
+    if folder is None:
+        raise ProjectError(
+            f"case {wanted[0]} was made from DICOM, of which no path is kept: name the folder "
+            "of its series"
+        )
+    from napari_jrss.data.dicom import find_sources
+
+    return find_sources(folder, cases)
+
+
+def _scan(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Volume:
+    """The scan that a case was made from, if it is still there and still that scan."""
+    if attributes.source != DICOM_SOURCE:
+        return read_volume(_source(attributes))
+    if attributes.case_id not in series:
+        raise ProjectError(f"the DICOM series of case {attributes.case_id} isn't in that folder")
+    return read_volume(series[attributes.case_id])
 
 
 def _source(attributes: CaseAttributes) -> Path:

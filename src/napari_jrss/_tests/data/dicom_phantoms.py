@@ -50,7 +50,7 @@ def common(modality: str, series: str, study: str, patient: str = PATIENT) -> Fi
     d.Modality, d.SeriesDescription, d.StudyDescription = modality, f"scan of {NAME}", NAME
     d.StudyDate, d.StudyTime, d.AccessionNumber, d.StudyID = "20200102", "101112", "A1", "1"
     d.ReferringPhysicianName, d.SeriesNumber = "Doctor^No", 3
-    d.Manufacturer, d.FrameOfReferenceUID = "none", generate_uid()
+    d.Manufacturer, d.FrameOfReferenceUID = "none", generate_uid(entropy_srcs=[study])
     d.PositionReferenceIndicator, d.Laterality, d.PatientPosition = "", None, "HFS"
     return d
 

@@ -25,8 +25,10 @@ from napari_jrss._tests.data.dicom_phantoms import (
     slices,
     structures,
 )
-from napari_jrss.data.dicom import checksum, find_again, find_series, read_series
+from napari_jrss.data.chain import Chain, Intensity, rows
+from napari_jrss.data.dicom import checksum, find_series, find_sources, read_series
 from napari_jrss.data.layouts import discover_dicom
+from napari_jrss.data.store import CaseAttributes
 from napari_jrss.data.volume import ScanError, Volume, read_header, read_volume
 
 SPACING = (0.7, 0.8, 2.5)
@@ -387,13 +389,26 @@ def test_a_series_is_found_again_by_its_voxels(tmp_path: Path) -> None:
     """Also when it was anonymised and sent again under other identifiers."""
     affine = lps_affine("PIR", SPACING, 5)
     (before,), _ = find_series(save(tmp_path / "a", slices(voxels(), affine)))
-    wanted = checksum(read_series(before))
+    chain = Chain(
+        source_shape=before.shape,
+        source_affine=before.affine,
+        header=None,
+        shape=before.shape,
+        grid_to_source=rows(np.eye(4)),
+        intensity=Intensity(low=0, high=1, mean=0, std=1),
+    )
+    case = CaseAttributes(
+        case_id="case-1",
+        source="dicom",
+        checksum=checksum(read_series(before)),
+        chain=chain,
+        spacing_mm=(1, 1, 1),
+    )
     for name, seed in (("same", 0), ("other", 1)):
         save(tmp_path / "b" / name, slices(voxels(seed=seed), affine, patient=""))
-    again = find_again(tmp_path / "b", wanted, before.shape, np.array(before.affine))
+    (again,) = find_sources(tmp_path / "b", [case]).values()
     assert again.files[0].parent.name == "same"
-    with pytest.raises(ScanError, match="doesn't hold the series"):
-        find_again(tmp_path / "b" / "other", wanted, before.shape, np.array(before.affine))
+    assert find_sources(tmp_path / "b" / "other", [case]) == {}
 
 
 def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
