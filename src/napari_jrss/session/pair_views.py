@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from napari_jrss.data.batches import Image
 
@@ -16,54 +16,50 @@ if TYPE_CHECKING:
 
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+View = Literal["difference", "checkerboard", "jacobian", "folded", "grid", "displacement"]
 
-GRID_LINES = 20
-"""Cells of the deformed grid along the longest extent of the training grid."""
 CHECKS = 8
 """Fields of the checkerboard along the longest extent of the training grid."""
+GRID_CELLS = 20
+"""Cells of the deformed grid along it."""
+ARROWS = 24
+"""Displacement vectors along the longest axis of the training grid."""
+GRID_PIXELS = 256
+"""The deformed grid is drawn on about so many pixels along it, since lines need them."""
 
 
-@dataclass(frozen=True, eq=False)
-class PairViews:
-    """What shows how well a pair fits, (z, y, x) on the training grid.
+def view_of(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) -> NDArray[Any]:
+    """One of the views of a pair.
 
-    Attributes
+    Parameters
     ----------
-    difference
-        Warped minus fixed image, in standard deviations of the images.
-    checkerboard
-        Fixed and warped image in turn.
-    jacobian
-        See :func:`jacobian_map`.
-    folded
-        Where the Jacobian determinant is 0 or less.
-    grids
-        See :func:`deformed_grid`, seen along z, along y and along x.
+    pair
+        On the training grid.
+    view
+        ``difference``: warped minus fixed image, in standard deviations of the images.
+        ``checkerboard``: fixed and warped image in turn. ``jacobian``: see
+        :func:`jacobian_map`. ``folded``: where that is 0 or less. ``grid``: see
+        :func:`deformed_grid`. ``displacement``: see :func:`displacement_vectors`.
+    spacing_mm
+        Voxel size (z, y, x) of the training grid.
+    across
+        Axis (z, y, x) that is looked along, for the last two.
     """
-
-    difference: Image
-    checkerboard: Image
-    jacobian: NDArray[np.float32]
-    folded: Mask
-    grids: tuple[Mask, Mask, Mask]
-
-    @classmethod
-    def of(cls, pair: Pair, spacing_mm: Sequence[float]) -> PairViews:
-        """All views of a pair on a training grid of that spacing (z, y, x)."""
-        warped, fixed, field = pair.registered.image, pair.fixed.image, pair.registered.field
-        jacobian = jacobian_map(field)
-        cell = cells(fixed.shape, spacing_mm, GRID_LINES)
-        return cls(
-            warped - fixed,
-            checkerboard(fixed, warped, cells(fixed.shape, spacing_mm, CHECKS)),
-            jacobian,
-            jacobian <= 0,
-            (
-                deformed_grid(field, cell, 0),
-                deformed_grid(field, cell, 1),
-                deformed_grid(field, cell, 2),
-            ),
-        )
+    field, warped, fixed = pair.registered.field, pair.registered.image, pair.fixed.image
+    match view:
+        case "difference":
+            return warped - fixed
+        case "checkerboard":
+            return checkerboard(fixed, warped, cells(fixed.shape, spacing_mm, CHECKS))
+        case "jacobian":
+            return jacobian_map(field)
+        case "folded":
+            return jacobian_map(field) <= 0
+        case "grid":
+            finer = max(1, round(GRID_PIXELS / max(fixed.shape)))
+            return deformed_grid(field, cells(fixed.shape, spacing_mm, GRID_CELLS), across, finer)
+        case "displacement":
+            return displacement_vectors(field, max(2, round(max(fixed.shape) / ARROWS)), across)
 
 
 def cells(shape: Sequence[int], spacing_mm: Sequence[float], count: int) -> tuple[int, int, int]:
@@ -71,6 +67,16 @@ def cells(shape: Sequence[int], spacing_mm: Sequence[float], count: int) -> tupl
     edge_mm = max(n * mm for n, mm in zip(shape, spacing_mm, strict=True)) / count
     z, y, x = (max(2, round(edge_mm / mm)) for mm in spacing_mm)
     return z, y, x
+
+
+def shown_range(image: Image) -> tuple[float, float]:
+    """Values that all but the darkest and the brightest 0.5 % of the voxels lie between.
+
+    Judged by every so many voxels, since a window waits for it.
+    """
+    some = image[tuple(slice(None, None, max(1, size // 48)) for size in image.shape)]
+    low, high = (float(value) for value in np.percentile(some, (0.5, 99.5)))
+    return low, max(high, low + 1e-3)
 
 
 def checkerboard(one: Image, other: Image, cell: Sequence[int]) -> Image:
@@ -81,7 +87,7 @@ def checkerboard(one: Image, other: Image, cell: Sequence[int]) -> Image:
     return np.where((z + y + x) % 2 == 0, one, other)
 
 
-def deformed_grid(field: Field, cell: Sequence[int], across: int) -> Mask:
+def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1) -> Mask:
     """Lines of a regular grid of the moving image, pulled onto the fixed one.
 
     Parameters
@@ -92,18 +98,24 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int) -> Mask:
         Distance of the lines in voxels (z, y, x).
     across
         Axis that is looked along: only the lines of the two others are drawn.
+    finer
+        Pixels per voxel along those two.
 
     Returns
     -------
     NDArray[np.bool_]
-        (z, y, x): the voxels whose neighbour lies in another cell of the moving image.
+        (z, y, x), the two axes `finer` times as long: pixels whose neighbour lies in another
+        cell of the moving image.
     """
     in_plane = [axis for axis in range(3) if axis != across]
-    lines = np.zeros(field.shape[1:], bool)
+    zoom = [1 if axis == across else finer for axis in range(3)]
+    shape = tuple(size * times for size, times in zip(field.shape[1:], zoom, strict=True))
+    lines = np.zeros(shape, bool)
     for axis in in_plane:
-        position = np.indices(lines.shape, sparse=True)[axis] + field[axis]
-        # half a voxel off, so that rounding at rest draws no second line
-        of = np.floor((position + 0.5) / cell[axis])
+        u = ndimage.zoom(field[axis], zoom, order=1, mode="nearest", grid_mode=True)
+        # Cells end half a voxel off the voxels, so that nothing is on the edge at rest.
+        position = (np.indices(shape, sparse=True)[axis] + 0.5) / finer + u
+        of = np.floor(position / cell[axis])
         for other in in_plane:
             here = tuple(slice(None, -1) if a == other else slice(None) for a in range(3))
             lines[here] |= np.diff(of, axis=other) != 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from psygnal import Signal
 
+from napari_jrss.data.batches import Label
 from napari_jrss.data.volume import Volume
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
+from napari_jrss.session.desk import Desk
 from napari_jrss.session.inference import (
     Pair,
     RegistrationReport,
@@ -25,7 +28,7 @@ from napari_jrss.session.inference import (
     registration_network,
     write_pair,
 )
-from napari_jrss.session.pair_views import PairViews
+from napari_jrss.session.pair_views import View, view_of
 
 if TYPE_CHECKING:
     from napari_jrss.data.predictions import Prediction
@@ -78,9 +81,13 @@ class Pairs:
         Another pair is in :attr:`pair`, or none.
     comparison_changed
         Another pair is in :attr:`comparison`, or its draft, or there is none.
+    view_made
+        A view of the pair that was asked for is there, see :meth:`view`.
     volumes_registered
         The :class:`RegisteredVolumes` that :meth:`register_volumes` was asked for.
-    pair, views
+    desk
+        Where the views are made.
+    pair
         The latest registered pair.
     comparison
         The latest case that all labelled cases were registered to.
@@ -88,12 +95,14 @@ class Pairs:
 
     pair_changed = Signal()
     comparison_changed = Signal()
+    view_made = Signal(str)
     volumes_registered = Signal(object)
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.pair: Pair | None = None
-        self.views: PairViews | None = None
+        self.desk = Desk("pairs")
+        self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
         self.comparison: Comparison | None = None
         session.project_changed.connect(self._forget)
 
@@ -115,13 +124,31 @@ class Pairs:
             network, device = registration_network(project, self._session.device)
             sides = read_side(project, moving), read_side(project, fixed)
             pair = register_sides(network, *sides, project.table.names, device)
-            views = PairViews.of(pair, project.grid.spacing_mm)
             if not cancel.is_set() and self._session.project is project:
-                self.pair, self.views = pair, views
+                self.pair, self._views = pair, {}
                 self.pair_changed.emit()
             yield pair.report
 
         self._session.inference.start(work)
+
+    def view(self, view: View, across: int = 0) -> NDArray[Any] | None:
+        """A view of the pair, see :func:`~napari_jrss.session.pair_views.view_of`.
+
+        None if it has not been made yet: then it is being made, and :attr:`view_made` tells.
+        """
+        pair, views = self._present(), self._views
+        spacing_mm = self._session.open_project.grid.spacing_mm
+        key = (view, across)
+        if key not in views:
+            views[key] = None
+
+            def make() -> None:
+                if views is self._views:
+                    views[key] = view_of(pair, view, spacing_mm, across)
+                    self.view_made.emit(view)
+
+            self.desk.submit(make)
+        return views[key]
 
     def compare(self, case_id: str) -> None:
         """Register every other labelled case to a case, and fuse their labels to a draft.
@@ -187,6 +214,35 @@ class Pairs:
         now = pairs.index((moving, fixed)) if (moving, fixed) in pairs else -1
         return pairs[(now + 1) % len(pairs)]
 
+    def send_to_review(self) -> None:
+        """Make the warped label a draft of the fixed case, which is put on Review's table.
+
+        Raises
+        ------
+        ProjectError
+            If no pair has been registered, or its moving case has no label.
+        UnsavedError
+            See :meth:`napari_jrss.session.review.Review.open`.
+        """
+        pair = self._present()
+        if pair.registered.label is None:
+            raise ProjectError(f"{pair.moving.name} has no label that could be warped")
+        self._draft(pair.fixed.name, pair.registered.label, [pair.moving.name])
+
+    def send_draft_to_review(self) -> None:
+        """The same with the label that all labelled cases vote for, see :meth:`compare`."""
+        comparison = self.comparison
+        if comparison is None or comparison.draft is None:
+            raise ProjectError("register all labelled cases to a case first")
+        moving = sorted(report.moving for report in comparison.reports)
+        self._draft(comparison.fixed, comparison.draft.label, moving)
+
+    def _draft(self, case_id: str, label: Label, moving: Sequence[str]) -> None:
+        review = self._session.review
+        on_table = review.case is not None and review.case.case_id == case_id
+        if on_table or review.open(case_id):
+            review.draft_from(label, "case:" + ",".join(moving))
+
     def export(self, folder: Path) -> None:
         """Write the present pair into ``<moving>_to_<fixed>`` of a folder.
 
@@ -220,7 +276,7 @@ class Pairs:
         return self.pair
 
     def _forget(self) -> None:
-        self.pair = self.views = self.comparison = None
+        self.pair, self.comparison, self._views = None, None, {}
         self.pair_changed.emit()
         self.comparison_changed.emit()
 
