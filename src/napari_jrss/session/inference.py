@@ -19,6 +19,7 @@ from napari_jrss.data.batches import Image, Label
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.layouts import stem
 from napari_jrss.data.preprocess import preprocess
+from napari_jrss.data.store import DICOM_SOURCE
 from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
 from napari_jrss.project.errors import ProjectError
@@ -161,7 +162,7 @@ def segment_scans(
     project
         With a teacher.
     scans
-        NIfTI files.
+        NIfTI files, or folders of one DICOM series each.
     out
         Folder for ``<scan>_label.nii.gz`` and the names of the labels; made if missing.
     maps
@@ -180,7 +181,7 @@ def segment_scans(
     from napari_jrss.session.networks import load_student, load_teacher
 
     entry = _teacher(project)
-    names = [stem(scan) for scan in scans]
+    names = [stem(scan.absolute()) for scan in scans]
     if len(set(names)) < len(names):
         raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
     torch_device = make_fabric(device).device
@@ -220,7 +221,7 @@ def register_pair(
     project
         With a registration network.
     moving, fixed
-        Case ids, or NIfTI files.
+        Case ids, NIfTI files or folders of a DICOM series.
     out
         Folder to write to; made if missing.
     device
@@ -368,7 +369,12 @@ def read_side(project: Project, name: str) -> Side:
     if name in cases:
         attributes = project.attributes(name)
         label = project.label(name) if cases[name].label_version else None
-        return Side(name, project.image(name), label, attributes.chain, Path(attributes.source))
+        image, chain = project.image(name), attributes.chain
+        scan: Path | Volume = Path(attributes.source)
+        if attributes.source == DICOM_SOURCE:
+            # No path to it is kept: what the project holds of it, on its own grid, has to do.
+            scan = Volume(chain.image_to_source(image), np.array(chain.source_affine))
+        return Side(name, image, label, chain, scan)
     if not Path(name).exists():
         raise ProjectError(f"{name}: neither a case of {project.path} nor a file")
     return prepare_side(project, name, read_volume(Path(name)))
