@@ -146,6 +146,8 @@ class Journal:
         self._queue: list[tuple[NDArray[np.int64] | None, Label, float, float]] = []
         self._frames: list[bytes] = []
         self._error: OSError | None = None
+        self._settled = True
+        self._hurry = False
         self._wake = Condition()
         self._begin()
 
@@ -337,6 +339,21 @@ class Journal:
         discard(self._project, self.case_id)
         return version
 
+    def flush(self) -> None:
+        """Wait until all that was noted is on the disk.
+
+        Raises
+        ------
+        ProjectError
+            It can't be written.
+        """
+        with self._wake:
+            self._hurry = True
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: self._settled or self._error is not None)
+            self._hurry = False
+        self._raise_error()
+
     def close(self) -> None:
         """Write what is left and keep the file for :meth:`resume`; safe to call again.
 
@@ -387,7 +404,8 @@ class Journal:
         self._last = moment
         with self._wake:
             self._queue.append((indices, values, time.time(), self._seconds))
-            self._wake.notify()
+            self._settled = False
+            self._wake.notify_all()
 
     def _begin(self) -> None:
         self._file: BinaryIO = self.path.open("r+b")
@@ -399,7 +417,7 @@ class Journal:
     def _stop(self) -> None:
         with self._wake:
             self._ended = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._thread.join()
 
     # -- on the journal's thread
@@ -418,7 +436,9 @@ class Journal:
                     self._frames.append(self._change(indices, values, at, seconds))
                 self._flush()
                 with self._wake:  # strokes come in bursts: one flush for all of a moment
-                    self._wake.wait_for(lambda: self._ended, PERIOD_S)
+                    self._settled = not self._queue and not self._frames
+                    self._wake.notify_all()
+                    self._wake.wait_for(lambda: self._ended or self._hurry, PERIOD_S)
 
     def _change(
         self, indices: NDArray[np.int64] | None, values: Label, at: float, seconds: float

@@ -64,6 +64,14 @@ def test_changes_are_on_the_disk_within_the_second(project: Project, journal: Jo
     assert list((project.path / "journal").iterdir()) == []
 
 
+def test_flushing_waits_for_the_disk(project: Project, journal: Journal) -> None:
+    for i in range(20):
+        journal.record([i], 2)
+        journal.flush()
+        assert (recover(project, "case0").label.flat[: i + 1] == 2).all()
+    journal.discard()
+
+
 def test_recording_costs_the_painter_nothing(project: Project, journal: Journal) -> None:
     label = project.label("case0")
     indices = np.arange(0, label.size, 2)
