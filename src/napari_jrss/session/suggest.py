@@ -141,7 +141,7 @@ def suggest_now(
     figures = {}
     for case in cases:
         if teacher is not None and not case.labelled:
-            known = figures_of(project, case, teacher)
+            known = figures_of(project, case, teacher, measure=False)
             if known is not None:
                 figures[case.case_id] = known
     agreement = _agreement(project, list(figures), device) if propagate else None

@@ -68,8 +68,13 @@ def view_of(project: Project, case_id: str) -> CaseView:
     return CaseView(thumbnail(image[image.shape[0] // 2], spacing[1:]), appearance(image))
 
 
-def figures_of(project: Project, case: Case, teacher: Round) -> CaseFigures | None:
-    """Figures of a round's prediction of a case; None if the round didn't predict it."""
+def figures_of(
+    project: Project, case: Case, teacher: Round, *, measure: bool = True
+) -> CaseFigures | None:
+    """Figures of a round's prediction of a case; None if the round didn't predict it.
+
+    `measure`: whether to read the label that the case can be measured by, if it has one.
+    """
     folder = teacher.folder / PREDICTIONS
     if not prediction_path(folder, case.case_id).exists():
         return None
@@ -86,7 +91,7 @@ def figures_of(project: Project, case: Case, teacher: Round) -> CaseFigures | No
         inside = prediction.uncertainty.ravel()[label > 0]
         uncertainty = float(inside.mean(dtype=np.float64))
     dice = None
-    version = ground_truth(case)
+    version = ground_truth(case) if measure else None
     if version is not None:
         truth = project.label(case.case_id, version)
         scores = dice_per_class(prediction.label, truth, classes)

@@ -1,0 +1,261 @@
+"""What napari finds in the manifest besides the dock: readers, a writer, sample data, menus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import napari
+import numpy as np
+from napari.layers import Image, Layer
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QObject
+
+from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.folder import LEDGER
+from napari_jrss.session.errors import is_ours, one_line
+from napari_jrss.session.runner import JobState
+from napari_jrss.session.segmenting import VolumeSegmented, segment_volume
+from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.layers import colormap
+from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.scan_layers import (
+    LayerTuple,
+    in_source_axes,
+    layer_of,
+    metadata_of,
+    read_as_label,
+    volume_of,
+)
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+PLUGIN, DOCK = "napari-jrss", "JRSS"
+_NO_LAYERS = cast("list[LayerTuple]", [(None,)])
+_FILES = (".nii", ".nii.gz", ".hdr", ".dcm")
+_LOOKED_AT = 20  # files of a folder that are asked whether they are DICOM
+_MOST_SERIES = 8
+
+Reader = Callable[[str], list[LayerTuple]]
+
+
+# -- readers
+
+
+def get_reader(path: str | Sequence[str]) -> Reader | None:
+    """A reader for a project, a scan or a folder of DICOM series; None for anything else."""
+    if not isinstance(path, str):
+        return None  # a stack of files is no scan
+    place = Path(path)
+    if place.is_dir():
+        if (place / LEDGER).is_file():
+            return read_project
+        if (place / "zarr.json").is_file():
+            return read_ome_zarr
+        return read_dicom if _holds_dicom(place) else None
+    return read_scan if place.name.lower().endswith(_FILES) else None
+
+
+def read_project(path: str) -> list[LayerTuple]:
+    """Open a project in the dock; it has layers once a case is opened there."""
+    viewer = napari.current_viewer()
+    if viewer is None:
+        raise ProjectError(f"{path}: a project opens in a napari window only")
+    dock_of(viewer).cohort.open_project(Path(path))
+    return _NO_LAYERS
+
+
+def read_scan(path: str) -> list[LayerTuple]:
+    """A scan as an image, or as labels if it holds patches of whole numbers."""
+    place = Path(path)
+    label = None if place.suffix.lower() == ".dcm" else read_as_label(place)
+    name = place.name.split(".nii")[0]
+    if label is not None:
+        return [layer_of(label, name, "labels")]
+    return [layer_of(read_volume(place), name)]
+
+
+def read_dicom(path: str) -> list[LayerTuple]:
+    """Each image series of a folder as an image; what can't be used is said."""
+    from napari_jrss.data.dicom import find_series
+
+    series, left = find_series(Path(path))
+    if not series:
+        why = f" ({left[0].what}: {left[0].reason})" if left else ""
+        raise ScanError(f"{path}: holds no image series that can be used{why}")
+    if len(series) > _MOST_SERIES:
+        raise ScanError(f"{path}: holds {len(series)} image series; open the folder of one")
+    if left:
+        show_info(f"left out: {left[0].what}: {left[0].reason} ({len(left)} in all)")
+    return [layer_of(read_volume(each), each.name) for each in series]
+
+
+def read_ome_zarr(path: str) -> list[LayerTuple]:
+    """An OME-Zarr image of version 0.5, and its labels."""
+    from napari_jrss.data.ome_zarr import read_image, read_labels
+
+    name = Path(path).name.removesuffix(".zarr").removesuffix(".ome")
+    layers = [layer_of(read_image(Path(path)), name)]
+    for label_name, label in read_labels(Path(path)):
+        layers.append(layer_of(label, f"{name} {label_name}", "labels"))
+    return layers
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether one of a folder's first files, at most two folders down, is DICOM."""
+    files = (p for pattern in ("*", "*/*", "*/*/*") for p in folder.glob(pattern) if p.is_file())
+    for file, _ in zip(files, range(_LOOKED_AT), strict=False):
+        with file.open("rb") as stream:
+            if stream.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
+# -- writer
+
+
+def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write a Labels layer as NIfTI in the geometry of its scan.
+
+    Raises
+    ------
+    ScanError
+        The layer doesn't know its scan, or has another shape.
+    """
+    metadata = metadata_of(attributes.get("metadata", {}), str(attributes.get("name", "")))
+    label = in_source_axes(np.asarray(data), metadata)
+    largest = int(label.max(initial=0))
+    kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32
+    return [str(write_nifti(path, label.astype(kind), metadata.header))]
+
+
+# -- sample data
+
+
+def sample_case() -> list[LayerTuple]:
+    """A synthetic brain-like scan and its ten structures."""
+    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.sample_data import STRUCTURES, make_case
+
+    case = make_case(0, (64, 80, 64))
+    size = 2.5
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = -size * (np.array(case.image.shape[::-1]) - 1) / 2
+    table = LabelTable.of_groups({name: (i,) for i, name in enumerate(STRUCTURES, start=1)})
+    features = {
+        "index": [c.index for c in table.classes],
+        "structure": [c.name for c in table.classes],
+    }
+    return [
+        layer_of(Volume(case.image, affine), "synthetic brain"),
+        layer_of(
+            Volume(case.labels, affine),
+            "structures",
+            "labels",
+            colormap=colormap(table),
+            features=features,
+        ),
+    ]
+
+
+# -- menus
+
+
+def dock_of(viewer: Viewer) -> MainWidget:
+    """The dock of a window, opened if it isn't."""
+    dock, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
+    dock.show()
+    return cast("MainWidget", widget)
+
+
+def segment_selected(viewer: Viewer) -> None:
+    """Layers > Segment: the selected scan, by the teacher of the project that is open."""
+    with _shown():
+        widget = dock_of(viewer)
+        layer = _selected_scan(viewer)
+        metadata = metadata_of(layer.metadata, layer.name)
+        volume = volume_of(layer.data, metadata)
+        segment_volume(widget.session, volume, layer.name)
+        _Arriving(viewer, widget, volume, layer)
+
+
+def register_cases(viewer: Viewer) -> None:
+    """Layers > Register: the tab where a moving case is registered to a fixed one."""
+    widget = dock_of(viewer)
+    widget.tabs.setCurrentWidget(widget.registration)
+
+
+def new_labels(viewer: Viewer) -> None:
+    """Layers > Annotate: an empty Labels layer that can be saved in its scan's geometry."""
+    with _shown():
+        layer = _selected_scan(viewer)
+        metadata_of(layer.metadata, layer.name)
+        viewer.add_labels(
+            np.zeros(layer.data.shape, np.uint8),
+            name=f"{layer.name} labels",
+            metadata=dict(layer.metadata),
+            **_placement(layer),
+        )
+
+
+def _selected_scan(viewer: Viewer) -> Image:
+    layer = viewer.layers.selection.active
+    if not isinstance(layer, Image) or layer.data.ndim != 3:
+        raise ScanError("select the layer of one scan first")
+    return layer
+
+
+def _placement(layer: Layer) -> dict[str, Any]:
+    return {
+        "scale": layer.scale,
+        "translate": layer.translate,
+        "units": layer.units,
+        "axis_labels": layer.axis_labels,
+    }
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Show why something can't be done as one line; any fault of ours still raises."""
+    try:
+        yield
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        show_error(one_line(error))
+
+
+class _Arriving(QObject):
+    """Waits in the window's thread for the label of one scan, and shows it."""
+
+    def __init__(self, viewer: Viewer, widget: MainWidget, volume: Volume, layer: Image) -> None:
+        super().__init__(widget)
+        self._viewer, self._volume, self._layer = viewer, volume, layer
+        self._session = widget.session
+        self._relay = Relay(self)
+        self._relay.connect(widget.session.inference.event, self._show)
+        self._relay.connect(widget.session.inference.state_changed, self._ended)
+
+    def _show(self, event: object) -> None:
+        if isinstance(event, VolumeSegmented) and event.name == self._layer.name:
+            metadata = dict(self._layer.metadata)
+            self._viewer.add_labels(
+                event.label,
+                name=f"{event.name} by the teacher",
+                colormap=colormap(event.table),
+                metadata=metadata,
+                **_placement(self._layer),
+            )
+            show_info(f"{event.name}: mean confidence {event.mean_confidence:.2f}")
+
+    def _ended(self, state: JobState) -> None:
+        if not state.busy:
+            error = self._session.inference.error
+            if state is JobState.FAILED and error is not None:
+                show_error(one_line(error))
+            self._relay.disconnect_all()
+            self.deleteLater()
