@@ -114,30 +114,37 @@ def test_the_check_itself_finds_a_violation(name: str, source: str) -> None:
     assert len(violations(name, ast.parse(source))) == 1
 
 
-def declared(extra: str) -> set[str]:
-    """Distributions that an installation with an extra ("" for none) asks for."""
+def declared(*extras: str) -> set[str]:
+    """Distributions that an installation with some extras ("" for none) asks for."""
     requirements = map(Requirement, metadata.requires("napari-jrss") or ())
     return {
         canonicalize_name(each.name)
         for each in requirements
-        if each.marker is None or each.marker.evaluate({"extra": extra})
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras)
     }
 
 
 @pytest.mark.parametrize(
-    ("folder", "extra"), [(PACKAGE, ""), (PACKAGE / "_tests", "test")], ids=["core", "tests"]
+    ("folder", "extras"),
+    [
+        (PACKAGE, ("",)),
+        (PACKAGE / "experiments", ("experiments", "ants")),
+        (PACKAGE / "_tests", ("test", "experiments", "ants")),
+    ],
+    ids=["core", "experiments", "tests"],
 )
-def test_every_imported_package_is_declared(folder: Path, extra: str) -> None:
+def test_every_imported_package_is_declared(folder: Path, extras: tuple[str, ...]) -> None:
     provided_by = metadata.packages_distributions()
+    others = {"_tests", "widgets"} | ({"experiments"} if folder == PACKAGE else set())
     for path in sorted(folder.rglob("*.py")):
-        if {"_tests", "widgets"} & set(path.relative_to(folder).parts):
+        if others & set(path.relative_to(folder).parts):
             continue
         for imported in imports(ast.parse(path.read_text(encoding="utf-8")), relative=True):
             top = imported.split(".")[0]
             if top in sys.stdlib_module_names or top == "napari_jrss":
                 continue
             distributions = set(map(canonicalize_name, provided_by.get(top, [top])))
-            assert distributions & declared(extra), f"{path.name} imports {top}: declare it"
+            assert distributions & declared(*extras), f"{path.name} imports {top}: declare it"
 
 
 def imported_with(name: str) -> set[str]:

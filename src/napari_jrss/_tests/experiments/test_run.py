@@ -1,0 +1,155 @@
+"""A grid runs in other processes, keeps every figure, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_jrss.experiments.protocol import Protocol, ProtocolError
+from napari_jrss.experiments.run import COLUMNS, RunEnded, run_experiment
+
+RUNS = [
+    "initial-n0-seed0",
+    "mono-n2-seed0",
+    "jrss-n2-seed0",
+    "mono-n0-seed0",
+    "jrss-n2-seed0-tau1.00",
+]
+Experiment = tuple[Path, list[RunEnded]]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_ends_well(experiment: Experiment) -> None:
+    out, ended = experiment
+    assert {e.run.id: e.problem for e in ended} == dict.fromkeys(RUNS, "")
+    assert sorted(p.name for p in (out / "runs").iterdir()) == sorted(RUNS)
+
+
+def test_a_run_says_what_it_was_and_where(experiment: Experiment) -> None:
+    out, _ = experiment
+    about = json.loads((out / "runs" / "jrss-n2-seed0" / "run.json").read_text())
+    assert about["config"]["screening"]["tau"] == 0.3
+    assert about["parameters"] == {"segmentation": 226_765, "registration": 251_213}
+    assert {"torch", "napari-jrss", "python"} <= about["versions"].keys()
+    assert about["machine"]["threads"] >= 1
+    cases = about["cases"]
+    assert len(cases["labelled"]) == 2
+    assert set(cases["labelled"]) < set(cases["training"])
+    assert not set(cases["training"]) & {*cases["test"], *cases["validation"]}
+
+
+def test_the_rows_are_tidy_and_complete(experiment: Experiment) -> None:
+    out, _ = experiment
+    table = rows(out)
+    assert tuple(table[0]) == COLUMNS
+    dice = [
+        r
+        for r in table
+        if (r["run"], r["task"], r["metric"]) == ("jrss-n2-seed0", "segmentation", "dice")
+    ]
+    assert len(dice) == 3 * 2  # test cases, structures
+    assert all(0 <= float(r["value"]) <= 1 for r in dice)
+    # Without labels there is no segmentation, and what does nothing changes nothing.
+    assert {r["task"] for r in table if r["run"] == "mono-n0-seed0"} == {"registration"}
+    initial = {
+        (r["case"], r["moving"], r["structure"], r["metric"]): r["value"]
+        for r in table
+        if r["run"] == "initial-n0-seed0"
+    }
+    for (case, moving, structure, metric), value in initial.items():
+        if metric == "dice":
+            assert value == initial[case, moving, structure, "dice_before"]
+
+
+def test_methods_are_compared_on_the_same_cases(experiment: Experiment) -> None:
+    out, _ = experiment
+    pairs = {
+        run: {(r["case"], r["moving"]) for r in rows(out) if r["run"] == run and r["moving"]}
+        for run in RUNS
+    }
+    assert len({frozenset(each) for each in pairs.values()}) == 1
+
+
+def test_a_tau_that_nothing_passes_leaves_the_mono_nets_and_says_so(experiment: Experiment) -> None:
+    out, _ = experiment
+    about = json.loads((out / "runs" / "jrss-n2-seed0-tau1.00" / "run.json").read_text())
+    assert "round 1 not run: no structure" in about["note"]
+    by_run = {
+        run: [r["value"] for r in rows(out) if r["run"] == run and r["metric"] == "dice"]
+        for run in ("mono-n2-seed0", "jrss-n2-seed0-tau1.00")
+    }
+    assert by_run["mono-n2-seed0"] == by_run["jrss-n2-seed0-tau1.00"]
+
+
+def test_what_is_done_is_not_done_again(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    before = rows(out)
+    with pytest.raises(ProtocolError, match="--resume goes on"):
+        next(run_experiment(protocol, out))
+    shutil.rmtree(out / "runs" / "initial-n0-seed0")
+    ended = list(run_experiment(protocol, out, resume=True, workers=1, device="cpu"))
+    assert [e.run.id for e in ended if not e.skipped] == ["initial-n0-seed0"]
+    figures = [
+        [r["value"] for r in each if r["metric"] != "seconds"] for each in (before, rows(out))
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_a_run_that_fails_leaves_the_others_alone_and_is_tried_again(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    (out / "runs" / "jrss-n2-seed0" / "run.json").unlink()
+    damaged = out / "runs" / "jrss-n2-seed0" / "round1" / "teacher.safetensors"
+    damaged.write_bytes(b"not weights")
+    shutil.rmtree(out / "runs" / "initial-n0-seed0")
+    ended = list(run_experiment(protocol, out, resume=True, workers=1, device="cpu"))
+    problems = {e.run.id: e.problem for e in ended if e.problem}
+    assert list(problems) == ["jrss-n2-seed0"]
+    assert "teacher.safetensors" in problems["jrss-n2-seed0"]
+    assert not (out / "runs" / "jrss-n2-seed0" / "run.json").exists()
+    assert (out / "runs" / "initial-n0-seed0" / "run.json").exists()
+
+
+def test_an_experiment_is_not_continued_with_other_data_or_settings(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    other = protocol.model_copy(update={"pairs": "all"})
+    with pytest.raises(ProtocolError, match="begun with other pairs"):
+        next(run_experiment(other, out, resume=True))
+    other = protocol.model_copy(update={"settings": {}})
+    with pytest.raises(ProtocolError, match="run with other settings"):
+        list(run_experiment(other, out, resume=True, only=["initial"]))
+
+
+def test_only_takes_methods_and_patterns(experiment: Experiment, protocol: Protocol) -> None:
+    out, _ = experiment
+    jrss = list(run_experiment(protocol, out, resume=True, only=["jrss-*-seed0"]))
+    assert [e.run.id for e in jrss] == ["mono-n2-seed0", "jrss-n2-seed0"]
+    with pytest.raises(ProtocolError, match="--only SyN: no such run"):
+        next(run_experiment(protocol, out, resume=True, only=["SyN"]))
+
+
+def test_unlabelled_cases_have_no_label_to_read(experiment: Experiment, protocol: Protocol) -> None:
+    from napari_jrss.experiments.cohort import COHORT, deal, snapshot_of
+    from napari_jrss.experiments.protocol import plan
+    from napari_jrss.project.project import Project
+
+    run = next(run for run in plan(protocol) if run.labelled == 2)
+    with Project.open(experiment[0] / COHORT, read_only=True) as project:
+        snapshot = snapshot_of(deal(protocol, run, project), project)
+        assert np.any(snapshot.arrays.label(snapshot.labelled[0]))
+        with pytest.raises(KeyError):
+            snapshot.arrays.label(snapshot.unlabelled[0])

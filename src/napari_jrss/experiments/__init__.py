@@ -1,0 +1,1 @@
+"""The paper's experiments as a command: protocols, comparators, tables and figures."""

@@ -1,0 +1,150 @@
+"""The cases of an experiment: read in once, then divided for each N and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Label
+from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.layouts import FoundCohort, discover
+from napari_jrss.data.subjects import read_case_groups
+from napari_jrss.experiments.protocol import DataSet, Protocol, ProtocolError, Run
+from napari_jrss.project.ledger import Split
+from napari_jrss.project.project import Project
+from napari_jrss.project.split import Assignment, split_by_group
+from napari_jrss.sample_data import make_cohort
+
+COHORT = "cohort.jrss"
+
+
+def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
+    """The experiment's project with all cases, made in `out` unless it is there or was given.
+
+    Every split that the runs want is tried before a scan is read, and again on what could be.
+
+    Raises
+    ------
+    ProtocolError, ScanError, ProjectError
+        Fewer cases or labels than asked for, or scans that can't be read; in one line.
+    """
+    if protocol.data.project is not None:
+        path = protocol.data.project
+    else:
+        path = out / COHORT
+        _read_in(protocol, path, out, runs)
+    with Project.open(path, read_only=True) as project:
+        for run in runs:
+            deal(protocol, run, project)
+    return path
+
+
+def deal(protocol: Protocol, run: Run, project: Project) -> Assignment:
+    """Which cases train, validate and test in a run, and which N are labelled.
+
+    A project that was given and is split already keeps its sides; only N is taken anew.
+    """
+    cases = project.cases()
+    with_label = {c.case_id for c in cases if c.label_version}
+    own = {c.case_id: c.split for c in cases if c.split is not None}
+    sizes = protocol.split
+    if protocol.data.project is not None and Split.TEST in own.values():
+        training = {c.case_id: c.group for c in cases if c.split is Split.TRAIN}
+        dealt = split_by_group(
+            training,
+            with_label,
+            labelled=run.labelled,
+            validation=0,
+            test=0,
+            training=None,
+            seed=run.seed if sizes.seed is None else sizes.seed,
+        )
+        sides = {
+            side: tuple(c for c, s in sorted(own.items()) if s is side and c in with_label)
+            for side in (Split.VALIDATION, Split.TEST)
+        }
+        return Assignment(
+            dealt.train, sides[Split.VALIDATION], sides[Split.TEST], (), dealt.labelled
+        )
+    return _deal(protocol, run, {c.case_id: c.group for c in cases}, with_label)
+
+
+def snapshot_of(dealt: Assignment, project: Project) -> CohortSnapshot:
+    """What a run may train on; it can't read the labels of any other case."""
+    versions = {
+        case: str(project.case(case).label_version) for case in (*dealt.labelled, *dealt.validation)
+    }
+
+    def known_label(case: str) -> Label:
+        return project.label(case, versions[case])
+
+    grid = project.grid
+    return CohortSnapshot(
+        class_names=project.table.names,
+        spacing_mm=grid.spacing_mm,
+        shape=grid.shape,
+        labelled=dealt.labelled,
+        unlabelled=tuple(sorted(set(dealt.train) - set(dealt.labelled))),
+        validation=dealt.validation,
+        label_versions=versions,
+        arrays=CachedArrays(project.image, known_label),
+    )
+
+
+def _deal(
+    protocol: Protocol, run: Run, groups: dict[str, str | None], with_label: set[str]
+) -> Assignment:
+    sizes = protocol.split
+    return split_by_group(
+        groups,
+        with_label,
+        labelled=run.labelled,
+        validation=sizes.validation,
+        test=sizes.test,
+        training=sizes.training,
+        seed=run.seed if sizes.seed is None else sizes.seed,
+    )
+
+
+def _read_in(protocol: Protocol, path: Path, out: Path, runs: Sequence[Run]) -> None:
+    data = protocol.data
+    found, table = _discover(data, out)
+    names = [case.case_id for case in found.cases]
+    groups: dict[str, str | None] = dict.fromkeys(names)
+    groups |= found.groups
+    if data.subjects is not None:
+        file, _, column = data.subjects.rpartition(":")
+        groups |= read_case_groups(Path(file), column, names)
+    with_label = {case.case_id for case in found.cases if case.label is not None}
+    for run in runs:
+        _deal(protocol, run, groups, with_label)
+    if path.exists():
+        opened = Project.open(path)
+    else:
+        opened = Project.create(path, table, data.preprocessing)
+    with opened as project:
+        there = {case.case_id for case in project.cases()}
+        wanted = [case for case in found.cases if case.case_id not in there]
+        for result in project.add_cases(wanted, groups=groups):
+            if not result.ok:
+                raise ProtocolError(f"{result.case_id}: {result.reason}")
+
+
+def _discover(data: DataSet, out: Path) -> tuple[FoundCohort, LabelTable]:
+    if data.synthetic is not None:
+        wanted = data.synthetic
+        folder = make_cohort(
+            out / "synthetic", wanted.cases, wanted.shape, wanted.seed, wanted.structures
+        )
+        found = discover(images=folder / "images", labels=folder / "labels")
+        return found, LabelTable.from_csv(folder / "groups.csv")
+    if data.folder is not None:
+        found = discover(data.folder)
+    else:
+        found = discover(images=data.images, labels=data.labels)
+    files = [case.label for case in found.cases if case.label is not None]
+    if not files:
+        raise ProtocolError("no scan of the data set has a label, which evaluating needs")
+    if data.groups is not None:
+        return found, LabelTable.from_csv(data.groups)
+    return found, found.table or LabelTable.from_label_files(files)

@@ -1,0 +1,71 @@
+"""The commands ``napari-jrss experiment`` and ``napari-jrss report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def experiment(
+    protocol: Annotated[
+        Path, typer.Argument(metavar="PROTOCOL", help="YAML file; or smoke, hippocampus, ixi.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the experiment.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the protocol's paths start from.", show_default="its own"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this method, or runs such as 'jrss-n5-*' (repeatable)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the experiment in the folder.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one per GPU, or core")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    list_runs: Annotated[
+        bool, typer.Option("--list", help="Only say which runs the protocol has.")
+    ] = False,
+) -> None:
+    """Run a protocol's grid of methods, N and seeds; what is done is not done again."""
+    from napari_jrss.experiments.protocol import ProtocolError, load_protocol, plan
+    from napari_jrss.experiments.run import run_experiment
+
+    checked = load_protocol(protocol, data)
+    runs = plan(checked)
+    if list_runs:
+        typer.echo("\n".join(run.id for run in runs))
+        return
+    if out is None:
+        raise ProtocolError("--out says where the experiment goes")
+    failed = 0
+    events = run_experiment(
+        checked, out, only=only or (), resume=resume, workers=workers, device=device
+    )
+    for count, ended in enumerate(events, start=1):
+        state = "was done before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
+        if ended.problem:
+            failed, state = failed + 1, ended.problem
+        typer.echo(f"[{count}] {ended.run.id}: {state}")
+    if failed:
+        typer.echo(f"{failed} runs failed; --resume tries them again", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"done; napari-jrss report {out} writes the tables")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an experiment.")],
+    labelled: Annotated[
+        str | None,
+        typer.Option("--labelled", help="N of the main tables.", show_default="the fullest"),
+    ] = None,
+) -> None:
+    """Tables (Markdown, LaTeX), figures (PNG, SVG) and one HTML page of an experiment."""
+    from napari_jrss.experiments.report import write_report
+
+    typer.echo(f"{write_report(folder, labelled)}")

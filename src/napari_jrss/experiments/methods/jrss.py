@@ -1,0 +1,24 @@
+"""JRSS: joint rounds of registration, student and averaged teacher after the Mono-Nets (Fig. 3)."""
+
+from __future__ import annotations
+
+from napari_jrss.engine.description import RoundError
+from napari_jrss.engine.joint_round import Round, run_round
+from napari_jrss.experiments.methods.mono import ROUND, networks_of
+from napari_jrss.experiments.recipe import NEVER, Task, Trained
+
+
+def train(task: Task) -> Trained:
+    """The joint rounds, as many as the pseudo-labels allow."""
+    assert task.start is not None
+    parent = task.start / ROUND
+    for number in range(1, task.joint_rounds + 1):
+        this = Round(number, task.snapshot, task.config, task.folder / f"round{number}", parent)
+        try:
+            for event in run_round(this, task.fabric, NEVER):
+                task.report(event)
+        except RoundError as error:
+            # The paper: joint training starts only with pseudo-labels that exceed the threshold.
+            return networks_of(task, parent, f"round {number} not run: {error}")
+        parent = this.folder
+    return networks_of(task, parent)

@@ -1,0 +1,334 @@
+"""An experiment in one YAML file: data, splits, methods, N, seeds, and what is varied.
+
+:func:`load_protocol` checks the file, :func:`plan` turns it into the list of runs. Neither
+trains anything or imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
+from napari_jrss.experiments.methods import METHODS
+
+Changes = Mapping[str, Any]
+Labelled = Annotated[int, Field(ge=0)] | Literal["K"]
+SHIPPED = files("napari_jrss.experiments") / "protocols"
+
+
+class ProtocolError(ValueError):
+    """A protocol that can't be run as it is written."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """JRSS with one switch turned: its title in the table and the settings that change."""
+
+    title: str
+    changes: Changes
+
+
+ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
+    {
+        "no_screening": Ablation(
+            "without screening",
+            {"screening": {"voxel_gate": False, "class_gate": "none", "accept_fraction": 0.0}},
+        ),
+        "no_uncertainty": Ablation("without uncertainty loss", {"joint": {"lambda_u": 0.0}}),
+        "no_warp": Ablation("without warped input", {"joint": {"registration_warp": False}}),
+        "no_ema": Ablation("without averaged teacher", {"joint": {"ema_decay": 0.0}}),
+        "no_dropout": Ablation("without dropout", {"joint": {"dropout": 0.0}}),
+        "no_weak_supervision": Ablation(
+            "registration without labels",
+            {"registration": {"lambda_d": 0.0}},
+        ),
+        "unet": Ablation(
+            "U-Net instead of obelisk",
+            {
+                "segmentation_network": {"name": "vm_unet"},
+                "registration_network": {"name": "voxelmorph"},
+            },
+        ),
+    }
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SyntheticData(_Part):
+    """A cohort of :func:`napari_jrss.sample_data.make_cohort`, made for the experiment."""
+
+    cases: int = Field(12, ge=3)
+    shape: tuple[int, int, int] = (24, 32, 24)
+    structures: int = Field(3, ge=1, le=10)
+    seed: int = Field(0, ge=0)
+
+
+class DataSet(_Part):
+    """Where the scans come from: exactly one of the first four.
+
+    Relative paths start from the folder given to :func:`load_protocol`.
+    """
+
+    synthetic: SyntheticData | None = None
+    project: Path | None = Field(None, description="A project folder; nothing is written to it.")
+    folder: Path | None = Field(None, description="A folder in a known layout.")
+    images: Path | None = Field(None, description="A folder of scans.")
+    labels: Path | None = Field(None, description="A folder of labels, to go with `images`.")
+    groups: Path | None = Field(None, description="CSV of the structures.")
+    subjects: str | None = Field(
+        None, description="FILE.csv:COLUMN of the subjects that no split may divide."
+    )
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSet:
+        given = [n for n in ("synthetic", "project", "folder", "images") if getattr(self, n)]
+        if len(given) != 1:
+            raise ValueError("give exactly one of synthetic, project, folder, images")
+        if self.labels is not None and self.images is None:
+            raise ValueError("labels goes with images")
+        if self.subjects is not None and ":" not in self.subjects:
+            raise ValueError("subjects wants FILE.csv:COLUMN")
+        return self
+
+
+class SplitSizes(_Part):
+    """Numbers of cases; subjects stay together."""
+
+    training: int | None = Field(None, ge=2, description="K; none: all that are left.")
+    validation: int = Field(2, ge=0)
+    test: int = Field(10, ge=2)
+    seed: int | None = Field(
+        None, ge=0, description="One split for all runs; none: another for each seed."
+    )
+
+
+class Block(_Part):
+    """A part of the grid: every method with every N, tau and ablation."""
+
+    methods: tuple[str, ...] = Field(min_length=1)
+    labelled: tuple[Labelled, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] | None = Field(None, description="Instead of the protocol's.")
+    tau: tuple[float, ...] = ()
+    ablations: tuple[str, ...] = ()
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names == ("all",):
+            return tuple(METHODS)
+        return tuple(_known(name, METHODS, "method") for name in names)
+
+    @field_validator("ablations")
+    @classmethod
+    def _known_ablations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names == ("all",):
+            return tuple(ABLATIONS)
+        return tuple(_known(name, ABLATIONS, "ablation") for name in names)
+
+    @model_validator(mode="after")
+    def _varied_is_jrss(self) -> Block:
+        if (self.tau or self.ablations) and self.methods != ("jrss",):
+            raise ValueError("tau and ablations vary jrss: give it a block of its own")
+        return self
+
+
+class Protocol(_Part):
+    """An experiment."""
+
+    title: str
+    data: DataSet
+    split: SplitSizes = SplitSizes()
+    pairs: Literal["two-fixed", "all"] = "two-fixed"
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    preset: PresetName = "fast"
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Changes of the preset, nested as in TrainingConfig."
+    )
+    joint_rounds: int = Field(3, ge=1)
+    runs: tuple[Block, ...] = Field(min_length=1)
+    paper: Literal["lpba40", "tcia"] | None = Field(
+        None, description="The paper's experiment that this repeats, if it does to the letter."
+    )
+
+    def config(self, seed: int, changes: Changes = MappingProxyType({})) -> TrainingConfig:
+        """Settings of a run."""
+        merged = preset(self.preset).model_dump() | {"seed": seed}
+        for each in (self.settings, changes):
+            _merge(merged, each)
+        return TrainingConfig.model_validate(merged)
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Protocol:
+        self.config(0)
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid.
+
+    Attributes
+    ----------
+    method
+        A name of ``METHODS``.
+    labelled
+        N; None for all K.
+    seed
+        Of the split, the labelled set and the training.
+    variant
+        What is varied: an ablation, ``tau0.60``, or nothing.
+    config
+        Settings.
+    start
+        The run that this one starts from.
+    """
+
+    method: str
+    labelled: int | None
+    seed: int
+    variant: str
+    config: TrainingConfig
+    start: Run | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of its folder, such as ``jrss-n5-seed0-tau0.60``."""
+        n = "K" if self.labelled is None else self.labelled
+        name = f"{self.method}-n{n}-seed{self.seed}"
+        return f"{name}-{self.variant}" if self.variant else name
+
+
+def load_protocol(path: Path, data: Path | None = None) -> Protocol:
+    """Read and check a protocol.
+
+    Parameters
+    ----------
+    path
+        The file, or the name of one that comes with the package, such as ``smoke``.
+    data
+        Folder that the protocol's relative paths start from; by default the file's own.
+
+    Raises
+    ------
+    ProtocolError
+        In one line, what is wrong and where.
+    """
+    import yaml
+
+    shipped = SHIPPED / f"{path}.yaml"
+    source = shipped if not path.exists() and shipped.is_file() else path
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProtocolError(f"{path}: not a readable YAML file ({error})") from None
+    if not isinstance(content, dict):
+        raise ProtocolError(f"{path}: a protocol is a mapping of names to values")
+    try:
+        protocol = Protocol.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ProtocolError(
+            f"{path}: {where}: {message}" if where else f"{path}: {message}"
+        ) from None
+    start = data or path.parent
+    moved: dict[str, Any] = {
+        name: (start / value).absolute()
+        for name in ("project", "folder", "images", "labels", "groups")
+        if (value := getattr(protocol.data, name)) is not None
+    }
+    if protocol.data.subjects is not None:
+        moved["subjects"] = str((start / protocol.data.subjects).absolute())
+    return protocol.model_copy(update={"data": protocol.data.model_copy(update=moved)})
+
+
+def plan(protocol: Protocol) -> list[Run]:
+    """All runs of a protocol, each once, those that others start from before them.
+
+    What a method can't do is left out: JRSS without a label, or with nothing unlabelled.
+
+    Raises
+    ------
+    ProtocolError
+        A method's package is missing, or a block has no run.
+    """
+    runs: dict[str, Run] = {}
+    for block in protocol.runs:
+        found = list(_runs(protocol, block))
+        if not found:
+            raise ProtocolError(
+                f"{', '.join(block.methods)} can't be run with N = "
+                f"{', '.join(map(str, block.labelled))}"
+            )
+        for run in found:
+            if run.start is not None:
+                runs.setdefault(run.start.id, run.start)
+            runs.setdefault(run.id, run)
+    for name in {run.method for run in runs.values()}:
+        package = METHODS[name].package
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ProtocolError(
+                f"method {name} needs the package {package}: pip install 'napari-jrss[experiments]'"
+            )
+    return list(runs.values())
+
+
+def _runs(protocol: Protocol, block: Block) -> Iterator[Run]:
+    varied: list[tuple[str, Changes]] = [
+        *((f"tau{tau:.2f}", {"screening": {"tau": tau}}) for tau in block.tau),
+        *((name, ABLATIONS[name].changes) for name in block.ablations),
+    ]
+    for seed in block.seeds or protocol.seeds:
+        plain = protocol.config(seed)
+        for labelled in block.labelled:
+            for name in block.methods:
+                method, n = METHODS[name], None if labelled == "K" else labelled
+                if method.labels == "none":
+                    n = 0
+                elif (n == 0 and method.labels == "some") or (
+                    n is None and method.needs_unlabelled
+                ):
+                    continue
+                for variant, changes in varied or [("", {})]:
+                    config = protocol.config(seed, changes)
+                    if config == plain:  # a sweep passes through the plain settings
+                        variant = ""
+                    yield _with_start(Run(name, n, seed, variant, config), plain)
+
+
+def _with_start(run: Run, plain: TrainingConfig) -> Run:
+    """The run with the one that it starts from: the plain one where its stages are the same."""
+    method = METHODS[run.method].starts_from
+    if method is None:
+        return run
+    joint_only = {"joint": plain.joint, "screening": plain.screening}
+    before = run.config.model_copy(update=joint_only)
+    variant = "" if before == plain else run.variant
+    return replace(run, start=Run(method, run.labelled, run.seed, variant, before))
+
+
+def _known(name: str, names: Mapping[str, object], what: str) -> str:
+    if name not in names:
+        raise ValueError(f"unknown {what} {name!r}; known: all, {', '.join(names)}")
+    return name
+
+
+def _merge(settings: dict[str, Any], changes: Changes) -> None:
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(name), dict):
+            _merge(settings[name], value)
+        else:
+            settings[name] = value

@@ -1,0 +1,150 @@
+"""What a comparator's recipe gets, what it gives, and how it trains one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.data.batches import CohortSnapshot
+from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
+from napari_jrss.engine.events import Event, StageFinished
+from napari_jrss.engine.fit import Stage, fit
+from napari_jrss.engine.stages import TrainingTensors
+
+
+class _Never:
+    """A run in a worker process isn't asked to stop; it is killed, and goes on from its state."""
+
+    def is_set(self) -> bool:
+        return False
+
+
+NEVER = _Never()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, as its recipe sees it.
+
+    Attributes
+    ----------
+    snapshot
+        The training and validation cases; labels of no others can be read.
+    config
+        Settings.
+    folder
+        Where weights and training states are kept; what is there is done.
+    fabric
+        Device and precision.
+    joint_rounds
+        Rounds of joint training.
+    start
+        Folder of the run that this one starts from.
+    report
+        Takes each event of the training.
+    """
+
+    snapshot: CohortSnapshot
+    config: TrainingConfig
+    folder: Path
+    fabric: Fabric
+    joint_rounds: int = 3
+    start: Path | None = None
+    report: Callable[[Event], None] = field(default=lambda event: None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.fabric.device
+
+    def tensors(self) -> TrainingTensors:
+        """The volumes of the training cases, unlabelled ones without any label."""
+        return TrainingTensors(self.snapshot, {}, self.fabric.device)
+
+    def with_network(self, name: str, **changes: object) -> Task:
+        """The same task with another backbone for both networks."""
+        config = self.config
+        segmentation = config.segmentation_network.model_copy(update={"name": name, **changes})
+        registration = config.registration_network.model_copy(update={"name": name, **changes})
+        networks = {"segmentation_network": segmentation, "registration_network": registration}
+        return replace(self, config=config.model_copy(update=networks))
+
+    def seed(self) -> None:
+        """Make the weights that networks are born with those of the seed."""
+        self.fabric.seed_everything(self.config.seed, verbose=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a recipe gives: networks in the form that :mod:`napari_jrss.engine.evaluate` takes.
+
+    Attributes
+    ----------
+    segmentation
+        (B, 1, z, y, x) -> logits (B, C, z, y, x); a method without a network computes the same.
+    registration
+        Moving and fixed image -> displacement field (B, 3, z, y, x) in voxels.
+    note
+        What a reader of the figures has to know, such as a round that couldn't be run.
+    """
+
+    segmentation: nn.Module | None = None
+    registration: nn.Module | None = None
+    note: str = ""
+
+    def parameters(self) -> dict[str, int]:
+        """Number of trainable parameters of each network."""
+        networks = {"segmentation": self.segmentation, "registration": self.registration}
+        return {name: parameters(network) for name, network in networks.items() if network}
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def train_stage(task: Task, stage: Stage, config: TrainingConfig | None = None) -> None:
+    """Train a stage to its end, or read its weights where that was done before.
+
+    A killed stage goes on from its last validated epoch. `config` says how to fit if it is not
+    the task's: seed, decay of the learning rate, validation interval.
+    """
+    path = task.folder / f"{stage.name}.safetensors"
+    state_path = task.folder / f"{stage.name}.state.safetensors"
+    modules = nn.ModuleDict(stage.modules)
+    if path.exists():
+        load_into(modules, load_tensors(path)[0], path)
+        state_path.unlink(missing_ok=True)
+    else:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        for event in fit(stage, task.fabric, state_path, config or task.config, NEVER):
+            task.report(event)
+        save_tensors(path, modules.state_dict(), {"stage": stage.name})
+        state_path.unlink(missing_ok=True)
+    task.report(StageFinished(stage=stage.name))
+
+
+class FieldModule(nn.Module):
+    """Any function of two images as a registration network of batch size 1.
+
+    Parameters
+    ----------
+    field
+        Moving and fixed image (z, y, x) -> displacement field (3, z, y, x) in voxels.
+    """
+
+    def __init__(self, field: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """The field of one pair."""
+        images = (image[0, 0].cpu().numpy() for image in (moving, fixed))
+        return torch.from_numpy(self.field(*images))[None].float()

@@ -1,0 +1,190 @@
+"""The report of an experiment: tables, figures, and one HTML page that holds them all.
+
+Everything is read from the runs' own files; nothing is computed anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from napari_jrss.data.atomic import write_text
+from napari_jrss.experiments.outcome import Outcome, rank, read_outcomes
+from napari_jrss.experiments.paper import PAPER
+from napari_jrss.experiments.protocol import ABLATIONS, Protocol, ProtocolError, plan
+from napari_jrss.experiments.run import PROTOCOL, collect
+from napari_jrss.experiments.tables import Table, comparison, over_labelled, variants
+
+REPORT = "report"
+CAPTIONS = {
+    "boxes_segmentation": "Dice of each structure, segmentation (Figure 4 of the paper).",
+    "boxes_registration": "Dice of each structure, registration (Figure 4 of the paper).",
+    "over_labelled": "Dice over the number of labelled cases (Figure 7).",
+    "tau": "Dice over the confidence threshold (Figure 10).",
+    "slices_segmentation": "A test case by each method (Figure 5); the first of the test set, "
+    "the slice with most structures.",
+    "slices_registration": "A test pair by each method (Figure 6): the first pair.",
+    "slices_segmentation_over_labelled": "JRSS with more and more labelled cases (Figure 8).",
+    "slices_registration_over_labelled": "JRSS with more and more labelled cases (Figure 9).",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; }
+table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+th { border-bottom: 2px solid #444; }
+figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }
+@media (prefers-color-scheme: dark) { img { background: white; } }
+"""
+
+
+def write_report(out: Path, labelled: str | None = None) -> Path:
+    """Write ``report/`` into an experiment's folder.
+
+    Parameters
+    ----------
+    out
+        The experiment's folder.
+    labelled
+        N of the main tables, such as ``5`` or ``K``; by default that with most methods.
+
+    Returns
+    -------
+    Path
+        The HTML page.
+
+    Raises
+    ------
+    ProtocolError
+        There is nothing to report.
+    """
+    from napari_jrss.experiments.plots import write_plots
+
+    if not (out / PROTOCOL).is_file():
+        raise ProtocolError(f"{out}: is not the folder of an experiment")
+    protocol = Protocol.model_validate_json((out / PROTOCOL).read_text(encoding="utf-8"))
+    outcomes = read_outcomes(out)
+    if not outcomes:
+        raise ProtocolError(f"{out}: has no finished run yet")
+    collect(out)
+    n = _main_labelled(outcomes, labelled)
+    folder = out / REPORT
+    folder.mkdir(exist_ok=True)
+    tables = _tables(protocol, outcomes, n)
+    plots = write_plots(out, folder, outcomes, n)
+    remarks = _remarks(protocol, outcomes)
+    write_text(folder / "tables.md", _markdown(protocol, tables, remarks))
+    write_text(folder / "tables.tex", "\n".join(table.latex() for table in tables))
+    page = folder / "index.html"
+    write_text(page, _page(protocol, tables, plots, remarks, folder))
+    return page
+
+
+def _main_labelled(outcomes: Sequence[Outcome], wanted: str | None) -> int | str:
+    counts = Counter(o.labelled for o in outcomes if not o.variant and o.method.labels != "none")
+    if not counts:
+        return 0
+    if wanted is None:
+        return max(counts, key=lambda n: (counts[n], -rank(n)))
+    found = [n for n in counts if str(n) == wanted]
+    if not found:
+        known = ", ".join(str(n) for n in sorted(counts, key=rank))
+        raise ProtocolError(f"no run has N = {wanted}; known: {known}")
+    return found[0]
+
+
+def _tables(protocol: Protocol, outcomes: Sequence[Outcome], labelled: int | str) -> list[Table]:
+    paper = PAPER[protocol.paper]
+    tables = [
+        comparison(outcomes, labelled, "segmentation", paper),
+        comparison(outcomes, labelled, "registration", paper),
+    ]
+    tables = [table for table in tables if table.rows]
+    if len({o.labelled for o in outcomes if not o.variant and o.method.labels != "none"}) > 1:
+        tables.append(over_labelled(outcomes))
+    jrss = [o for o in outcomes if o.method.name == "jrss"]
+    taus = sorted({o.variant for o in jrss if o.variant.startswith("tau")})
+    for n in sorted({o.labelled for o in jrss if not o.variant}, key=rank):
+        varied = {o.variant for o in jrss if o.labelled == n}
+        for kind, names in (("ablations", list(ABLATIONS)), ("tau", taus)):
+            if varied & set(names):
+                tables.append(variants(outcomes, n, names, kind))
+    return tables
+
+
+def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
+    runs = [run for o in outcomes for run in o.runs]
+    done = {run["run"] for run in runs}
+    missing = [run.id for run in plan(protocol) if run.id not in done]
+    remarks = [
+        "Figures are means over the test cases (or pairs) of all seeds, with the standard "
+        "deviation over them in brackets, on the training grid; background is never counted. "
+        "Bold: the best mean. p: two-sided Wilcoxon signed-rank test of the Dice against JRSS on "
+        "the same cases, corrected by Holm over the table's methods.",
+        f"Settings: preset {protocol.preset}, changes {json.dumps(protocol.settings)}; "
+        f"{protocol.joint_rounds} joint rounds; split {protocol.split.model_dump_json()}; "
+        f"pairs {protocol.pairs}.",
+        _effort(runs),
+    ]
+    if protocol.paper is None:
+        remarks.append(
+            "The paper's own figures (LPBA40, TCIA Pancreas-CT) are of other data and are not "
+            "comparable with these."
+        )
+    if missing:
+        remarks.append(f"Not run: {', '.join(missing)}.")
+    remarks += [note for o in outcomes for note in o.notes]
+    return remarks
+
+
+def _effort(runs: Sequence[dict[str, Any]] | Sequence[Any]) -> str:
+    hours = sum(run["seconds"] for run in runs) / 3600
+    devices = Counter(f"{run['device_name']} ({run['device']})" for run in runs)
+    threads = sorted({run["machine"]["threads"] for run in runs})
+    versions = ", ".join(f"{name} {v}" for name, v in runs[-1]["versions"].items())
+    where = ", ".join(f"{count} on {name}" for name, count in devices.items())
+    return (
+        f"{len(runs)} runs, {hours:.1f} hours of computing in all: {where}, "
+        f"{' or '.join(map(str, threads))} thread(s) each. Versions of the last: {versions}."
+    )
+
+
+def _markdown(protocol: Protocol, tables: Sequence[Table], remarks: Sequence[str]) -> str:
+    parts = [f"# {protocol.title}", *remarks, *(table.markdown() for table in tables)]
+    return "\n\n".join(parts)
+
+
+def _page(
+    protocol: Protocol,
+    tables: Sequence[Table],
+    plots: Sequence[str],
+    remarks: Sequence[str],
+    folder: Path,
+) -> str:
+    figures = "".join(_figure(folder, name) for name in plots)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(protocol.title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{html.escape(protocol.title)}</h1>"
+        f"{''.join(f'<p>{html.escape(remark)}</p>' for remark in remarks)}"
+        f"{''.join(table.html() for table in tables)}{figures}</body></html>\n"
+    )
+
+
+def _figure(folder: Path, name: str) -> str:
+    """A figure inside the page: drawings as SVG, slices as PNG."""
+    kind, mime = ("png", "image/png") if name.startswith("slices") else ("svg", "image/svg+xml")
+    data = base64.b64encode((folder / f"{name}.{kind}").read_bytes()).decode()
+    caption = html.escape(CAPTIONS[name])
+    return (
+        f'<figure><img alt="{caption}" src="data:{mime};base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

@@ -1,0 +1,232 @@
+"""The paper's tables from the outcomes of an experiment, as Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_jrss.experiments.outcome import Outcome, TaskName, holm, mean_std, paired_p, rank
+from napari_jrss.experiments.paper import PaperFigures
+
+NONE = "–"  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry; `best` ones are printed in bold."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption."""
+
+    name: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def markdown(self) -> str:
+        """As GitHub's Markdown."""
+        lines = [f"**{self.caption}**", "", _line(self.header), _line(["---"] * len(self.header))]
+        lines += [_line([f"**{c.text}**" if c.best else c.text for c in row]) for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """As a LaTeX table with booktabs."""
+        body = [
+            " & ".join(f"\\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text) for c in row)
+            for row in self.rows
+        ]
+        return "\n".join(
+            [
+                "\\begin{table}",
+                f"\\caption{{{_latex(self.caption)}}}",
+                f"\\begin{{tabular}}{{l{'c' * (len(self.header) - 1)}}}",
+                "\\toprule",
+                " & ".join(map(_latex, self.header)) + " \\\\",
+                "\\midrule",
+                *(f"{line} \\\\" for line in body),
+                "\\bottomrule",
+                "\\end{tabular}",
+                "\\end{table}",
+                "",
+            ]
+        )
+
+    def html(self) -> str:
+        """As an HTML table."""
+        head = "".join(f"<th>{html.escape(each)}</th>" for each in self.header)
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td><b>{html.escape(c.text)}</b></td>"
+                if c.best
+                else f"<td>{html.escape(c.text)}</td>"
+                for c in row
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f"<table><caption>{html.escape(self.caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure to tabulate: its metric, digits, and which direction is better."""
+
+    title: str
+    metric: str
+    digits: int = 3
+    better: Callable[[Sequence[float]], float] | None = None
+
+
+SEGMENTATION = (
+    Column("Dice", "dice", better=max),
+    Column("HD95 (mm)", "hd95_mm", 2, min),
+)
+REGISTRATION = (
+    Column("Dice", "dice", better=max),
+    Column("HD95 (mm)", "hd95_mm", 2, min),
+    Column("std(Jac)", "std_jacobian", better=min),
+    Column("folded (%)", "folded_percent", 2),
+    Column("time (s)", "seconds", 2),
+)
+TASKS: tuple[TaskName, ...] = ("segmentation", "registration")
+COLUMNS: dict[TaskName, tuple[Column, ...]] = {
+    "segmentation": SEGMENTATION,
+    "registration": REGISTRATION,
+}
+
+
+def comparison(
+    outcomes: Sequence[Outcome], labelled: int | str, task: TaskName, paper: PaperFigures
+) -> Table:
+    """Tables 1 and 2: all methods at one N, tested against JRSS on the same cases or pairs."""
+    chosen = with_task(at(outcomes, labelled), task)
+    jrss = next((o for o in chosen if o.method.name == "jrss"), None)
+    dice = [o.samples(task, "dice") for o in chosen]
+    reference = {} if jrss is None else jrss.samples(task, "dice")
+    corrected = holm(
+        [None if o is jrss else paired_p(d, reference) for o, d in zip(chosen, dice, strict=True)]
+    )
+    columns = [_column(chosen, task, column) for column in COLUMNS[task]]
+    extra = [
+        [Cell(NONE if p is None else _p(p)) for p in corrected],
+        [Cell(NONE if not (n := o.parameters(task)) else f"{n:,}") for o in chosen],
+        [Cell(", ".join(map(str, o.seeds))) for o in chosen],
+    ]
+    known = paper.comparison(task) if labelled == paper.labelled else {}
+    if known:
+        columns.insert(1, [Cell(known.get(o.method.name, NONE)) for o in chosen])
+    titles = [column.title for column in COLUMNS[task]]
+    header = ("Method", *titles[:1], *(["paper's Dice"] if known else []), *titles[1:])
+    header += ("p against JRSS", "parameters", "seeds")
+    names = [Cell(o.title) for o in chosen]
+    rows = tuple(zip(names, *columns, *extra, strict=True))
+    what = "test cases" if task == "segmentation" else "test pairs"
+    return Table(f"{task}_n{labelled}", f"{task.title()}, N = {labelled}: {what}", header, rows)
+
+
+def over_labelled(outcomes: Sequence[Outcome]) -> Table:
+    """Table 3: every N, both tasks."""
+    plain = [o for o in outcomes if not o.variant and o.method.labels != "none"]
+    rows: list[tuple[Cell, ...]] = []
+    for labelled in sorted({o.labelled for o in plain}, key=rank):
+        chosen = [o for o in plain if o.labelled == labelled]
+        columns = [
+            _column(chosen, "segmentation", SEGMENTATION[0]),
+            _column(chosen, "registration", REGISTRATION[0]),
+            _column(chosen, "registration", REGISTRATION[2]),
+        ]
+        names = [Cell(o.title) for o in chosen]
+        rows += zip([Cell(str(labelled))] * len(chosen), names, *columns, strict=True)
+    header = ("N", "Method", "Segmentation Dice", "Registration Dice", "std(Jac)")
+    return Table("labelled", "Every number N of labelled cases", header, tuple(rows))
+
+
+def variants(
+    outcomes: Sequence[Outcome], labelled: int | str, names: Sequence[str], kind: str
+) -> Table:
+    """JRSS with one setting changed, against JRSS on the same seeds and test cases."""
+    jrss = [o for o in outcomes if o.method.name == "jrss" and o.labelled == labelled]
+    whole = next(o for o in jrss if not o.variant)
+    chosen = [o for o in jrss if not o.variant or o.variant in names]
+    if kind == "tau":
+        chosen.sort(key=lambda o: o.tau)
+    rows = []
+    for outcome in chosen:
+        cells = [Cell(f"tau = {outcome.tau:.2f}" if kind == "tau" else outcome.title)]
+        for task in TASKS:
+            here, there = outcome.samples(task, "dice"), whole.samples(task, "dice")
+            common = here.keys() & there.keys()
+            mean, std = mean_std(here[s] for s in common)
+            gain = mean - mean_std(there[s] for s in common)[0]
+            p = None if outcome is whole else paired_p(here, there)
+            same = outcome is whole
+            cells += [
+                Cell(_figure(mean, std)),
+                Cell(NONE if same else f"{gain:+.3f}"),
+                Cell(NONE if p is None else _p(p)),
+            ]
+        mean, std = mean_std(outcome.samples("registration", "std_jacobian").values())
+        rows.append((*cells, Cell(_figure(mean, std)), Cell(", ".join(map(str, outcome.seeds)))))
+    header = ("JRSS", "Segmentation Dice", "change", "p", "Registration Dice", "change", "p")
+    what = "The threshold" if kind == "tau" else "One switch turned"
+    caption = f"{what}, N = {labelled} (p: Wilcoxon, uncorrected, same test cases and seeds)"
+    return Table(f"{kind}_n{labelled}", caption, (*header, "std(Jac)", "seeds"), tuple(rows))
+
+
+def at(outcomes: Sequence[Outcome], labelled: int | str) -> list[Outcome]:
+    """Plain outcomes at one N, and those of the methods that see no labels."""
+    return [
+        o
+        for o in outcomes
+        if not o.variant and (o.labelled == labelled or o.method.labels == "none")
+    ]
+
+
+def with_task(outcomes: Sequence[Outcome], task: TaskName) -> list[Outcome]:
+    """Those that have figures for a task."""
+    return [o for o in outcomes if o.samples(task, "dice")]
+
+
+def _column(outcomes: Sequence[Outcome], task: TaskName, column: Column) -> list[Cell]:
+    figures = [mean_std(o.samples(task, column.metric).values()) for o in outcomes]
+    trivial = column.metric not in ("dice", "hd95_mm")  # what doing nothing is best at
+    figures = [
+        (np.nan, np.nan) if trivial and o.method.name == "initial" else figure
+        for o, figure in zip(outcomes, figures, strict=True)
+    ]
+    known = [round(mean, column.digits) for mean, _ in figures if not np.isnan(mean)]
+    best = column.better(known) if column.better is not None and known else None
+    return [
+        Cell(_figure(mean, std, column.digits), best == round(mean, column.digits))
+        for mean, std in figures
+    ]
+
+
+def _figure(mean: float, std: float, digits: int = 3) -> str:
+    return NONE if np.isnan(mean) else f"{mean:.{digits}f} ({std:.{digits}f})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex(text: str) -> str:
+    for plain, written in (("%", "\\%"), ("_", "\\_"), ("&", "\\&"), (NONE, "--"), ("<", "$<$")):
+        text = text.replace(plain, written)
+    return text
