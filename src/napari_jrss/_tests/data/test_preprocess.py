@@ -26,8 +26,8 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import FoundCase, discover
 from napari_jrss.data.prealign import align
 from napari_jrss.data.preprocess import preprocess
-from napari_jrss.data.resample import resample_image, resample_label
-from napari_jrss.data.volume import ScanError, read_label_volume, read_volume
+from napari_jrss.data.resample import inside, resample_image, resample_label
+from napari_jrss.data.volume import ScanError, Volume, read_label_volume, read_volume
 
 PLAIN = PreprocessingConfig()
 
@@ -360,3 +360,43 @@ def test_a_real_head_stands_upright(shared_data):
         for side, i in {"right": 36, "left": 37}.items()
     }
     assert sides["left"].mean(0)[2] > sides["right"].mean(0)[2] + 5
+
+
+def test_a_tilted_scan_is_seen_upright_and_labelled_on_its_own_slices():
+    """A CT of a tilted gantry: each slice a little further back than the one before."""
+    tilted = np.diag([1.0, 1.0, 2.0, 1.0])
+    tilted[1, 2] = 2 * np.tan(np.deg2rad(20))
+    tilted[:3, 3] = (3, -4, 5)
+
+    def ball(affine, shape):
+        z, y, x = np.meshgrid(*map(np.arange, shape), indexing="ij")
+        world = np.stack([x, y, z, np.ones_like(x)], -1) @ affine.T
+        return np.linalg.norm(world[..., :3] - (19, 21, 21), axis=-1)
+
+    shape = (20, 30, 34)
+    distance = ball(tilted, shape)
+    scan = Volume((100 - 3 * distance).astype(np.float32), tilted)
+    label = Volume((distance < 9).astype(np.uint8), tilted)
+    for crop in ("center", "foreground"):
+        config = PreprocessingConfig(crop=crop)
+        grid = TrainingGrid(shape=(24, 48, 40), spacing_mm=(2, 1, 1))
+        done = preprocess(scan, label, config, grid)
+        placed = done.chain.grid_affine
+        linear = placed[:3, :3] / np.linalg.norm(placed[:3, :3], axis=0)
+        np.testing.assert_allclose(linear, np.eye(3), atol=1e-6)  # no shear, and LPS
+        # The grid covers the whole scan, and a ball is a ball on it.
+        truth = ball(placed, grid.shape)
+        covered = inside(done.chain.matrix, grid.shape, shape)
+        assert covered.sum() > 0.9 * np.prod(shape)
+        scale = done.chain.intensity
+        seen = (done.image * scale.std + scale.mean)[covered & (truth > 3)]
+        off = np.abs(seen - (100 - 3 * truth[covered & (truth > 3)]))
+        assert np.quantile(off, 0.95) < 0.1
+        assert off.max() < 1.6  # half a voxel beyond the last row's centre
+        upright = truth < 9
+        assert 2 * (upright & (done.label == 1)).sum() > 0.97 * (upright.sum() + done.label.sum())
+        # Slices stay slices: along z nothing is interpolated.
+        np.testing.assert_allclose(done.chain.matrix[2, :2], 0, atol=1e-9)
+        np.testing.assert_allclose(done.chain.matrix[2] % 1 % 1, 0, atol=1e-6)
+        back = done.chain.label_to_source(done.label)
+        assert 2 * (back & label.array).sum() > 0.96 * (back.sum() + label.array.sum())
