@@ -357,6 +357,28 @@ def restore(
 
 
 @app.command()
+def relink(
+    project: ProjectPath,
+    folder: Annotated[Path, typer.Argument(help="Where to look for the scans' files.")],
+) -> None:
+    """Find scans that were moved again, by their checksums."""
+    from napari_jrss.project.project import Project
+
+    with Project.open(project) as opened:
+        if not opened.missing_sources():
+            typer.echo("nothing is missing")
+            return
+        found = 0
+        for source in opened.find_sources(folder):
+            typer.echo(f"{source.case_id}: {source.kind} {source.path}")
+            found += 1
+        missing = opened.missing_sources()
+    typer.echo(f"{found} files found")
+    for source in missing:
+        typer.echo(f"{source.case_id}: {source.kind} {source.path.name} is still missing")
+
+
+@app.command()
 def author(
     name: Annotated[
         str | None, typer.Argument(help='The name to record from now on; "" forgets it.')

@@ -208,6 +208,17 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
     write_text(listing, json.dumps(group, indent=2))
 
 
+def relink(path: Path, *, source: str | None = None, label_source: str | None = None) -> None:
+    """Let a case remember that a file it was made from lies elsewhere now."""
+    listing = path / "zarr.json"
+    group = json.loads(listing.read_bytes())
+    about = group["attributes"][_ATTRIBUTES]
+    about["source"] = source or about["source"]
+    about["label_source"] = label_source or about["label_source"]
+    CaseAttributes.model_validate(about)
+    write_text(listing, json.dumps(group, indent=2))
+
+
 def labels_on_disk(path: Path) -> set[str]:
     """Names of a case's label folders, also of those that a killed writer didn't list."""
     folder = path / "labels"

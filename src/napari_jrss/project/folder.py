@@ -126,8 +126,9 @@ class ProjectFolder:
                 lock.release()
             raise
         if not read_only:
-            for name in (CASES, JOURNALS):
-                sweep(project._inside(name))  # what a killed program was still writing
+            # What a killed program was still writing.
+            for folder in (path, project._inside(CASES), project._inside(JOURNALS)):
+                sweep(folder)
         return project
 
     def close(self) -> None:

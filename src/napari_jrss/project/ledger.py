@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
+from napari_jrss.data.atomic import aside, sync_file, sync_folder
 from napari_jrss.project.errors import ProjectError
 
 APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
@@ -150,6 +151,7 @@ class Event(StrEnum):
     IMPORTED = "imported"
     SPLIT = "split"
     STRUCTURE_CHANGED = "structure changed"
+    RELINKED = "relinked"
     LABELLED = "labelled"
     ACCEPTED = "accepted"
     CORRECTED = "corrected"
@@ -366,7 +368,23 @@ class Ledger:
                     f"{self.path}: made by an older version (schema {version}); open it once "
                     "for writing, which brings it up to date"
                 )
+            self._keep_copy(version)
             _migrate(self._connection, version)
+
+    def _keep_copy(self, version: int) -> None:
+        """Put the ledger aside as it is, before its schema changes."""
+        path = copy_before_migration(self.path, version)
+        temporary = aside(path)
+        try:
+            with closing(sqlite3.connect(temporary)) as copy:
+                self._connection.backup(copy)
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise ProjectError(f"{path}: can't be written ({error.strerror})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -481,6 +499,11 @@ class Ledger:
                 [(group, case_id) for case_id, group in groups.items()],
             )
             _log(connection, Event.SPLIT, None, None, None, None, detail)
+
+    def relinked(self, case_id: str, detail: str) -> None:
+        """Record that a file which a case was made from was found elsewhere."""
+        with self.writing() as connection:
+            _log(connection, Event.RELINKED, None, case_id, None, None, detail)
 
     def fail_import(self, case_id: str, reason: str) -> None:
         """Record a scan that didn't become a case."""
@@ -653,6 +676,11 @@ class Ledger:
                 (Event.PROMOTED,),
             ).fetchone()
         return None if row is None else int(row[0])
+
+
+def copy_before_migration(path: Path, version: int) -> Path:
+    """Where a ledger's copy of an older schema version is kept."""
+    return path.with_name(f"{path.stem}-schema{version}{path.suffix}")
 
 
 def round_folder(number: int) -> str:

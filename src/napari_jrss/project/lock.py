@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import weakref
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -103,9 +104,13 @@ class WriterLock:
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        os.ftruncate(descriptor, 0)
-        _unlock(descriptor)
-        os.close(descriptor)
+        try:
+            # On a disk that is gone the text stays; it holds nobody off.
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            _unlock(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _forget(lock: WriterLock | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from napari_jrss.project.folder import check_case_id
 from napari_jrss.project.labels import ProjectLabels
 from napari_jrss.project.rounds import ProjectRounds
+from napari_jrss.project.sources import ProjectSources
 
 __all__ = ["Project", "check_case_id"]
 
 
-class Project(ProjectLabels, ProjectRounds):
+class Project(ProjectLabels, ProjectRounds, ProjectSources):
     """One project folder. Make one with :meth:`create` or :meth:`open`; close it when done.
 
     A project open for writing holds its lock until :meth:`close`, so use it as a context

@@ -1,0 +1,200 @@
+"""Programs that die: each changes a project, and is killed before its n-th step on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_jrss.data import workers
+from napari_jrss.data.layouts import discover
+from napari_jrss.data.predictions import Prediction, write_prediction
+from napari_jrss.project.export import export_dataset, export_labels
+from napari_jrss.project.journal import Journal
+from napari_jrss.project.ledger import Outcome
+from napari_jrss.project.project import Project
+
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
+_STATEMENTS = ("BEGIN", "INSERT", "UPDATE", "COMMIT", "CREATE", "ALTER", "PRAGMA user_version")
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a program works on: a project, scans to add, a folder to export to, and a file in
+    which it says what it was told is done."""
+
+    project: Path
+    scans: Path
+    out: Path
+    done: Path
+
+    def say(self, text: str) -> None:
+        with self.done.open("a") as file:
+            file.write(text + "\n")
+
+
+def ingest(where: Where) -> None:
+    with Project.open(where.project) as project:
+        for result in project.add_cases(discover(where.scans).cases, workers=1):
+            where.say(f"case {result.case_id} {result.ok}")
+
+
+def paint(where: Where) -> None:
+    """Corrections of case0, never accepted."""
+    with Project.open(where.project) as project:
+        label = project.label("case0")
+        with Journal.start(project, "case0", "version:v0001", label, "Ada") as journal:
+            for i in range(4):
+                journal.record([2 * i, 2 * i + 1], 2)
+                journal.flush()
+                where.say(f"painted {2 * i + 2}")
+
+
+def accept(where: Where) -> None:
+    """Corrections of case0, accepted; as often as there is no second version."""
+    with Project.open(where.project) as project:
+        if len(project.label_versions("case0")) > 1:
+            return
+        journal, found = _journal(project)
+        found[0, 0, :6] = 2
+        journal.checkpoint(found)
+        journal.flush()
+        where.say("painted 6")
+        where.say(f"version case0 {journal.accept(found)}")
+
+
+def _journal(project: Project) -> tuple[Journal, np.ndarray]:
+    if project.journal_path("case0").exists():
+        journal, found = Journal.resume(project, "case0")
+        return journal, found.label
+    label = project.label("case0")
+    return Journal.start(project, "case0", "version:v0001", label, "Ada"), label
+
+
+def decide(where: Where) -> None:
+    """An earlier label brought back, one pseudo-label rejected, one skipped, another split."""
+    with Project.open(where.project) as project:
+        where.say(f"version case1 {project.restore('case1', 'v0001', 'Ada')}")
+        project.reject("case0", "Ada", "leaks")
+        where.say("event case0 rejected")
+        project.skip("case1", "Ada")
+        project.split(labelled=1)
+        where.say("event - split")
+
+
+def play_round(where: Where) -> None:
+    """A round as the engine and the session write one."""
+    with Project.open(where.project) as project:
+        left = project.unfinished_round()
+        if left is None:
+            entry = project.start_round(None, "{}", project.snapshot().label_versions)
+        else:
+            entry = project.resume_round(left.number)
+        where.say(f"round {entry.number}")
+        label = project.label("case0")
+        for case_id in ("case0", "case1"):
+            confidence = np.ones(label.shape, np.float16)
+            write_prediction(entry.folder / "predictions", case_id, Prediction(label, confidence))
+        project.finish_round(entry.number, Outcome.FINISHED, {"dice": 0.5}, promote=True)
+        where.say(f"teacher {entry.number}")
+
+
+def export(where: Where) -> None:
+    with Project.open(where.project, read_only=True) as project:
+        for path in export_labels(project, where.out / "labels"):
+            where.say(f"file {path}")
+        if not (where.out / "Dataset001_Brain").exists():
+            export_dataset(project, where.out / "Dataset001_Brain")
+
+
+PROGRAMS: dict[str, Callable[[Where], None]] = {
+    "ingest": ingest,
+    "paint": paint,
+    "accept": accept,
+    "decide": decide,
+    "play_round": play_round,
+    "export": export,
+}
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def run(program: str, where: Where, steps: Synchronized[int], deadly: int | None) -> None:
+    """Run a program, and kill its process and its workers before a step.
+
+    A step is whatever changes the disk: a file opened to be written, renamed, removed or
+    flushed, a folder made, a statement that changes the ledger. `steps` counts them, in the
+    workers too.
+    """
+
+    def step() -> None:
+        with steps.get_lock():
+            steps.value += 1
+            if steps.value == deadly:
+                os.killpg(0, signal.SIGKILL)
+
+    def trace(statement: str) -> None:
+        if statement.lstrip().startswith(_STATEMENTS):
+            step()
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event in _CHANGES or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
+        ):
+            step()
+
+    connect, flush = sqlite3.connect, os.fsync
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(trace)
+        return connection
+
+    def fsync(descriptor: int) -> None:
+        step()
+        flush(descriptor)
+
+    os.fsync, sqlite3.connect = fsync, traced
+    sys.addaudithook(audit)
+    # Forked, so that the workers count their steps too, and at once.
+    workers.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
+    PROGRAMS[program](where)
+
+
+def nursery() -> None:
+    """Run the programs named on the standard input, each in a process forked from this one,
+    which has imported all that they need; tell how each ended, and after how many steps."""
+    for line in sys.stdin:
+        program, deadly, *paths = json.loads(line)
+        steps = get_context("fork").Value("i", 0)
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            os.dup2(2, 1)
+            code = 1
+            try:
+                run(program, Where(*map(Path, paths)), steps, deadly)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # Not through its lock, which the dead may hold.
+        print(json.dumps([status, steps.get_obj().value]), flush=True)
+
+
+if __name__ == "__main__":
+    nursery()

@@ -1,0 +1,193 @@
+"""A fault campaign: programs killed with SIGKILL at many steps, full disks, read-only folders.
+
+NAPARI_JRSS_KILLS=all kills before every single step instead of a sample of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.data import store
+from napari_jrss.data.layouts import FoundCohort
+from napari_jrss.data.predictions import read_prediction
+from napari_jrss.project.journal import recover, unsaved
+from napari_jrss.project.ledger import Event, Outcome
+from napari_jrss.project.project import Project
+
+from .conftest import TABLE, write_scan
+from .faults import PROGRAMS, Where
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+
+ALL = os.environ.get("NAPARI_JRSS_KILLS") == "all"
+KILLS = 10
+"""Kills per program, unless all."""
+
+
+Play = Callable[[str, Where, int | None], tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def play() -> Iterator[Play]:
+    """Runs a program in a process of its own, up to a step: its exit code and its steps."""
+    command = [sys.executable, "-m", "napari_jrss._tests.project.faults"]
+    nursery = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    requests, answers = nursery.stdin, nursery.stdout
+
+    def play(program: str, where: Where, deadly: int | None) -> tuple[int, int]:
+        paths = [str(getattr(where, field.name)) for field in fields(where)]
+        requests.write(json.dumps([program, deadly, *paths]) + "\n")
+        code, steps = json.loads(answers.readline())
+        return code, steps
+
+    yield play
+    requests.close()
+    nursery.wait()
+    answers.close()
+
+
+@pytest.fixture(scope="module")
+def small(cohort: FoundCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of two labelled cases, which are quick to copy and to check."""
+    path = tmp_path_factory.mktemp("small") / "brain.jrss"
+    with Project.create(path, TABLE, PreprocessingConfig()) as project:
+        assert all(r.ok for r in project.add_cases(cohort.cases[:2], workers=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One scan with a label and one without."""
+    folder = tmp_path_factory.mktemp("scans")
+    write_scan(folder, "new0", "RAS", seed=7)
+    write_scan(folder, "new1", "LAS", seed=8, labelled=False)
+    return folder
+
+
+def check(where: Where, before: Path) -> None:
+    """The project opens, all that was there and all that was said to be done is there, whole."""
+    said = [line.split() for line in where.done.read_text().splitlines()]
+    with Project.open(where.project) as project, Project.open(before, read_only=True) as old:
+        ledger = sqlite3.connect(project.path / "project.sqlite")
+        assert ledger.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert ledger.execute("PRAGMA foreign_key_check").fetchall() == []
+        ledger.close()
+        cases = {case.case_id for case in project.cases()}
+        assert cases >= {case.case_id for case in old.cases()}
+        for case_id in sorted(cases):
+            assert project.image(case_id).shape == project.grid.shape
+            assert project.attributes(case_id).case_id == case_id
+            for version in project.label_versions(case_id):
+                project.label(case_id, version.version)  # checks what it reads
+        for case in old.cases():
+            versions = project.label_versions(case.case_id)
+            assert versions[: len(old.label_versions(case.case_id))] == old.label_versions(
+                case.case_id
+            )
+        assert project.history()[: len(old.history())] == old.history()
+        # A folder that no row speaks of is whole all the same.
+        for path in (project.path / "cases").iterdir():
+            assert path.suffix == ".zarr", "something is left aside"
+            store.read_attributes(path)
+            store.read_image(path)
+            for version in store.label_versions(path):
+                store.read_label(path, version)
+        for entry in project.rounds():
+            assert (entry.folder / "config.json").read_text() == "{}"
+            for path in (entry.folder / "predictions").glob("[!.]*.zarr"):
+                read_prediction(path.parent, path.stem)
+        finished = [r for r in project.rounds() if r.outcome is Outcome.FINISHED]
+        assert project.teacher == (finished[-1] if finished else None)
+        painted = [int(words[1]) for words in said if words[0] == "painted"]
+        accepted = [v for v in project.label_versions("case0") if v.draft == "version:v0001"]
+        for problem in [entry.problem for entry in unsaved(project)]:
+            assert problem == ""
+        if painted and not accepted:
+            assert recover(project, "case0").voxels_changed >= max(painted) - 1
+        if accepted:
+            assert unsaved(project) == []
+        for words in said:
+            match words:
+                case ["case", case_id, "True"]:
+                    assert case_id in cases
+                case ["version", case_id, version]:
+                    assert version in [v.version for v in project.label_versions(case_id)]
+                case ["event", case_id, kind]:
+                    history = project.history(None if case_id == "-" else case_id)
+                    assert Event(kind) in [entry.kind for entry in history]
+                case ["round", number]:
+                    project.round(int(number))
+                case ["teacher", number]:
+                    assert project.round(int(number)).outcome is Outcome.FINISHED
+                case ["file", path]:
+                    assert Path(path).exists()
+                case ["case", *_] | ["painted", _]:
+                    pass
+                case _:
+                    raise AssertionError(words)
+    for path in where.out.rglob("[!.]*.nii.gz"):
+        np.asarray(nib.load(path).dataobj)  # whole, or not under this name
+    for path in where.out.rglob("Dataset001_Brain"):
+        assert json.loads((path / "dataset.json").read_text())["numTraining"] == 2
+
+
+def points(steps: int) -> Iterator[int]:
+    """Which steps to kill before: all, or the first, the last and some between."""
+    chosen = range(1, steps + 1) if ALL else np.linspace(1, steps, min(KILLS, steps))
+    yield from sorted({round(n) for n in chosen})
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_killed_before_any_step_nothing_is_lost(
+    program: str,
+    play: Play,
+    small: Path,
+    scans: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    def fresh(name: str) -> Where:
+        where = Where(tmp_path / f"{name}.jrss", scans, tmp_path / f"{name}.out", tmp_path / name)
+        shutil.copytree(small, where.project)
+        where.out.mkdir()
+        where.done.touch()
+        return where
+
+    straight = fresh("straight")
+    code, steps = play(program, straight, None)
+    assert code == 0
+    assert steps > 10
+    check(straight, small)
+    kills = 0
+    for deadly in points(steps):
+        where = fresh(f"killed{deadly}")
+        code, _ = play(program, where, deadly)
+        # A journal's thread flushes when it likes: the last steps may not come.
+        assert code == -signal.SIGKILL or (deadly > steps - 8 and code == 0)
+        kills += code == -signal.SIGKILL
+        check(where, small)
+        if program != "paint":  # it goes on where it was killed, or does all of it again
+            assert play(program, where, None)[0] == 0
+            check(where, small)
+        shutil.rmtree(where.project)
+    assert kills >= min(KILLS, steps) - 2
+    record_property("kills", kills)
+    print(f"{program}: killed {kills} times at {steps} steps")
