@@ -87,7 +87,8 @@ def fit(
         started = time.perf_counter()
         epoch = state.step // stage.steps_per_epoch
         for group in stage.optimizer.param_groups:
-            group["lr"] = stage.learning_rate * config.gamma**epoch
+            # a stage of two networks may give one of them a multiple of its rate
+            group["lr"] = stage.learning_rate * group.get("factor", 1.0) * config.gamma**epoch
         with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
             losses = stage.losses(state.step, rng)
             stage.optimizer.zero_grad()

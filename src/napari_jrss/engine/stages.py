@@ -172,6 +172,13 @@ class RegistrationStage:
         self.steps = max(epochs * self.steps_per_epoch, minimum_steps)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        batch = self.draw(rng)
+        self.network.train()
+        classes, settings = self.tensors.snapshot.classes, self.config.registration
+        return registration_step(self.network, batch, classes, self._lambda_r(step), settings)
+
+    def draw(self, rng: np.random.Generator) -> PairBatch:
+        """The pairs of one step."""
         settings = self.config.registration
         snapshot, supervised = self.tensors.snapshot, self.tensors.supervised
         pairs = draw_pairs(
@@ -185,16 +192,12 @@ class RegistrationStage:
         both = [m in supervised and f in supervised for m, f in pairs]
         moving_images, moving_labels = self._side(moving, rng)
         fixed_images, fixed_labels = self._side(fixed, rng)
-        batch = PairBatch(
+        return PairBatch(
             moving_images,
             fixed_images,
             moving_labels,
             fixed_labels,
             torch.tensor(both, device=self.tensors.device),
-        )
-        self.network.train()
-        return registration_step(
-            self.network, batch, snapshot.classes, self._lambda_r(step), settings
         )
 
     def _side(self, cases: list[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
