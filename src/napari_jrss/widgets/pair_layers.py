@@ -114,15 +114,23 @@ def _finer(grid: TrainingGrid, data: NDArray[Any]) -> dict[str, NDArray[np.float
     return {"scale": scale, "translate": (scale - spacing) / 2}
 
 
-def _lengths(data: NDArray[Any], scene: Scene) -> dict[str, NDArray[Any]]:
+def _lengths_mm(scene: Scene, data: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {"mm": np.linalg.norm(data[:, 1] * np.array(scene.grid.spacing_mm), axis=1)}
+
+
+def _inside(scene: Scene, data: NDArray[Any]) -> NDArray[Any]:
+    """Arrows cut off where they leave the grid, since the viewer's sliders would follow them."""
+    start, way = data[:, 0], data[:, 1]
+    room = np.where(way > 0, np.array(scene.grid.shape) - 1 - start, start)
+    part = np.min(room / np.maximum(np.abs(way), 1e-6), axis=1, keepdims=True)
+    return np.stack([start, way * np.minimum(part, 1)], axis=1)
 
 
 def _arrows(scene: Scene, data: NDArray[Any], name: str) -> Layer:
     return Vectors(
-        data,
+        _inside(scene, data),
         name=name,
-        features=_lengths(data, scene),
+        features=_lengths_mm(scene, data),
         edge_color="mm",
         edge_colormap="plasma",
         edge_width=0.4,
@@ -327,7 +335,7 @@ class PairLayers:
         elif layer is None:
             self._make(kind, scene, data)
         else:
-            self._stale.remove(title)
+            self._stale.discard(title)
             self._refresh(kind, scene, data, layer)
 
     def _make(self, kind: Kind, scene: Scene, data: NDArray[Any]) -> None:
@@ -344,13 +352,17 @@ class PairLayers:
             self._viewer.reset_view()
 
     def _refresh(self, kind: Kind, scene: Scene, data: NDArray[Any], layer: Layer) -> None:
-        layer.data = data
         if isinstance(layer, Vectors):
-            layer.features = _lengths(data, scene)
-        elif kind.turns:
-            for name, value in _finer(scene.grid, data).items():
-                setattr(layer, name, value)
-        elif kind.make is _image:
+            layer.data = _inside(scene, data)
+            layer.features = _lengths_mm(scene, data)
+        elif data.shape == layer.data.shape:
+            layer.data = data
+        else:
+            # A new shape and its new scale can't be set at once: the sliders would jump.
+            self._drop(kind.title)
+            self._make(kind, scene, data)
+            return
+        if kind.make is _image:
             layer.contrast_limits = shown_range(scene.pair.fixed.image)
         layer.editable = False
         if layer.name == self._names[kind.title]:
