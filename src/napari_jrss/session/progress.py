@@ -152,3 +152,14 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def joined(curves: Iterable[Curve], *, relative: bool = False) -> Curve:
+    """Stages one after the other as one curve; `relative` to the first value of each."""
+    whole, start = Curve(), 0.0
+    for curve in curves:
+        unit = abs(curve.y[0]) if relative and curve.y and curve.y[0] else 1.0
+        for x, y in zip(curve.x, curve.y, strict=True):
+            whole.add(start + x, y / unit)
+        start = whole.x[-1] if whole.x else start
+    return whole

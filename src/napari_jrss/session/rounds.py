@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.engine.events import Event, parse_event
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Outcome, Round
 from napari_jrss.session.description import config_of
-from napari_jrss.session.runner import JobState
+from napari_jrss.session.estimate import Estimate, Measured, estimated, measured_apart
+from napari_jrss.session.progress import Progress
+from napari_jrss.session.runner import BusyError, JobRunner, JobState
 from napari_jrss.session.training import (
     InterruptedSeriesError,
     InThisProcess,
@@ -25,8 +29,9 @@ from napari_jrss.session.training import (
 from napari_jrss.session.training_process import InOwnProcess
 
 if TYPE_CHECKING:
-    from napari_jrss.engine.events import Event
     from napari_jrss.session.session import Session
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,14 @@ class Rounds:
     ----------
     own_process
         Run each round in a process of its own (see docs/benchmarks.md), or in this one.
+    estimator
+        Runner of :meth:`estimate`.
     """
 
     def __init__(self, session: Session) -> None:
         self.own_process = True
+        self.estimator = JobRunner("estimate")
+        self._measured: dict[str, Measured] = {}
         self._session = session
         self._leaving = False
         self._at_once = threading.Event()
@@ -114,6 +123,18 @@ class Rounds:
         teacher = project.teacher
         number = None if teacher is None else teacher.number
         return [_row(entry, entry.number == number) for entry in project.rounds()]
+
+    def curves(self) -> Progress:
+        """Losses and validation Dice of the rounds that led to the present one."""
+        drawn, project = Progress(), self._session.project
+        entry = None if project is None else (interrupted_round(project) or project.teacher)
+        line: list[Round] = []
+        while project is not None and entry is not None:
+            line.append(entry)
+            entry = None if entry.parent is None else project.round(entry.parent)
+        for entry in reversed(line):
+            drawn.read(_epochs(entry.folder / METRICS))
+        return drawn
 
     # -- commands
 
@@ -187,6 +208,45 @@ class Rounds:
         self._session.rounds_changed.emit()
         self._session.notified.emit(f"the teacher of round {number} is in force")
 
+    def estimate(self, config: TrainingConfig, rounds: int) -> None:
+        """Find out in the background what a series would take, before it is started.
+
+        The estimator's event is an :class:`~napari_jrss.session.estimate.Estimate`. Measuring
+        takes seconds, in a process of its own; the same settings are measured once.
+
+        Raises
+        ------
+        BusyError
+            A round is running, which the measurement would disturb; or one is under way.
+        ProjectError
+            No project is open, or it has no cases.
+        """
+        project, device = self._session.open_project, self._session.device
+        if self._session.training.state.busy:
+            raise BusyError("a round is running; its progress says how long it takes")
+        snapshot = project.snapshot()
+        # What neither changes the size of a step nor its network is measured once.
+        key = f"{device} {snapshot.classes} {snapshot.shape} " + config.model_dump_json(
+            include={
+                "precision": True,
+                "segmentation_network": True,
+                "registration_network": True,
+                "segmentation": {"batch_size"},
+                "registration": {"batch_size", "similarity"},
+                "joint": {"registration_warp", "supervised_dice"},
+            }
+        )
+
+        def work(cancel: threading.Event) -> Iterator[Estimate]:
+            measured = self._measured.get(key)
+            if measured is None:
+                measured = measured_apart(config, snapshot.classes, snapshot.shape, device, cancel)
+            if measured is not None:
+                self._measured[key] = measured
+                yield estimated(project, config, rounds, measured)
+
+        self.estimator.start(work)
+
     def end_at_once(self) -> None:
         """Don't wait for the present step of a job that was asked to stop.
 
@@ -247,6 +307,14 @@ def _row(entry: Round, is_teacher: bool) -> RoundRow:
         label_versions=dict(entry.label_versions),
         problem=str(entry.metrics.get("error", "")),
     )
+
+
+def _epochs(path: Path) -> Iterator[Event]:
+    """The epochs that a round has recorded; what a killed round had half written is no line."""
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            if b'"epoch_end"' in line and line.endswith(b"\n"):
+                yield parse_event(line)
 
 
 def _number(value: object) -> float | None:

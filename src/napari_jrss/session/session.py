@@ -115,9 +115,10 @@ class Session:
             Seconds that the jobs are given.
         """
         until = time.monotonic() + timeout
-        runners = (self.training, self.inference, self.cohort.survey)
+        runners = (self.training, self.inference, self.cohort.survey, self.rounds.estimator)
         self.training.cancel()
         self.inference.cancel()
+        self.rounds.estimator.cancel()
         self.cohort.stop(timeout=0)
         kept = self.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
         if not self.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):

@@ -99,8 +99,13 @@ class InOwnProcess:
 
     def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
         """Relay the events of the round; :class:`TrainingProcessError` if it fails."""
-        from napari_jrss.engine.events import Cancelled, EpochEnd, RoundFinished, StageStarted
-        from napari_jrss.engine.events import parse_event
+        from napari_jrss.engine.events import (
+            Cancelled,
+            EpochEnd,
+            RoundFinished,
+            StageStarted,
+            parse_event,
+        )
 
         child = self._child
         assert child is not None
@@ -183,9 +188,7 @@ class _Child:
             return None
         if line:
             return line
-        raise TrainingProcessError(
-            f"the training process {_ending(self.process.wait())}"
-        )
+        raise TrainingProcessError(f"the training process {_ending(self.process.wait())}")
 
     def end(self) -> None:
         """Hang up, which ends the process at once; else terminate it, else kill it."""

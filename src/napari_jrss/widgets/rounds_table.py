@@ -1,0 +1,98 @@
+"""The rounds of a project as a table: where each came from, what it reached, which teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QFont
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
+
+from napari_jrss.project.ledger import Outcome
+from napari_jrss.session.rounds import RoundRow
+
+COLUMNS = {
+    "Round": "Number of the round; the one whose teacher is in force is bold",
+    "From": "The round whose teacher it started from",
+    "Outcome": "How it ended",
+    "N": "Labelled training cases",
+    "Acc.": "Unlabelled cases whose pseudo-label its teacher had accepted",
+    "Seg.": "Mean Dice of the segmentation on the validation cases",
+    "Reg.": "Mean Dice of the registration on the validation pairs",
+    "Settings": "Preset, threshold tau and seed",
+}
+
+
+class RoundsTable(QTableWidget):
+    """One row per round, the latest first."""
+
+    def __init__(self) -> None:
+        super().__init__(0, len(COLUMNS))
+        self.setHorizontalHeaderLabels(list(COLUMNS))
+        for column, tip in enumerate(COLUMNS.values()):
+            self.horizontalHeaderItem(column).setToolTip(tip)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.verticalHeader().hide()
+        self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.horizontalHeader().setStretchLastSection(True)
+        self.setMinimumHeight(120)
+        self._rows: Sequence[RoundRow] = ()
+
+    @property
+    def chosen(self) -> int | None:
+        """Number of the selected round, if its teacher could be put in force."""
+        rows = self.selectionModel().selectedRows()
+        row = self._rows[rows[0].row()] if rows else None
+        if row is None or row.outcome is not Outcome.FINISHED or row.is_teacher:
+            return None
+        return row.number
+
+    def show_rows(self, rows: Sequence[RoundRow]) -> None:
+        """Show these rounds; what was selected stays so."""
+        if list(reversed(rows)) == list(self._rows):
+            return
+        chosen = self.chosen
+        self._rows = list(reversed(rows))
+        self.setRowCount(len(self._rows))
+        for number, row in enumerate(self._rows):
+            for column, text in enumerate(_texts(row)):
+                item = QTableWidgetItem(text)
+                item.setToolTip(_tip(row))
+                font = QFont(item.font())
+                font.setBold(row.is_teacher)
+                item.setFont(font)
+                if column < 7 and column != 2:
+                    item.setTextAlignment(
+                        Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+                    )
+                self.setItem(number, column, item)
+            if row.number == chosen:
+                self.selectRow(number)
+
+
+def _texts(row: RoundRow) -> tuple[str, ...]:
+    settings = "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
+    return (
+        str(row.number),
+        "" if row.parent is None else str(row.parent),
+        str(row.outcome),
+        "" if row.labelled is None else str(row.labelled),
+        "" if row.accepted is None else str(row.accepted),
+        "" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}",
+        "" if row.registration_dice is None else f"{row.registration_dice:.3f}",
+        settings,
+    )
+
+
+def _tip(row: RoundRow) -> str:
+    lines = [f"started {row.started}", f"{len(row.label_versions)} labels used:"]
+    lines += [f"{case} {version}" for case, version in sorted(row.label_versions.items())[:12]]
+    if len(row.label_versions) > 12:
+        lines.append("…")
+    if row.problem:
+        lines.insert(0, row.problem)
+    if row.is_teacher:
+        lines.insert(0, "its teacher is in force")
+    return "\n".join(lines)
