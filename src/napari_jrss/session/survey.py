@@ -126,7 +126,7 @@ def thumbnail(plane: NDArray[np.floating], spacing: tuple[float, float]) -> NDAr
 
 def appearance(image: Image) -> NDArray[np.float32]:
     """An image (z, y, x) in 8 x 8 x 8 blocks as a vector of mean 0 and length 1."""
-    coarse = image
+    coarse: NDArray[np.floating] = image
     for axis, size in enumerate(image.shape):
         edges = np.linspace(0, size, _BLOCKS + 1).astype(int)[:-1]
         lengths = np.diff([*edges, size])

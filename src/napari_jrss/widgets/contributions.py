@@ -118,19 +118,26 @@ def _holds_dicom(folder: Path) -> bool:
 # -- writer
 
 
+class SaveError(RuntimeError):
+    """A layer that can't be saved; no ValueError, by which napari means "another writer's"."""
+
+
 def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write a Labels layer as NIfTI in the geometry of its scan.
 
     Raises
     ------
-    ScanError
+    SaveError
         The layer doesn't know its scan, or has another shape.
     """
-    metadata = metadata_of(attributes.get("metadata", {}), str(attributes.get("name", "")))
-    label = in_source_axes(np.asarray(data), metadata)
-    largest = int(label.max(initial=0))
-    kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32
-    return [str(write_nifti(path, label.astype(kind), metadata.header))]
+    try:
+        metadata = metadata_of(attributes.get("metadata", {}), str(attributes.get("name", "")))
+        label = in_source_axes(np.asarray(data), metadata)
+        largest = int(label.max(initial=0))
+        kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32
+        return [str(write_nifti(path, label.astype(kind), metadata.header))]
+    except ScanError as error:
+        raise SaveError(str(error)) from error
 
 
 # -- sample data

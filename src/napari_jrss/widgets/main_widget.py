@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,9 @@ from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from napari_jrss.session.session import Session
-from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.cohort_tab import CohortTab
+from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.registration_tab import RegistrationTab
 from napari_jrss.widgets.review_tab import ReviewTab
 from napari_jrss.widgets.rounds_tab import RoundsTab
@@ -27,7 +29,7 @@ class MainWidget(QWidget):
     napari_viewer
         The window it docks in; napari passes it by this name.
     session
-        What it works on; its own by default.
+        What it works on; its own by default, with author and device as in the preferences.
 
     Attributes
     ----------
@@ -69,6 +71,11 @@ class MainWidget(QWidget):
         self._relay.connect(self.session.rounds_changed, self._show_heading)
         self._relay.connect(self.session.project_changed, lambda: self._tell(""))
         self._relay.connect(self.session.notified, self._tell)
+        self._relay.connect(self.session.review.case_changed, self._show_review)
+        self._end_preferences: Callable[[], None] | None = None
+        if session is None:
+            with telling(self.session):
+                self._end_preferences = follow_preferences(self.session)
         self._show_heading()
 
     def _show_heading(self) -> None:
@@ -85,6 +92,10 @@ class MainWidget(QWidget):
             + ("no teacher yet" if teacher is None else f"teacher of round {teacher.number}")
             + (" (read-only)" if project.read_only else "")
         )
+
+    def _show_review(self) -> None:
+        if self.session.review.case is not None:
+            self.tabs.setCurrentWidget(self.review)
 
     def _tell(self, line: str) -> None:
         self._message.setText(line)
@@ -109,6 +120,8 @@ class MainWidget(QWidget):
         for tab in (self.cohort, self.review, self.rounds, self.registration):
             tab.close()
         self._relay.disconnect_all()
+        if self._end_preferences is not None:
+            self._end_preferences()
         self.session.close()
         super().closeEvent(event)
 
