@@ -316,6 +316,8 @@ def export_dataset(
         raise ProjectError(f"{project.path}: has no labelled cases to export")
     if len(set(names)) < len(names):
         raise ProjectError(f"{project.path}: two classes share a name, which {layout} can't hold")
+    if layout == "nnunet" and "ignore" in names:
+        raise ProjectError(f"{project.path}: to nnU-Net 'ignore' is no class; rename it")
     if folder.exists():
         raise ProjectError(f"{folder}: exists already")
     sources = dicom_series([project.attributes(c) for c in (*training, *testing)], dicom_source)
