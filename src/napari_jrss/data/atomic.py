@@ -42,8 +42,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
     sync_folder(path.parent)
 
@@ -70,8 +71,17 @@ def new_folder(path: Path, hidden: Path | None = None) -> Iterator[Path]:
         sync_tree(temporary)
         temporary.rename(path)
         sync_folder(path.parent)
+    except BaseException as error:
+        _name(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Let an error of the system say which file it is about; a full disk doesn't."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def sync_file(path: Path) -> None:

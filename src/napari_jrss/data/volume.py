@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.data.atomic import write_bytes
 from napari_jrss.data.resample import Matrix, Shape, copy
 
 if TYPE_CHECKING:
@@ -363,10 +363,8 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
     kind: Any = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
     image = kind(array.T, None, header)
     content = image.to_bytes()
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     # No time stamp: the same label gives the same file.
-    aside.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
-    aside.replace(path)
+    write_bytes(path, gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
