@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from napari_jrss.session.session import Session
 from napari_jrss.widgets.bridge import Relay, telling
+from napari_jrss.widgets.closing import WindowWatch
 from napari_jrss.widgets.cohort_tab import CohortTab
 from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.registration_tab import RegistrationTab
@@ -64,6 +65,7 @@ class MainWidget(QWidget):
         layout.addWidget(self.tabs)
         layout.addWidget(self._message)
         self.setAcceptDrops(True)
+        self._watch = WindowWatch(self, lambda: self.session.training.state.busy)
 
         self._relay = Relay(self)
         for signal in (self.session.project_changed, self.session.cases_changed):
@@ -116,12 +118,14 @@ class MainWidget(QWidget):
             self.cohort.take(folder)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Stop what runs and let go of the project."""
+        """Stop what runs, so that it can be resumed, and let go of the project."""
+        self._watch.stop()
         for tab in (self.cohort, self.review, self.rounds, self.registration):
             tab.close()
         self._relay.disconnect_all()
         if self._end_preferences is not None:
             self._end_preferences()
+            self._end_preferences = None
         self.session.close()
         super().closeEvent(event)
 

@@ -1,0 +1,106 @@
+"""What happens to a dock when its window closes, or when the dock is taken out of it.
+
+A dock that is hidden, or floats, goes on. A person who closes the window while a round runs is
+asked first; a script isn't. The round is paused then, and can be resumed. A dock that is closed
+by its cross is taken out of the window without a question (napari asks nobody); its round is
+paused, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtWidgets import QMainWindow, QMessageBox, QWidget
+
+QUESTION = (
+    "A round is training. It will be paused and can be resumed when the project is open again.\n\n"
+    "Close the window?"
+)
+
+
+class WindowWatch(QObject):
+    """Closes a dock with its window, and asks before if need be.
+
+    Parameters
+    ----------
+    dock
+        The widget; it is closed as soon as it belongs to no window any more.
+    must_ask
+        Whether a person who closes the window is to be asked.
+    """
+
+    def __init__(self, dock: QWidget, must_ask: Callable[[], bool]) -> None:
+        super().__init__(dock)
+        self._dock = dock
+        self._must_ask = must_ask
+        self._window: QMainWindow | None = None
+        self._closing = False
+        dock.installEventFilter(self)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._dock.removeEventFilter(self)
+        self._follow(None)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
+        """See the dock change its parent, and the window close."""
+        if watched is self._dock:
+            if event.type() in (QEvent.Type.ParentChange, QEvent.Type.Show):
+                QTimer.singleShot(0, self._look)
+        elif event.type() == QEvent.Type.Close and not self._closing:
+            return self._close_with_window(event)
+        return False
+
+    def _look(self) -> None:
+        """Find the window that the dock is in now; without one, its time is over."""
+        parent = self._dock.parentWidget()
+        while parent is not None and not isinstance(parent, QMainWindow):
+            parent = parent.parentWidget()
+        if parent is None and self._window is not None:
+            self.stop()
+            self._dock.close()
+        elif parent is not None:
+            self._follow(parent)
+
+    def _follow(self, window: QMainWindow | None) -> None:
+        if self._window is not None:
+            self._window.removeEventFilter(self)
+        self._window = window
+        if window is not None:
+            window.installEventFilter(self)
+
+    def _close_with_window(self, event: QEvent) -> bool:
+        window = self._window
+        assert window is not None
+        if self._must_ask() and _a_person_closes(window, event) and not self._agreed(window):
+            event.ignore()
+            return True
+        # napari may still refuse, so its window has its say before the dock goes.
+        self._closing = True
+        try:
+            window.event(event)
+        finally:
+            self._closing = False
+        if event.isAccepted():
+            self.stop()
+            self._dock.close()
+        return True
+
+    def _agreed(self, window: QMainWindow) -> bool:
+        box = QMessageBox(window)
+        box.setIcon(QMessageBox.Icon.Question)
+        box.setWindowTitle("JRSS")
+        box.setText(QUESTION)
+        pause = box.addButton("Pause and close", QMessageBox.ButtonRole.AcceptRole)
+        stay = box.addButton("Keep training", QMessageBox.ButtonRole.RejectRole)
+        box.setDefaultButton(stay)
+        box.exec()
+        return box.clickedButton() is pause
+
+
+def _a_person_closes(window: QMainWindow, event: QEvent) -> bool:
+    """By the window's cross, or a shortcut; a script's `viewer.close()` hides the canvas first."""
+    canvas = window.centralWidget()
+    parts = [] if canvas is None else canvas.findChildren(QWidget)
+    return event.spontaneous() or any(part.isVisible() for part in parts)
