@@ -124,6 +124,7 @@ class Session:
         if not self.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
             self.rounds.end_at_once()
         stopped = all([r.wait(max(0.0, until - time.monotonic())) for r in runners])
+        self.pairs.desk.wait(max(0.0, until - time.monotonic()))  # holds arrays only
         project, self.project = self.project, None
         if project is not None and stopped:
             project.close()
