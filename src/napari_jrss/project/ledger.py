@@ -20,6 +20,7 @@ from threading import RLock
 
 from napari_jrss.data.atomic import aside, sync_file, sync_folder
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.soundness import check_sound
 
 APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
 
@@ -355,13 +356,17 @@ class Ledger:
     def _check_version(self) -> None:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
+        if application != APPLICATION_ID or version < 0:
             raise ProjectError(f"{self.path}: not the ledger of a project")
         if version > SCHEMA_VERSION:
             raise ProjectError(
                 f"{self.path}: made by a newer version of napari-jrss (schema {version}, "
                 f"this one knows {SCHEMA_VERSION}); update napari-jrss"
             )
+        try:
+            check_sound(self._connection, MIGRATIONS[:version])
+        except ProjectError as error:
+            raise ProjectError(f"{self.path}: {error}") from None
         if version < SCHEMA_VERSION:
             if self.read_only:
                 raise ProjectError(
@@ -648,11 +653,11 @@ class Ledger:
                     finished=row[4],
                     config_sha256=row[5],
                     label_versions=used.get(row[0], {}),
-                    metrics=json.loads(row[6]),
+                    metrics=dict(json.loads(row[6])),
                 )
                 for row in rows
             ]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ProjectError(f"{self.path}: {error}") from error
 
     def roles(self, number: int) -> dict[str, tuple[str, str | None]]:

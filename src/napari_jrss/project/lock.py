@@ -127,7 +127,7 @@ def _holder(path: Path) -> str:
             holder = json.loads(stream.read(1000))
         process, computer = int(holder["process"]), str(holder["computer"])
         since = datetime.fromisoformat(holder["since"]).astimezone()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "held by another program"
     if process == os.getpid() and computer == platform.node():
         return f"held by this program already, since {since:%Y-%m-%d %H:%M:%S}"

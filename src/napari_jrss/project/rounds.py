@@ -10,6 +10,7 @@ from pathlib import Path
 from napari_jrss.data import store
 from napari_jrss.data.atomic import sync_folder, write_text
 from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Image, Label
+from napari_jrss.data.predictions import PREDICTIONS
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import ROUNDS
@@ -21,7 +22,11 @@ class ProjectRounds(ProjectCases):
 
     def rounds(self) -> list[Round]:
         """All rounds by number."""
-        return self._ledger.rounds(self.path / ROUNDS)
+        rounds = self._ledger.rounds(self.path / ROUNDS)
+        for entry in rounds:
+            # A round's folder is written into by its number alone.
+            self._inside(ROUNDS, entry.folder.name, PREDICTIONS)
+        return rounds
 
     def round(self, number: int) -> Round:
         """One round.
