@@ -400,7 +400,8 @@ class Ledger:
             except ProjectError:
                 raise
             except sqlite3.Error as error:
-                raise ProjectError(f"{self.path}: {error}") from error
+                reason = " ".join(str(error).split())[:300]
+                raise ProjectError(f"{self.path}: {reason}") from error
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
