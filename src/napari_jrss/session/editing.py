@@ -47,9 +47,8 @@ class Edit:
         Their classes.
     origins
         Where another draft was begun: the origin before and after.
-    repaired
-        Whether painting over an accepted structure was taken back, so that what is shown
-        differs from what was painted.
+    shown
+        Whether the painter shows it already: it was painted, and nothing of it was taken back.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Edit:
     before: Label
     after: Label
     origins: tuple[Origin, Origin] | None = None
-    repaired: bool = False
+    shown: bool = False
 
     @property
     def inverse(self) -> Edit:
@@ -202,14 +201,14 @@ class LabelEditor:
                 return None
             before, after = known[indices], flat[indices]
             forbidden = self._forbidden(before, after)
-            repaired = bool(forbidden.any())
-            if repaired:
+            shown = not forbidden.any()
+            if not shown:
                 flat[indices[forbidden]] = before[forbidden]
                 allowed = ~forbidden
                 indices, before, after = indices[allowed], before[allowed], after[allowed]
             known[indices] = after
             self._count(before, after)
-            return self._finish(Edit(name, indices, before, after, repaired=repaired))
+            return self._finish(Edit(name, indices, before, after, shown=shown))
 
     def apply(self, name: str, indices: NDArray[np.intp], values: Label) -> Edit | None:
         """Set voxels (flat indices) to classes as one action; locked structures stay."""

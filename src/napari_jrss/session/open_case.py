@@ -153,8 +153,7 @@ class OpenCase:
         """Labels to begin with, the likeliest first."""
         found = []
         if self.prediction is not None and self.teacher is not None:
-            number = self.teacher.number
-            found.append(Source(f"round:{number}", f"Pseudo-label of round {number}"))
+            found.append(_source(f"round:{self.teacher.number}"))
         found += [
             Source(
                 f"version:{version.version}",
@@ -162,8 +161,7 @@ class OpenCase:
             )
             for version in reversed(self.versions)
         ]
-        found += [Source(draft, _title(draft)) for draft in self.drafts]
-        found.append(Source(BLANK, "Blank"))
+        found += [_source(draft) for draft in (*self.drafts, BLANK)]
         return found
 
     def structures(self) -> list[Structure]:
@@ -282,8 +280,22 @@ def _resume(project: Project, case_id: str) -> tuple[Journal, LabelEditor, str] 
     return journal, editor, found.last_change
 
 
-def _title(draft: str) -> str:
-    cases = draft.removeprefix("case:").split(",")
-    if len(cases) > 3:
-        return f"Propagated from {len(cases)} labelled cases"
-    return f"Propagated from {', '.join(cases)}"
+def draft_in_words(draft: str) -> str:
+    """What a label was drawn from, such as "pseudo-label of round 3"."""
+    kind, _, what = draft.partition(":")
+    if kind == "round":
+        return f"pseudo-label of round {what}"
+    if kind == "version":
+        return what
+    if kind == "case":
+        cases = what.split(",")
+        several = len(cases) > 3
+        return "propagated from " + (
+            f"{len(cases)} labelled cases" if several else ", ".join(cases)
+        )
+    return draft
+
+
+def _source(draft: str) -> Source:
+    words = draft_in_words(draft)
+    return Source(draft, words[0].upper() + words[1:])

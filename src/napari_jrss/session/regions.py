@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_jrss.data.predictions import Prediction
@@ -22,7 +23,7 @@ class Region:
     index
         Class that the teacher gives to this voxel.
     volume_ml
-        Volume that is about as uncertain.
+        Volume around it that is about as uncertain.
     mean
         Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
     """
@@ -39,8 +40,9 @@ def uncertain_regions(
     count: int = 30,
     fraction: float = 0.005,
     sigma_mm: float = 1.5,
+    apart_mm: float = 10.0,
 ) -> list[Region]:
-    """The connected regions whose uncertainty sums to most, worst first.
+    """The places around which uncertainty sums to most, worst first.
 
     Parameters
     ----------
@@ -53,7 +55,9 @@ def uncertain_regions(
     fraction
         Part of the volume that counts as uncertain.
     sigma_mm
-        Standard deviation of the Gaussian that joins speckles to regions.
+        Standard deviation of the Gaussian that joins speckles.
+    apart_mm
+        Size of the box that one region is looked for in, and least distance of two.
     """
     doubt = (
         1 - prediction.confidence.astype(np.float32)
@@ -61,25 +65,37 @@ def uncertain_regions(
         else prediction.uncertainty.astype(np.float32)
     )
     smoothed = ndimage.gaussian_filter(doubt, [sigma_mm / size for size in spacing_mm])
+    window = [2 * int(np.ceil(apart_mm / 2 / size)) + 1 for size in spacing_mm]
     threshold = max(float(np.quantile(smoothed, 1 - fraction)), float(np.finfo(np.float16).eps))
-    parts, found = ndimage.label(smoothed > threshold)
-    if not found:
-        return []
-    numbers = np.arange(1, found + 1)
-    sums = ndimage.sum_labels(doubt, parts, numbers)
-    worst = numbers[np.argsort(-sums, kind="stable")[:count]]
-    peaks = ndimage.maximum_position(smoothed, parts, worst)
-    sizes = np.bincount(parts.ravel())
+    peaks = (smoothed == ndimage.maximum_filter(smoothed, window)) & (smoothed > threshold)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     regions = []
-    for number, (z, y, x) in zip(worst, peaks, strict=True):
-        size = int(sizes[number])
+    for at in _apart(np.argwhere(peaks), smoothed[peaks], window):
+        around = tuple(
+            slice(max(int(i) - n // 2, 0), int(i) + n // 2 + 1)
+            for i, n in zip(at, window, strict=True)
+        )
+        uncertain = smoothed[around] > threshold
+        z, y, x = (int(i) for i in at)
         regions.append(
             Region(
-                (int(z), int(y), int(x)),
+                (z, y, x),
                 int(prediction.label[z, y, x]),
-                size * voxel_ml,
-                float(sums[number - 1]) / size,
+                int(np.count_nonzero(uncertain)) * voxel_ml,
+                float(doubt[around][uncertain].mean()),
             )
         )
-    return regions
+    regions.sort(key=lambda region: -region.volume_ml * region.mean)
+    return regions[:count]
+
+
+def _apart(
+    places: NDArray[np.intp], values: NDArray[np.float32], window: Sequence[int]
+) -> list[NDArray[np.intp]]:
+    """The largest of places that lie in one box, such as a plateau's many peaks."""
+    kept: list[NDArray[np.intp]] = []
+    half = np.array(window) // 2
+    for place in places[np.argsort(-values, kind="stable")]:
+        if not kept or not (np.abs(np.stack(kept) - place) <= half).all(1).any():
+            kept.append(place)
+    return kept

@@ -24,6 +24,7 @@ from napari_jrss.session.open_case import (
     BLANK,
     Kept,
     OpenCase,
+    draft_in_words,
     find_prediction,
     read_case,
     visible_versions,
@@ -164,6 +165,7 @@ class Review:
             self._screen(case)
             if case.prediction is None and case.teacher is not None:
                 self._predict(case)
+            self.suggest_next()
 
         self.desk.submit(put_on_table)
         return True
@@ -304,7 +306,7 @@ class Review:
             if case.case_id != wanted:
                 return
             case.drafts[draft] = array
-            case.editor.begin(f"draft {draft}", array, draft)
+            case.editor.begin(f"start from {draft_in_words(draft)}", array, draft)
             self.prediction_changed.emit()
 
         self.desk.submit(begin)
@@ -314,7 +316,9 @@ class Review:
         self._require_writable()
         case = self.on_table
         self.desk.submit(
-            lambda: case.editor.begin(f"draft {draft}", self.source(case, draft), draft)
+            lambda: case.editor.begin(
+                f"start from {draft_in_words(draft)}", self.source(case, draft), draft
+            )
         )
 
     def source(self, case: OpenCase, draft: str) -> Label:
@@ -357,7 +361,7 @@ class Review:
         """Give one structure the extent that it has in a source."""
         case = self.on_table
         self._tool(
-            f"take from {draft}",
+            f"take from {draft_in_words(draft)}",
             index,
             lambda label: shapes.take(label, index, self.source(case, draft)),
         )

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from superqt.utils import qthrottled
 
-from napari_jrss.widgets.bridge import Relay
+from napari_jrss.session.author import known_author, remember_author
+from napari_jrss.session.editing import Edit
+from napari_jrss.session.errors import is_ours, one_line
+from napari_jrss.session.inference import RegistrationReport
+from napari_jrss.session.open_case import OpenCase, draft_in_words
+from napari_jrss.session.review import Leave
+from napari_jrss.session.runner import JobState
+from napari_jrss.widgets.bridge import Relay, telling
+from napari_jrss.widgets.review_dialogs import ask_leave, ask_name, ask_reason
+from napari_jrss.widgets.review_layers import ABOVE, OVERLAYS, ReviewLayers
+from napari_jrss.widgets.review_panels import (
+    DraftPanel,
+    ProposalPanel,
+    UnfinishedPanel,
+    button,
+    wrapped,
+)
+from napari_jrss.widgets.structure_table import StructureTable
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_jrss.session.session import Session
+
+_REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
+_REJECTIONS = ["the pseudo-label is no good", "structures are mixed up"]
 
 
 class ReviewTab(QWidget):
@@ -22,9 +44,352 @@ class ReviewTab(QWidget):
         super().__init__()
         self._viewer = viewer
         self._session = session
+        self._review = review = session.review
         self._relay = Relay(self)
+        self.layers = ReviewLayers(
+            viewer,
+            {
+                "Control-Z": self._do(review.undo),
+                "Control-Shift-Z": self._do(review.redo),
+                "U": self._do(review.next_uncertain),
+                "I": self._do(self._interpolate),
+                "Shift-A": self.accept_case,
+            },
+            self._painted,
+            self._structure_chosen,
+        )
+        self._build()
+        self._redraw_soon = qthrottled(self._redraw_numbers, timeout=100)
+
+        connect = self._relay.connect
+        connect(review.case_changed, self._show_case)
+        connect(review.prediction_changed, self._show_prediction)
+        connect(review.screened, self._show_tau)
+        connect(review.label_changed, self._show_edit)
+        connect(review.status_changed, self._redraw_soon)
+        connect(review.suggestion_changed, self._show_suggestion)
+        connect(review.region_changed, self._show_region)
+        connect(review.unfinished_changed, self._show_unfinished)
+        connect(review.desk.failed, self._tell_error)
+        connect(session.inference.event, self._show_progress)
+        connect(session.inference.state_changed, self._inference_changed)
+        connect(session.project_changed, self._show_case)
+        review.ask = self._ask_leave
+        self._show_case()
+
+    # -- how it looks
+
+    def _build(self) -> None:
+        review = self._review
+        self.title = wrapped("No case is open. Double click one in Cohort.")
+        self.notice = wrapped()
+        self.unfinished = UnfinishedPanel()
+        self.unfinished.recover.connect(lambda case_id: self._do(review.open, case_id)())
+        self.unfinished.discard.connect(
+            lambda case_id: self._do(review.discard_unfinished, case_id)()
+        )
+        self.suggestion = wrapped()
+        self.open_next = button(
+            "Open next",
+            "Open the case whose label would help most",
+            self._open_next,
+        )
+        self.proposal = ProposalPanel()
+        self.proposal.tau_changed.connect(self._tau_chosen)
+        self.proposal.shown.connect(self.layers.set_visible)
+        self.table = StructureTable()
+        self.table.setMinimumHeight(110)
+        self.table.chosen.connect(self._row_chosen)
+        self.table.accepted.connect(
+            lambda index, on: self._do(review.accept_structure, index, on)()
+        )
+        self.draft = DraftPanel(self._do(review.propagate))
+        self.draft.start.connect(lambda draft: self._do(review.start_from, draft)())
+        self.draft.take.connect(lambda draft: self._with_structure(review.take_structure, draft))
+
+        self.next_uncertain = button(
+            "Next uncertain region",
+            "Go to the next region where teacher and student disagree most (U)",
+            self._do(review.next_uncertain),
+        )
+        self.tools = [
+            button(
+                "Interpolate",
+                "Draw the chosen structure between the slices that you painted, or else into its "
+                "gaps (I)",
+                self._do(self._interpolate),
+            ),
+            button(
+                "Smooth",
+                "Round off the chosen structure's surface",
+                lambda: self._with_structure(review.smooth),
+            ),
+            button(
+                "Fill holes",
+                "Fill what the chosen structure encloses",
+                lambda: self._with_structure(review.fill_holes),
+            ),
+            button(
+                "Largest part",
+                "Keep only the largest connected part of the chosen structure",
+                lambda: self._with_structure(review.keep_largest),
+            ),
+        ]
+        self.undo = button("Undo", "Take the latest action back (Ctrl+Z)", self._do(review.undo))
+        self.redo = button("Redo", "Do it again (Ctrl+Shift+Z)", self._do(review.redo))
+        self.revert = button(
+            "Revert", "Back to the draft, as one action (Ctrl+Z)", self._do(review.revert)
+        )
+        self.progress = wrapped()
+        self.status = wrapped()
+        self.accept = button(
+            "Accept case",
+            "Make the label a new version in force; the next round trains on it (Shift+A)",
+            self.accept_case,
+        )
+        self.reject = button("Reject…", "The pseudo-label is no good", self._ask_reject)
+        self.skip = button("Skip…", "Leave the case for later, and say why", self._ask_skip)
+
+        tools = QGridLayout()
+        for i, each in enumerate((*self.tools, self.undo, self.redo, self.revert)):
+            tools.addWidget(each, i // 3, i % 3)
+        tools.addWidget(self.next_uncertain, 2, 1, 1, 2)
+        decide = QHBoxLayout()
+        decide.addWidget(self.accept, 2)
+        decide.addWidget(self.reject, 1)
+        decide.addWidget(self.skip, 1)
+        following = QHBoxLayout()
+        following.addWidget(self.suggestion, 1)
+        following.addWidget(self.open_next)
+        inner = QWidget()
+        body = QVBoxLayout(inner)
+        for widget in (self.title, self.notice, self.unfinished, self.proposal):
+            body.addWidget(widget)
+        body.addWidget(self.table, 1)
+        body.addWidget(self.draft)
+        body.addLayout(tools)
+        for widget in (self.progress, self.status):
+            body.addWidget(widget)
+        body.addLayout(decide)
+        body.addLayout(following)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setWidget(inner)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+
+    # -- what the person does
+
+    def _do(self, command: Callable[..., object], *arguments: object) -> Callable[[], None]:
+        """A slot that calls a command and tells why it can't be done."""
+
+        def slot() -> None:
+            with telling(self._session):
+                command(*arguments)
+
+        return slot
+
+    def accept_case(self) -> None:
+        """Accept the case; the first time, ask for the person's name."""
+        if self._named():
+            self._do(self._review.accept)()
+
+    def _ask_reject(self) -> None:
+        reason = ask_reason(self, "Reject", "What is wrong with the pseudo-label?", _REJECTIONS)
+        if reason is not None and self._named():
+            self._do(self._review.reject, reason)()
+
+    def _ask_skip(self) -> None:
+        reason = ask_reason(self, "Skip", "Why is the case left for later?", _REASONS)
+        if reason is not None and self._named():
+            self._do(self._review.skip, reason)()
+
+    def _ask_leave(self, case: OpenCase) -> Leave | None:
+        choice = ask_leave(self, case)
+        if choice is Leave.ACCEPT and not self._named():
+            return None
+        return choice
+
+    def _named(self) -> bool:
+        """Whether the person has a name; ask for it if not."""
+        with telling(self._session):
+            name = self._session.author or known_author()
+            if not name and (name := ask_name(self)):
+                remember_author(name)
+            self._session.author = name
+            return bool(name)
+        return False
+
+    def _open_next(self) -> None:
+        suggestion = self._review.suggestion
+        if suggestion is None:
+            self._do(self._review.suggest_next)()
+        else:
+            self._do(self._review.open, suggestion.case_id)()
+
+    def _with_structure(self, command: Callable[..., object], *arguments: object) -> None:
+        if self.table.index is not None:
+            self._do(command, self.table.index, *arguments)()
+
+    def _interpolate(self) -> None:
+        index = self.table.index
+        if index is not None:
+            # Across the slices that are looked at.
+            self._review.interpolate(index, int(self._viewer.dims.order[0]))
+
+    def _tau_chosen(self, tau: float) -> None:
+        box = self.proposal.boxes[ABOVE]
+        if box.isEnabled() and not box.isChecked():
+            box.setChecked(True)
+        self._do(self._review.set_tau, tau)()
+
+    def _row_chosen(self, index: int) -> None:
+        label = self.layers.label
+        if label is not None and label.selected_label != index:
+            label.selected_label = index
+
+    def _structure_chosen(self, index: int) -> None:
+        self.table.choose(index)
+
+    def _painted(self) -> None:
+        case = self._review.case
+        if case is None:
+            return
+        edit = case.editor.sync()
+        if edit is not None and not edit.shown:
+            self._session.notified.emit(
+                "An accepted structure stays as it is; take its tick away to paint on it"
+            )
+
+    # -- what the session says
+
+    def _show_case(self) -> None:
+        case, project = self._review.case, self._session.project
+        read_only = project is not None and project.read_only
+        if case is None:
+            self.layers.clear()
+            self.title.setText(
+                "No project is open."
+                if project is None
+                else "No case is open. Double click one in Cohort, or open the suggested one."
+            )
+            self.table.setRowCount(0)
+        else:
+            self.layers.show(case, read_only)
+            self._row_chosen(self.table.index or 1)
+        for widget in (*self.tools, self.revert, self.accept, self.reject, self.skip):
+            widget.setEnabled(case is not None and not read_only)
+        self.draft.setEnabled(case is not None and not read_only)
+        self.table.setEnabled(case is not None)
+        self._show_unfinished()
+        self._show_suggestion()
+        self._show_prediction()
+
+    def _show_prediction(self) -> None:
+        case = self._review.case
+        if case is not None:
+            self.layers.show_prediction()
+        known = {
+            kind: layer.visible
+            for kind in OVERLAYS
+            if case is not None
+            and case.prediction is not None
+            and (layer := self.layers.layer(kind)) is not None
+        }
+        if case is not None and case.prediction is not None and case.prediction.uncertainty is None:
+            known.pop("uncertainty", None)
+        self.proposal.show_case(case, known)
+        self.next_uncertain.setEnabled(case is not None and case.prediction is not None)
+        self.draft.show_sources(case)
+        self._redraw_numbers()
+
+    def _show_tau(self) -> None:
+        case = self._review.case
+        if case is not None and case.screened is not None:
+            self.proposal.show_words(case.screened)
+            self.layers.show_tau()
+            self._redraw_soon()
+
+    def _show_edit(self, edit: Edit) -> None:
+        self.layers.show_edit(edit)
+        self._redraw_soon()
+
+    def _redraw_numbers(self) -> None:
+        case, project = self._review.case, self._session.project
+        if case is None or project is None:
+            self.status.setText("")
+            self.notice.hide()
+            self.undo.setEnabled(False)
+            self.redo.setEnabled(False)
+            return
+        self.table.show_rows(case.structures(), project.read_only)
+        self.title.setText(f"{case.case_id}: {case.case.split}, {case.case.status}")
+        lines = [case.purpose]
+        if project.read_only:
+            lines.append("The project is open read-only: look, but nothing can be accepted.")
+        if case.recovered is not None:
+            lines.append(f"Your corrections of {case.recovered[:16]} (UTC) are back.")
+        self.notice.setText("\n".join(filter(None, lines)))
+        self.notice.setVisible(any(lines))
+        editor = case.editor
+        for widget, name in ((self.undo, editor.undo_name), (self.redo, editor.redo_name)):
+            widget.setEnabled(name is not None)
+        self.undo.setToolTip(f"Take back: {editor.undo_name or 'nothing'} (Ctrl+Z)")
+        self.redo.setToolTip(f"Do again: {editor.redo_name or 'nothing'} (Ctrl+Shift+Z)")
+        minutes, seconds = divmod(int(case.autosave.seconds), 60)
+        draft = draft_in_words(editor.origin.draft)
+        self.status.setText(
+            f"{editor.voxels_changed:,} voxels differ from the draft ({draft}); "
+            f"{minutes} min {seconds:02d} s"
+        )
+
+    def _show_suggestion(self) -> None:
+        suggestion = self._review.suggestion
+        self.open_next.setEnabled(self._session.project is not None)
+        self.open_next.setText("Suggest" if suggestion is None else "Open next")
+        self.suggestion.setText(
+            "" if suggestion is None else f"Next: {suggestion.case_id}, as {suggestion.reason}"
+        )
+
+    def _show_region(self) -> None:
+        region, case = self._review.region, self._review.case
+        if region is None or case is None or case.regions is None:
+            return
+        self.layers.look_at(region.at)
+        number = case.regions.index(region) + 1
+        unit = "nats" if case.prediction and case.prediction.uncertainty is not None else "doubt"
+        self._session.notified.emit(
+            f"Uncertain region {number} of {len(case.regions)}: {region.volume_ml:.2f} ml, "
+            f"mean {region.mean:.2f} {unit}, {case.table.names[region.index]}"
+        )
+        if region.index:
+            self.table.choose(region.index)
+
+    def _show_unfinished(self) -> None:
+        project = self._session.project
+        self.unfinished.show_entries([] if project is None else self._review.unfinished)
+
+    def _show_progress(self, event: object) -> None:
+        if isinstance(event, RegistrationReport) and self._review.case is not None:
+            self.progress.setText(f"{event.moving} is registered to {event.fixed}")
+
+    def _inference_changed(self, state: JobState) -> None:
+        if not state.busy:
+            self.progress.setText("")
+        self.draft.propagate.setEnabled(not state.busy)
+
+    def _tell_error(self, error: Exception) -> None:
+        if not is_ours(error):
+            raise error
+        self._session.notified.emit(one_line(error))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Undo what was connected."""
+        """Undo what was connected; corrections stay in the journal."""
         self._relay.disconnect_all()
+        self._review.ask = None
+        if self._review.case is not None:
+            self._review.case.editor.sync()
+        self.layers.clear()
         super().closeEvent(event)

@@ -10,35 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_jrss.config import preset
-from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss._tests.session.phantoms import describe, give_teacher
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Outcome, Status
+from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
-from napari_jrss.session.description import RoundDescription
 from napari_jrss.session.review import Leave, Review, UnsavedError
 from napari_jrss.session.session import Session
-
-
-def give_teacher(project: Project, seed: int = 0) -> int:
-    """A finished round whose predictions are noisy copies of a block; its number."""
-    description = RoundDescription(
-        training=preset("smoke"), classes=list(project.table.names)
-    ).model_dump_json()
-    entry = project.start_round(None, description, project.snapshot().label_versions)
-    rng = np.random.default_rng(seed)
-    for case in project.cases():
-        label = np.zeros(project.grid.shape, np.uint8)
-        label[4:10, 6:14, 4:10] = 1
-        label[10:13, 6:14, 4:10] = 2
-        confidence = rng.uniform(0.3, 1, label.shape).astype(np.float16)
-        uncertainty = np.zeros(label.shape, np.float16)
-        uncertainty[8:10, 6:8, 4:6] = 2
-        write_prediction(
-            entry.folder / PREDICTIONS, case.case_id, Prediction(label, confidence, uncertainty)
-        )
-    return project.finish_round(entry.number, Outcome.FINISHED, promote=True).number
 
 
 @pytest.fixture(scope="session")
@@ -136,8 +114,7 @@ def test_an_unchanged_pseudo_label_is_accepted_as_such(session: Session) -> None
 def test_accepting_during_training_leaves_the_round_its_own_labels(session: Session) -> None:
     project, stop = session.open_project, threading.Event()
     begun = project.snapshot()
-    description = RoundDescription(training=preset("smoke"), classes=list(project.table.names))
-    entry = project.start_round(0, description.model_dump_json(), begun.label_versions)
+    entry = project.start_round(0, describe(project), begun.label_versions)
 
     def fake_round(cancel: threading.Event) -> Iterator[Event]:
         yield StageStarted(stage="screening", steps=1)

@@ -1,0 +1,260 @@
+"""The layers of the case under review, from the scan to the label that is painted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels, Layer
+from napari.utils.colormaps import Colormap
+
+from napari_jrss.widgets.layers import colormap, image_layer, labels_layer, show_axially
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_jrss.session.editing import Edit
+    from napari_jrss.session.open_case import OpenCase
+
+IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL = (
+    *("scan", "pseudo-label", "pseudo-label above tau"),
+    *("confidence", "uncertainty", "label"),
+)
+OVERLAYS = (PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY)
+# Nothing where the networks agree, so that the scan shows through.
+_HEAT = Colormap([[0, 0, 0, 0], [0.8, 0.1, 0.1, 0.6], [1, 0.9, 0.2, 0.95]], name="uncertainty")
+# What a person set on the label's layer stays with the next case's.
+_TASTE = ("opacity", "visible", "contour", "brush_size", "n_edit_dimensions", "preserve_labels")
+
+
+class ReviewLayers:
+    """Shows one case after the other; call it in the window's thread.
+
+    Scans and overlays keep their layers and get other voxels, so the order, names and colours
+    that a person gave them stay. The label gets a new layer with each case: a layer's own undo
+    would write one case's voxels into the next. A layer that the person removed comes back with
+    the next case.
+
+    Parameters
+    ----------
+    viewer
+        Where.
+    keys
+        What keys do while one of these layers is selected.
+    painted
+        Called after each stroke.
+    chosen
+        Called when another structure is chosen for painting, with its index.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        keys: dict[str, Callable[[], object]],
+        painted: Callable[[], None],
+        chosen: Callable[[int], None],
+    ) -> None:
+        self._viewer = viewer
+        self._keys = keys
+        self._painted = painted
+        self._chosen = chosen
+        self._case: OpenCase | None = None
+        self._layers: dict[str, Layer] = {}
+        self._names: dict[str, str] = {}
+
+    def layer(self, kind: str) -> Any:
+        """One of the layers, or None where the person removed it or it never was."""
+        layer = self._layers.get(kind)
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    @property
+    def label(self) -> Labels | None:
+        """The layer that is painted."""
+        return self.layer(LABEL)
+
+    def show(self, case: OpenCase, read_only: bool) -> None:
+        """Put a case in the place of the one before."""
+        fresh = self.layer(IMAGE) is None
+        self._case = case
+        limits = np.percentile(case.image[::4, ::4, ::4], (0.5, 99.8))
+        low, high = float(limits[0]), float(max(limits[1], limits[0] + 1e-3))
+        image = self.layer(IMAGE)
+        if image is None:
+            image = image_layer(
+                case.image, case.grid, case.case_id, contrast_limits=(low, high), colormap="gray"
+            )
+            self._add(IMAGE, image)
+        else:
+            image.data = case.image
+            image.contrast_limits = (low, high)
+            self._rename(IMAGE, case.case_id)
+        image.contrast_limits_range = (float(case.image.min()), float(case.image.max()))
+        for kind in OVERLAYS:
+            if (layer := self.layer(kind)) is not None and case.prediction is None:
+                layer.visible = False
+        self._show_label(case, read_only)
+        if fresh:
+            show_axially(self._viewer.dims, case.image.shape)
+            self._viewer.reset_view()
+
+    def show_prediction(self) -> None:
+        """Show what the teacher says of the case, or nothing where it doesn't."""
+        case = self._case
+        if case is None or case.prediction is None:
+            return
+        prediction = case.prediction
+        self._show_overlay(PSEUDO, prediction.label)
+        if case.screening is not None:
+            self._show_overlay(ABOVE, np.zeros_like(prediction.label))
+            self.show_tau()
+        self._show_overlay(CONFIDENCE, prediction.confidence.astype(np.float32))
+        if prediction.uncertainty is not None:
+            doubt = prediction.uncertainty.astype(np.float32)
+            self._show_overlay(UNCERTAINTY, doubt)
+            highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
+            self._layers[UNCERTAINTY].contrast_limits = (0, max(highest, 1e-3))
+
+    def show_tau(self) -> None:
+        """Show the voxels that enter training at the present tau."""
+        layer, case = self.layer(ABOVE), self._case
+        if layer is None or case is None or case.screening is None or case.screened is None:
+            return
+        if layer.visible:
+            case.screening.target(case.screened.tau, out=layer.data)
+            layer.refresh()
+
+    def show_edit(self, edit: Edit) -> None:
+        """Show a change of the label that wasn't painted."""
+        if self.label is not None and not edit.shown:
+            self.label.refresh()
+
+    def recolour(self, case: OpenCase) -> None:
+        """Show the structures' present colours and names."""
+        for kind in (PSEUDO, ABOVE, LABEL):
+            if (layer := self.layer(kind)) is not None:
+                layer.colormap = colormap(case.table)
+
+    def set_visible(self, kind: str, visible: bool) -> None:
+        """Show or hide an overlay."""
+        if (layer := self.layer(kind)) is not None:
+            layer.visible = visible
+
+    def look_at(self, at: tuple[int, int, int]) -> None:
+        """Bring a voxel (z, y, x) to the middle of the view."""
+        image = self.layer(IMAGE) or self.label
+        if image is None:
+            return
+        world = np.asarray(image.data_to_world(at))
+        self._viewer.dims.point = tuple(world)
+        centre = np.array(self._viewer.scene.camera.center)
+        displayed = list(self._viewer.dims.displayed)
+        centre[-len(displayed) :] = world[displayed]
+        self._viewer.scene.camera.center = tuple(centre)
+
+    def clear(self) -> None:
+        """Remove the layers, and nothing that isn't ours."""
+        for kind in list(self._layers):
+            self._forget(kind)
+            layer = self._layers.pop(kind)
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+        self._case = None
+
+    def _show_label(self, case: OpenCase, read_only: bool) -> None:
+        old = self.label
+        if LABEL in self._layers:
+            self._forget(LABEL)
+        taste = {} if old is None else {name: getattr(old, name) for name in _TASTE}
+        new = labels_layer(case.editor.label, case.grid, case.table, LABEL, opacity=0.6)
+        for name, value in taste.items():
+            setattr(new, name, value)
+        if old is None:
+            self._add(LABEL, new)
+        else:
+            place = self._viewer.layers.index(old)
+            chosen, mode = old.selected_label, old.mode
+            active = self._viewer.layers.selection.active == old  # napari hands out proxies
+            new.name = old.name
+            self._viewer.layers.remove(old)
+            self._add(LABEL, new, place)
+            new.selected_label = min(chosen, len(case.table.classes) - 1)
+            new.mode = mode if active else "pan_zoom"
+        new.editable = not read_only
+        new.events.paint.connect(self._stroke)
+        new.events.data.connect(self._replaced)
+        new.events.selected_label.connect(self._choose)
+        self._viewer.layers.selection.active = new
+
+    def _show_overlay(self, kind: str, array: Any) -> None:
+        case, layer = self._case, self.layer(kind)
+        assert case is not None
+        if layer is not None:
+            layer.data = array
+            return
+        if kind in (PSEUDO, ABOVE):
+            layer = labels_layer(array, case.grid, case.table, kind, opacity=0.5)
+            layer.editable = False
+        elif kind == CONFIDENCE:
+            layer = image_layer(
+                array,
+                case.grid,
+                kind,
+                contrast_limits=(0, 1),
+                colormap="viridis",
+                blending="translucent",
+                opacity=0.5,
+            )
+        else:
+            layer = image_layer(array, case.grid, kind, colormap=_HEAT, blending="translucent")
+        layer.visible = False
+        if kind == ABOVE:
+            layer.events.visible.connect(lambda event: self.show_tau())
+        # Below the label, above the scan.
+        label = self.label
+        place = None if label is None else self._viewer.layers.index(label)
+        self._add(kind, layer, place)
+
+    def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
+        selected = self._viewer.layers.selection.active
+        if place is None:
+            self._viewer.layers.append(layer)
+        else:
+            self._viewer.layers.insert(place, layer)
+        for key, command in self._keys.items():
+            layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
+        self._layers[kind] = layer
+        self._names[kind] = layer.name
+        if selected is not None and selected in self._viewer.layers:
+            self._viewer.layers.selection.active = selected
+
+    def _rename(self, kind: str, name: str) -> None:
+        """Give a layer its new name, unless the person gave it another one."""
+        layer = self._layers[kind]
+        if layer.name == self._names[kind]:
+            layer.name = name
+            self._names[kind] = layer.name
+
+    def _forget(self, kind: str) -> None:
+        if kind == LABEL:
+            label: Any = self._layers[kind]
+            label.events.paint.disconnect(self._stroke)
+            label.events.data.disconnect(self._replaced)
+            label.events.selected_label.disconnect(self._choose)
+
+    def _stroke(self, event: object) -> None:
+        self._painted()
+
+    def _choose(self, event: object) -> None:
+        if self.label is not None:
+            self._chosen(int(self.label.selected_label))
+
+    def _replaced(self, event: object) -> None:
+        """Somebody gave the layer another array: take its voxels, and paint on ours again."""
+        label, case = self.label, self._case
+        if label is None or case is None or label.data is case.editor.label:
+            return
+        if label.data.shape == case.editor.label.shape:
+            np.copyto(case.editor.label, label.data, casting="unsafe")
+            self._painted()
+        label.data = case.editor.label
