@@ -156,6 +156,8 @@ def init(
 
     if sum(given is not None for given in (folder, images, dicom)) != 1:
         raise UsageError("give either --folder or --images or --dicom")
+    if keep_map is not None and dicom is None:
+        raise UsageError("--keep-map goes with --dicom")
     if keep_map is not None and keep_map.resolve().is_relative_to(project.resolve()):
         raise UsageError(f"{keep_map}: lies in the project, which holds no patient's identity")
     if dicom is not None:
@@ -180,6 +182,10 @@ def init(
         reference_case=reference,
         clip_percentiles=clip,
     )
+    if keep_map is not None:  # first, or a case could never be told again
+        from napari_jrss.data.dicom import write_map
+
+        write_map(keep_map, cohort.cases)
     with Project.create(project, table, config) as made:
         results = list(
             ingest_progress(
@@ -188,10 +194,6 @@ def init(
             )
         )
     import_report(results, cohort.unmatched_labels, cohort.left_out)
-    if keep_map is not None:
-        from napari_jrss.data.dicom import write_map
-
-        write_map(keep_map, cohort.cases)
     if not any(result.ok for result in results):
         raise UsageError(f"{project}: none of {len(results)} scans could be used")
 

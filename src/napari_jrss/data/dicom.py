@@ -241,11 +241,16 @@ def write_map(path: Path, cases: Iterable[FoundCase]) -> None:
     Parameters
     ----------
     path
-        Outside the project, which holds nothing of it.
+        Outside the project, which holds nothing of it. An earlier map is never overwritten.
     cases
         As :func:`~napari_jrss.data.layouts.discover_dicom` finds them.
+
+    Raises
+    ------
+    OSError
+        The file exists, or can't be written.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123
         table = csv.writer(file)
         table.writerow(["case_id", "patient_id", "series_instance_uid", "folder"])

@@ -160,7 +160,11 @@ def test_the_map_is_kept_on_request_and_outside(tmp_path: Path) -> None:
     uids = {str(pydicom.dcmread(p).SeriesInstanceUID) for p in folder.rglob("IM0000")}
     assert {row["series_instance_uid"] for row in rows} < uids
     assert {row["patient_id"] for row in rows} == {PATIENT}
-    assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
+    if os.name != "nt":
+        assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
+    again = init("other.jrss", "--keep-map", "map.csv")
+    assert (again.returncode, (tmp_path / "other.jrss").exists()) == (2, False)
+    assert "map.csv" in again.stderr
     with Project.open(tmp_path / "p.jrss", read_only=True) as project:
         assert {c.case_id for c in project.cases()} < {row["case_id"] for row in rows}
     assert_none_of(planted(folder), tmp_path / "p.jrss")
