@@ -70,7 +70,6 @@ class ProjectRounds(ProjectCases):
         for case_id in label_versions.keys() - roles.keys():
             raise ProjectError(f"{self.path}: case {case_id!r} neither trains nor validates")
         number = max((entry.number for entry in self.rounds()), default=-1) + 1
-        self._inside(ROUNDS).mkdir(exist_ok=True)
         folder = self._inside(ROUNDS, round_folder(number))
         # A killed start leaves at most the configuration, or what was written aside for it.
         if folder.exists() and any(
@@ -78,6 +77,7 @@ class ProjectRounds(ProjectCases):
         ):
             raise ProjectError(f"{folder}: in the way, though the ledger knows no round {number}")
         try:
+            folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
             write_text(folder / "config.json", config_json)
             sync_folder(folder.parent)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -17,14 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data import workers
+from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.project.export import export_dataset, export_labels
 from napari_jrss.project.journal import Journal
 from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.session.errors import is_ours
 
+TABLE = LabelTable.of_groups({"left part": (3,), "right part": (7,)})
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
 _STATEMENTS = ("BEGIN", "INSERT", "UPDATE", "COMMIT", "CREATE", "ALTER", "PRAGMA user_version")
 
@@ -173,11 +178,98 @@ def run(program: str, where: Where, steps: Synchronized[int], deadly: int | None
     PROGRAMS[program](where)
 
 
+def attempt(where: Where, limit: int | None) -> None:
+    """Do one thing after the other where there is no room, or none for files of more than
+    `limit` bytes; say of each whether it was done, or why not."""
+    workers.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
+    if limit is not None:
+        import resource
+
+        where.done.touch()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    answers = []
+    for name, work in ATTEMPTS.items():
+        try:
+            answer = work(where)
+        except Exception as error:
+            answer = str(error) if is_ours(error) else traceback.format_exc()
+        answers.append([name, answer])
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    where.done.write_text(json.dumps(answers))
+
+
+def _label(where: Where) -> str:
+    with Project.open(where.project) as project:
+        label = np.random.default_rng(0).integers(0, 3, project.grid.shape)
+        project.add_label_version("case0", label, "Ada")
+    return "done"
+
+
+def _reject(where: Where) -> str:
+    with Project.open(where.project) as project:
+        project.reject("case1", "Ada")
+    return "done"
+
+
+def _restore(where: Where) -> str:
+    with Project.open(where.project) as project:
+        project.restore("case1", "v0001", "Ada")
+    return "done"
+
+
+def _journal_only(where: Where) -> str:
+    with Project.open(where.project) as project:
+        base = np.random.default_rng(1).integers(0, 3, project.grid.shape)
+        journal = Journal.start(project, "case1", "blank", base, "Ada")
+        try:
+            journal.record(np.arange(300), base.ravel()[:300] // 2)
+            journal.close()
+        finally:
+            journal.discard()
+    return "done"
+
+
+def _round(where: Where) -> str:
+    play_round(replace(where, done=Path(os.devnull)))
+    return "done"
+
+
+def _ingest(where: Where) -> str:
+    with Project.open(where.project) as project:
+        results = list(project.add_cases(discover(where.scans).cases, workers=1))
+    reasons = [r.reason for r in results if not r.ok and "already" not in r.reason]
+    return reasons[0] if reasons else "done"
+
+
+def _export(where: Where) -> str:
+    export(replace(where, done=Path(os.devnull)))
+    return "done"
+
+
+def _create(where: Where) -> str:
+    Project.create(where.out / "new.jrss", TABLE, PreprocessingConfig()).close()
+    shutil.rmtree(where.out / "new.jrss")
+    return "done"
+
+
+ATTEMPTS: dict[str, Callable[[Where], str]] = {
+    "label": _label,
+    "reject": _reject,
+    "restore": _restore,
+    "journal": _journal_only,
+    "round": _round,
+    "ingest": _ingest,
+    "export": _export,
+    "create": _create,
+}
+
+
 def nursery() -> None:
     """Run the programs named on the standard input, each in a process forked from this one,
     which has imported all that they need; tell how each ended, and after how many steps."""
     for line in sys.stdin:
-        program, deadly, *paths = json.loads(line)
+        program, number, *paths = json.loads(line)
         steps = get_context("fork").Value("i", 0)
         child = os.fork()
         if child == 0:
@@ -185,7 +277,11 @@ def nursery() -> None:
             os.dup2(2, 1)
             code = 1
             try:
-                run(program, Where(*map(Path, paths)), steps, deadly)
+                where = Where(*map(Path, paths))
+                if program == "attempt":
+                    attempt(where, number)
+                else:
+                    run(program, where, steps, number)
                 code = 0
             except BaseException:
                 traceback.print_exc()

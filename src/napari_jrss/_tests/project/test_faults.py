@@ -22,14 +22,17 @@ import pytest
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data import store
-from napari_jrss.data.layouts import FoundCohort
+from napari_jrss.data.layouts import FoundCase, FoundCohort
 from napari_jrss.data.predictions import read_prediction
-from napari_jrss.project.journal import recover, unsaved
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.export import export_labels
+from napari_jrss.project.journal import Journal, recover, unsaved
 from napari_jrss.project.ledger import Event, Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.session.errors import is_ours
 
 from .conftest import TABLE, write_scan
-from .faults import PROGRAMS, Where
+from .faults import ATTEMPTS, PROGRAMS, Where
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 
@@ -146,7 +149,8 @@ def check(where: Where, before: Path) -> None:
     for path in where.out.rglob("[!.]*.nii.gz"):
         np.asarray(nib.load(path).dataobj)  # whole, or not under this name
     for path in where.out.rglob("Dataset001_Brain"):
-        assert json.loads((path / "dataset.json").read_text())["numTraining"] == 2
+        description = json.loads((path / "dataset.json").read_text())
+        assert description["numTraining"] == len(list((path / "labelsTr").iterdir()))
 
 
 def points(steps: int) -> Iterator[int]:
@@ -191,3 +195,133 @@ def test_killed_before_any_step_nothing_is_lost(
     assert kills >= min(KILLS, steps) - 2
     record_property("kills", kills)
     print(f"{program}: killed {kills} times at {steps} steps")
+
+
+# -- no room, or no right to write
+
+
+def outcomes(play: Play, where: Where, limit: int | None) -> dict[str, str]:
+    """What became of each attempt: "done", or one line that names a file."""
+    assert play("attempt", where, limit)[0] == 0
+    answers = dict(json.loads(where.done.read_text()))
+    where.done.write_text("")
+    for name, answer in answers.items():
+        if answer != "done":
+            assert "\n" not in answer, answer
+            assert str(where.project.parent) in answer or str(where.out) in answer, (name, answer)
+    return answers
+
+
+def test_files_that_cannot_grow_leave_the_project_as_it_was(
+    play: Play, small: Path, scans: Path, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE, which needs no rights."""
+    failed = set()
+    for limit in (0, 100, 700, 2_000, 9_000):
+        where = Where(tmp_path / f"{limit}.jrss", scans, tmp_path / "out", tmp_path / "done")
+        shutil.copytree(small, where.project)
+        where.out.mkdir(exist_ok=True)
+        failed |= {
+            name for name, answer in outcomes(play, where, limit).items() if answer != "done"
+        }
+        check(where, small)
+        assert set(outcomes(play, where, None).values()) == {"done"}
+        check(where, small)
+        shutil.rmtree(where.out)
+    assert failed == set(ATTEMPTS)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_project_as_it_was(
+    play: Play, small: Path, scans: Path, disk: Path, tmp_path: Path
+) -> None:
+    failed = set()
+    for room in (0, 4, 12, 24, 40, 64):
+        where = Where(disk / f"{room}.jrss", scans, disk / "out", tmp_path / "done")
+        shutil.copytree(small, where.project)
+        where.out.mkdir()
+        usage = shutil.disk_usage(disk)
+        (disk / "filler").write_bytes(bytes(usage.free - 1024 * room))
+        failed |= {name for name, answer in outcomes(play, where, None).items() if answer != "done"}
+        (disk / "filler").unlink()
+        check(where, small)
+        assert set(outcomes(play, where, None).values()) == {"done"}
+        check(where, small)
+        shutil.rmtree(where.out)
+        shutil.rmtree(where.project)
+    assert failed == set(ATTEMPTS)
+
+
+def test_a_folder_that_cannot_be_written_can_be_looked_at(
+    small: Path, scans: Path, disk: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(small, disk / "brain.jrss"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(ProjectError, match=r"brain\.jrss: can't be written \(Read-only file"):
+        Project.open(path)
+    with pytest.raises(ProjectError, match=r"new\.jrss: can't be made \(Read-only file"):
+        Project.create(disk / "new.jrss", TABLE, PreprocessingConfig())
+    with Project.open(path, read_only=True) as project:
+        assert project.label("case0").any()
+        assert len(list(export_labels(project, tmp_path / "labels"))) == 2
+        with pytest.raises(ProjectError, match="Read-only file system"):
+            list(export_labels(project, disk / "labels"))
+
+
+def test_a_disk_that_becomes_read_only_under_way_is_told(
+    small: Path, disk: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(small, disk / "brain.jrss"))
+    with Project.open(path) as project:
+        label = project.label("case0")
+        # Files that are open to be written stand in the way of an ordinary remount.
+        freeze = ["mount", "-o", "remount,ro,bind", str(disk), str(disk)]
+        subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
+        subprocess.run(freeze, check=True)
+        try:
+            for change in (
+                lambda: project.add_label_version("case0", label, "Ada"),
+                lambda: project.restore("case0", "v0001", "Ada"),
+                lambda: Journal.start(project, "case0", "blank", label, "Ada"),
+                lambda: project.start_round(None, "{}", {}),
+            ):
+                with pytest.raises(ProjectError, match=r"Read-only file system|readonly"):
+                    change()
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+    with Project.open(path) as project:
+        assert len(project.label_versions("case0")) == 1
+        assert project.rounds() == []
+
+
+def test_a_disk_that_is_gone_is_told(small: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(small, tmp_path / "brain.jrss"))
+    with Project.open(path) as project:
+        label = project.label("case0")
+        path.rename(tmp_path / "elsewhere")
+        for call in (
+            lambda: project.label("case0"),
+            lambda: project.add_label_version("case0", label, "Ada"),
+            lambda: project.reject("case0", "Ada"),
+            lambda: project.start_round(None, "{}", {}),
+            lambda: Journal.start(project, "case0", "blank", label, "Ada"),
+            lambda: list(project.add_cases([FoundCase("new", tmp_path / "new.nii.gz")])),
+        ):
+            with pytest.raises(ValueError, match=r"brain\.jrss") as caught:
+                call()
+            assert is_ours(caught.value)
+        assert not path.exists()
+    with Project.open(tmp_path / "elsewhere") as project:
+        assert len(project.label_versions("case0")) == 1
