@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOG = "training.log"
 PATIENCE_S = 60.0
+NICENESS = 5
 _POLL_S = 0.05
 _GRACE_S = 0.4
 
@@ -248,7 +249,6 @@ def main(arguments: list[str]) -> None:
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=_listen, args=(commands, stop), daemon=True).start()
-    _step_back()
 
     def tell(text: str) -> None:
         events.write(text + "\n")
@@ -261,6 +261,7 @@ def main(arguments: list[str]) -> None:
         from napari_jrss.session.training import InThisProcess
 
         torch.set_num_threads(int(threads))
+        _step_back()
         place = InThisProcess(device)
         place.prepare(TrainingConfig.model_validate({"precision": precision}), stop)
         tell(json.dumps({"ready": place.device}))
@@ -294,7 +295,7 @@ def _listen(commands: queue.SimpleQueue[str], stop: threading.Event) -> None:
 def _step_back() -> None:
     """Let the window, and everything else a person works with, go first."""
     windows = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", None)
-    psutil.Process().nice(10 if windows is None else windows)
+    psutil.Process().nice(NICENESS if windows is None else windows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""Closing: the window, the dock, a second dock; with a round running in a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pytestqt.qtbot import QtBot
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication, QMainWindow, QMessageBox, QWidget
+
+from napari_jrss._tests.engine.phantoms import tiny_config
+from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.project import Project
+from napari_jrss.session.runner import JobState
+from napari_jrss.session.session import Session
+from napari_jrss.widgets.main_widget import MainWidget
+
+LONG = {"segmentation": {"epochs": 1, "minimum_steps": 100_000}}
+START_MS = 150_000
+
+
+@pytest.fixture
+def path(trainable_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
+
+
+@pytest.fixture
+def nothing_left(path: Path) -> Iterator[None]:
+    """No job's thread, no process and no lock remain."""
+    yield
+    names = {"training", "inference", "survey", "estimate", "training events"}
+    assert not names & {thread.name for thread in threading.enumerate()}
+    assert _children() == []
+    with Project.open(path):
+        pass
+
+
+def _children() -> list[psutil.Process]:
+    return [c for c in psutil.Process().children() if "training_process" in " ".join(c.cmdline())]
+
+
+def window_of(widget: QWidget) -> QMainWindow:
+    while not isinstance(widget, QMainWindow):
+        widget = widget.parentWidget()
+    return widget
+
+
+def train(session: Session, path: Path, qtbot: QtBot, own_process: bool = True) -> None:
+    """Start a training that never ends by itself, and wait for its first step."""
+    steps: list[object] = []
+    session.training.event.connect(steps.append)
+    session.device = "cpu"
+    if session.project is None:
+        session.open(path)
+    session.rounds.own_process = own_process
+    session.rounds.start(tiny_config(**LONG), 0)
+    qtbot.waitUntil(lambda: len(steps) > 2 or session.training.error is not None, timeout=START_MS)
+    assert session.training.error is None
+
+
+def answer(text: str, answered: list[str]) -> None:
+    """Press this button of the question that comes up."""
+    box = QApplication.activeModalWidget()
+    if not isinstance(box, QMessageBox):
+        QTimer.singleShot(20, lambda: answer(text, answered))
+        return
+    answered.append(box.text())
+    next(button for button in box.buttons() if button.text() == text).click()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_closing_the_window_asks_and_leaves_a_round_to_resume(
+    make_napari_viewer: Callable[..., Any], path: Path, qtbot: QtBot
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    qtbot.waitUntil(dock.isVisible)
+    session, window = dock.session, window_of(dock)
+    train(session, path, qtbot)
+    assert len(_children()) == 1
+
+    answered: list[str] = []
+    QTimer.singleShot(20, lambda: answer("Keep training", answered))
+    assert not window.close()
+    assert session.training.state is JobState.RUNNING
+    assert window.isVisible()
+
+    QTimer.singleShot(20, lambda: answer("Pause and close", answered))
+    started = time.monotonic()
+    assert window.close()
+    assert time.monotonic() - started < 3
+    assert len(answered) == 2
+    assert "paused and can be resumed" in answered[0]
+    assert session.project is None
+    assert _children() == []
+
+    later = Session(device="cpu")
+    later.open(path)
+    assert later.rounds.interrupted is not None
+    assert later.rounds.resumable
+    assert later.close()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_script_that_closes_the_viewer_is_not_asked(
+    make_napari_viewer: Callable[..., Any], path: Path, qtbot: QtBot
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    qtbot.waitUntil(dock.isVisible)
+    session = dock.session
+    train(session, path, qtbot, own_process=False)
+    viewer.close()
+    assert session.training.state is JobState.CANCELLED
+    assert session.project is None
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_hidden_or_floating_dock_goes_on_and_a_closed_one_pauses(
+    dock: MainWidget, path: Path, qtbot: QtBot
+) -> None:
+    session = dock.session
+    train(session, path, qtbot, own_process=False)
+    panel = dock.parentWidget()
+    panel.setFloating(True)
+    qtbot.wait(50)
+    panel.setFloating(False)
+    panel.close()
+    qtbot.wait(50)
+    assert session.training.state is JobState.RUNNING
+    assert session.project is not None
+
+    panel.destroyOnClose()  # what the dock's cross calls
+    qtbot.waitUntil(lambda: session.project is None)
+    assert session.training.state is JobState.CANCELLED
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_second_dock_on_the_same_project_looks_on(
+    make_napari_viewer: Callable[..., Any], dock: MainWidget, path: Path, qtbot: QtBot
+) -> None:
+    again = make_napari_viewer().window.add_plugin_dock_widget("napari-jrss", "JRSS")[1]
+    assert again is not dock
+    assert again.session is not dock.session
+    dock.session.open(path)
+    with pytest.raises(ProjectError, match="held by this program already"):
+        again.session.open(path)
+    lines: list[str] = []
+    again.session.notified.connect(lines.append)
+    again.cohort.open_project(path)
+    assert again.session.project.read_only
+    assert "held by this program already" in lines[-1]
+    assert not again.rounds.start.isEnabled()
+    qtbot.waitUntil(lambda: "read-only" in again.rounds.status.text())
+    dock.session.close()
+    again.session.close()
+
+
+def test_the_menu_opened_twice_is_the_same_dock(
+    make_napari_viewer: Callable[..., Any],
+) -> None:
+    viewer = make_napari_viewer()
+    first = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")[1]
+    assert viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")[1] is first
