@@ -242,7 +242,7 @@ def _coverage(
         value = float(correlation[i, nearest[i]])
         need[case_id] = 1 - value
         words[case_id] = (
-            f"it looks unlike the labelled cases (correlation {value:.2f} with "
+            f"it is among those least like the labelled cases (correlation {value:.2f} with "
             f"{examples[nearest[i]]}, the nearest)"
         )
     return _Criterion(need, words)

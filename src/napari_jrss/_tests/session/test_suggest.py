@@ -91,7 +91,7 @@ def test_the_case_that_the_labelled_ones_cover_worst(project: Project, like: int
     best = suggest(project, views, {})
     assert case_of(best) == cases[1 - like]
     assert best is not None
-    assert "unlike the labelled cases (correlation" in best.reason
+    assert "least like the labelled cases (correlation" in best.reason
 
 
 def test_skipped_and_rejected_cases_come_last_until_there_is_a_new_teacher(

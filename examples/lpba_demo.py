@@ -1,0 +1,194 @@
+"""From scans to pseudo-labels in the window: ``napari examples/lpba_demo.py``.
+
+With the folder of LPBA40 in the variable NAPARI_JRSS_LPBA40, the cohort is its 40 brains with the
+paper's ten structures; without it, synthetic brains with the same ten. Five cases keep their
+label, the pre-training starts in the background, and the first pseudo-labels open for review.
+
+The project is kept in NAPARI_JRSS_DEMO (by default ``demo/window`` in the current folder), and a
+second start goes on with it. With a folder in NAPARI_JRSS_SCREENSHOTS the demo runs by itself: it
+takes pictures, corrects one case as an expert would, runs a joint round, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from threading import Event
+
+import napari
+import numpy as np
+from qtpy.QtCore import QTimer
+
+from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
+from napari_jrss.project.ledger import Outcome
+from napari_jrss.sample_data import make_cohort
+from napari_jrss.session.cohort import SplitSizes
+from napari_jrss.session.importing import Source, groups_file_of, look_into
+from napari_jrss.session.runner import JobState
+from napari_jrss.session.session import Session
+from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.main_widget import MainWidget
+
+LPBA40 = os.environ.get("NAPARI_JRSS_LPBA40", "")
+FOLDER = Path(os.environ.get("NAPARI_JRSS_DEMO", "demo/window")).absolute()
+SCREENSHOTS = os.environ.get("NAPARI_JRSS_SCREENSHOTS", "")
+SYNTHETIC_CASES = 20
+
+
+def cohort() -> tuple[Source, PreprocessingConfig, SplitSizes, TrainingConfig]:
+    """Where the scans are, and what suits them and this machine."""
+    if LPBA40:
+        import torch
+
+        # The paper's field of view; on a CPU at half its resolution.
+        fine = torch.cuda.is_available()
+        shape, spacing = ((160, 192, 160), 1.0) if fine else ((80, 96, 80), 2.0)
+        config = PreprocessingConfig(shape=shape, spacing_mm=(spacing,) * 3, crop="foreground")
+        return Source(Path(LPBA40)), config, SplitSizes(5, 2, 10), preset("fast")
+    folder = FOLDER / "synthetic_cohort"
+    if not (folder / "groups.csv").exists():
+        make_cohort(folder, SYNTHETIC_CASES, (32, 40, 32))
+    source = Source(folder, groups=groups_file_of(folder))
+    return source, PreprocessingConfig(), SplitSizes(5, 2, 4), preset("smoke")
+
+
+class Demo:
+    """Each step begins when the session says that the one before has ended."""
+
+    def __init__(self, viewer: napari.Viewer, dock: MainWidget) -> None:
+        self.viewer, self.dock, self.session = viewer, dock, dock.session
+        self.session.author = self.session.author or "demo"
+        self.started = time.monotonic()
+        self.source, self.preprocessing, self.sizes, self.training = cohort()
+        self.shown: set[str] = set()
+        relay = Relay(dock)
+        relay.connect(self.session.inference.state_changed, self.imported)
+        relay.connect(self.session.rounds_changed, self.trained)
+        relay.connect(self.session.review.case_changed, self.reviewing)
+        relay.connect(self.session.review.prediction_changed, self.reviewing)
+
+    def begin(self) -> None:
+        """Make the project, or go on with the one of an earlier start."""
+        path = FOLDER / ("lpba40.jrss" if LPBA40 else "synthetic.jrss")
+        if path.exists():
+            self.dock.cohort.open_project(path)
+            self.train_or_review()
+            return
+        *_, found = look_into(self.source, self.preprocessing, Event())
+        assert found.table is not None
+        self.say("The scans are read in the background.")
+        self.session.cohort.make(path, found.cohort, found.table, self.preprocessing)
+
+    def imported(self, state: JobState) -> None:
+        """Hide all labels but five, and start the pre-training."""
+        project = self.session.project
+        if state is not JobState.FINISHED or project is None or project.rounds():
+            return
+        self.session.cohort.split(self.sizes)
+        self.train_or_review()
+
+    def train_or_review(self) -> None:
+        if self.session.open_project.teacher is not None:
+            self.review()
+        elif self.session.rounds.resumable:
+            self.session.rounds.resume()
+        else:
+            self.session.rounds.start(self.training, rounds=0)
+            self.say(
+                "Both networks learn from five labelled scans. Look at Rounds meanwhile; the "
+                "first pseudo-labels open by themselves."
+            )
+        self.picture("1-cohort", after=3000)
+
+    def trained(self) -> None:
+        """The teacher is there, or is another one."""
+        project = self.session.project
+        done = [] if project is None else project.rounds()
+        if not done or done[-1].outcome is not Outcome.FINISHED:
+            return
+        if len(done) == 1:
+            self.review()
+        elif SCREENSHOTS:
+            self.end()
+
+    def review(self) -> None:
+        """Put the case on the table that the suggestion names."""
+        suggestion = self.session.cohort.suggest()
+        if suggestion is not None:
+            self.session.review.open(suggestion.case_id)
+
+    def reviewing(self) -> None:
+        case = self.session.review.case
+        if case is None or case.prediction is None or "reviewing" in self.shown:
+            return
+        self.shown.add("reviewing")
+        seconds = time.monotonic() - self.started
+        print(f"pseudo-labels on the screen after {seconds:.0f} s")
+        self.say(
+            "This is the teacher's proposal. Mend what is wrong with napari's brush, press Accept, "
+            "then Start on the tab Rounds: the next teacher learns from your correction."
+        )
+        self.picture("2-pseudo-labels", after=1500)
+        if SCREENSHOTS:
+            QTimer.singleShot(3000, self.correct)
+
+    # -- by itself, with NAPARI_JRSS_SCREENSHOTS
+
+    def correct(self) -> None:
+        """One correction, as by an expert: the label that the split has hidden."""
+        session, review = self.session, self.session.review
+        case = review.on_table
+        self.dice_before = mean_dice(session)
+        version = session.open_project.case(case.case_id).reference_version
+        assert version is not None
+        review.draft_from(session.open_project.label(case.case_id, version), "blank")
+        QTimer.singleShot(2000, self.accept)
+
+    def accept(self) -> None:
+        self.picture("3-corrected", after=0)
+        self.session.review.accept()
+        QTimer.singleShot(2000, self.next_round)
+
+    def next_round(self) -> None:
+        self.dock.tabs.setCurrentWidget(self.dock.rounds)
+        self.session.rounds.start(self.training, rounds=1)
+        self.picture("4-round", after=8000)
+
+    def end(self) -> None:
+        after = mean_dice(self.session)
+        print(f"mean Dice of the pseudo-labels: {self.dice_before:.3f} before, {after:.3f} after")
+        self.picture("5-second-teacher", after=2000)
+        QTimer.singleShot(5000, self.viewer.close)
+
+    def say(self, line: str) -> None:
+        self.session.notified.emit(line)
+
+    def picture(self, name: str, after: int) -> None:
+        """Save a picture of the window, so many milliseconds from now."""
+        if SCREENSHOTS:
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            file = Path(SCREENSHOTS, f"{name}.png")
+            QTimer.singleShot(
+                after, lambda: self.viewer.screenshot(str(file), canvas_only=False, flash=False)
+            )
+
+
+def mean_dice(session: Session) -> float:
+    """Mean Dice of the teacher's labels with those that the split has hidden."""
+    session.cohort.look()
+    session.cohort.survey.wait(60)
+    dice = [row.figures.dice for row in session.cohort.rows() if row.figures is not None]
+    return float(np.mean([value for value in dice if value is not None]))
+
+
+def main() -> None:
+    viewer = napari.Viewer()
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    viewer.window.resize(1600, 1000)
+    Demo(viewer, dock).begin()
+    napari.run()
+
+
+if __name__ == "__main__":
+    main()
