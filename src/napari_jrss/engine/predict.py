@@ -216,9 +216,13 @@ class Votes:
         weight = np.exp(-np.minimum(difference / max(float(difference.mean()), 1e-6), 20))
         np.add.at(self._sums, (pair.label, *np.indices(self.fixed.shape, sparse=True)), weight)
 
+    def shares(self) -> NDArray[np.float32]:
+        """Each class's share of the votes, (C, z, y, x)."""
+        return self._sums / np.maximum(self._sums.sum(0), np.float32(1e-12))
+
     def prediction(self) -> Prediction:
         """The winner at each voxel; its share of the votes is the confidence."""
-        share = self._sums / np.maximum(self._sums.sum(0), 1e-12)
+        share = self.shares()
         return Prediction(
             share.argmax(0).astype(np.uint8), share.max(0).astype(np.float16), uncertainty=None
         )

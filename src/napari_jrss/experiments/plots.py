@@ -66,12 +66,11 @@ def _figures(
         shown = with_task(chosen, task)
         if shown:
             yield f"slices_{task}", _slices(out, shown, task)
-    for name in ("jrss",):
-        series = [o for o in outcomes if o.method.name == name and not o.variant]
-        for task in TASKS:
-            shown = with_task(series, task)
-            if len(shown) > 1:
-                yield f"slices_{task}_over_labelled", _slices(out, shown, task, over_labelled=True)
+    series = [o for o in outcomes if o.method.name == "jrss" and not o.variant]
+    for task in TASKS:
+        shown = with_task(series, task)
+        if len(shown) > 1:
+            yield f"slices_{task}_over_labelled", _slices(out, shown, task, over_labelled=True)
 
 
 def _colours(outcomes: Sequence[Outcome]) -> dict[str, str]:

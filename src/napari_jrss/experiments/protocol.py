@@ -281,7 +281,7 @@ def plan(protocol: Protocol) -> list[Run]:
         package = METHODS[name].package
         if package is not None and importlib.util.find_spec(package) is None:
             raise ProtocolError(
-                f"method {name} needs the package {package}: pip install 'napari-jrss[experiments]'"
+                f"method {name} needs the package {package}: pip install 'napari-jrss[{package}]'"
             )
     return list(runs.values())
 
@@ -298,9 +298,7 @@ def _runs(protocol: Protocol, block: Block) -> Iterator[Run]:
                 method, n = METHODS[name], None if labelled == "K" else labelled
                 if method.labels == "none":
                     n = 0
-                elif (n == 0 and method.labels == "some") or (
-                    n is None and method.needs_unlabelled
-                ):
+                elif method.needs_unlabelled if n is None else n < method.least_labelled:
                     continue
                 for variant, changes in varied or [("", {})]:
                     config = protocol.config(seed, changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
 from napari_jrss.engine.events import Event, StageFinished
 from napari_jrss.engine.fit import Stage, fit
-from napari_jrss.engine.stages import TrainingTensors
+from napari_jrss.engine.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
 
 
 class _Never:
@@ -67,14 +67,6 @@ class Task:
     def tensors(self) -> TrainingTensors:
         """The volumes of the training cases, unlabelled ones without any label."""
         return TrainingTensors(self.snapshot, {}, self.fabric.device)
-
-    def with_network(self, name: str, **changes: object) -> Task:
-        """The same task with another backbone for both networks."""
-        config = self.config
-        segmentation = config.segmentation_network.model_copy(update={"name": name, **changes})
-        registration = config.registration_network.model_copy(update={"name": name, **changes})
-        networks = {"segmentation_network": segmentation, "registration_network": registration}
-        return replace(self, config=config.model_copy(update=networks))
 
     def seed(self) -> None:
         """Make the weights that networks are born with those of the seed."""
@@ -129,6 +121,37 @@ def train_stage(task: Task, stage: Stage, config: TrainingConfig | None = None) 
         save_tensors(path, modules.state_dict(), {"stage": stage.name})
         state_path.unlink(missing_ok=True)
     task.report(StageFinished(stage=stage.name))
+
+
+def train_segmentation(task: Task, network: nn.Module, name: str) -> None:
+    """Mono-Seg with any network: Dice on the labelled cases (Eq. 2)."""
+    stage = MonoSegmentationStage(network, task.tensors(), task.config, task.fabric)
+    stage.name = name
+    train_stage(task, stage)
+
+
+def train_registration(
+    task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
+) -> None:
+    """Mono-Reg with any network: image similarity, smoothness, Dice where labelled (Eq. 10)."""
+    train_stage(task, registration_stage(task, network, name, kind))
+
+
+def registration_stage(
+    task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
+) -> RegistrationStage:
+    """The stage of a registration pre-training."""
+    settings = task.config.registration
+    return kind(
+        name,
+        network,
+        task.tensors(),
+        task.config,
+        task.fabric,
+        settings.epochs,
+        settings.minimum_steps,
+        settings.warmup_steps,
+    )
 
 
 class FieldModule(nn.Module):

@@ -1,7 +1,7 @@
 """The comparators by name: what each needs and gives, and where its recipe is.
 
-A recipe is a module of this package with a function ``train(task: Task) -> Trained``; nothing
-of it is imported before it runs.
+A recipe is a function ``(task: Task) -> Trained`` in a module of this package; nothing of it is
+imported before it runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Method:
     ----------
     name, title
         As protocols and tables call it.
-    module
-        Module of this package that holds its recipe.
-    segments, registers
-        What it gives.
+    recipe
+        Its module of this package and the function in it.
+    gives
+        Which task it solves.
     labels
-        ``none``: it never sees a label, and is run once per seed whatever N is; ``any``: N may
-        be 0; ``some``: it needs at least one.
+        ``none``: it never sees a label, and is run once per seed whatever N is.
+    least_labelled
+        The smallest N with which it can be run.
     needs_unlabelled
         Whether it has nothing to do at N = K.
     starts_from
@@ -41,36 +42,77 @@ class Method:
 
     name: str
     title: str
-    module: str
-    segments: bool = False
-    registers: bool = False
-    labels: Literal["none", "any", "some"] = "some"
+    recipe: str
+    gives: Literal["both", "segmentation", "registration"] = "both"
+    labels: Literal["none", "some"] = "some"
+    least_labelled: int = 1
     needs_unlabelled: bool = False
     starts_from: str | None = None
     package: str | None = None
 
     @property
     def train(self) -> Callable[[Task], Trained]:
-        """The recipe."""
-        module = importlib.import_module(f"{__name__}.{self.module}")
-        return cast("Callable[[Task], Trained]", module.train)
+        """The recipe's function."""
+        module, _, function = self.recipe.partition(":")
+        found = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        return cast("Callable[[Task], Trained]", found)
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
-            Method("initial", "Initial", "initial", registers=True, labels="none"),
-            Method("mono", "Mono-Net", "mono", segments=True, registers=True, labels="any"),
+            Method("initial", "Initial", "initial:train", gives="registration", labels="none"),
             Method(
-                "jrss",
-                "JRSS",
-                "jrss",
-                segments=True,
-                registers=True,
-                needs_unlabelled=True,
+                "syn",
+                "ANTs SyN",
+                "syn:train",
+                gives="registration",
+                labels="none",
+                package="ants",
+            ),
+            Method(
+                "syn_cc",
+                "ANTs SyN (CC)",
+                "syn:train_cc",
+                gives="registration",
+                labels="none",
+                package="ants",
+            ),
+            Method(
+                "voxelmorph_unsupervised",
+                "VoxelMorph, unsupervised",
+                "voxelmorph:train",
+                gives="registration",
+                labels="none",
+            ),
+            Method(
+                "voxelmorph",
+                "VoxelMorph",
+                "voxelmorph:train",
+                gives="registration",
+                least_labelled=2,
+            ),
+            Method("vm_unet", "VM-UNet", "vm_unet:train", gives="segmentation"),
+            Method("pdd_net", "PDD-Net", "pdd_net:train", gives="registration", least_labelled=2),
+            Method("deep_atlas", "DeepAtlas", "deep_atlas:train"),
+            Method("rsegnet", "RSegNet (re-implemented)", "rsegnet:train", least_labelled=2),
+            Method("mono", "Mono-Net", "mono:train", least_labelled=0),
+            Method(
+                "propagation",
+                "Label propagation (Mono-Reg)",
+                "propagation:train",
+                gives="segmentation",
                 starts_from="mono",
             ),
+            Method(
+                "propagation_syn",
+                "Label propagation (SyN)",
+                "propagation:train_with_syn",
+                gives="segmentation",
+                package="ants",
+            ),
+            Method("jrss", "JRSS", "jrss:train", needs_unlabelled=True, starts_from="mono"),
         )
     }
 )

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from napari_jrss.engine.checkpoint import load_into, load_tensors
 from napari_jrss.engine.joint_round import REGISTRATION, TEACHER, Round, run_round
-from napari_jrss.engine.stages import RegistrationStage
-from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_stage
+from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
 ROUND = "round0"
@@ -22,30 +19,14 @@ ROUND = "round0"
 def train(task: Task) -> Trained:
     """The pre-training of JRSS, round 0."""
     if not task.snapshot.labelled:
-        return Trained(registration=registration_alone(task))
+        task.seed()
+        registration = build_registration_network(task.config.registration_network)
+        train_registration(task, registration, "mono_registration")
+        return Trained(registration=registration)
     folder = task.folder / ROUND
     for event in run_round(Round(0, task.snapshot, task.config, folder), task.fabric, NEVER):
         task.report(event)
     return networks_of(task, folder)
-
-
-def registration_alone(task: Task) -> nn.Module:
-    """The registration network of ``task.config``, trained on its own."""
-    task.seed()
-    network = build_registration_network(task.config.registration_network)
-    settings = task.config.registration
-    stage = RegistrationStage(
-        "mono_registration",
-        network,
-        task.tensors(),
-        task.config,
-        task.fabric,
-        settings.epochs,
-        settings.minimum_steps,
-        settings.warmup_steps,
-    )
-    train_stage(task, stage)
-    return network
 
 
 def networks_of(task: Task, folder: Path, note: str = "") -> Trained:

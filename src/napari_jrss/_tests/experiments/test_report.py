@@ -1,0 +1,160 @@
+"""Tables say what the rows say, and the page holds everything it shows."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from napari_jrss.experiments.methods import METHODS
+from napari_jrss.experiments.outcome import Outcome, holm, paired_p
+from napari_jrss.experiments.paper import PAPER
+from napari_jrss.experiments.protocol import ProtocolError
+from napari_jrss.experiments.report import write_report
+from napari_jrss.experiments.run import RunEnded
+from napari_jrss.experiments.tables import comparison, over_labelled, variants
+
+Experiment = tuple[Path, list[RunEnded]]
+
+
+def outcome(method: str, dice: dict[str, float], seed: int = 0, **changes: object) -> Outcome:
+    """A method whose only figure is the Dice of one structure in some cases."""
+    fields: dict[str, object] = {
+        "method": METHODS[method],
+        "labelled": 5,
+        "variant": "",
+        "runs": (
+            {
+                "run": method,
+                "seed": seed,
+                "parameters": {"segmentation": 12_345},
+                "note": "",
+                "config": {"screening": {"tau": 0.7}},
+            },
+        ),
+        "values": {
+            ("segmentation", "dice"): {
+                (seed, case, ""): {"a": value} for case, value in dice.items()
+            }
+        },
+    }
+    return Outcome(**(fields | changes))  # type: ignore[arg-type]
+
+
+LOW = {f"case{i}": 0.5 + 0.01 * i for i in range(8)}
+HIGH = {case: value + 0.1 for case, value in LOW.items()}
+
+
+def test_holm_is_what_the_textbook_has() -> None:
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_only_raises_and_keeps_the_order(p_values: list[float]) -> None:
+    corrected = [p for p in holm(p_values) if p is not None]
+    assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert np.all(np.diff(np.array(corrected)[order]) >= 0)
+
+
+def test_the_test_pairs_the_common_cases() -> None:
+    first = {(0, case, ""): value for case, value in HIGH.items()}
+    second = {(0, case, ""): value for case, value in LOW.items()}
+    assert paired_p(first, second | {(1, "case0", ""): 9.0}) == pytest.approx(2 / 2**8)
+    assert paired_p(first, first) == 1.0
+    assert paired_p(first, {}) is None
+
+
+def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
+    table = comparison(
+        [outcome("mono", LOW), outcome("jrss", HIGH)], 5, "segmentation", PAPER[None]
+    )
+    mono, jrss = table.rows
+    assert (mono[0].text, jrss[0].text) == ("Mono-Net", "JRSS")
+    assert (jrss[1].text, jrss[1].best) == ("0.635 (0.023)", True)
+    assert (mono[1].text, mono[1].best) == ("0.535 (0.023)", False)
+    p, parameters = mono[table.header.index("p against JRSS")], mono[-2]
+    assert (p.text, parameters.text) == ("0.008", "12,345")
+    assert jrss[table.header.index("p against JRSS")].text == "–"  # noqa: RUF001
+    assert "| Mono-Net | 0.535 (0.023) |" in table.markdown()
+    assert "JRSS & \\textbf{0.635 (0.023)} &" in table.latex()
+    assert "<td><b>0.635 (0.023)</b></td>" in table.html()
+
+
+def test_the_papers_figures_stand_only_beside_its_own_experiment() -> None:
+    outcomes = [outcome("mono", LOW), outcome("jrss", HIGH)]
+    assert "0.795 (0.126)" in comparison(outcomes, 5, "segmentation", PAPER["lpba40"]).markdown()
+    assert "paper" not in comparison(outcomes, 5, "segmentation", PAPER[None]).markdown()
+    others = [outcome("jrss", HIGH, labelled=3)]
+    assert "paper" not in comparison(others, 3, "segmentation", PAPER["lpba40"]).markdown()
+
+
+def test_a_variant_is_compared_on_the_seeds_that_both_have() -> None:
+    whole = outcome("jrss", HIGH)
+    more = {
+        ("segmentation", "dice"): {
+            **whole.values["segmentation", "dice"],
+            (1, "case0", ""): {"a": 0.0},
+        }
+    }
+    table = variants(
+        [outcome("jrss", HIGH, values=more), outcome("jrss", LOW, variant="no_ema")],
+        5,
+        ["no_ema"],
+        "ablations",
+    )
+    assert table.rows[1][0].text == "JRSS without averaged teacher"
+    assert table.rows[1][2].text == "-0.100"
+
+
+def test_n_runs_up_with_k_last() -> None:
+    outcomes = [outcome("jrss", LOW, labelled=n) for n in ("K", 7, 10, 1)]
+    assert [row[0].text for row in over_labelled(outcomes).rows] == ["1", "7", "10", "K"]
+
+
+def test_the_report_of_a_real_experiment(experiment: Experiment, tmp_path: Path) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    page = write_report(out)
+    text = page.read_text()
+    tables = (page.parent / "tables.md").read_text()
+    # nothing is loaded from elsewhere
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    for name in ("boxes_segmentation", "boxes_registration", "slices_registration", "tau"):
+        assert (page.parent / f"{name}.png").stat().st_size > 5000
+        assert (page.parent / f"{name}.svg").read_text().startswith("<?xml")
+    assert text.count("<figure>") == len(list(page.parent.glob("*.png")))
+    assert "jrss-n2-seed0-tau1.00: round 1 not run" in tables
+    with (out / "results.csv").open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["run"], row["task"]) == ("jrss-n2-seed0", "segmentation")
+        ]
+    by_case: dict[str, list[float]] = {}
+    for row in rows:
+        if row["metric"] == "dice":
+            by_case.setdefault(row["case"], []).append(float(row["value"]))
+    means = [np.mean(values) for values in by_case.values()]
+    assert f"{np.mean(means):.3f} ({np.std(means):.3f})" in tables
+
+
+def test_the_same_runs_make_the_same_drawing(experiment: Experiment, tmp_path: Path) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    drawings = [(write_report(out).parent / "tau.svg").read_bytes() for _ in range(2)]
+    assert drawings[0] == drawings[1]
+
+
+def test_a_folder_without_runs_is_told(experiment: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match="not the folder of an experiment"):
+        write_report(tmp_path)
+    shutil.copy(experiment[0] / "protocol.json", tmp_path)
+    with pytest.raises(ProtocolError, match="no finished run"):
+        write_report(tmp_path)
+    with pytest.raises(ProtocolError, match="no run has N = 9; known: 0, 2"):
+        write_report(experiment[0], "9")

@@ -1,0 +1,58 @@
+"""Label propagation: every labelled case is registered to a scan, and their labels vote.
+
+No segmentation network is trained. The votes are weighted by local image similarity
+(:class:`napari_jrss.engine.predict.Votes`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from napari_jrss.data.batches import CohortSnapshot
+from napari_jrss.engine.predict import Votes, displacement_field, follow
+from napari_jrss.experiments.methods.mono import ROUND, networks_of
+from napari_jrss.experiments.methods.syn import syn
+from napari_jrss.experiments.recipe import FieldModule, Task, Trained
+
+
+def train(task: Task) -> Trained:
+    """With the registration network of Mono-Reg."""
+    assert task.start is not None
+    registration = networks_of(task, task.start / ROUND).registration
+    assert registration is not None
+    return Trained(segmentation=Propagation(registration, task.snapshot))
+
+
+def train_with_syn(task: Task) -> Trained:
+    """With SyN: N registrations per scan."""
+    return Trained(segmentation=Propagation(FieldModule(syn), task.snapshot))
+
+
+class Propagation(nn.Module):
+    """Registered atlases as a segmentation network of batch size 1.
+
+    Parameters
+    ----------
+    registration
+        Moving and fixed image -> displacement field.
+    snapshot
+        Its labelled cases are the atlases.
+    """
+
+    def __init__(self, registration: nn.Module, snapshot: CohortSnapshot) -> None:
+        super().__init__()
+        self.registration = registration
+        self.snapshot = snapshot
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Log of each class's share of the votes, (1, C, z, y, x)."""
+        fixed = image[0, 0].cpu().numpy()
+        votes = Votes(fixed, self.snapshot.classes)
+        arrays = self.snapshot.arrays
+        for atlas in self.snapshot.labelled:
+            moving, label = arrays.image(atlas), arrays.label(atlas)
+            field = displacement_field(self.registration, moving, fixed, image.device)
+            votes.add(follow(field, moving, label))
+        return torch.from_numpy(np.log(votes.shares() + 1e-6))[None]
