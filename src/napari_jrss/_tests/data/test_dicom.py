@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
 
 from napari_jrss._tests.data.dicom_phantoms import (
     enhanced,
@@ -138,14 +138,14 @@ def test_pixels_of_any_usual_kind(tmp_path: Path, bits: int, signed: bool) -> No
 
 
 def compressed(folder: Path, codec: str) -> NDArray[np.int16]:
-    """Slices as a scanner's archive compresses them: by GDCM, or RLE by pydicom."""
+    """Slices as a scanner's archive compresses them: by GDCM, or by pydicom."""
     array = voxels((4, 32, 32)) + np.int16(2000)
     made = slices(array, lps_affine())
     save(folder, made)
     for path in sorted(folder.iterdir()):
-        if codec == "RLE":
+        if codec in ("RLE", "JPEG-LS"):
             d = pydicom.dcmread(path)
-            d.compress(RLELossless)
+            d.compress(RLELossless if codec == "RLE" else JPEGLSLossless)
             d.save_as(path)
             continue
         original = pydicom.dcmread(path)
@@ -168,7 +168,7 @@ def compressed(folder: Path, codec: str) -> NDArray[np.int16]:
     return array
 
 
-@pytest.mark.parametrize("codec", ["JPEG2000", "JPEG", "RLE"])
+@pytest.mark.parametrize("codec", ["JPEG2000", "JPEG", "JPEG-LS", "RLE"])
 def test_compressed_pixels_are_decoded_exactly(tmp_path: Path, codec: str) -> None:
     array = compressed(tmp_path / "packed", codec)
     np.testing.assert_array_equal(read_volume(tmp_path / "packed").array, array)
