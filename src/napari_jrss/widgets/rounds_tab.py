@@ -34,6 +34,7 @@ from napari_jrss.session.settings import SettingsError
 from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.curves import Line, Plot
 from napari_jrss.widgets.forms import Form, editor, label_of
+from napari_jrss.widgets.preferences import default_tau
 from napari_jrss.widgets.rounds_table import RoundsTable
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class RoundsTab(QWidget):
         self.device.currentTextChanged.connect(self._set_device)
         self.table.itemSelectionChanged.connect(self._show_buttons)
         self.preset.set("fast")
+        self.tau.set(default_tau())
 
         self._redraw_soon = qthrottled(self._redraw, timeout=REDRAW_MS)
         relay, training = self._relay, session.training
