@@ -27,6 +27,10 @@ def experiment(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.", show_default="one per GPU, or core")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of each.", show_default="cores shared out"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     list_runs: Annotated[
         bool, typer.Option("--list", help="Only say which runs the protocol has.")
@@ -45,7 +49,13 @@ def experiment(
         raise ProtocolError("--out says where the experiment goes")
     failed = 0
     events = run_experiment(
-        checked, out, only=only or (), resume=resume, workers=workers, device=device
+        checked,
+        out,
+        only=only or (),
+        resume=resume,
+        workers=workers,
+        threads=threads,
+        device=device,
     )
     for count, ended in enumerate(events, start=1):
         state = "was done before" if ended.skipped else f"{ended.seconds / 60:.1f} min"

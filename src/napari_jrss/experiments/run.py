@@ -80,6 +80,7 @@ def run_experiment(
     only: Sequence[str] = (),
     resume: bool = False,
     workers: int | None = None,
+    threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[RunEnded]:
     """Run what is not done yet.
@@ -96,6 +97,8 @@ def run_experiment(
         Whether `out` may hold an experiment already, which goes on.
     workers
         Processes; by default one per GPU, or per core without one.
+    threads
+        CPU threads of each; by default the cores are shared out.
     device
         ``cpu``, ``cuda`` or ``auto``.
 
@@ -112,7 +115,7 @@ def run_experiment(
     runs = _chosen(plan(protocol), only)
     _claim(protocol, out, resume)
     project = prepare_cohort(protocol, out, runs)
-    places = _workers(workers, device)
+    places = _workers(workers, threads, device)
     # Workers take the number of threads from here as they are born, before torch reads it.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(places[0].threads)))
@@ -336,7 +339,7 @@ def _is_done(run: Run, out: Path) -> bool:
     return True
 
 
-def _workers(count: int | None, device: str) -> list[Worker]:
+def _workers(count: int | None, threads: int | None, device: str) -> list[Worker]:
     """One per GPU, or per core without one."""
     import torch
 
@@ -344,15 +347,13 @@ def _workers(count: int | None, device: str) -> list[Worker]:
     if device == "cuda" and gpus == 0:
         raise ProtocolError("this machine has no cuda device; try --device cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = visible.split(",") if visible else [str(i) for i in range(gpus)]
-        places = count or gpus
-        threads = max(1, cores // places)
-        return [Worker(i, "cuda", threads, names[i % gpus]) for i in range(places)]
-    places = count or cores
-    return [Worker(i, "cpu", max(1, cores // places)) for i in range(places)]
+    count = count or gpus or cores or 1
+    each = threads or max(1, (cores or 1) // count)
+    if gpus == 0:
+        return [Worker(i, "cpu", each) for i in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(gpus)]
+    return [Worker(i, "cuda", each, names[i % gpus]) for i in range(count)]
 
 
 def _rows(

@@ -41,4 +41,4 @@ def experiment(
 ) -> tuple[Path, list[RunEnded]]:
     """The experiment's folder and what was said of its runs."""
     out = tmp_path_factory.mktemp("experiment") / "out"
-    return out, list(run_experiment(protocol, out, device="cpu", workers=1))
+    return out, list(run_experiment(protocol, out, device="cpu", workers=1, threads=1))

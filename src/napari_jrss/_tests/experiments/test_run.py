@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(
     with pytest.raises(ProtocolError, match="--resume goes on"):
         next(run_experiment(protocol, out))
     shutil.rmtree(out / "runs" / "initial-n0-seed0")
-    ended = list(run_experiment(protocol, out, resume=True, workers=1, device="cpu"))
+    ended = list(run_experiment(protocol, out, resume=True, workers=1, threads=1, device="cpu"))
     assert [e.run.id for e in ended if not e.skipped] == ["initial-n0-seed0"]
     figures = [
         [r["value"] for r in each if r["metric"] != "seconds"] for each in (before, rows(out))
@@ -114,7 +114,7 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_tried_again(
     damaged = out / "runs" / "jrss-n2-seed0" / "round1" / "teacher.safetensors"
     damaged.write_bytes(b"not weights")
     shutil.rmtree(out / "runs" / "initial-n0-seed0")
-    ended = list(run_experiment(protocol, out, resume=True, workers=1, device="cpu"))
+    ended = list(run_experiment(protocol, out, resume=True, workers=1, threads=1, device="cpu"))
     problems = {e.run.id: e.problem for e in ended if e.problem}
     assert list(problems) == ["jrss-n2-seed0"]
     assert "teacher.safetensors" in problems["jrss-n2-seed0"]

@@ -52,7 +52,7 @@ def segmentation_network(classes: int) -> nn.Module:
 
 
 def registration_network(output_scale: float = 1.0) -> RegistrationNetwork:
-    """The tutorial's U-Net of 239,147 parameters, and 84 of a head that starts at zero."""
+    """The tutorial's U-Net of 239,147 parameters, and 12 of a head that starts at zero."""
     unet = UNet(3, 2, 3, (16, 32, 32, 32, 32), (1, 2, 2, 2), dropout=0.2, norm="batch")
     return RegistrationNetwork(AnyGrid(unet, 8), output_scale=output_scale)
 
