@@ -305,6 +305,7 @@ def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
         file = root / name
         try:
             inside = file.resolve().is_relative_to(root.resolve())
+            file.exists()
         except (OSError, ValueError, RuntimeError) as error:  # no name of a file at all
             raise ScanError(f"{path}: {name[:100]!r} can't be a file ({error})") from error
         if not inside:
