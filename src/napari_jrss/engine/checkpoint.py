@@ -7,12 +7,14 @@ previous state whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from napari_jrss.data.atomic import write_bytes
 
 StateDict = dict[str, Tensor]
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 class CheckpointError(ValueError):
@@ -40,6 +43,8 @@ def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
     CheckpointError
         If the file is missing, damaged, or not one of ours.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise CheckpointError(f"{path}: not a readable weights file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             description = json.loads((file.metadata() or {})["description"])
@@ -48,17 +53,32 @@ def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such weights file") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable weights file ({error})") from None
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a readable weights file ({reason})") from None
 
 
 def load_into(network: nn.Module, state: StateDict, path: Path) -> None:
     """Put weights read from `path` into `network`; :class:`CheckpointError` if they don't fit."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: damaged ({name[:100]} holds NaN or infinity)")
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: weights of another network ({first})") from None
+
+
+class _Description(BaseModel):
+    """What a training state says beside its tensors."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: int = Field(ge=0, lt=2**53)
+    best_validation: float | None
+    epoch_losses: list[dict[str, float]] = []
+    precision: dict[str, float] = {}
 
 
 @dataclass
@@ -110,15 +130,16 @@ class TrainingState:
     def read(cls, path: Path) -> TrainingState:
         tensors, description = load_tensors(path)
         names = [full_name.split("/", 2) for full_name in tensors]
-        if "step" not in description or any(len(parts) < 3 for parts in names):
-            raise CheckpointError(f"{path}: not a training state")
-        state = cls(
-            modules={},
-            step=int(description["step"]),
-            best_validation=description["best_validation"],
-            epoch_losses=description.get("epoch_losses", []),
-            precision=description.get("precision", {}),
-        )
+        for parts in names:
+            number = len(parts) == 3 and (parts[0] != "optimizer" or _NUMBER.fullmatch(parts[1]))
+            if not number or parts[0] not in ("module", "best", "optimizer"):
+                raise CheckpointError(f"{path}: not a training state")
+        try:
+            said = _Description.model_validate(description)
+        except ValidationError as error:
+            where = error.errors()[0]["loc"]
+            raise CheckpointError(f"{path}: not a training state ({where[0]})") from None
+        state = cls(modules={}, **said.model_dump())
         for (part, name, key), tensor in zip(names, tensors.values(), strict=True):
             if part == "optimizer":
                 state.optimizer.setdefault(int(name), {})[key] = tensor
@@ -133,7 +154,17 @@ def optimizer_moments(optimizer: torch.optim.Optimizer) -> dict[int, StateDict]:
     return {index: dict(moments) for index, moments in optimizer.state_dict()["state"].items()}
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, moments: dict[int, StateDict]) -> None:
-    """Put :func:`optimizer_moments` back."""
+def restore_moments(
+    optimizer: torch.optim.Optimizer, moments: dict[int, StateDict], path: Path
+) -> None:
+    """Put :func:`optimizer_moments` back; :class:`CheckpointError` if they don't fit."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, tensors in moments.items():
+        fits = index < len(parameters) and {"step", "exp_avg", "exp_avg_sq"} <= tensors.keys()
+        if not fits or any(
+            tensor.shape != (() if name == "step" else parameters[index].shape)
+            for name, tensor in tensors.items()
+        ):
+            raise CheckpointError(f"{path}: a training state of another network")
     state = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})

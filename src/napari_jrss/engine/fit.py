@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from napari_jrss.config import TrainingConfig
 from napari_jrss.data.batches import step_seed
 from napari_jrss.engine.checkpoint import (
+    CheckpointError,
     StateDict,
     TrainingState,
     load_into,
@@ -187,6 +188,14 @@ def _restore(stage: Stage, fabric: Fabric, path: Path) -> TrainingState:
     state = TrainingState.read(path)
     for name, module in stage.modules.items():
         load_into(module, state.modules.get(name, {}), path)
-    restore_moments(stage.optimizer, state.optimizer)
-    fabric.strategy.precision.load_state_dict(state.precision)
+        held = state.best.get(name, {}) if state.best else module.state_dict()
+        if {k: v.shape for k, v in held.items()} != {
+            k: v.shape for k, v in module.state_dict().items()
+        }:
+            raise CheckpointError(f"{path}: a training state of another network")
+    restore_moments(stage.optimizer, state.optimizer, path)
+    try:
+        fabric.strategy.precision.load_state_dict(state.precision)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: of another precision ({error})") from error
     return state

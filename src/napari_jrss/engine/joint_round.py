@@ -323,18 +323,32 @@ def _record(event: Event, path: Path) -> None:
     """Append what outlives the run, once; a resumed stage first drops the epochs it repeats."""
     if not isinstance(event, StageStarted | EpochEnd | CaseScreened | StageFinished):
         return
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    known = [json.loads(line) for line in lines]
+    known = _recorded(path)
     if isinstance(event, StageStarted):
-        dropped = [
-            line["stage"] == event.stage and line.get("step", 0) > event.first_step
-            for line in known
+        kept = [
+            text + "\n"
+            for text, line in known.items()
+            if line.get("stage") != event.stage or line.get("step", 0) <= event.first_step
         ]
-        kept = [line + "\n" for line, drop in zip(lines, dropped, strict=True) if not drop]
         write_text(path, "".join(kept))
-    elif _identity(event.model_dump()) not in map(_identity, known):
+    elif _identity(event.model_dump()) not in map(_identity, known.values()):
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(event.model_dump_json() + "\n")
+
+
+def _recorded(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of a round's metrics and what they say, from a file that lies in its folder."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise RoundError(f"{path}: not a file of this round")
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = {line: json.loads(line) for line in text.split("\n") if line}
+    except (OSError, ValueError, RecursionError) as error:
+        raise RoundError(f"{path}: damaged ({error})") from error
+    for line in lines.values():
+        if not isinstance(line, dict) or not isinstance(line.get("step", 0), int | float):
+            raise RoundError(f"{path}: damaged (a line is no event)")
+    return lines
 
 
 def _identity(line: dict[str, Any]) -> tuple[Any, ...]:

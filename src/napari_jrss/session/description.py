@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.project.errors import ProjectError
@@ -21,8 +21,10 @@ def description_of(entry: Round) -> RoundDescription:
     """Read a round's ``config.json``; :class:`ProjectError` if it can't be understood."""
     path = entry.folder / "config.json"
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
         return RoundDescription.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ProjectError(f"{path}: unreadable description of a round ({reason})") from None
 

@@ -135,7 +135,7 @@ def test_a_training_state_comes_back_and_goes_on(tmp_path: Path) -> None:
     assert (back.step, back.best_validation, back.epoch_losses) == (3, 1 / 3, [{"total": 0.1}])
     assert back.best.keys() == {"network"}
     load_into(network, back.modules["network"], tmp_path / "state")
-    restore_moments(adam, back.optimizer)
+    restore_moments(adam, back.optimizer, tmp_path / "state")
     step()
     assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
 
