@@ -494,6 +494,9 @@ def segment(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also write confidence and uncertainty.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also write a DICOM SEG for each DICOM series.")
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -503,7 +506,9 @@ def segment(
     from napari_jrss.session.inference import segment_scans
 
     with Project.open(project, read_only=True) as opened:
-        results = list(segment_scans(opened, scans, out, maps=maps, device=device))
+        results = list(
+            segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
+        )
         names = opened.table.names[1:]
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], default=str, indent=1))

@@ -271,7 +271,7 @@ def read_header(path: Path | str | DicomSeries) -> ScanHeader:
     ScanError
         As for :func:`read_volume`, as far as the header and the file's size show it.
     """
-    series = _series(path)
+    series = dicom_series_of(path)
     if series is not None:
         return series.header
     assert isinstance(path, Path | str)
@@ -296,7 +296,7 @@ def read_volume(path: Path | str | DicomSeries) -> Volume:
         affine that can't be inverted, or values that are not finite; the folder holds no image
         series whose slices make one regular stack, or several.
     """
-    series = _series(path)
+    series = dicom_series_of(path)
     if series is not None:
         from napari_jrss.data.dicom import read_series
 
@@ -368,8 +368,14 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
     return path
 
 
-def _series(path: Path | str | DicomSeries) -> DicomSeries | None:
-    """The DICOM series that is meant, if one is."""
+def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:
+    """The DICOM series that a folder or a DICOM file stands for; none for another file.
+
+    Raises
+    ------
+    ScanError
+        The folder holds no series that can be used, or several.
+    """
     if not isinstance(path, Path | str):
         return path
     path = Path(path)

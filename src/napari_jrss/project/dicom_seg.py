@@ -66,8 +66,7 @@ def export_segmentations(
     ProjectError
         No case came from DICOM, a series isn't in that folder, or `folder` lies in the project.
     """
-    if folder.resolve().is_relative_to(project.path.resolve()):
-        raise ProjectError(f"{folder}: lies in the project, which holds no patient's identity")
+    require_outside(project, folder)
     cases = [project.attributes(case.case_id) for case in project.cases()]
     cases = [case for case in cases if case.source == DICOM_SOURCE]
     if not cases:
@@ -100,6 +99,12 @@ def export_segmentations(
             folder / f"{case.case_id}.dcm",
             made_by,
         )
+
+
+def require_outside(project: Project, folder: Path) -> None:
+    """Raise a ProjectError if a folder for files that name a patient lies in the project."""
+    if folder.resolve().is_relative_to(project.path.resolve()):
+        raise ProjectError(f"{folder}: lies in the project, which holds no patient's identity")
 
 
 def export_segmentation(
