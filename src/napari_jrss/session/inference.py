@@ -20,8 +20,9 @@ from napari_jrss.data.chain import Chain
 from napari_jrss.data.layouts import stem
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.store import DICOM_SOURCE
-from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
+from napari_jrss.data.volume import ScanError, Volume, dicom_series_of, read_volume, write_nifti
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
+from napari_jrss.project.dicom_seg import export_segmentation, require_outside
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import (
     export_label,
@@ -153,6 +154,7 @@ def segment_scans(
     out: Path,
     *,
     maps: bool = False,
+    dicom_seg: bool = False,
     device: str = "auto",
 ) -> Iterator[SegmentedScan]:
     """Segment scans with the current teacher, onto their own grids.
@@ -168,6 +170,8 @@ def segment_scans(
     maps
         Write ``<scan>_confidence.nii.gz`` and, after a joint round, ``<scan>_uncertainty.nii.gz``
         (KL divergence of teacher and student, in nats).
+    dicom_seg
+        Write ``<scan>_label.dcm`` for each DICOM series, a DICOM SEG in the patient's study.
     device
         See :func:`napari_jrss.engine.device.make_fabric`.
 
@@ -184,6 +188,8 @@ def segment_scans(
     names = [stem(scan.absolute()) for scan in scans]
     if len(set(names)) < len(names):
         raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
+    if dicom_seg:
+        require_outside(project, out)
     torch_device = make_fabric(device).device
     teacher = load_teacher(entry, torch_device)
     student = load_student(entry, torch_device) if maps else None
@@ -191,7 +197,8 @@ def segment_scans(
     write_label_names(out, project.table)
     for scan, name in zip(scans, names, strict=True):
         try:
-            volume = read_volume(scan)
+            series = dicom_series_of(scan)
+            volume = read_volume(series or scan)
             ready = preprocess(volume, None, project.preprocessing, project.grid)
         except ScanError as error:
             yield SegmentedScan(scan, problem=str(error))
@@ -204,6 +211,10 @@ def segment_scans(
         )
         if maps:
             _write_maps(prediction, ready.chain, volume, out, name)
+        if dicom_seg and series is not None:
+            export_segmentation(
+                prediction.label, ready.chain, project.table, series, out / f"{name}_label.dcm"
+            )
         yield _summary(scan, path, prediction, ready.chain, project, seconds)
 
 
