@@ -156,6 +156,21 @@ def status_tables(report: ProjectStatus) -> None:
             )
         console.print(rounds)
         console.print("segmentation, registration: mean Dice on the validation cases")
+    if report.interrupted_round is not None or report.rounds_left:
+        which = (
+            f"round {report.interrupted_round} was interrupted"
+            if report.interrupted_round is not None
+            else f"the series was interrupted after round {report.rounds[-1].number}"
+        )
+        console.print(f"{which}, {report.rounds_left} more to come: train --resume goes on")
+    for entry in report.unsaved:
+        console.print(
+            escape(
+                entry.problem
+                or f"case {entry.case_id}: {entry.author} changed {entry.voxels_changed} voxels, "
+                f"which were never accepted (last at {entry.last_change})"
+            )
+        )
 
 
 def history_table(lines: Sequence[HistoryLine]) -> None:

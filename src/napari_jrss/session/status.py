@@ -6,7 +6,9 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.project.journal import unsaved
 from napari_jrss.project.project import Project
+from napari_jrss.session.training import interrupted_round, rounds_left
 
 
 class RoundStatus(BaseModel):
@@ -20,8 +22,27 @@ class RoundStatus(BaseModel):
     metrics: dict[str, object]
 
 
+class UnsavedCorrections(BaseModel):
+    """A journal whose label was never accepted; `problem` says why it can't be recovered."""
+
+    model_config = ConfigDict(frozen=True)
+    case_id: str
+    author: str
+    last_change: str
+    voxels_changed: int
+    problem: str
+
+
 class ProjectStatus(BaseModel):
-    """Numbers of a project; `cases` counts by split and label status."""
+    """Numbers of a project; `cases` counts by split and label status.
+
+    Attributes
+    ----------
+    interrupted_round, rounds_left
+        Round that can be resumed, and how many were to follow the latest one.
+    unsaved
+        Corrections that were neither accepted nor given up.
+    """
 
     model_config = ConfigDict(frozen=True)
     project: str
@@ -34,6 +55,9 @@ class ProjectStatus(BaseModel):
     failed_imports: dict[str, str]
     rounds: list[RoundStatus]
     teacher: int | None
+    interrupted_round: int | None
+    rounds_left: int
+    unsaved: list[UnsavedCorrections]
 
 
 def project_status(project: Project) -> ProjectStatus:
@@ -43,6 +67,7 @@ def project_status(project: Project) -> ProjectStatus:
         counts.setdefault(str(case.split), Counter())[str(case.status)] += 1
     snapshot = project.snapshot()
     teacher = project.teacher
+    interrupted = interrupted_round(project)
     return ProjectStatus(
         project=str(project.path),
         structures=list(project.table.names[1:]),
@@ -63,4 +88,16 @@ def project_status(project: Project) -> ProjectStatus:
             for r in project.rounds()
         ],
         teacher=None if teacher is None else teacher.number,
+        interrupted_round=None if interrupted is None else interrupted.number,
+        rounds_left=rounds_left(project),
+        unsaved=[
+            UnsavedCorrections(
+                case_id=entry.case_id,
+                author=entry.author,
+                last_change=entry.last_change,
+                voxels_changed=entry.voxels_changed,
+                problem=entry.problem,
+            )
+            for entry in unsaved(project)
+        ],
     )

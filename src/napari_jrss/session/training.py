@@ -49,7 +49,10 @@ class Place(Protocol):
     device: str
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
-        """Get ready for a round before it is recorded; False if cancelled meanwhile."""
+        """Get ready for a round before it is recorded; False if cancelled meanwhile.
+
+        Raises what the round's device or its networks would.
+        """
         ...
 
     def agree(self, number: int) -> int:
@@ -89,6 +92,7 @@ class InThisProcess:
         if self._fabric is None:
             self._fabric = make_fabric(self.device, config.precision, self._devices)
             self.device = self._fabric.device.type
+        _check_networks(config)
         return True
 
     def agree(self, number: int) -> int:
@@ -265,10 +269,16 @@ def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | 
             f"round {interrupted.number} was interrupted: --resume goes on with it, "
             "--no-resume starts anew"
         )
+    left = rounds_left(project)
+    if resume is None and left > 0:
+        raise InterruptedSeriesError(
+            f"the series was interrupted after round {history[-1].number}, {left} still to come: "
+            "--resume goes on with it, --no-resume starts anew"
+        )
     if resume and interrupted is not None:
-        return _Planned(config_of(interrupted), rounds_left(project), interrupted)
-    if resume and rounds_left(project) > 0:
-        return _Planned(config_of(history[-1]), rounds_left(project) - 1)
+        return _Planned(config_of(interrupted), left, interrupted)
+    if resume and left > 0:
+        return _Planned(config_of(history[-1]), left - 1)
     if resume:
         raise InterruptedSeriesError(f"{project.path}: there is no interrupted round to resume")
     if project.teacher is None:
@@ -307,6 +317,17 @@ def leave_series(project: Project) -> None:
     entry = interrupted_round(project)
     if entry is not None:
         project.finish_round(entry.number, Outcome.CANCELLED, {**entry.metrics, LEFT: True})
+
+
+def _check_networks(config: TrainingConfig) -> None:
+    """Raise what building the networks would raise, while no round is recorded yet."""
+    from torch.random import fork_rng
+
+    from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+
+    with fork_rng(devices=[]):
+        build_segmentation_network(config.segmentation_network, classes=2)
+        build_registration_network(config.registration_network)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

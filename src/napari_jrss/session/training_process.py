@@ -86,9 +86,9 @@ class InOwnProcess:
         return None if self._child is None else self._child.process.pid
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
-        """Start the process; its device is checked before the round is recorded."""
+        """Start the process; it checks its device and the networks."""
         self.close()
-        self._child = _Child(self._project, self._asked_for, config.precision, self._threads)
+        self._child = _Child(self._project, self._asked_for, config, self._threads)
         while (line := self._child.read()) is None:
             if cancel.is_set():
                 return False
@@ -149,11 +149,12 @@ class InOwnProcess:
 class _Child:
     """The process as its parent sees it: a pipe each way, and a thread that reads."""
 
-    def __init__(self, project: Path, device: str, precision: str, threads: int) -> None:
+    def __init__(self, project: Path, device: str, config: TrainingConfig, threads: int) -> None:
+        settings = config.model_dump_json()
         self._log = (project / LOG).open("wb")
         self.process = subprocess.Popen(
             # -P: no module is taken from the folder that the program happens to run in.
-            [sys.executable, "-P", "-m", __name__, str(project), device, precision, str(threads)],
+            [sys.executable, "-P", "-m", __name__, str(project), device, settings, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -241,7 +242,7 @@ def _import_path() -> str:
 
 def main(arguments: list[str]) -> None:
     """The process: get ready, wait for a round's number, run the round."""
-    project, device, precision, threads = arguments
+    project, device, settings, threads = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # What libraries print goes to the log; only events go to the parent.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
@@ -263,7 +264,7 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(int(threads))
         _step_back()
         place = InThisProcess(device)
-        place.prepare(TrainingConfig.model_validate({"precision": precision}), stop)
+        place.prepare(TrainingConfig.model_validate_json(settings), stop)
         tell(json.dumps({"ready": place.device}))
         number = int(commands.get())
         with Project.open(project, read_only=True) as opened:

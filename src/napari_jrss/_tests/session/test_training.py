@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from napari_jrss._tests.engine.phantoms import (
     AfterSteps,
@@ -14,14 +16,18 @@ from napari_jrss._tests.engine.phantoms import (
     tiny_config,
     weights,
 )
+from napari_jrss.cli import app
 from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.engine.joint_round import RoundError
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.journal import Journal
 from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
 from napari_jrss.session.evaluation import RoundEvaluated, evaluate
 from napari_jrss.session.networks import load_registration, load_student, load_teacher
+from napari_jrss.session.status import project_status
 from napari_jrss.session.training import InterruptedSeriesError, train
+from napari_jrss.session.training_process import InOwnProcess
 
 
 def run(
@@ -195,6 +201,38 @@ def test_a_device_that_is_not_there_starts_no_round(project: Project) -> None:
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         list(train(project, tiny_config(), 0, Never(), device="abacus"))
     assert outcomes(project) == []
+
+
+@pytest.mark.parametrize("place", ["here", "own process"])
+def test_a_network_that_is_unknown_starts_no_round(place: str, project: Project) -> None:
+    config = tiny_config(segmentation_network={"name": "oblisk"})
+    where = InOwnProcess(project.path, "cpu") if place == "own process" else None
+    with pytest.raises(ValueError, match="unknown network 'oblisk'"):
+        list(train(project, config, 0, Never(), device="cpu", place=where))
+    assert outcomes(project) == []
+
+
+def test_a_series_killed_between_two_rounds_is_not_passed_over(project: Project) -> None:
+    events = train(project, tiny_config(), 2, Never(), device="cpu")
+    for event in events:
+        if isinstance(event, RoundFinished):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert outcomes(project) == [(0, None, Outcome.FINISHED)]
+    status = project_status(project)
+    assert (status.interrupted_round, status.rounds_left) == (None, 2)
+    with pytest.raises(InterruptedSeriesError, match="after round 0, 2 still to come: --resume"):
+        run(project, 1)
+    case_id, blank = project.cases()[0].case_id, np.zeros(project.grid.shape, np.uint8)
+    with Journal.start(project, case_id, "blank", blank, "Ada") as journal:
+        journal.record([0], 1)
+    (left,) = project_status(project).unsaved
+    assert (left.author, left.voxels_changed, left.problem) == ("Ada", 1, "")
+    told = CliRunner().invoke(app, ["status", str(project.path)], env={"COLUMNS": "200"}).output
+    assert "the series was interrupted after round 0, 2 more to come: train --resume" in told
+    assert "Ada changed 1 voxels, which were never accepted" in told
+    run(project, 0, AfterSteps(1), resume=True)
+    assert project_status(project).interrupted_round == 1
 
 
 def test_evaluating_needs_a_finished_round(project: Project) -> None:
