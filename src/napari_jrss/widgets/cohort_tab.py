@@ -31,7 +31,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import LEDGER
-from napari_jrss.session.cohort import CasePredicted
+from napari_jrss.session.cohort import CasePredicted, CaseRow
 from napari_jrss.session.errors import is_ours, one_line
 from napari_jrss.session.importing import ScanRead
 from napari_jrss.session.runner import JobState
@@ -127,7 +127,7 @@ class CohortTab(QWidget):
         layout.addWidget(self._busy)
 
         cohort = session.cohort
-        self._redraw_soon = qthrottled(self._redraw, timeout=200)
+        self._redraw_soon = qthrottled(self._redraw_table, timeout=200)
         self._relay.connect(session.project_changed, self._show_project)
         self._relay.connect(session.cases_changed, self._show_news)
         self._relay.connect(session.rounds_changed, self._show_news)
@@ -243,12 +243,16 @@ class CohortTab(QWidget):
         self._redraw()
         self._session.cohort.look()
 
+    def _redraw_table(self) -> list[CaseRow]:
+        rows = self._session.cohort.rows()
+        self.table.cases.set_rows(rows)
+        return rows
+
     def _redraw(self) -> None:
         with telling(self._session):
             cohort = self._session.cohort
             project = self._session.project
-            rows = cohort.rows()
-            self.table.cases.set_rows(rows)
+            rows = self._redraw_table()
             suggestion = cohort.suggest()
             self._suggested = None if suggestion is None else suggestion.case_id
             self.next.setEnabled(suggestion is not None)

@@ -62,11 +62,15 @@ def tab(dock: MainWidget) -> Iterator[CohortTab]:
 def settled(tab: CohortTab, qtbot: QtBot) -> None:
     """Wait until nothing is looked at any more and the window shows it."""
     session = tab._session
-    qtbot.waitUntil(
-        lambda: not (session.cohort.survey.state.busy or session.inference.state.busy),
-        timeout=60_000,
-    )
-    qtbot.wait(300)
+
+    def looked_at() -> bool:
+        cohort = session.cohort
+        busy = cohort.survey.state.busy or session.inference.state.busy
+        return not busy and all(cohort.view(r.case_id) or r.problem for r in cohort.rows())
+
+    qtbot.wait(50)
+    qtbot.waitUntil(looked_at, timeout=60_000)
+    qtbot.wait(300)  # the table is redrawn five times a second
 
 
 def shown(tab: CohortTab, column: int = CASE) -> list[str]:
