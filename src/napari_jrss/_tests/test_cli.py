@@ -10,10 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
+from napari_jrss._tests.data.dicom_phantoms import save, slices
+from napari_jrss.data.volume import read_volume
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
@@ -134,6 +138,30 @@ def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -
     files = sorted((cohort / "images").iterdir())
     run("register", trained, "--moving", files[0], "--fixed", files[1], "--out", tmp_path / "files")
     assert nib.load(tmp_path / "files" / "displacement.nii.gz").shape[-1] == 3
+
+
+def test_a_dicom_series_is_segmented_and_registered_like_its_nifti(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    scan = sorted((cohort / "images").iterdir())[0]
+    volume = read_volume(scan)
+    steps = 2000 / np.ptp(volume.array)  # what a network sees is scaled anyway
+    stored = np.rint((volume.array - volume.array.min()) * steps).astype(np.int16)
+    folder = save(tmp_path / "series", slices(stored, volume.affine, "MR"))
+    run("segment", trained, scan, folder, "--out", tmp_path / "out", "--dicom-seg")
+    seg = hd.seg.segread(tmp_path / "out" / "series_label.dcm")
+    assert seg.StudyInstanceUID == pydicom.dcmread(folder / "IM0000").StudyInstanceUID
+    of_nifti = nib.load(tmp_path / "out" / f"{scan.name.removesuffix('.nii.gz')}_label.nii.gz")
+    of_dicom = read_volume(tmp_path / "out" / "series_label.nii.gz").to_lps()
+    expected = read_volume(of_nifti.get_filename()).to_lps()
+    np.testing.assert_allclose(of_dicom.affine, expected.affine, atol=1e-3)
+    assert (of_dicom.array == expected.array).mean() > 0.99
+    run("register", trained, "--moving", scan, "--fixed", folder, "--out", tmp_path / "pair")
+    warped = read_volume(tmp_path / "pair" / "warped_image.nii.gz")
+    np.testing.assert_allclose(warped.affine, read_volume(folder).affine, atol=1e-3)
+    assert "no case that was made from DICOM" in mistake(
+        "export", trained, tmp_path / "labels", "--dicom-source", folder
+    )
 
 
 def test_export_returns_an_imported_label_bit_for_bit(
