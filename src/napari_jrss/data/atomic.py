@@ -80,7 +80,7 @@ def new_folder(path: Path, hidden: Path | None = None) -> Iterator[Path]:
 
 def _name(error: BaseException, path: Path) -> None:
     """Let an error of the system say which file it is about; a full disk doesn't."""
-    if isinstance(error, OSError) and error.filename is None:
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = str(path)
 
 

@@ -166,7 +166,7 @@ def _reason(error: BaseException, case: FoundCase) -> str:
         return str(error)
     if not isinstance(case.image, Path):  # the message may hold a path
         return f"{case.case_id}: {type(error).__name__}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
 

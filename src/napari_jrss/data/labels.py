@@ -22,7 +22,7 @@ from napari_jrss.data.volume import ScanError, Volume, read_label_volume
 
 # The seven colours of Okabe and Ito (2008), then of Paul Tol's muted scheme: told apart with
 # the common kinds of colour blindness.
-_MOST_CLASSES = 2**16  # what a label of 16 bits can tell apart
+_MOST_CLASSES = 255  # of a byte's 256 values, training marks with the last what takes no part
 _COLOURS = (
     *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
     *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"),
@@ -82,7 +82,9 @@ class LabelTable(BaseModel):
         if [c.index for c in self.classes] != list(range(len(self.classes))):
             raise ValueError("class indices must be 0, 1, 2, ... in order")
         if len(self.classes) > _MOST_CLASSES:
-            raise ValueError(f"there can be {_MOST_CLASSES} classes, not {len(self.classes)}")
+            raise ValueError(
+                f"a project can have {_MOST_CLASSES - 1} structures, not {len(self.classes) - 1}"
+            )
         ids = Counter(i for c in self.classes for i in c.source_ids)
         twice = sorted(i for i, count in ids.items() if count > 1)
         if twice:
@@ -96,8 +98,8 @@ class LabelTable(BaseModel):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of a label that holds class indices: uint8, or uint16 above 256 classes."""
-        return np.dtype(np.uint8 if len(self.classes) <= 256 else np.uint16)
+        """Type of a label that holds class indices."""
+        return np.dtype(np.uint8)
 
     @property
     def one_to_one(self) -> bool:
@@ -250,13 +252,16 @@ class LabelTable(BaseModel):
         Raises
         ------
         ScanError
-            No file holds an id other than 0.
+            No file holds an id other than 0, or there are more ids than there can be classes.
         """
         ids: set[int] = set()
         for path in paths:
             ids |= ids_in(path)
             if len(ids) > _MOST_CLASSES:
-                raise ScanError(f"{path}: holds thousands of ids, so it is no label")
+                raise ScanError(
+                    f"{path}: the labels have more than {_MOST_CLASSES - 1} ids; say with a CSV of "
+                    "groups which of them make one structure"
+                )
         if not ids - {0}:
             raise ScanError("no label file holds anything but background")
         return cls.from_ids(ids)

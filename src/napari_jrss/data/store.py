@@ -242,7 +242,7 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
 
 def read_label(path: Path, version: str) -> NDArray[Any]:
-    """Class indices (z, y, x), uint8 (uint16 above 256 classes), of one label version.
+    """Class indices (z, y, x), uint8, of one label version.
 
     Raises
     ------

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 import SimpleITK as sitk  # noqa: N813
@@ -89,9 +90,18 @@ def _until_broken(
 
 
 def _one_thread() -> None:
+    Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1})
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it ends, and follow it: nobody wants the results."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
 
@@ -9,6 +10,12 @@ import SimpleITK as sitk  # noqa: N813
 def threads_and_parent(_: object) -> tuple[int, int]:
     """Threads that SimpleITK may use, and the process that started this one."""
     return sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), os.getppid()
+
+
+def waits(path: str) -> None:
+    """Tell who this process is, then be busy for longer than any test lasts."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
 
 
 def dies_at_3(item: int) -> int:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -117,6 +119,34 @@ def test_workers_are_spawned_have_one_thread_and_end_with_the_loop():
     running.close()
     time.sleep(0.1)
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+
+
+BUSY = """
+import sys
+from napari_jrss._tests.data.jobs import waits
+from napari_jrss.data.workers import in_processes
+
+if __name__ == "__main__":
+    list(in_processes(waits, sys.argv[1:], 2))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "program.py").write_text(BUSY)
+    told = [tmp_path / "first", tmp_path / "second"]
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py", *told])
+    try:
+        while not all(path.exists() and path.read_text() for path in told):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        workers = [psutil.Process(int(path.read_text())) for path in told]
+        parent.kill()
+        parent.wait()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert alive == []
+    finally:
+        parent.kill()
 
 
 def test_no_items_start_nothing():

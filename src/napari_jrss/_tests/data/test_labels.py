@@ -125,6 +125,20 @@ def test_the_two_tcia_conventions_are_told_apart_and_give_the_same_classes():
             tcia_table(unclear)
 
 
+def test_more_structures_than_a_project_can_tell_apart_are_refused(tmp_path):
+    assert len(LabelTable.from_ids(range(255)).classes) == 255
+    with pytest.raises(ValidationError, match="can have 254 structures, not 255"):
+        LabelTable.from_ids(range(256))
+    LabelTable.of_groups({"all": range(1, 1000)})  # ids don't count, structures do
+    rows = "".join(f"{i},n{i},{i},n{i}\n" for i in range(1, 300))
+    (tmp_path / "groups.csv").write_text("label,name,class_id,class_name\n" + rows)
+    with pytest.raises(ScanError, match=r"groups\.csv: .*254 structures, not 299"):
+        LabelTable.from_csv(tmp_path / "groups.csv")
+    write(tmp_path / "a.nii", np.arange(10 * 10 * 10).reshape(10, 10, 10).astype(np.int16))
+    with pytest.raises(ScanError, match=r"a\.nii: the labels have more than 254 ids"):
+        LabelTable.from_label_files([tmp_path / "a.nii"])
+
+
 def test_classes_from_whatever_the_files_hold(tmp_path):
     write(tmp_path / "a.nii", np.array([[[0, 4, 7]]], np.uint8))
     write(tmp_path / "b.nii", np.array([[[0, 2, 7]]], np.uint8))
@@ -143,12 +157,6 @@ def test_a_table_is_a_partition_in_order():
         LabelTable(classes=good.classes[::-1])
     with pytest.raises(ValidationError, match="two classes"):
         LabelTable.of_groups({"a": (1,), "b": (1,)})
-
-
-def test_more_than_256_classes_need_two_bytes():
-    assert LabelTable.from_ids(range(256)).dtype == np.uint8
-    table = LabelTable.from_ids(range(257))
-    assert table.to_classes(np.array([256])).tolist() == [256]
 
 
 def test_default_colours_differ_and_keep_their_place():
