@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_jrss.config import Shape, TrainingConfig
@@ -268,6 +269,7 @@ def _step(
 ) -> Callable[[], None]:
     """One step of a stage, as :func:`napari_jrss.engine.fit.fit` takes it, on made-up cases."""
     from napari_jrss.engine.device import make_fabric
+    from napari_jrss.engine.fit import Stage
     from napari_jrss.engine.predict import predict_case
     from napari_jrss.engine.pseudo_label import PseudoLabel
     from napari_jrss.engine.stages import (
@@ -283,7 +285,7 @@ def _step(
     dropout = config.joint.dropout if name == "student" else 0.0
     network = build_segmentation_network(config.segmentation_network, classes, dropout)
     registration = build_registration_network(config.registration_network)
-    label = snapshot.arrays.label("a")
+    label = _slabs(classes, grid)
     full = np.ones(classes, bool)
     pseudo = {
         case: PseudoLabel(label, label, True, full * 1.0, full) for case in snapshot.unlabelled
@@ -293,6 +295,7 @@ def _step(
     if name == "prediction":
         network.to(fabric.device).eval()
         return lambda: (predict_case(network, snapshot.arrays.image("a"), fabric.device), None)[1]
+    stage: Stage
     if name == "registration":
         stage = RegistrationStage(name, registration, tensors, config, fabric, 1, 1, 0)
     elif name == "student":
@@ -315,7 +318,7 @@ def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
     """Noise in slabs, one for each class."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=grid).astype(np.float32)
-    label = np.broadcast_to(np.arange(grid[2]) * classes // grid[2], grid).astype(np.uint8)
+    label = _slabs(classes, grid)
 
     def read_image(case_id: str) -> Image:
         return image
@@ -333,6 +336,10 @@ def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
         label_versions={},
         arrays=CachedArrays(read_image, read_label),
     )
+
+
+def _slabs(classes: int, grid: Shape) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.arange(grid[2]) * classes // grid[2], grid).astype(np.uint8)
 
 
 def _cost(step: Callable[[], None], cuda: object) -> tuple[float, float]:

@@ -36,17 +36,17 @@ class OutOfMemoryError(ValueError):
 class Place(Protocol):
     """Where rounds run: :class:`InThisProcess`, or
     :class:`napari_jrss.session.training_process.InOwnProcess`.
-
-    Attributes
-    ----------
-    first
-        Whether this is the process that records the rounds.
-    device
-        What rounds run on, known once prepared: ``cpu``, ``cuda`` or ``mps``.
     """
 
-    first: bool
-    device: str
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that records the rounds."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What rounds run on, once prepared: ``cpu``, ``cuda`` or ``mps``."""
+        ...
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
         """Get ready for a round before it is recorded; False if cancelled meanwhile.

@@ -97,6 +97,7 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     started = time.monotonic()
     assert window.close()
     assert time.monotonic() - started < 3
+    viewer.close()  # so that the fixture knows
     assert len(answered) == 2
     assert "paused and can be resumed" in answered[0]
     assert session.project is None

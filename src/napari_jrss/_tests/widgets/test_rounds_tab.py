@@ -1,0 +1,268 @@
+"""The tab Rounds, clicked and typed in as a person would."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from napari.utils import progress
+from pytestqt.qtbot import QtBot
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QMessageBox, QSpinBox
+
+from napari_jrss._tests.engine.phantoms import tiny_config
+from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss.config import JointConfig, TrainingConfig, preset
+from napari_jrss.engine.events import StepEnd
+from napari_jrss.session.estimate import Measured, StepCost, steps_of
+from napari_jrss.session.progress import Curve
+from napari_jrss.session.runner import JobState
+from napari_jrss.session.settings import SettingsError
+from napari_jrss.widgets.curves import COLOURS, Line, Plot
+from napari_jrss.widgets.forms import Form, NumberBox
+from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.rounds_tab import BASIC, RoundsTab
+
+WAIT_MS = 150_000
+
+
+@pytest.fixture
+def tab(dock: MainWidget, trainable_once: Path, tmp_path: Path) -> Iterator[RoundsTab]:
+    """On a project of its own, rounds in this process, settings that take seconds."""
+    session = dock.session
+    session.rounds.own_process = False
+    session.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
+    tab = dock.rounds
+    dock.tabs.setCurrentWidget(tab)
+    QApplication.processEvents()
+    tab.device.setCurrentText("cpu")
+    fill(tab, tiny_config())
+    yield tab
+    assert session.close()
+
+
+def fill(tab: RoundsTab, config: TrainingConfig, rounds: int = 0) -> None:
+    tab.preset.set(config.preset)
+    tab.advanced.show_values(config)
+    tab.tau.set(config.screening.tau)
+    tab.seed.set(config.seed)
+    tab.rounds.setValue(rounds)
+
+
+def click(qtbot: QtBot, button: Any) -> None:
+    assert button.isEnabled()
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def wait_for(qtbot: QtBot, tab: RoundsTab, text: str) -> None:
+    qtbot.waitUntil(lambda: text in tab.status.text(), timeout=WAIT_MS)
+
+
+def enabled(tab: RoundsTab) -> set[str]:
+    buttons = (tab.start, tab.pause, tab.resume, tab.cancel, tab.promote)
+    return {button.text() for button in buttons if button.isEnabled()}
+
+
+@pytest.mark.parametrize("name", ["paper", "fast", "smoke"])
+def test_every_setting_of_a_preset_goes_through_the_form(tab: RoundsTab, name: Any) -> None:
+    tab.preset.set("smoke" if name == "paper" else "paper")
+    tab.preset.set(name)
+    tab.seed.set(0)
+    assert tab.config() == preset(name)
+    shown = tab.advanced.values()
+    left_out = {field for field in TrainingConfig.model_fields if field not in shown}
+    assert left_out == {"preset", "seed"}
+    assert set(JointConfig.model_fields) == set(shown["joint"])
+    assert BASIC[2] == "screening.tau"
+    assert "tau" not in shown["screening"]
+
+
+def test_titles_descriptions_and_bounds_come_from_the_settings(qtbot: QtBot) -> None:
+    form = Form(JointConfig)
+    qtbot.addWidget(form)
+    dropout = form.editors["dropout"].widget
+    assert isinstance(dropout, NumberBox)
+    assert dropout.toolTip() == "Of whole feature maps."
+    dropout.setValue(3)
+    assert dropout.value() < 1
+    epochs = form.editors["segmentation_epochs"].widget
+    assert isinstance(epochs, QSpinBox)
+    assert epochs.minimum() == 1
+    assert isinstance(form.editors["registration_warp"].widget, QCheckBox)
+    weighting = form.editors["uncertainty_weighting"].widget
+    assert isinstance(weighting, QComboBox)
+    assert [weighting.itemText(i) for i in range(weighting.count())] == ["exp_kl", "none"]
+
+
+def test_a_small_number_is_typed_as_it_is_written(qtbot: QtBot) -> None:
+    box = NumberBox()
+    qtbot.addWidget(box)
+    box.setRange(0, 1)
+    box.selectAll()
+    qtbot.keyClicks(box, "4e-4")
+    qtbot.keyClick(box, Qt.Key.Key_Return)
+    assert box.value() == 4e-4
+    assert box.text() == "0.0004"
+    box.selectAll()
+    qtbot.keyClicks(box, "0.02x5")
+    assert box.text() == "0.025"
+
+
+def test_the_wheel_over_the_form_changes_nothing(tab: RoundsTab) -> None:
+    before = tab.rounds.value(), tab.seed.get()
+    widget = tab.seed.widget
+    wheel = QWheelEvent(
+        QPointF(5, 5),
+        QPointF(widget.mapToGlobal(QPoint(5, 5))),
+        QPoint(),
+        QPoint(0, 120),
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+        Qt.ScrollPhase.NoScrollPhase,
+        False,
+    )
+    QApplication.sendEvent(widget, wheel)
+    assert (tab.rounds.value(), tab.seed.get()) == before
+
+
+def test_impossible_settings_are_told_by_name(tab: RoundsTab) -> None:
+    tab.advanced.sections["segmentation"].editors["learning_rate"].widget.setMinimum(-1)
+    tab.advanced.sections["segmentation"].editors["learning_rate"].set(-0.5)
+    with pytest.raises(SettingsError, match=r"segmentation\.learning_rate: .*greater than 0"):
+        tab.config()
+
+
+def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
+    session = tab._session
+    assert enabled(tab) == {"Start"}
+    fill(tab, tiny_config(segmentation={"epochs": 1, "minimum_steps": 60}))
+    seen: list[StepEnd] = []
+    session.training.event.connect(lambda e: seen.append(e) if isinstance(e, StepEnd) else None)
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Mono-Seg: ")
+    assert enabled(tab) == {"Pause", "Cancel"}
+    [bar] = [p for p in progress._all_instances if p.desc.startswith("JRSS")]
+    qtbot.waitUntil(lambda: tab.bar.value() > 3 and bar.n > 3, timeout=WAIT_MS)
+    assert tab.bar.maximum() == bar.total == 60
+    click(qtbot, tab.pause)
+    qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
+    assert session.training.state is JobState.CANCELLED
+    assert "Round 0 was interrupted (cancelled)" in tab.status.text()
+    assert not [p for p in progress._all_instances if p.desc.startswith("JRSS")]
+    paused_at = seen[-1].step
+
+    click(qtbot, tab.resume)
+    wait_for(qtbot, tab, "Finished")
+    assert seen[-1].stage == "mono_registration"
+    resumed = [step.step for step in seen if step.stage == "mono_segmentation"]
+    assert resumed == [*range(1, paused_at + 1), *range(paused_at + 1, 61)]
+    assert [line.name for line in tab.losses.lines] == ["segmentation", "registration"]
+    assert tab.table.rowCount() == 1
+    assert tab.table.item(0, 0).font().bold()
+    assert enabled(tab) == {"Start"}
+
+
+def test_start_anew_and_cancel_ask_first(
+    tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [QMessageBox.StandardButton.No]
+    asked: list[str] = []
+
+    def ask(parent: object, title: str, text: str) -> QMessageBox.StandardButton:
+        asked.append(text)
+        return answers[-1]
+
+    monkeypatch.setattr(QMessageBox, "question", ask)
+    fill(tab, tiny_config(segmentation={"epochs": 1, "minimum_steps": 100_000}))
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Mono-Seg: ")
+    click(qtbot, tab.cancel)
+    assert tab._session.training.state is JobState.RUNNING
+    click(qtbot, tab.pause)
+    qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
+    fill(tab, tiny_config())
+    click(qtbot, tab.start)
+    assert "Round 0 was interrupted and can be resumed" in asked[-1]
+    assert tab._session.training.state is JobState.CANCELLED
+    answers.append(QMessageBox.StandardButton.Yes)
+    click(qtbot, tab.cancel)
+    qtbot.waitUntil(lambda: not tab.resume.isEnabled())
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Finished")
+    assert [str(row.outcome) for row in tab._session.rounds.history()] == ["cancelled", "finished"]
+
+
+def test_a_failed_round_says_why_and_an_earlier_teacher_can_be_used(
+    tab: RoundsTab, qtbot: QtBot
+) -> None:
+    session = tab._session
+    fill(tab, tiny_config(), rounds=1)
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Finished")
+    assert [line.name for line in tab.counts.lines] == ["N", "accepted"]
+    tab.table.selectRow(1)  # the latest is first
+    click(qtbot, tab.promote)
+    qtbot.waitUntil(lambda: tab.table.item(1, 0).font().bold())
+    assert session.open_project.teacher.number == 0
+
+    fill(tab, tiny_config(screening={"tau": 1.0}), rounds=1)
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Failed: no structure of any unlabelled case passes tau = 1.0")
+    assert session.open_project.teacher.number == 0
+    assert "passes tau" in tab.table.item(0, 2).toolTip()
+    tab.table.selectRow(0)
+    assert not tab.promote.isEnabled()
+
+
+def test_a_project_open_read_only_can_only_be_looked_at(tab: RoundsTab, qtbot: QtBot) -> None:
+    path = tab._session.open_project.path
+    tab._session.close()
+    qtbot.waitUntil(lambda: enabled(tab) == set())
+    tab._session.open(path, read_only=True)
+    wait_for(qtbot, tab, "read-only")
+    assert enabled(tab) == set()
+
+
+def test_the_estimate_is_shown_before_the_start(
+    tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = StepCost(seconds=(1.0, 0.0), memory=(0.0, 1e6))
+    stages = ("mono_segmentation", "registration", "student", "prediction")
+    measured = Measured(
+        device="cpu", program=0.0, total=2.0**30, stages=dict.fromkeys(stages, cost)
+    )
+    monkeypatch.setattr("napari_jrss.session.rounds.measured_apart", lambda *_: measured)
+    click(qtbot, tab.measure)
+    qtbot.waitUntil(lambda: "about" in tab.estimate.text(), timeout=WAIT_MS)
+    steps = steps_of(tab.config(), tab._session.open_project.snapshot(), False, 0)
+    assert f"about {sum(steps.values())} s on cpu (from a measured step)" in tab.estimate.text()
+    assert "5.7 of 1.0 GiB of memory: too much" in tab.estimate.text()
+    tab.seed.set(5)
+    assert tab.estimate.text() == ""
+
+
+def test_curves_are_drawn_where_they_belong(qtbot: QtBot) -> None:
+    plot = Plot("Validation Dice", "step", (0.0, 1.0))
+    qtbot.addWidget(plot)
+    plot.resize(360, 160)
+    x = [float(i) for i in range(2000)]
+    plot.show_lines([Line("low", Curve(x, [0.1] * 2000)), Line("high", Curve(x, [0.9] * 2000))])
+    image = plot.grab().toImage()
+    column = [image.pixelColor(200, y).name() for y in range(40, 130)]
+    assert column.index(COLOURS[1]) < column.index(COLOURS[0])
+
+
+def test_it_draws_ten_times_a_second_at_most(
+    tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(tab.losses, "show_lines", lambda lines: drawn.append(1))
+    event = StepEnd(stage="student_1", step=1, steps=9, losses={"total": 1.0}, seconds=0.1)
+    for _ in range(500):
+        tab._session.training.event.emit(event)
+    qtbot.wait(450)
+    assert 1 <= len(drawn) <= 6
