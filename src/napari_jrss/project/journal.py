@@ -43,12 +43,13 @@ _MAGIC = b"napari-jrss journal 1\n"
 _FRAME = struct.Struct("<II")  # length of the content, its CRC-32
 _RECORD = struct.Struct("<ddQ")  # time of the change (UNIX), active seconds so far, voxels
 _LARGEST_HEADER = 100_000
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class _Header(BaseModel):
     """What a journal says of itself, as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     case_id: str
     draft: str
@@ -541,6 +542,9 @@ def _entry(project: Project, path: Path) -> JournalEntry | None:
         found = recover(project, case_id)
     except FileNotFoundError:
         return None  # discarded meanwhile
+    except OSError as error:
+        problem = f"{path}: can't be read ({error.strerror})"
+        return JournalEntry(case_id, "", "", "", "", 0, 0, problem)
     except ProjectError as error:
         problem = str(error) if str(path) in str(error) else f"{path}: {error}"
         return JournalEntry(case_id, "", "", "", "", 0, size, problem)
@@ -585,6 +589,8 @@ def _recovered(header: _Header, held: _Held) -> Recovered:
 
 def _read(project: Project, path: Path) -> tuple[_Header, _Held]:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise ProjectError(f"{path}: not a journal of corrections")
         with path.open("rb") as file:
             return _parse(project, path, file)
     except FileNotFoundError:
@@ -627,6 +633,8 @@ def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[_Header, _Held
             break
         at, seconds, count = _RECORD.unpack_from(raw)
         if len(raw) != _RECORD.size + count * (8 + dtype.itemsize):
+            break
+        if not (0 <= at < _LATEST and 0 <= seconds < _LATEST):
             break
         indices = np.frombuffer(raw, "<u8", count, _RECORD.size)
         values = np.frombuffer(raw, dtype.newbyteorder("<"), count, _RECORD.size + 8 * count)
