@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Label
 from napari_jrss.data.labels import LabelTable
@@ -32,7 +33,9 @@ def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
         path = protocol.data.project
     else:
         path = out / COHORT
-        _read_in(protocol, path, out, runs)
+        with TemporaryDirectory() as folder:  # of synthetic scans
+            found, table = _discover(protocol.data, Path(folder))
+            _read_in(protocol, path, found, table, runs)
     with Project.open(path, read_only=True) as project:
         for run in runs:
             deal(protocol, run, project)
@@ -106,9 +109,10 @@ def _deal(
     )
 
 
-def _read_in(protocol: Protocol, path: Path, out: Path, runs: Sequence[Run]) -> None:
+def _read_in(
+    protocol: Protocol, path: Path, found: FoundCohort, table: LabelTable, runs: Sequence[Run]
+) -> None:
     data = protocol.data
-    found, table = _discover(data, out)
     names = [case.case_id for case in found.cases]
     groups: dict[str, str | None] = dict.fromkeys(names)
     groups |= found.groups
@@ -130,12 +134,10 @@ def _read_in(protocol: Protocol, path: Path, out: Path, runs: Sequence[Run]) -> 
                 raise ProtocolError(f"{result.case_id}: {result.reason}")
 
 
-def _discover(data: DataSet, out: Path) -> tuple[FoundCohort, LabelTable]:
+def _discover(data: DataSet, place: Path) -> tuple[FoundCohort, LabelTable]:
     if data.synthetic is not None:
         wanted = data.synthetic
-        folder = make_cohort(
-            out / "synthetic", wanted.cases, wanted.shape, wanted.seed, wanted.structures
-        )
+        folder = make_cohort(place, wanted.cases, wanted.shape, wanted.seed, wanted.structures)
         found = discover(images=folder / "images", labels=folder / "labels")
         return found, LabelTable.from_csv(folder / "groups.csv")
     if data.folder is not None:

@@ -179,22 +179,28 @@ def _slices(
     titles = [f"N = {o.labelled}" if over_labelled else o.title for o in shown]
     if task == "segmentation":
         panels = [("manual label", files[0]["case_image"], files[0]["case_truth"])]
-        image, label = "case_image", "case_label"
+        shown_image, shown_label = "case_image", "case_label"
     else:
         panels = [
             (side, files[0][f"{side}_image"], files[0][f"{side}_label"])
             for side in ("moving", "fixed")
         ]
-        image, label = "warped_image", "warped_label"
-    panels += [(title, f[image], f[label]) for title, f in zip(titles, files, strict=True)]
+        shown_image, shown_label = "warped_image", "warped_label"
+    given = len(panels)
+    panels += [
+        (title, f[shown_image], f[shown_label]) for title, f in zip(titles, files, strict=True)
+    ]
     columns = min(len(panels), 6)
     rows = -(-len(panels) // columns)
     height, width = panels[0][1].shape
     figure = Figure((1.7 * columns, rows * (1.7 * height / width + 0.3)), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, (title, image, label) in zip(figure.axes, panels, strict=False):
-        _draw(axes, image, label, len(first.runs[0]["structures"]))
+    structures = len(first.runs[0]["structures"])
+    for i, (axes, (title, image, label)) in enumerate(zip(figure.axes, panels, strict=False)):
+        _draw(axes, image, label, structures)
+        if task == "registration" and i >= given:
+            _contours(axes, files[0]["fixed_label"], ["white"] * structures, 0.5)
         axes.set_title(title, fontsize=8)
     return figure
 
@@ -202,7 +208,11 @@ def _slices(
 def _draw(axes: Axes, image: np.ndarray, label: np.ndarray, structures: int) -> None:
     low, high = np.percentile(image, (1, 99.5))
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    for index in range(1, structures + 1):
+    colours = [COLOURS[2 * i % len(COLOURS) + (i >= 10)] for i in range(structures)]
+    _contours(axes, label, colours, 1.1)
+
+
+def _contours(axes: Axes, label: np.ndarray, colours: Sequence[str], width: float) -> None:
+    for index, colour in enumerate(colours, start=1):
         if (label == index).any():
-            colour = COLOURS[(2 * (index - 1) + (index > 10)) % len(COLOURS)]
-            axes.contour(label == index, [0.5], colors=[colour], linewidths=1.1)
+            axes.contour(label == index, [0.5], colors=[colour], linewidths=width)

@@ -28,9 +28,11 @@ CAPTIONS = {
     "tau": "Dice over the confidence threshold (Figure 10).",
     "slices_segmentation": "A test case by each method (Figure 5); the first of the test set, "
     "the slice with most structures.",
-    "slices_registration": "A test pair by each method (Figure 6): the first pair.",
+    "slices_registration": "A test pair by each method (Figure 6): the first pair; white: the "
+    "label of the fixed image.",
     "slices_segmentation_over_labelled": "JRSS with more and more labelled cases (Figure 8).",
-    "slices_registration_over_labelled": "JRSS with more and more labelled cases (Figure 9).",
+    "slices_registration_over_labelled": "JRSS with more and more labelled cases (Figure 9); "
+    "white: the label of the fixed image.",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -41,7 +43,6 @@ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd
 th:first-child, td:first-child { text-align: left; }
 th { border-bottom: 2px solid #444; }
 figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }
-@media (prefers-color-scheme: dark) { img { background: white; } }
 """
 
 

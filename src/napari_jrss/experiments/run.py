@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from napari_jrss import __version__
+from napari_jrss.config import TrainingConfig
 from napari_jrss.data.atomic import write_text
-from napari_jrss.experiments.cohort import deal, prepare_cohort, snapshot_of
+from napari_jrss.experiments.cohort import COHORT, deal, prepare_cohort, snapshot_of
 from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
 from napari_jrss.project.project import Project
@@ -113,8 +114,15 @@ def run_experiment(
         Before anything is trained, in one line.
     """
     runs = _chosen(plan(protocol), only)
-    _claim(protocol, out, resume)
-    project = prepare_cohort(protocol, out, runs)
+    for run in runs:
+        _is_done(run, out)
+    begun = _claim(protocol, out, resume)
+    try:
+        project = prepare_cohort(protocol, out, runs)
+    except (ValueError, OSError):
+        if not begun and not (out / COHORT).exists():
+            (out / PROTOCOL).unlink()  # nothing came of it: the next try may be another
+        raise
     places = _workers(workers, threads, device)
     # Workers take the number of threads from here as they are born, before torch reads it.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -312,11 +320,18 @@ def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
     return [run for run in runs if run.id in wanted]
 
 
-def _claim(protocol: Protocol, out: Path, resume: bool) -> None:
-    """Make the folder, or see that what is there belongs to the same data and splits."""
+def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
+    """Make the folder, or see that what is there belongs to the same data and splits.
+
+    Returns
+    -------
+    bool
+        Whether the experiment had been begun before.
+    """
     path = out / PROTOCOL
+    begun = path.exists()
     text = protocol.model_dump_json(indent=1)
-    if path.exists():
+    if begun:
         if not resume:
             raise ProtocolError(f"{out}: holds an experiment already; --resume goes on with it")
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -327,6 +342,7 @@ def _claim(protocol: Protocol, out: Path, resume: bool) -> None:
         raise ProtocolError(f"{out}: is neither empty nor an experiment")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
+    return begun
 
 
 def _is_done(run: Run, out: Path) -> bool:
@@ -334,7 +350,8 @@ def _is_done(run: Run, out: Path) -> bool:
     path = out / RUNS / run.id / RUN
     if not path.exists():
         return False
-    if json.loads(path.read_text(encoding="utf-8"))["config"] != run.config.model_dump(mode="json"):
+    config = json.loads(path.read_text(encoding="utf-8"))["config"]
+    if TrainingConfig.model_validate(config) != run.config:
         raise ProtocolError(f"{path.parent}: was run with other settings; use another folder")
     return True
 
