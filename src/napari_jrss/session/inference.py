@@ -32,6 +32,7 @@ from napari_jrss.project.export import (
 )
 from napari_jrss.project.ledger import Round
 from napari_jrss.project.project import Project
+from napari_jrss.session.pair_views import folded_in_structures, jacobian_map
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -74,7 +75,8 @@ class RegistrationReport(BaseModel):
     """Figures of one registered pair; Dice per structure where both sides have labels.
 
     Residuals are root mean square differences of the two normalised images, whose standard
-    deviation is 1, before and after the registration.
+    deviation is 1, before and after the registration. The folds in each structure of the warped
+    label, in % of its voxels, say which of them not to trust.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +90,7 @@ class RegistrationReport(BaseModel):
     std_jacobian: float
     sdlogj_plus3: float
     folded_percent: float
+    folded_in_structures: list[float | None]
     seconds: float
 
     @property
@@ -278,6 +281,10 @@ def register_sides(
     seconds = time.perf_counter() - started
     registered = follow(field, moving.image, moving.label)
     regularity = jacobian_statistics(field)
+    label = registered.label
+    folds = (
+        [] if label is None else folded_in_structures(jacobian_map(field) <= 0, label, len(names))
+    )
 
     def dice(label: Label | None) -> list[float | None]:
         if label is None or fixed.label is None:
@@ -296,6 +303,7 @@ def register_sides(
         std_jacobian=regularity.std,
         sdlogj_plus3=regularity.sdlogj_plus3,
         folded_percent=regularity.folded_percent,
+        folded_in_structures=folds,
         seconds=seconds,
     )
     return Pair(moving, fixed, registered, report)

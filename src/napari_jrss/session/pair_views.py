@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.data.batches import Image
+from napari_jrss.data.batches import Image, Label
 
 if TYPE_CHECKING:
     from napari_jrss.session.inference import Pair
@@ -164,3 +164,13 @@ def jacobian_map(field: Field) -> NDArray[np.float32]:
 
     values: NDArray[np.float32] = jacobian_determinant(torch.from_numpy(field)[None])[0].numpy()
     return values
+
+
+def folded_in_structures(folded: Mask, label: Label, classes: int) -> list[float | None]:
+    """How much of each structure of a warped label is folded, in %; None for those not there."""
+    voxels = np.bincount(label.ravel(), minlength=classes)[1:]
+    inside = np.bincount(label[folded], minlength=classes)[1:]
+    return [
+        100 * float(part) / float(all_) if all_ else None
+        for part, all_ in zip(inside, voxels, strict=True)
+    ]

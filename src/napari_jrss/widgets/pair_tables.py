@@ -58,7 +58,7 @@ class _Table(QTableWidget):
 
 
 class DiceTable(_Table):
-    """Dice of each structure before and after the registration of a pair."""
+    """Dice of each structure before and after the registration of a pair, and its folds."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -67,17 +67,24 @@ class DiceTable(_Table):
                 "Before": "Dice of the two labels as they were, 0 to 1",
                 "After": "Dice of the warped and the fixed label, 0 to 1",
                 "Gain": "After minus before",
+                "Folded %": "Voxels of the warped structure where the field folds: don't trust "
+                "it there",
             }
         )
 
     def show_report(self, report: RegistrationReport | None, table: LabelTable | None) -> None:
-        """Show a pair's Dice; nothing without a pair, or where a side has no label."""
-        if report is None or table is None or not report.dice:
+        """Show a pair's structures; none without a pair, or where the moving side has no label."""
+        if report is None or table is None or not report.folded_in_structures:
             self.fill([])
             return
         rows: list[list[QTableWidgetItem]] = []
-        for each, before, after in zip(
-            table.classes[1:], report.dice_before, report.dice, strict=True
+        unknown = [None] * len(report.structures)
+        for each, before, after, folded in zip(
+            table.classes[1:],
+            report.dice_before or unknown,
+            report.dice or unknown,
+            report.folded_in_structures,
+            strict=True,
         ):
             name = QTableWidgetItem(each.name)
             name.setData(Qt.ItemDataRole.DecorationRole, QColor(each.colour))
@@ -85,7 +92,7 @@ class DiceTable(_Table):
             change = _Number(gain, 3)
             if gain is not None:
                 change.setText(f"{gain:+.3f}")
-            rows.append([name, _Number(before, 3), _Number(after, 3), change])
+            rows.append([name, _Number(before, 3), _Number(after, 3), change, _Number(folded, 2)])
         self.fill(rows)
 
 

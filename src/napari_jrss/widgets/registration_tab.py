@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -63,10 +64,10 @@ class RegistrationTab(QWidget):
             "a draft label that they vote for",
             "Alt+A",
         )
-        self.message = QLabel()
-        self.message.setWordWrap(True)
-        self.figures = QLabel()
-        self.figures.setWordWrap(True)
+        self.message, self.figures = QLabel(), QLabel()
+        for line in (self.message, self.figures):
+            line.setTextFormat(Qt.TextFormat.PlainText)
+            line.setWordWrap(True)
         self.figures.setToolTip(
             "std(Jac): standard deviation of the Jacobian determinant. Folded: voxels where it "
             "is 0 or less. Residual: root mean square difference of the images, in standard "

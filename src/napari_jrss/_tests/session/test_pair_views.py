@@ -13,6 +13,7 @@ from napari_jrss.session.pair_views import (
     checkerboard,
     deformed_grid,
     displacement_vectors,
+    folded_in_structures,
     jacobian_map,
     shown_range,
 )
@@ -128,3 +129,12 @@ def test_what_is_shown_leaves_out_the_extremes_and_is_never_empty() -> None:
     assert 2 < high < 3
     low, high = shown_range(np.zeros(SHAPE, np.float32))
     assert low < high
+
+
+def test_folds_are_counted_in_each_structure() -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[:4] = 1
+    label[4:8] = 3
+    folded = np.zeros(SHAPE, bool)
+    folded[3:6] = True
+    assert folded_in_structures(folded, label, 4) == [25.0, None, 50.0]

@@ -83,6 +83,7 @@ def test_a_pair_is_warped_by_the_field_and_its_figures_are_those_of_the_arrays(
     np.testing.assert_allclose(np.array(report.dice_before, float), before)
     assert report.mean_dice == pytest.approx(np.nanmean(expected))
     assert (report.std_jacobian, report.folded_percent) == (pytest.approx(0, abs=1e-5), 0)
+    assert report.folded_in_structures == [0, 0]
     difference = project.image(moving) - project.image(fixed)
     assert report.residual_before == pytest.approx(np.sqrt(np.mean(difference**2)), rel=1e-4)
     assert report.residual != pytest.approx(report.residual_before, rel=1e-3)
@@ -121,7 +122,7 @@ def test_a_pair_without_labels_has_a_residual_and_no_dice(session: Session) -> N
     pair = session.pairs.pair
     assert pair is not None
     assert pair.registered.label is None
-    assert pair.report.dice == []
+    assert pair.report.dice == pair.report.folded_in_structures == []
     assert pair.report.mean_dice is None
     assert pair.report.residual > 0
     with pytest.raises(ProjectError, match="has no label that could be warped"):
@@ -158,6 +159,7 @@ def test_the_best_pair_comes_first_by_dice_then_residual_then_folds() -> None:
             std_jacobian=0,
             sdlogj_plus3=0,
             folded_percent=folded,
+            folded_in_structures=[folded],
             seconds=0,
         )
 
