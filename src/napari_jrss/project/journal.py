@@ -608,6 +608,12 @@ def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[_Header, _Held
         header = _Header.model_validate_json(content or b"")
     except ValidationError as error:
         raise ProjectError(f"{path}: the journal's beginning is damaged") from error
+    try:
+        check_draft(header.draft)
+    except ProjectError as error:
+        raise ProjectError(f"{path}: {error}") from error
+    if not header.author.strip():
+        raise ProjectError(f"{path}: doesn't say whose corrections it holds")
     shape, names = project.grid.shape, project.table.names
     if header.shape != shape or header.classes != len(names):
         raise ProjectError(
