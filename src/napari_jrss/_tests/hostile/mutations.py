@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import struct
+import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import nibabel as nib
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from pydicom.datadict import tag_for_keyword
 
 DEEP, TWICE = "@deep@", "@twice@"
 _ABYSS = "[" * 20_000 + "]" * 20_000
@@ -98,8 +100,11 @@ class Json:
 
 
 def spoiled(text: str, edits: tuple[tuple[tuple[int, ...], str, Any], ...]) -> str:
-    """A JSON text after edits."""
-    tree = [json.loads(text)]
+    """A JSON text after edits; one that an edit before made too deep stays as it is."""
+    try:
+        tree = [json.loads(text)]
+    except RecursionError:
+        return text
     for steps, kind, value in edits:
         parent: Any = tree
         key: Any = 0
@@ -147,6 +152,32 @@ class NiftiHeader:
             block[field] = flat.reshape(block[field][0].shape)
         content = block.tobytes() + content[348:]
         path.write_bytes(gzip.compress(content, 1) if packed else content)
+
+
+@dataclass(frozen=True)
+class DicomElements:
+    """Bytes put in the place of an element's value, in a file of explicit VR, little endian."""
+
+    name: str
+    elements: tuple[tuple[str, bytes], ...]
+
+    def __call__(self, folder: Path) -> None:
+        path = folder / self.name
+        content = path.read_bytes()
+        for keyword, value in self.elements:
+            tag = tag_for_keyword(keyword)
+            assert tag is not None
+            start = content.find(struct.pack("<HH", tag >> 16, tag & 0xFFFF), 128)
+            if start < 0:
+                continue
+            vr = content[start + 4 : start + 6]
+            value += b"\0" * (len(value) % 2)
+            length = int.from_bytes(content[start + 6 : start + 8], "little")
+            new = struct.pack("<H", len(value)) + value
+            if vr in (b"OB", b"OW", b"SQ", b"UN"):
+                continue
+            content = content[: start + 6] + new + content[start + 8 + length :]
+        path.write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -218,6 +249,41 @@ class Replaced:
                 path.symlink_to("/dev/zero")
 
 
+@dataclass(frozen=True)
+class Frames:
+    """Edits of the frames of a correction journal, their lengths and checksums made right again.
+
+    A frame that begins as JSON is spoiled as such; of others, 8 bytes are set, packed again.
+    """
+
+    name: str
+    first: int  # where the frames begin
+    edits: tuple[tuple[int, float, bytes, tuple[tuple[int, ...], str, Any]], ...]
+
+    def __call__(self, folder: Path) -> None:
+        path = folder / self.name
+        content = path.read_bytes()
+        frames, at = [], self.first
+        while at < len(content):
+            length, _ = struct.unpack_from("<II", content, at)
+            frames.append(content[at + 8 : at + 8 + length])
+            at += 8 + length
+        for which, where, noise, edit in self.edits:
+            frame = frames[which % len(frames)]
+            if which % len(frames) == 0:
+                frame = spoiled(frame.decode(), (edit,)).encode()
+            else:
+                raw = bytearray(zlib.decompress(frame))
+                at = int(where * len(raw)) // 8 * 8
+                raw[at : at + 8] = (noise * 8)[:8]
+                frame = zlib.compress(bytes(raw))
+            frames[which % len(frames)] = frame
+        path.write_bytes(
+            content[: self.first]
+            + b"".join(struct.pack("<II", len(f), zlib.crc32(f)) + f for f in frames)
+        )
+
+
 REPLACEMENTS = (
     *("nothing", "empty file", "folder", "pipe", "link to itself", "link outside"),
     *("link to a folder outside", "endless"),
@@ -266,6 +332,31 @@ def of_nifti(*names: str) -> SearchStrategy[Mutation]:
     )
 
 
+def of_dicom(*names: str) -> SearchStrategy[Mutation]:
+    """Values of elements that decide about shape, place, values and encoding."""
+    keywords = (
+        *("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit"),
+        *("SamplesPerPixel", "PixelRepresentation", "PhotometricInterpretation", "PixelSpacing"),
+        *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
+        *("SeriesInstanceUID", "SOPClassUID", "TransferSyntaxUID", "Modality", "ImageType"),
+        *("PatientID", "SpecificCharacterSet", "SliceThickness"),
+    )
+    numbers_in_text = [b"0", b"-1", b"1e308", b"NaN", b"inf", b"1\\1", b"1e-300\\1", b"9" * 300]
+    words = [b"", b"\\", b"1\\0\\0\\0\\1", b"0\\0\\0\\0\\0\\0", b"1\\0\\0\\1\\0\\0", b"\xff\xfe"]
+    syntaxes = [f"1.2.840.10008.1.2{end}".encode() for end in ("", ".2", ".1.99", ".5", ".4.90")]
+    shorts = [struct.pack("<H", n) for n in (0, 1, 2, 12, 16, 32, 64, 1000, 32767, 65535)]
+    element = st.tuples(
+        st.sampled_from(keywords),
+        st.one_of(
+            st.sampled_from([*numbers_in_text, *words, *syntaxes, *shorts, *shorts]),
+            st.binary(max_size=20),
+        ),
+    )
+    return st.builds(
+        DicomElements, st.sampled_from(names), st.lists(element, min_size=1, max_size=3).map(tuple)
+    )
+
+
 def of_rows(name: str) -> SearchStrategy[Mutation]:
     """Cells of a table."""
     cell = st.tuples(
@@ -285,6 +376,26 @@ def _float(number: float) -> float:
 
 def _short(number: float) -> str:
     return str(number)[:500]
+
+
+def of_frames(name: str, first: int) -> SearchStrategy[Mutation]:
+    """Frames of a journal, with right checksums."""
+    edit = st.tuples(
+        st.lists(st.integers(0, 40), max_size=3).map(tuple),
+        st.sampled_from(["put", "put", "remove", "rename"]),
+        values,
+    )
+    doubles = st.sampled_from([float("nan"), float("inf"), 1e300, -1.0, 1e18]).map(
+        lambda v: struct.pack("<d", v)
+    )
+    frame = st.tuples(
+        st.integers(0, 5),
+        st.floats(0, 1, exclude_max=True),
+        st.one_of(doubles, st.binary(min_size=1, max_size=8), st.just(b"\xff" * 8)),
+        edit,
+    )
+    frames = st.lists(frame, min_size=1, max_size=2).map(tuple)
+    return st.builds(Frames, st.just(name), st.just(first), frames)
 
 
 def of_replacement(*names: str) -> SearchStrategy[Mutation]:

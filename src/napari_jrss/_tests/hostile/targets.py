@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -20,10 +21,13 @@ import nibabel as nib
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from pydicom.uid import RLELossless
 
+from napari_jrss._tests.data.dicom_phantoms import enhanced, save, slices
 from napari_jrss.config import PreprocessingConfig, preset
 from napari_jrss.data import store
 from napari_jrss.data.chain import Chain, Intensity, TrainingGrid, rows
+from napari_jrss.data.dicom import find_series
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import Prediction, read_prediction, write_prediction
@@ -31,7 +35,9 @@ from napari_jrss.data.store import CaseAttributes
 from napari_jrss.data.subjects import read_case_groups
 from napari_jrss.data.volume import ScanError, read_header, read_label_volume, read_volume
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.journal import Journal, recover, unsaved
 from napari_jrss.project.ledger import MIGRATIONS, Outcome
+from napari_jrss.project.lock import WriterLock
 from napari_jrss.project.project import Project
 from napari_jrss.session.description import description_of
 from napari_jrss.session.settings import SettingsError, training_config
@@ -40,6 +46,8 @@ from napari_jrss.session.status import project_status
 from .mutations import (
     Mutation,
     of_bytes,
+    of_dicom,
+    of_frames,
     of_json,
     of_nifti,
     of_replacement,
@@ -228,6 +236,34 @@ def _read_scans(folder: Path) -> None:
 
 
 _SCANS = ("scan.nii", "scan.nii.gz", "label.nii.gz")
+
+
+# -- DICOM series
+
+
+def _dicom(folder: Path) -> None:
+    voxels = np.arange(4 * 8 * 8, dtype=np.int16).reshape(4, 8, 8)
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    save(folder / "plain", slices(voxels, affine))
+    save(folder / "frames", [enhanced(voxels, affine)])
+    packed = slices(voxels, affine, "MR")
+    for one in packed:
+        one.compress(RLELossless)
+    save(folder / "packed", packed)
+
+
+def _read_dicom(folder: Path) -> None:
+    series, left = find_series(folder)
+    assert len(series) + len(left) > 0
+    for each in series:
+        assert np.isfinite(each.affine).all()
+    for name in ("plain", "frames", "packed"):
+        volume = read_volume(folder / name)
+        assert np.isfinite(volume.array).all()
+        assert volume.to_lps().array.size == volume.array.size
+
+
+_DICOM = ("plain/IM0000", "plain/IM0002", "frames/IM0000", "packed/IM0001")
 
 
 # -- a folder of scans
@@ -442,6 +478,8 @@ def _columns() -> dict[str, tuple[str, ...]]:
 
 
 _PROJECT = "brain.jrss"
+_JOURNAL = f"{_PROJECT}/journal/d.journal"
+_LOCK = "project.lock"
 _PROJECT_PARTS = (
     *("", "/cases", "/rounds", "/rounds/0000", "/rounds/0001", "/rounds/0001/config.json"),
     *("/project.sqlite", "/project.lock", "/cases/a.ome.zarr", "/cases/a.ome.zarr/labels"),
@@ -450,12 +488,66 @@ _PROJECT_PARTS = (
 )
 
 
+def _journal(folder: Path) -> None:
+    make_project(folder)
+    with Project.open(folder / _PROJECT) as project:
+        journal = Journal.start(project, "d", "blank", np.zeros(SHAPE, np.uint8), "Ada")
+        for voxel in range(3):
+            journal.record([voxel, 100 + voxel], [1, 2])
+            journal.flush()
+        journal.close()
+
+
+def _recover(folder: Path) -> None:
+    with Project.open(folder / _PROJECT) as project:
+        for entry in unsaved(project):
+            assert not entry.problem or str(folder) in entry.problem, entry.problem
+        found = recover(project, "d")
+        assert found.label.max() < len(TABLE.classes)
+        assert found.voxels_changed <= found.label.size
+        journal, found = Journal.resume(project, "d")
+        with journal:
+            journal.record([5], [1])
+            journal.accept(found.label)
+        project.label("d")
+
+
+def _hold(folder: Path) -> None:
+    (folder / "project.lock").write_text(
+        '{"process": 1, "computer": "x", "since": "2026-01-01T00:00:00+00:00"}'
+    )
+
+
+def _wait_for(folder: Path) -> None:
+    """What a second program says while another holds the lock."""
+    path = folder / "project.lock"
+    if not path.is_file() or path.is_symlink():
+        WriterLock(path).release()
+        return
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            WriterLock(path)
+        except ProjectError as error:
+            if "held by" not in str(error):
+                raise
+        else:
+            raise AssertionError("two hold one lock")
+
+
 READERS: tuple[Target, ...] = (
     Target(
         "scan",
         _scans,
         _read_scans,
         st.one_of(of_nifti(*_SCANS), of_bytes(*_SCANS), of_replacement(*_SCANS)),
+        (ScanError,),
+    ),
+    Target(
+        "DICOM series",
+        _dicom,
+        _read_dicom,
+        st.one_of(of_dicom(*_DICOM), of_bytes(*_DICOM), of_replacement(*_DICOM)),
         (ScanError,),
     ),
     Target(
@@ -553,5 +645,25 @@ READERS: tuple[Target, ...] = (
             ),
         ),
         (ProjectError, ScanError),
+    ),
+    Target(
+        "journal of corrections",
+        _journal,
+        _recover,
+        st.one_of(
+            of_frames(_JOURNAL, len(b"napari-jrss journal 1\n")),
+            of_bytes(_JOURNAL),
+            of_replacement(f"{_PROJECT}/journal", _JOURNAL),
+        ),
+        (ProjectError, ScanError),
+    ),
+    Target(
+        "project.lock, held",
+        _hold,
+        _wait_for,
+        st.one_of(
+            of_json("project.lock"), of_bytes("project.lock"), of_replacement("project.lock")
+        ),
+        (ProjectError,),
     ),
 )
