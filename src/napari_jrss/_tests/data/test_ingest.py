@@ -136,6 +136,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "program.py").write_text(BUSY)
     told = [tmp_path / "first", tmp_path / "second"]
     parent = subprocess.Popen([sys.executable, tmp_path / "program.py", *told])
+    alive = []
     try:
         while not all(path.exists() and path.read_text() for path in told):
             assert parent.poll() is None
@@ -147,6 +148,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         assert alive == []
     finally:
         parent.kill()
+        for worker in alive:
+            worker.kill()
 
 
 def test_no_items_start_nothing():

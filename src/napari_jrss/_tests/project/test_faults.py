@@ -12,12 +12,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from napari_jrss.config import PreprocessingConfig
@@ -195,6 +197,48 @@ def test_killed_before_any_step_nothing_is_lost(
     assert kills >= min(KILLS, steps) - 2
     record_property("kills", kills)
     print(f"{program}: killed {kills} times at {steps} steps")
+
+
+IMPORTING = """
+import sys
+from napari_jrss.data.layouts import discover
+from napari_jrss.project.project import Project
+
+if __name__ == "__main__":
+    with Project.open(sys.argv[1]) as project:
+        for result in project.add_cases(discover(sys.argv[2]).cases, workers=2):
+            print("case", result.case_id, result.ok, flush=True)
+"""
+
+
+def test_an_import_killed_from_outside_leaves_no_worker_and_no_half_case(
+    small: Path, tmp_path: Path
+) -> None:
+    """The real thing, with workers that were spawned; only the parent is killed."""
+    (tmp_path / "importing.py").write_text(IMPORTING)
+    for i in range(6):
+        write_scan(tmp_path / "scans", f"new{i}", "RAS", seed=10 + i, labelled=i % 2 == 0)
+    where = Where(tmp_path / "a.jrss", tmp_path / "scans", tmp_path / "out", tmp_path / "done")
+    shutil.copytree(small, where.project)
+    command = [sys.executable, tmp_path / "importing.py", where.project, where.scans]
+    for _ in range(2):
+        with where.done.open("w") as done:
+            process = subprocess.Popen(command, stdout=done)
+            while "True" not in where.done.read_text():
+                assert process.poll() is None
+                time.sleep(0.02)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+        assert workers
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert alive == []
+        check(where, small)
+    with where.done.open("w") as done:
+        subprocess.run(command, stdout=done, check=True)
+    check(where, small)
+    with Project.open(where.project, read_only=True) as project:
+        assert len(project.cases()) == 8
 
 
 # -- no room, or no right to write
