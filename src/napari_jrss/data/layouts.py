@@ -307,7 +307,7 @@ def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
             inside = file.resolve().is_relative_to(root.resolve())
             file.exists()
         except (OSError, ValueError, RuntimeError) as error:  # no name of a file at all
-            raise ScanError(f"{path}: {name[:100]!r} can't be a file ({error})") from error
+            raise ScanError(f"{path}: {name[:100]!r} can't be a file") from error
         if not inside:
             raise ScanError(f"{path}: {name[:100]!r} leads out of the folder")
         if not file.exists():  # nnU-Net 1 lists names without their channel

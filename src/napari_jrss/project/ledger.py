@@ -399,7 +399,8 @@ class Ledger:
                 yield self._connection
             except ProjectError:
                 raise
-            except sqlite3.Error as error:
+            # A damaged name in the schema can't even be told in UTF-8.
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise ProjectError(f"{self.path}: {reason}") from error
 
