@@ -244,8 +244,10 @@ class CohortTab(QWidget):
         self._session.cohort.look()
 
     def _redraw_table(self) -> list[CaseRow]:
-        rows = self._session.cohort.rows()
-        self.table.cases.set_rows(rows)
+        rows: list[CaseRow] = []
+        with telling(self._session):
+            rows = self._session.cohort.rows()
+            self.table.cases.set_rows(rows)
         return rows
 
     def _redraw(self) -> None:

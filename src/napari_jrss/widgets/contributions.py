@@ -13,6 +13,7 @@ from napari.layers import Image, Layer
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QObject
 
+from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import LEDGER
@@ -145,7 +146,6 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
 
 def sample_case() -> list[LayerTuple]:
     """A synthetic brain-like scan and its ten structures."""
-    from napari_jrss.data.labels import LabelTable
     from napari_jrss.sample_data import STRUCTURES, make_case
 
     case = make_case(0, (64, 80, 64))
@@ -153,20 +153,19 @@ def sample_case() -> list[LayerTuple]:
     affine = np.diag([size, size, size, 1.0])
     affine[:3, 3] = -size * (np.array(case.image.shape[::-1]) - 1) / 2
     table = LabelTable.of_groups({name: (i,) for i, name in enumerate(STRUCTURES, start=1)})
+    return [
+        layer_of(Volume(case.image, affine), "synthetic brain"),
+        layer_of(Volume(case.labels, affine), "structures", "labels", **_look_of(table)),
+    ]
+
+
+def _look_of(table: LabelTable) -> dict[str, Any]:
+    """Colours of the structures, and their names for napari's status bar."""
     features = {
         "index": [c.index for c in table.classes],
         "structure": [c.name for c in table.classes],
     }
-    return [
-        layer_of(Volume(case.image, affine), "synthetic brain"),
-        layer_of(
-            Volume(case.labels, affine),
-            "structures",
-            "labels",
-            colormap=colormap(table),
-            features=features,
-        ),
-    ]
+    return {"colormap": colormap(table), "features": features}
 
 
 # -- menus
@@ -253,8 +252,8 @@ class _Arriving(QObject):
             self._viewer.add_labels(
                 event.label,
                 name=f"{event.name} by the teacher",
-                colormap=colormap(event.table),
                 metadata=metadata,
+                **_look_of(event.table),
                 **_placement(self._layer),
             )
             show_info(f"{event.name}: mean confidence {event.mean_confidence:.2f}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from napari_jrss.cli import app
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
@@ -142,6 +145,16 @@ def test_without_a_teacher_and_without_labels_the_most_typical_case_comes_first(
     suggestion = suggest_now(project)
     assert suggestion is not None
     assert "no case is labelled yet" in suggestion.reason
+
+
+def test_the_command_line_says_the_same(project: Project) -> None:
+    finished_round(project)
+    expected = suggest_now(project)
+    assert expected is not None
+    said = CliRunner().invoke(app, ["next", str(project.path)])
+    assert said.output.strip() == f"{expected.case_id}: {expected.reason}"
+    as_json = CliRunner().invoke(app, ["next", str(project.path), "--json"])
+    assert json.loads(as_json.output)["case_id"] == expected.case_id
 
 
 def test_blocks_correlate_whatever_the_scale(project: Project) -> None:
