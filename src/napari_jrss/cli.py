@@ -381,6 +381,34 @@ def relink(
 
 
 @app.command()
+def recover(
+    project: ProjectPath,
+    case: Annotated[str, typer.Argument(help="Case id.")],
+    author: Author = None,
+    discard: Annotated[bool, typer.Option("--discard", help="Give the corrections up.")] = False,
+) -> None:
+    """Keep corrections that were never accepted, as a new label version."""
+    from napari_jrss.project import journal
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.author import author as known
+
+    with Project.open(project) as opened:
+        found = journal.recover(opened, case)
+        if discard:
+            journal.discard(opened, case)
+            typer.echo(f"{case}: {found.voxels_changed} corrected voxels given up")
+            return
+        name = known(author)
+        going_on, found = journal.Journal.resume(opened, case)
+        with going_on:
+            going_on.author = name
+            made = going_on.accept(found.label)
+    typer.echo(
+        f"{case}: {found.voxels_changed} voxels that {found.author} corrected are {made} now"
+    )
+
+
+@app.command()
 def author(
     name: Annotated[
         str | None, typer.Argument(help='The name to record from now on; "" forgets it.')

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from napari_jrss.cli import app
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.journal import Journal, unsaved
 from napari_jrss.project.project import Project
 from napari_jrss.session.history import history
 
@@ -29,6 +31,28 @@ def path(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.delenv("NAPARI_JRSS_USER", raising=False)
     return project.path
+
+
+def test_corrections_never_accepted_are_recovered_or_given_up(path: Path) -> None:
+    run = CliRunner()
+    with Project.open(path) as project:
+        cases = project.snapshot().labelled
+        for case in cases:
+            with Journal.start(project, case, "blank", 0 * project.label(case), "Ada") as journal:
+                journal.record([0, 1, 2], 1)
+    refused = run.invoke(app, ["recover", str(path), cases[0]])
+    assert "who is it" in str(refused.exception)
+    told = run.invoke(app, ["recover", str(path), cases[0], "--author", "Emmy"]).output
+    assert told == f"{cases[0]}: 3 voxels that Ada corrected are v0003 now\n"
+    told = run.invoke(app, ["recover", str(path), cases[1], "--discard"]).output
+    assert told == f"{cases[1]}: 3 corrected voxels given up\n"
+    with Project.open(path, read_only=True) as project:
+        assert unsaved(project) == []
+        assert np.count_nonzero(project.label(cases[0])) == 3
+        assert project.label_versions(cases[0])[-1].author == "Emmy"
+        assert len(project.label_versions(cases[1])) == 1
+    again = run.invoke(app, ["recover", str(path), cases[1]])
+    assert "there is no such journal" in str(again.exception)
 
 
 def test_the_story_is_told_and_a_version_brought_back(path: Path) -> None:
