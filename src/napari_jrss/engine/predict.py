@@ -218,7 +218,8 @@ class Votes:
 
     def shares(self) -> NDArray[np.float32]:
         """Each class's share of the votes, (C, z, y, x)."""
-        return self._sums / np.maximum(self._sums.sum(0), np.float32(1e-12))
+        shares: NDArray[np.float32] = self._sums / np.maximum(self._sums.sum(0), np.float32(1e-12))
+        return shares
 
     def prediction(self) -> Prediction:
         """The winner at each voxel; its share of the votes is the confidence."""
