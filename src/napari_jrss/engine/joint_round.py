@@ -360,6 +360,7 @@ def _sweep(folder: Path) -> None:
     sweep(folder)
     sweep(folder / PREDICTIONS)
     metrics = folder / METRICS
-    content = metrics.read_bytes() if metrics.exists() else b""
+    ours = metrics.is_file() and not metrics.is_symlink()
+    content = metrics.read_bytes() if ours else b""
     if content and not content.endswith(b"\n"):
         write_bytes(metrics, content[: content.rfind(b"\n") + 1])
