@@ -36,15 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
     parser.add_argument("--labels", type=Path, help="folder of their labels")
     parser.add_argument("--out", type=Path, default=Path("joint_round"))
     parser.add_argument("--preset", choices=("paper", "fast", "smoke"), default="smoke")
-    parser.add_argument("--labelled", type=int, default=3, help="labelled cases, N")
-    parser.add_argument("--size", type=int, default=32, help="voxels of a synthetic scan's edge")
+    parser.add_argument("--labelled", type=int, default=2, help="labelled cases, N")
+    parser.add_argument("--epochs", type=int, help="of the student, if not the preset's")
+    parser.add_argument("--size", type=int, default=24, help="voxels of a synthetic scan's edge")
     chosen = parser.parse_args(arguments)
+
+    config = preset(chosen.preset)
+    epochs = chosen.epochs or (config.joint.segmentation_epochs if chosen.images else 24)
+    joint = config.joint.model_copy(update={"segmentation_epochs": epochs})
+    config = config.model_copy(update={"joint": joint})
 
     images, labels = chosen.images, chosen.labels
     if images is None:
-        cohort = make_cohort(
-            chosen.out / "cohort", cases=12, shape=(chosen.size,) * 3, structures=4
-        )
+        shape = (chosen.size, chosen.size * 4 // 3, chosen.size)
+        cohort = make_cohort(chosen.out / "cohort", cases=12, shape=shape, structures=3)
         images, labels = cohort / "images", cohort / "labels"
     found = discover(images=images, labels=labels)
     table = LabelTable.from_label_files([case.label for case in found.cases if case.label])
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
             print(f"{result.case_id}: {result.reason or 'imported'}")
         # The labels of the other training cases are hidden, as if nobody had made them.
         project.split(labelled=chosen.labelled, validation=2, test=3)
-        for event in train(project, preset(chosen.preset), 1, threading.Event()):
+        for event in train(project, config, 1, threading.Event()):
             if isinstance(event, StageStarted):
                 print(f"{event.stage}: {event.steps} steps")
             elif isinstance(event, CaseScreened):

@@ -370,10 +370,13 @@ class PairLayers:
             self._names[kind.title] = layer.name
 
     def _drop(self, title: str) -> None:
-        layer = self._layers[title]
+        layer, dims = self._layers[title], self._viewer.dims
         self._let_go(title)
         if layer in self._viewer.layers:
+            # Sliders keep their step, not their place, when the finest layer goes.
+            point = dims.point
             self._viewer.layers.remove(layer)
+            dims.point = point[len(point) - dims.ndim :]
 
     def _let_go(self, title: str) -> None:
         self._layers.pop(title).events.visible.disconnect(self._visible)
