@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
 from napari_jrss._tests.data.dicom_phantoms import NAME, enhanced, lps_affine, save, slices
 from napari_jrss._tests.data.phantoms import blobs, block_label
+from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.chain import Chain, Intensity, rows
 from napari_jrss.data.dicom import DicomSeries, find_series, series_at
@@ -143,3 +146,15 @@ def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
             assert np.count_nonzero(expected) > 100
             np.testing.assert_array_equal(by_source(seg, series), expected)
             assert seg.get_segment_description(1).algorithm_type.value == made_by
+    command = ["export", str(tmp_path / "p.jrss"), "--dicom-source", str(tmp_path / "in")]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "all"), "--ome-zarr"])
+    assert done.exit_code == 0, done.output
+    written = {str(p.relative_to(tmp_path / "all")) for p in (tmp_path / "all").glob("*/*")}
+    names = {"labels/labels.txt", "labels/labels.ctbl", f"labels/{case}.nii.gz"}
+    assert written == names | {f"dicom-seg/{case}.dcm", f"ome-zarr/{case}.ome.zarr"}
+    data_set = [*command, str(tmp_path / "Dataset001_CT"), "--dataset", "nnunet"]
+    done = CliRunner().invoke(app, [*data_set, "--modality", "CT"])
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "Dataset001_CT" / "dataset.json").read_text())
+    assert about["channel_names"] == {"0": "CT"}
+    assert len(list((tmp_path / "Dataset001_CT" / "imagesTr").iterdir())) == 1
