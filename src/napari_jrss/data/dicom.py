@@ -511,9 +511,13 @@ def _same(one: _Plane, other: _Plane) -> bool:
     """Whether two images in one place show the very same: a file that was copied."""
     if np.abs(one.origin - other.origin).max() > _SAME_PLACE_MM:
         return False
-    here, there = (
-        _values(next(stored_values(p.image.file, [p.image.number])), p.image) for p in (one, other)
-    )
+    try:
+        here, there = (
+            _values(next(stored_values(p.image.file, [p.image.number])), p.image)
+            for p in (one, other)
+        )
+    except ScanError:
+        return False  # one of them is damaged: which is the right one isn't ours to say
     return np.array_equal(here, there)
 
 

@@ -296,6 +296,19 @@ def test_localizers_and_copies_leave_the_rest_of_a_series(tmp_path: Path) -> Non
     ]
 
 
+def test_a_damaged_copy_of_a_slice_is_not_passed_over(tmp_path: Path) -> None:
+    made = slices(voxels(), lps_affine("LPS", SPACING))
+    save(tmp_path / "a", made)
+    save(tmp_path / "b", made[2:3])
+    copied = tmp_path / "b" / "IM0000"
+    d = pydicom.dcmread(copied)
+    d.PixelData = d.PixelData[:60]
+    d.save_as(copied)
+    series, (entry,) = find_series(tmp_path)
+    assert series == []
+    assert entry.reason.startswith("different images at one place")
+
+
 def test_files_that_hold_no_scan_say_why(tmp_path: Path) -> None:
     def one(name: str, **changed: object) -> None:
         (d, *_) = slices(voxels((1, 8, 10)), lps_affine())
