@@ -227,8 +227,12 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
     """
     import yaml
 
-    shipped = SHIPPED / f"{path}.yaml"
-    source = shipped if not path.exists() and shipped.is_file() else path
+    shipped = {file.name.removesuffix(".yaml"): file for file in SHIPPED.iterdir()}
+    source = path if path.is_file() else shipped.get(str(path))
+    if source is None:
+        raise ProtocolError(
+            f"{path}: no such file, nor a protocol that comes along: {', '.join(sorted(shipped))}"
+        )
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

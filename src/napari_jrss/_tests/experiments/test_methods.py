@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from napari_jrss._tests.engine.phantoms import (
     cpu,
     snapshot,
 )
-from napari_jrss.config import TrainingConfig, preset
+from napari_jrss.config import NetworkConfig, TrainingConfig, preset
 from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
-from napari_jrss.experiments.methods import METHODS
+from napari_jrss.experiments.methods import METHODS, deep_atlas
+from napari_jrss.experiments.methods.pdd_net import expected_label_loss
+from napari_jrss.experiments.pdd_network import RANGE, WIDTH, PddNet, control_shape
 from napari_jrss.experiments.recipe import Task, Trained, parameters
+from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
 UNSEEN = ("p", "q", "r")
 PAIRS = (("p", "q"), ("q", "r"), ("r", "p"))
@@ -100,3 +104,107 @@ def test_propagated_labels_vote(mono: tuple[Path, Trained], tmp_path: Path) -> N
         mono[1].registration, [(a, u) for a in LABELLED for u in UNSEEN]
     )
     assert dice_of_segmentation(trained.segmentation) > before
+
+
+@pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph_unsupervised", "pdd_net"])
+def test_registration_alone_learns(name: str, tmp_path: Path) -> None:
+    steps = 12 if name == "pdd_net" else 60
+    trained = METHODS[name].train(task_of(name, tmp_path, minimum_steps=steps))
+    assert trained.segmentation is None
+    before, after = dice_of_registration(trained.registration)
+    assert after > before + 0.03
+
+
+def test_vm_unet_learns(tmp_path: Path) -> None:
+    trained = METHODS["vm_unet"].train(task_of("vm_unet", tmp_path))
+    assert trained.registration is None
+    assert dice_of_segmentation(trained.segmentation) > 0.5
+
+
+@pytest.mark.parametrize("name", ["deep_atlas", "rsegnet"])
+def test_joint_comparators_learn_both_tasks(name: str, tmp_path: Path) -> None:
+    trained = METHODS[name].train(task_of(name, tmp_path))
+    assert dice_of_segmentation(trained.segmentation) > 0.5
+    before, after = dice_of_registration(trained.registration)
+    assert after > before + 0.02
+
+
+def test_rsegnet_sees_labelled_cases_alone(tmp_path: Path) -> None:
+    arrays = RecordingArrays()
+    task = task_of("rsegnet", tmp_path, minimum_steps=2)
+    segmentation = task.config.segmentation.model_copy(update={"minimum_steps": 2})
+    config = task.config.model_copy(update={"segmentation": segmentation})
+    task = replace(task, snapshot=snapshot(arrays=arrays), config=config)
+    METHODS["rsegnet"].train(task)
+    assert {case for _, case in arrays.read} & set(UNLABELLED) == set()
+
+
+@pytest.mark.parametrize("name", ["syn", "syn_cc"])
+def test_syn_registers(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("ants", reason="antspyx is an extra")
+    network = METHODS[name].train(task_of(name, tmp_path)).registration
+    before, after = dice_of_registration(network, [("a", "b")])
+    assert before < 0.7
+    assert after > before + 0.15
+
+
+def test_doing_nothing_changes_nothing(tmp_path: Path) -> None:
+    network = METHODS["initial"].train(task_of("initial", tmp_path)).registration
+    before, after = dice_of_registration(network)
+    assert before == after
+
+
+def test_parameters_are_as_published() -> None:
+    """Figures of the methods' own sources, for 9 classes; the additions are named."""
+    pdd = PddNet()
+    assert parameters(pdd) == 120_780 + pdd.scalars.numel()
+    assert parameters(deep_atlas.segmentation_network(9)) == 437_133
+    head = 3 * 3 + 3  # ours, to start at zero
+    assert parameters(deep_atlas.registration_network()) == 239_147 + head
+    names = {name: NetworkConfig(name=name) for name in ("voxelmorph", "vm_unet", "obelisk")}
+    assert parameters(build_registration_network(names["voxelmorph"])) == 327_331
+    assert parameters(build_segmentation_network(names["vm_unet"], 9)) == 329_497
+    assert parameters(build_segmentation_network(names["obelisk"], 9)) == 229_217
+    assert parameters(build_registration_network(names["obelisk"])) == 251_213
+
+
+def test_pdd_net_gives_probabilities_on_the_control_grid() -> None:
+    torch.manual_seed(0)
+    network = PddNet().eval()
+    image = torch.randn(1, 1, 20, 24, 16)
+    with torch.no_grad():
+        probabilities = network.probabilities(image, image)
+        field = network(image, image)
+    assert probabilities.shape == (1, 4, 5, 4, WIDTH**3)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 4, 5, 4))
+    assert field.shape == (1, 3, 20, 24, 16)
+
+
+def test_pdd_nets_expected_displacement_is_in_voxels_of_the_image() -> None:
+    """All the probability on one displacement of half an extent's RANGE along y."""
+    shape = (11, 21, 31)
+    control = control_shape(shape)
+    index = np.ravel_multi_index((WIDTH // 2, WIDTH - 1, WIDTH // 2), (WIDTH,) * 3)
+    probabilities = torch.zeros(1, *control, WIDTH**3)
+    probabilities[..., index] = 1
+    field = PddNet().field(probabilities, shape)
+    wanted = torch.tensor([0.0, RANGE * (21 - 1) / 2, 0.0]).view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(field, wanted.expand(1, 3, *shape))
+
+
+def test_pdd_nets_label_loss_is_zero_where_the_sure_displacement_is_right() -> None:
+    label = torch.zeros(1, 11, 11, 11, dtype=torch.long)
+    label[:, :6] = 1
+    probabilities = torch.zeros(1, 3, 3, 3, WIDTH**3)
+    probabilities[..., WIDTH**3 // 2] = 1  # no displacement
+    assert float(expected_label_loss(probabilities, label, label, 2)) == 0
+    assert float(expected_label_loss(probabilities, label, 1 - label, 2)) > 0.5
+
+
+def test_bending_energy_of_a_parabola() -> None:
+    z = torch.arange(6.0)
+    field = torch.zeros(1, 3, 6, 6, 6)
+    field[0, 1] = (z**2)[:, None, None]  # second derivative 2, one component of 3
+    assert float(deep_atlas.bending_energy(field)) == pytest.approx(4 / 3)
+    field[0, 1] = z[:, None, None] * z[None, :, None]  # mixed derivative 1, counted twice
+    assert float(deep_atlas.bending_energy(field)) == pytest.approx(2 / 3)

@@ -63,8 +63,18 @@ def test_text_that_is_no_yaml_and_a_missing_file_are_one_line(tmp_path: Path) ->
     path.write_text("title: [")
     with pytest.raises(ProtocolError, match="not a readable YAML"):
         load_protocol(path)
-    with pytest.raises(ProtocolError, match="not a readable YAML"):
+    with pytest.raises(
+        ProtocolError, match=r"no such file, nor .*: hippocampus, ixi, lpba40, smoke"
+    ):
         load_protocol(tmp_path / "missing.yaml")
+
+
+def test_a_folder_of_that_name_hides_no_shipped_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "smoke").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_protocol(Path("smoke")).title.startswith("Synthetic")
 
 
 def test_a_block_without_any_possible_run_is_a_mistake(tmp_path: Path) -> None:

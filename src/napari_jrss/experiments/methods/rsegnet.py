@@ -62,11 +62,11 @@ class RSegNetStage(JointStage):
         there = self.network(batch.moving, batch.fixed).float()
         back = self.network(batch.fixed, batch.moving).float()
         segmented = [self.mono.network(x).float().softmax(1) for x in (batch.moving, batch.fixed)]
-        one_way = self._one_way(batch, there, segmented[0], segmented[1])
+        one_way = self._one_way(batch, there, segmented[1])
         other = PairBatch(
             batch.fixed, batch.moving, batch.fixed_label, batch.moving_label, batch.supervised
         )
-        other_way = self._one_way(other, back, segmented[1], segmented[0])
+        other_way = self._one_way(other, back, segmented[0])
         inverse = compose(there, back).square().mean() + compose(back, there).square().mean()
         losses = {name: (value + other_way[name]) / 2 for name, value in one_way.items()}
         settings = self.config.registration
@@ -80,10 +80,12 @@ class RSegNetStage(JointStage):
         )
         return {"total": total, "supervised": supervised, "inverse": inverse, **losses}
 
-    def _one_way(
-        self, batch: PairBatch, displacement: Tensor, moving: Tensor, fixed: Tensor
-    ) -> Losses:
-        """Losses of one direction; `moving` and `fixed` are the segmenter's probabilities."""
+    def _one_way(self, batch: PairBatch, displacement: Tensor, segmented: Tensor) -> Losses:
+        """Losses of one direction; `segmented` holds the fixed image's probabilities.
+
+        They are compared with the warped label, not with warped probabilities: two segmentations
+        agree best where both find nothing.
+        """
         classes = self.tensors.snapshot.classes
         warped = warp(batch.moving, displacement, padding="border")
         label = known_one_hot(batch.moving_label, classes)
@@ -92,5 +94,5 @@ class RSegNetStage(JointStage):
             "similarity": mean_squared_error(warped, batch.fixed),
             "smoothness": diffusion_regulariser(displacement),
             "dice": soft_dice_loss(warped_label, known_one_hot(batch.fixed_label, classes)),
-            "consistency": soft_dice_loss(warp(moving, displacement, padding="border"), fixed),
+            "consistency": soft_dice_loss(segmented, warped_label),
         }

@@ -1,0 +1,34 @@
+"""The commands' faces: lists, one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from napari_jrss.cli import app
+
+
+def test_the_runs_of_a_shipped_protocol_are_listed() -> None:
+    result = CliRunner().invoke(app, ["experiment", "hippocampus", "--list"])
+    runs = result.output.split()
+    assert result.exit_code == 0
+    assert {"jrss-n5-seed2", "mono-nK-seed0", "jrss-n5-seed0-tau0.80"} <= set(runs)
+    assert "jrss-n0-seed0" not in runs
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text("title: x\ndata: {synthetic: {}}\nruns: [{methods: [vm], labelled: [1]}]\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "napari_jrss", "experiment", protocol, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {protocol}: runs.0.methods: unknown method 'vm'; known: all,")
+    assert not (tmp_path / "out").exists()
