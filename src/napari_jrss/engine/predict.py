@@ -131,17 +131,6 @@ class RegisteredPair:
     label: Label | None
 
 
-def register(
-    network: nn.Module,
-    moving: Image,
-    fixed: Image,
-    device: torch.device,
-    moving_label: Label | None = None,
-) -> RegisteredPair:
-    """Register one pair; arrays (z, y, x) on the training grid."""
-    return follow(displacement_field(network, moving, fixed, device), moving, moving_label)
-
-
 def follow(field: Field, moving: Image, moving_label: Label | None = None) -> RegisteredPair:
     """Warp a moving image, and its label if it has one, along a field."""
     label = None if moving_label is None else warp_array(moving_label, field, nearest=True)
@@ -169,22 +158,6 @@ def warp_label(
     """The moving case's label on the fixed case, by nearest neighbour."""
     field = displacement_field(network, arrays.image(moving), arrays.image(fixed), device)
     return warp_array(arrays.label(moving), field, nearest=True)
-
-
-def propagate_label(
-    network: nn.Module,
-    arrays: CaseArrays,
-    atlases: Sequence[str],
-    fixed: str,
-    classes: int,
-    device: torch.device,
-) -> Prediction:
-    """Label of a case by vote of the labelled cases registered to it, see :class:`Votes`."""
-    votes = Votes(arrays.image(fixed), classes)
-    for atlas in atlases:
-        image = arrays.image(atlas)
-        votes.add(register(network, image, votes.fixed, device, arrays.label(atlas)))
-    return votes.prediction()
 
 
 class Votes:

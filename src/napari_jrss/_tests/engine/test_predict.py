@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from napari_jrss._tests.engine.phantoms import NAMES, SHAPE, RecordingArrays, phantom
 from napari_jrss.config import NetworkConfig
+from napari_jrss.data.predictions import Prediction
 from napari_jrss.engine.predict import (
     BYTES_PER_VOXEL,
+    Votes,
     displacement_field,
     evaluation,
+    follow,
     free_memory,
     predict_case,
-    propagate_label,
-    register,
     segmentation_logits,
     tile_for,
     warp_array,
@@ -145,11 +146,12 @@ def test_an_integer_image_is_rounded_not_cut_off() -> None:
 
 def test_registering_a_pair_gives_field_image_and_label() -> None:
     image, label = phantom("a")
-    pair = register(Shift(0, 2, 0), image, image, CPU, label)
+    field = displacement_field(Shift(0, 2, 0), image, image, CPU)
+    pair = follow(field, image, label)
     np.testing.assert_allclose(pair.image[:, :-2], image[:, 2:], atol=1e-5)
     assert pair.label is not None
     np.testing.assert_array_equal(pair.label[:, :-2], label[:, 2:])
-    assert register(Shift(0, 2, 0), image, image, CPU).label is None
+    assert follow(field, image).label is None
 
 
 class Moved(RecordingArrays):
@@ -164,8 +166,18 @@ class Moved(RecordingArrays):
         return np.roll(phantom("a")[1], {"near": 2, "far": -5}[case_id], 1)
 
 
+def propagated(network: nn.Module, arrays: Moved, atlases: list[str]) -> Prediction:
+    """Label of ``fixed`` by vote of the atlases."""
+    votes = Votes(arrays.image("fixed"), C)
+    for atlas in atlases:
+        image = arrays.image(atlas)
+        field = displacement_field(network, image, votes.fixed, CPU)
+        votes.add(follow(field, image, arrays.label(atlas)))
+    return votes.prediction()
+
+
 def test_a_label_is_propagated_along_a_known_translation() -> None:
-    told = propagate_label(Shift(0, 2, 0), Moved(), ["near"], "fixed", C, CPU)
+    told = propagated(Shift(0, 2, 0), Moved(), ["near"])
     np.testing.assert_array_equal(told.label[:, :-2], phantom("a")[1][:, :-2])
     np.testing.assert_allclose(told.confidence[:, :-2], 1)
     assert told.uncertainty is None
@@ -173,8 +185,8 @@ def test_a_label_is_propagated_along_a_known_translation() -> None:
 
 def test_the_vote_follows_the_atlas_that_looks_alike() -> None:
     truth = phantom("a")[1]
-    together = propagate_label(Shift(0, 2, 0), Moved(), ["far", "near"], "fixed", C, CPU)
-    wrong = propagate_label(Shift(0, 2, 0), Moved(), ["far"], "fixed", C, CPU)
+    together = propagated(Shift(0, 2, 0), Moved(), ["far", "near"])
+    wrong = propagated(Shift(0, 2, 0), Moved(), ["far"])
     inner = np.s_[:, 3:-3]
     assert np.mean(together.label[inner] == truth[inner]) > 0.95
     assert np.mean(wrong.label[inner] == truth[inner]) < 0.9
@@ -194,7 +206,7 @@ def test_one_atlas_keeps_its_label_where_it_looks_nothing_like_the_case() -> Non
         def label(self, case_id: str) -> np.ndarray:
             return np.ones(SHAPE, np.uint8)
 
-    told = propagate_label(Shift(0, 0, 0), Spot(), ["near"], "fixed", C, CPU)
+    told = propagated(Shift(0, 0, 0), Spot(), ["near"])
     assert (told.label == 1).all()
     assert (told.confidence == 1).all()
 
