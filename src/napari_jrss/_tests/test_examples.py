@@ -47,6 +47,6 @@ def test_export_nnunet(example: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_joint_round(example: Callable[..., Any], tmp_path: Path) -> None:
-    mono, joint = example("joint_round.py", "--out", tmp_path, *SMALL)
+    mono, joint = example("joint_round.py", "--out", tmp_path, "--epochs", 4, *SMALL)
     assert (mono.name, joint.name) == ("Mono-Nets", "JRSS round 1")
     assert joint.segmentation["dice"]["mean"] > 0.1

@@ -92,7 +92,7 @@ class RegistrationTab(QWidget):
             "Makes the label that all labelled cases vote for a draft of the fixed case",
         )
         self.export = _button(
-            "Export…",
+            "Export field and warped volumes…",
             "Write the displacement field (LPS mm, read by ITK, SimpleITK and ANTs), the warped "
             "scan and label on the fixed scan's own grid, and the figures",
         )
@@ -249,7 +249,8 @@ class RegistrationTab(QWidget):
         layout.addWidget(layers)
         layout.addWidget(self.figures)
         layout.addWidget(self.tables, 1)
-        layout.addLayout(_row(self.draft, self.vote, self.export))
+        layout.addLayout(_row(self.draft, self.vote))
+        layout.addWidget(self.export)
 
     def _connect(self) -> None:
         self.register.clicked.connect(self._register)
