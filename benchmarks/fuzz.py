@@ -27,8 +27,9 @@ def batch(name: str, seed: int, examples: int, arena: Path) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
 
     from napari_jrss._tests.hostile.targets import READERS, FaultError, attack
+    from napari_jrss._tests.hostile.targets_engine import ENGINE_READERS
 
-    target = next(target for target in READERS if target.name == name)
+    target = next(target for target in (*READERS, *ENGINE_READERS) if target.name == name)
     current = arena / "current mutation"
     current.touch()
     tried, refused, slowest = 0, 0, 0.0
@@ -75,8 +76,9 @@ def main() -> int:
         batch(name, int(seed), int(examples), Path(arena))
         return 0
     from napari_jrss._tests.hostile.targets import READERS, an_arena
+    from napari_jrss._tests.hostile.targets_engine import ENGINE_READERS
 
-    names = [t.name for t in READERS if options.only in t.name]
+    names = [t.name for t in (*READERS, *ENGINE_READERS) if options.only in t.name]
     tried: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     slowest: dict[str, float] = {}

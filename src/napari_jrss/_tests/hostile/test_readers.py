@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from .mutations import Mutation
 from .targets import READERS, Target, an_arena, attack
+from .targets_engine import ENGINE_READERS
 
 EXAMPLES = int(os.environ.get("NAPARI_JRSS_HOSTILE_EXAMPLES", "40"))
 
@@ -22,7 +23,7 @@ def arena() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("target", READERS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", [*READERS, *ENGINE_READERS], ids=lambda target: target.name)
 def test_spoiled_input_is_refused_or_read(target: Target, arena: Path) -> None:
     refused = 0
 
