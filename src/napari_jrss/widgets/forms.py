@@ -124,7 +124,7 @@ class Form(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         rows = QFormLayout()
         rows.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         layout.addLayout(rows)
         for name, field in model.model_fields.items():
             if name in leave_out:
@@ -135,7 +135,7 @@ class Form(QWidget):
                 inner = {n.partition(".")[2] for n in leave_out if n.startswith(f"{name}.")}
                 section = Form(kind, inner)
                 section.changed.connect(self.changed)
-                fold = QCollapsible(title)
+                fold = folded(title)
                 fold.setToolTip((kind.__doc__ or "").strip())
                 fold.addWidget(section)
                 fold.layout().setContentsMargins(0, 0, 0, 0)
@@ -161,6 +161,11 @@ class Form(QWidget):
             section.show_values(getattr(model, name))
         self.blockSignals(False)
         self.changed.emit()
+
+
+def folded(title: str) -> QCollapsible:
+    """A section that is closed at first."""
+    return QCollapsible(title, expandedIcon="▼", collapsedIcon="▶")
 
 
 def label_of(field: FieldInfo, title: str = "") -> QLabel:

@@ -22,7 +22,6 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt import QCollapsible
 from superqt.utils import qthrottled
 
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
@@ -33,7 +32,7 @@ from napari_jrss.session.runner import JobState
 from napari_jrss.session.settings import SettingsError
 from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.curves import Line, Plot
-from napari_jrss.widgets.forms import Form, editor, label_of
+from napari_jrss.widgets.forms import Form, editor, folded, label_of
 from napari_jrss.widgets.preferences import default_tau
 from napari_jrss.widgets.rounds_table import RoundsTable
 
@@ -132,7 +131,7 @@ class RoundsTab(QWidget):
         basic.addWidget(self.measure, 2, 2, 1, 2)
         basic.setColumnStretch(1, 1)
         basic.setColumnStretch(3, 1)
-        fold = QCollapsible("Advanced settings")
+        fold = folded("Advanced settings")
         fold.setToolTip("Every setting of the training; a preset sets them all")
         fold.addWidget(self.advanced)
         buttons = QHBoxLayout()
