@@ -81,15 +81,18 @@ class MainWidget(QWidget):
         self._show_heading()
 
     def _show_heading(self) -> None:
+        with telling(self.session):
+            self._heading.setText(self._summary())
+
+    def _summary(self) -> str:
         project = self.session.project
         if project is None:
-            self._heading.setText("No project is open")
-            return
+            return "No project is open"
         cases = project.cases()
         labelled = sum(case.labelled for case in cases)
         training = sum(case.split == "train" for case in cases)
         teacher = project.teacher
-        self._heading.setText(
+        return (
             f"{project.path.name}: N = {labelled} labelled, J = {training - labelled} unlabelled, "
             + ("no teacher yet" if teacher is None else f"teacher of round {teacher.number}")
             + (" (read-only)" if project.read_only else "")
