@@ -6,7 +6,6 @@ trains anything or imports torch.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -267,7 +266,7 @@ def plan(protocol: Protocol) -> list[Run]:
     Raises
     ------
     ProtocolError
-        A method's package is missing, or a block has no run.
+        A block has no run.
     """
     runs: dict[str, Run] = {}
     for block in protocol.runs:
@@ -281,12 +280,6 @@ def plan(protocol: Protocol) -> list[Run]:
             if run.start is not None:
                 runs.setdefault(run.start.id, run.start)
             runs.setdefault(run.id, run)
-    for name in {run.method for run in runs.values()}:
-        package = METHODS[name].package
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise ProtocolError(
-                f"method {name} needs the package {package}: pip install 'napari-jrss[{package}]'"
-            )
     return list(runs.values())
 
 

@@ -8,6 +8,7 @@ is done; a killed one goes on inside a stage from its last validated epoch.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -114,8 +115,7 @@ def run_experiment(
         Before anything is trained, in one line.
     """
     runs = _chosen(plan(protocol), only)
-    for run in runs:
-        _is_done(run, out)
+    _check_packages([run for run in runs if not _is_done(run, out)])
     begun = _claim(protocol, out, resume)
     try:
         project = prepare_cohort(protocol, out, runs)
@@ -318,6 +318,16 @@ def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
         wanted |= {run.id: run for run in found}
     wanted |= {run.start.id: run.start for run in list(wanted.values()) if run.start is not None}
     return [run for run in runs if run.id in wanted]
+
+
+def _check_packages(runs: Sequence[Run]) -> None:
+    for name in dict.fromkeys(run.method for run in runs):
+        package = METHODS[name].package
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ProtocolError(
+                f"method {name} needs the package {package}: pip install 'napari-jrss[{package}]', "
+                "or leave it out with --only"
+            )
 
 
 def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:

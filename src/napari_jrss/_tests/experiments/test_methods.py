@@ -27,8 +27,8 @@ from napari_jrss.experiments.pdd_network import RANGE, WIDTH, PddNet, control_sh
 from napari_jrss.experiments.recipe import Task, Trained, parameters
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
-UNSEEN = ("p", "q", "r")
-PAIRS = (("p", "q"), ("q", "r"), ("r", "p"))
+UNSEEN = ("f", "h", "s")
+PAIRS = (("s", "f"), ("f", "h"), ("h", "s"))
 CPU = torch.device("cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_too_few_cases_are_told_before_a_scan_is_read(
     with pytest.raises(ValueError, match=message):
         next(run_experiment(protocol, tmp_path / "out"))
     assert not (tmp_path / "out" / "cohort.jrss").exists()
+
+
+def test_a_missing_package_is_told_before_a_scan_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, runs=[{"methods": ["syn"], "labelled": [0]}])
+    monkeypatch.setitem(sys.modules, "ants", None)  # as if it were not installed
+    with pytest.raises(ProtocolError, match=r"method syn needs the package ants: pip install"):
+        next(run_experiment(load_protocol(path), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_scans_without_a_label_are_told_before_anything_is_read(tmp_path: Path) -> None:
