@@ -360,7 +360,8 @@ def _write_array(
         chunks=chunks,
         shards=shards,
         # The checksum tells a flipped bit, which Blosc would decode into other voxels.
-        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
+        # Unshuffled: most scans hold few different values, see docs/benchmarks.md.
+        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
         config={"write_empty_chunks": True},  # a chunk that isn't there is damage, not zeros
         dimension_names=("z", "y", "x"),
     )
