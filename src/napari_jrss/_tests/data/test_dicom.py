@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import math
 import re
 import tracemalloc
@@ -155,7 +156,9 @@ def compressed(folder: Path, codec: str) -> NDArray[np.int16]:
         writer.UseCompressionOn()
         writer.SetCompressor(codec)
         writer.SetFileName(str(path.with_suffix(".dcm")))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(image)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves the process in "C"
         packed = pydicom.dcmread(path.with_suffix(".dcm"))
         path.with_suffix(".dcm").unlink()
         assert packed.file_meta.TransferSyntaxUID.is_compressed

@@ -129,6 +129,9 @@ def test_a_project_holds_nothing_of_a_patient(tmp_path: Path) -> None:
         assert project.grid.reference == project.path / "reference.nii.gz"
         assert project.grid.reference.is_file()
     assert_none_of(planted(folder), tmp_path / "p.jrss")
+    (tmp_path / "p.jrss").rename(tmp_path / "moved.jrss")
+    with Project.open(tmp_path / "moved.jrss", read_only=True) as project:
+        assert project.grid.reference == project.path / "reference.nii.gz"
 
 
 def test_the_map_is_kept_on_request_and_outside(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_the_map_is_kept_on_request_and_outside(tmp_path: Path) -> None:
         return subprocess.run(
             [*command, "--groups", str(groups), "--workers", "1", *map(str, more)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             cwd=tmp_path,
             env={**os.environ, "COLUMNS": "200"},
             check=False,
