@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,9 @@ import numpy as np
 from psygnal import Signal
 
 from napari_jrss.data.batches import Label
-from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.project import journal
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.labels import check_draft
-from napari_jrss.session import shapes
-from napari_jrss.session.description import config_of
 from napari_jrss.session.desk import Desk
 from napari_jrss.session.editing import Edit
 from napari_jrss.session.open_case import (
@@ -25,16 +21,13 @@ from napari_jrss.session.open_case import (
     Kept,
     OpenCase,
     draft_in_words,
-    find_prediction,
     read_case,
     visible_versions,
 )
-from napari_jrss.session.regions import Region, uncertain_regions
-from napari_jrss.session.runner import JobState
-from napari_jrss.session.screening import Screened, Screening
+from napari_jrss.session.proposal import Proposal
+from napari_jrss.session.tools import Tools
 
 if TYPE_CHECKING:
-    from napari_jrss.project.ledger import Round
     from napari_jrss.session.session import Session
     from napari_jrss.session.suggest import Suggestion
 
@@ -64,34 +57,29 @@ class Review:
     ----------
     case_changed
         Another case is on the table, or none.
-    prediction_changed
-        The teacher's prediction of the case, its screening, or the sources are others.
-    screened
-        Another tau was chosen.
     label_changed
         The label under correction: the :class:`Edit` that was made, or taken back.
     status_changed
         The case was accepted, rejected or skipped, or a structure was accepted.
     suggestion_changed
         Another case is suggested as the next one.
-    region_changed
-        The next uncertain region is chosen.
     unfinished_changed
         There are other journals with corrections to recover.
-    case, suggestion, region, unfinished
+    case, suggestion, unfinished
         What these signals tell of.
+    proposal
+        What the networks say of the case.
+    tools
+        Repairs of the label, and undo.
     ask
         Asks the person what to do with unsaved corrections; None: they don't want to leave.
         A script has nobody to ask and gets an :class:`UnsavedError`.
     """
 
     case_changed = Signal()
-    prediction_changed = Signal()
-    screened = Signal()
     label_changed = Signal(Edit)
     status_changed = Signal()
     suggestion_changed = Signal()
-    region_changed = Signal()
     unfinished_changed = Signal()
 
     def __init__(self, session: Session) -> None:
@@ -99,15 +87,13 @@ class Review:
         self.desk = Desk("review")
         self.case: OpenCase | None = None
         self.suggestion: Suggestion | None = None
-        self.region: Region | None = None
         self.unfinished: list[journal.JournalEntry] = []
         self.ask: Callable[[OpenCase], Leave | None] | None = None
         self._wanted: str | None = None
         self._kept: OrderedDict[str, Kept] = OrderedDict()
-        self._predicting: str | None = None
         session.project_changed.connect(self._project_changed)
-        session.rounds_changed.connect(self._rounds_changed)
-        session.inference.state_changed.connect(self._inference_changed)
+        self.proposal = Proposal(session, self)
+        self.tools = Tools(session, self)
 
     # -- open and leave
 
@@ -160,11 +146,11 @@ class Review:
             known = self._kept.get(case_id)
             case = read_case(project, case_id, self.desk, self._session.author, known)
             case.editor.changed.connect(self._edited)
-            self.case, self.region = case, None
+            self.case, self.proposal.region = case, None
             self.case_changed.emit()
-            self._screen(case)
+            self.proposal.screen(case)
             if case.prediction is None and case.teacher is not None:
-                self._predict(case)
+                self.proposal.predict(case)
             self.suggest_next()
 
         self.desk.submit(put_on_table)
@@ -178,7 +164,7 @@ class Review:
 
         def clear() -> None:
             self._put_away()
-            self.case = self.region = None
+            self.case = self.proposal.region = None
             self.case_changed.emit()
 
         self.desk.submit(clear)
@@ -190,7 +176,7 @@ class Review:
             case.editor.sync()
             self.desk.submit(case.autosave.keep)
         done = self.desk.wait(timeout)
-        self.case = self.region = self.suggestion = None
+        self.case = self.proposal.region = self.suggestion = None
         self._kept.clear()
         self.unfinished = []
         if case is not None:
@@ -221,67 +207,7 @@ class Review:
             self.desk.submit(case.autosave.discard)
         return True
 
-    # -- the teacher's proposal
-
-    def set_tau(self, tau: float) -> Screened:
-        """Hold the prediction against another tau, without inference."""
-        case = self.on_table
-        if case.screening is None:
-            raise ProjectError(f"case {case.case_id} has no prediction to screen")
-        case.screened = case.screening.at(tau)
-        case.autosave.touch()
-        self.screened.emit()
-        return case.screened
-
-    def next_uncertain(self) -> None:
-        """Choose the next uncertain region, worst first; :attr:`region_changed` tells it."""
-        case = self.on_table
-        if case.prediction is None:
-            raise ProjectError(f"case {case.case_id} has no prediction yet")
-        case.autosave.touch()
-
-        def choose() -> None:
-            assert case.prediction is not None
-            if case.regions is None:
-                case.regions = uncertain_regions(case.prediction, case.spacing_mm)
-            if not case.regions:
-                self._session.notified.emit("The teacher is equally sure of everything")
-                return
-            after = case.regions.index(self.region) + 1 if self.region in case.regions else 0
-            self.region = case.regions[after % len(case.regions)]
-            self.region_changed.emit()
-
-        self.desk.submit(choose)
-
-    def propagate(self) -> None:
-        """Register the labelled cases to this one, in the background: a draft by their vote.
-
-        Raises
-        ------
-        ProjectError
-            There is no registration network yet.
-        BusyError
-            Another short job is under way.
-        """
-        case, project = self.on_table, self._session.open_project
-        if project.teacher is None:
-            raise ProjectError(f"{project.path}: has no trained networks yet (train)")
-
-        def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.session.inference import register_labelled
-
-            cases = [c for c in project.snapshot().labelled if c != case.case_id]
-            for found in register_labelled(project, case.case_id, device=self._session.device):
-                if cancel.is_set():
-                    return
-                if isinstance(found, Prediction):
-                    case.drafts["case:" + ",".join(cases)] = found.label
-                    self.prediction_changed.emit()
-                yield found
-
-        self._session.inference.start(work)
-
-    # -- drafts and tools
+    # -- drafts
 
     def draft_from(self, label: Label, draft: str) -> None:
         """Begin with a label that came from elsewhere; undo takes that back.
@@ -307,7 +233,7 @@ class Review:
                 return
             case.drafts[draft] = array
             case.editor.begin(f"start from {draft_in_words(draft)}", array, draft)
-            self.prediction_changed.emit()
+            self.proposal.changed.emit()
 
         self.desk.submit(begin)
 
@@ -337,66 +263,6 @@ class Review:
         ):
             raise ProjectError(f"case {case.case_id} has no label from {draft!r}")
         return case.prediction.label
-
-    def smooth(self, index: int) -> None:
-        """Round off one structure's surface."""
-        spacing = self.on_table.spacing_mm
-        self._tool("smooth", index, lambda label: shapes.smooth(label, index, spacing))
-
-    def fill_holes(self, index: int) -> None:
-        """Fill what one structure encloses, in 3D."""
-        self._tool("fill holes", index, lambda label: shapes.fill_holes(label, index))
-
-    def keep_largest(self, index: int) -> None:
-        """Keep the largest connected part of one structure."""
-        self._tool("keep the largest part", index, lambda label: shapes.keep_largest(label, index))
-
-    def interpolate(self, index: int, axis: int = 0) -> None:
-        """Draw one structure between the slices that were painted, or else into its gaps."""
-        painted = self.on_table.editor.painted_slices(index, axis)
-        keys = painted if len(painted) > 1 else None
-        self._tool("interpolate", index, lambda label: shapes.interpolate(label, index, axis, keys))
-
-    def take_structure(self, index: int, draft: str) -> None:
-        """Give one structure the extent that it has in a source."""
-        case = self.on_table
-        self._tool(
-            f"take from {draft_in_words(draft)}",
-            index,
-            lambda label: shapes.take(label, index, self.source(case, draft)),
-        )
-
-    def revert(self) -> None:
-        """Take every correction back to the draft, as one action."""
-        self._require_writable()
-        editor = self.on_table.editor
-        editor.replace("revert", editor.origin.label)
-
-    def undo(self) -> None:
-        """Take the latest action back, whether painted or made by a tool."""
-        self.on_table.editor.undo()
-
-    def redo(self) -> None:
-        """Do again what was undone last."""
-        self.on_table.editor.redo()
-
-    def _tool(self, name: str, index: int, tool: Callable[[Label], Label]) -> None:
-        self._require_writable()
-        case = self.on_table
-        names = case.table.names
-        if not 0 < index < len(names):
-            raise ProjectError(f"there is no structure {index}")
-        if index in case.editor.locked:
-            raise ProjectError(f"{names[index]} is accepted; withdraw that before changing it")
-
-        def work() -> None:
-            seen = case.editor.snapshot()
-            edit = case.editor.replace(f"{name}: {names[index]}", tool(seen), seen)
-            if edit is None:
-                self._session.notified.emit(f"{name}: nothing to change in {names[index]}")
-
-        case.editor.sync()
-        self.desk.submit(work)
 
     # -- decisions
 
@@ -517,82 +383,6 @@ class Review:
         self._kept.move_to_end(self.case.case_id)
         while len(self._kept) > KEPT_CASES:
             self._kept.popitem(last=False)
-
-    def _screen(self, case: OpenCase) -> None:
-        """Make a prediction ready for any tau."""
-        if case.prediction is not None and case.teacher is not None:
-            config = config_of(case.teacher).screening
-            if case.screening is None:
-                case.screening = Screening(case.prediction, len(case.table.names), config)
-            tau = config.tau if case.screened is None else case.screened.tau
-            case.screened = case.screening.at(tau)
-        self.prediction_changed.emit()
-
-    def _predict(self, case: OpenCase) -> None:
-        """Let the teacher look at a case, unless another short job is under way: then later."""
-        self._predicting = case.case_id
-        if not self._session.inference.state.busy:
-            self._start_prediction(case)
-
-    def _start_prediction(self, case: OpenCase) -> None:
-        project, teacher = self._session.open_project, case.teacher
-        assert teacher is not None
-        self._predicting = None
-
-        def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.engine.device import make_fabric
-            from napari_jrss.engine.predict import predict_case
-            from napari_jrss.session.networks import load_student, load_teacher
-
-            device = make_fabric(self._session.device).device
-            network, student = load_teacher(teacher, device), load_student(teacher, device)
-            if cancel.is_set():
-                return
-            prediction = predict_case(network, case.image, device, student)
-            if not project.read_only:
-                write_prediction(teacher.folder / PREDICTIONS, case.case_id, prediction)
-            self.desk.submit(lambda: self._predicted(case, teacher, prediction))
-            yield prediction
-
-        self._session.inference.start(work)
-
-    def _predicted(self, case: OpenCase, teacher: Round, prediction: Prediction) -> None:
-        """Show a new prediction; it becomes the draft only of a label that nobody touched."""
-        case.teacher, case.prediction = teacher, prediction
-        case.screening = case.regions = None
-        editor = case.editor
-        editor.sync()
-        proposed = editor.origin.draft == BLANK or editor.origin.draft.startswith("round:")
-        unlabelled = case.case.label_version is None
-        if proposed and unlabelled and editor.undo_name is None and not editor.voxels_changed:
-            editor.begin("new pseudo-label", prediction.label, f"round:{teacher.number}")
-        self._screen(case)
-
-    def _inference_changed(self, state: JobState) -> None:
-        case = self.case
-        waiting = case is not None and case.case_id == self._predicting
-        if case is not None and waiting and not state.busy and case.prediction is None:
-            self._start_prediction(case)
-
-    def _rounds_changed(self) -> None:
-        case, project = self.case, self._session.project
-        if case is None or project is None:
-            return
-
-        def look() -> None:
-            teacher = project.teacher
-            if teacher is None or (case.teacher is not None and case.teacher == teacher):
-                return
-            prediction = find_prediction(teacher, case.case_id)
-            if prediction is not None:
-                self._predicted(case, teacher, prediction)
-            else:
-                case.teacher, case.prediction = teacher, None
-                case.screening = case.screened = case.regions = None
-                self.prediction_changed.emit()
-                self._predict(case)
-
-        self.desk.submit(look)
 
     def _project_changed(self) -> None:
         if self._session.project is not None and not self._session.project.read_only:

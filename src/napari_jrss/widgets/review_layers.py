@@ -24,17 +24,14 @@ IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL = (
 OVERLAYS = (PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY)
 # Nothing where the networks agree, so that the scan shows through.
 _HEAT = Colormap([[0, 0, 0, 0], [0.8, 0.1, 0.1, 0.6], [1, 0.9, 0.2, 0.95]], name="uncertainty")
-# What a person set on the label's layer stays with the next case's.
-_TASTE = ("opacity", "visible", "contour", "brush_size", "n_edit_dimensions", "preserve_labels")
 
 
 class ReviewLayers:
     """Shows one case after the other; call it in the window's thread.
 
-    Scans and overlays keep their layers and get other voxels, so the order, names and colours
-    that a person gave them stay. The label gets a new layer with each case: a layer's own undo
-    would write one case's voxels into the next. A layer that the person removed comes back with
-    the next case.
+    The layers stay and get other voxels, so the order, names and colours that a person gave
+    them stay too, and a case shows several times faster than with new layers. A layer that the
+    person removed comes back with the next case. Overlays get their voxels once they are seen.
 
     Parameters
     ----------
@@ -62,6 +59,7 @@ class ReviewLayers:
         self._case: OpenCase | None = None
         self._layers: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
+        self._stale: set[str] = set()
 
     def layer(self, kind: str) -> Any:
         """One of the layers, or None where the person removed it or it never was."""
@@ -103,26 +101,18 @@ class ReviewLayers:
         case = self._case
         if case is None or case.prediction is None:
             return
-        prediction = case.prediction
-        self._show_overlay(PSEUDO, prediction.label)
-        if case.screening is not None:
-            self._show_overlay(ABOVE, np.zeros_like(prediction.label))
-            self.show_tau()
-        self._show_overlay(CONFIDENCE, prediction.confidence.astype(np.float32))
-        if prediction.uncertainty is not None:
-            doubt = prediction.uncertainty.astype(np.float32)
-            self._show_overlay(UNCERTAINTY, doubt)
-            highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
-            self._layers[UNCERTAINTY].contrast_limits = (0, max(highest, 1e-3))
+        for kind in OVERLAYS:
+            if kind == UNCERTAINTY and case.prediction.uncertainty is None:
+                continue
+            if self.layer(kind) is None:
+                self._add_overlay(case, kind)
+            self._stale.add(kind)
+            self._fill(kind)
 
     def show_tau(self) -> None:
         """Show the voxels that enter training at the present tau."""
-        layer, case = self.layer(ABOVE), self._case
-        if layer is None or case is None or case.screening is None or case.screened is None:
-            return
-        if layer.visible:
-            case.screening.target(case.screened.tau, out=layer.data)
-            layer.refresh()
+        self._stale.add(ABOVE)
+        self._fill(ABOVE)
 
     def show_edit(self, edit: Edit) -> None:
         """Show a change of the label that wasn't painted."""
@@ -155,65 +145,75 @@ class ReviewLayers:
     def clear(self) -> None:
         """Remove the layers, and nothing that isn't ours."""
         for kind in list(self._layers):
-            self._forget(kind)
             layer = self._layers.pop(kind)
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
         self._case = None
 
     def _show_label(self, case: OpenCase, read_only: bool) -> None:
-        old = self.label
-        if LABEL in self._layers:
-            self._forget(LABEL)
-        taste = {} if old is None else {name: getattr(old, name) for name in _TASTE}
-        new = labels_layer(case.editor.label, case.grid, case.table, LABEL, opacity=0.6)
-        for name, value in taste.items():
-            setattr(new, name, value)
-        if old is None:
-            self._add(LABEL, new)
+        label = self.label
+        if label is None:
+            label = labels_layer(case.editor.label, case.grid, case.table, LABEL, opacity=0.6)
+            self._add(LABEL, label)
+            label.events.paint.connect(self._stroke)
+            label.events.data.connect(self._replaced)
+            label.events.selected_label.connect(self._choose)
         else:
-            place = self._viewer.layers.index(old)
-            chosen, mode = old.selected_label, old.mode
-            active = self._viewer.layers.selection.active == old  # napari hands out proxies
-            new.name = old.name
-            self._viewer.layers.remove(old)
-            self._add(LABEL, new, place)
-            new.selected_label = min(chosen, len(case.table.classes) - 1)
-            new.mode = mode if active else "pan_zoom"
-        new.editable = not read_only
-        new.events.paint.connect(self._stroke)
-        new.events.data.connect(self._replaced)
-        new.events.selected_label.connect(self._choose)
-        self._viewer.layers.selection.active = new
+            mode = label.mode
+            # Not being editable clears the layer's own undo, which would write one case's
+            # voxels into the next.
+            label.editable = False
+            label.data = case.editor.label
+            label.editable = True
+            label.mode = mode
+        label.editable = not read_only
+        self._viewer.layers.selection.active = label
 
-    def _show_overlay(self, kind: str, array: Any) -> None:
-        case, layer = self._case, self.layer(kind)
-        assert case is not None
-        if layer is not None:
-            layer.data = array
-            return
+    def _add_overlay(self, case: OpenCase, kind: str) -> None:
+        """A hidden layer without voxels of its own, below the label and above the scan."""
         if kind in (PSEUDO, ABOVE):
-            layer = labels_layer(array, case.grid, case.table, kind, opacity=0.5)
+            nothing = np.broadcast_to(np.zeros((), np.uint8), case.image.shape)
+            layer = labels_layer(nothing, case.grid, case.table, kind, opacity=0.5, visible=False)
             layer.editable = False
-        elif kind == CONFIDENCE:
+        else:
+            colours: Any = "viridis" if kind == CONFIDENCE else _HEAT
             layer = image_layer(
-                array,
+                np.broadcast_to(np.zeros((), np.float32), case.image.shape),
                 case.grid,
                 kind,
                 contrast_limits=(0, 1),
-                colormap="viridis",
                 blending="translucent",
-                opacity=0.5,
+                visible=False,
+                colormap=colours,
+                opacity=0.5 if kind == CONFIDENCE else 1.0,
             )
-        else:
-            layer = image_layer(array, case.grid, kind, colormap=_HEAT, blending="translucent")
-        layer.visible = False
-        if kind == ABOVE:
-            layer.events.visible.connect(lambda event: self.show_tau())
-        # Below the label, above the scan.
         label = self.label
-        place = None if label is None else self._viewer.layers.index(label)
-        self._add(kind, layer, place)
+        self._add(kind, layer, None if label is None else self._viewer.layers.index(label))
+        layer.events.visible.connect(lambda event: self._fill(kind))
+
+    def _fill(self, kind: str) -> None:
+        """Give an overlay its voxels if it is seen and they are out of date."""
+        layer, case = self.layer(kind), self._case
+        if layer is None or case is None or case.prediction is None:
+            return
+        if not layer.visible or kind not in self._stale:
+            return
+        self._stale.remove(kind)
+        prediction = case.prediction
+        if kind == PSEUDO:
+            layer.data = prediction.label
+        elif kind == CONFIDENCE:
+            layer.data = prediction.confidence.astype(np.float32)
+        elif kind == UNCERTAINTY and prediction.uncertainty is not None:
+            doubt = prediction.uncertainty.astype(np.float32)
+            layer.data = doubt
+            highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
+            layer.contrast_limits = (0, max(highest, 1e-3))
+        elif kind == ABOVE and case.screening is not None and case.screened is not None:
+            if not layer.data.flags.writeable:
+                layer.data = np.zeros(case.image.shape, np.uint8)
+            case.screening.target(case.screened.tau, out=layer.data)
+            layer.refresh()
 
     def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
         selected = self._viewer.layers.selection.active
@@ -234,13 +234,6 @@ class ReviewLayers:
         if layer.name == self._names[kind]:
             layer.name = name
             self._names[kind] = layer.name
-
-    def _forget(self, kind: str) -> None:
-        if kind == LABEL:
-            label: Any = self._layers[kind]
-            label.events.paint.disconnect(self._stroke)
-            label.events.data.disconnect(self._replaced)
-            label.events.selected_label.disconnect(self._choose)
 
     def _stroke(self, event: object) -> None:
         self._painted()

@@ -31,6 +31,7 @@ from napari_jrss.widgets.structure_table import StructureTable
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+    from napari_jrss.session.screening import Screened
     from napari_jrss.session.session import Session
 
 _REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
@@ -46,12 +47,13 @@ class ReviewTab(QWidget):
         self._session = session
         self._review = review = session.review
         self._relay = Relay(self)
+        self._shown: Screened | None = None
         self.layers = ReviewLayers(
             viewer,
             {
-                "Control-Z": self._do(review.undo),
-                "Control-Shift-Z": self._do(review.redo),
-                "U": self._do(review.next_uncertain),
+                "Control-Z": self._do(review.tools.undo),
+                "Control-Shift-Z": self._do(review.tools.redo),
+                "U": self._do(review.proposal.next_uncertain),
                 "I": self._do(self._interpolate),
                 "Shift-A": self.accept_case,
             },
@@ -63,12 +65,12 @@ class ReviewTab(QWidget):
 
         connect = self._relay.connect
         connect(review.case_changed, self._show_case)
-        connect(review.prediction_changed, self._show_prediction)
-        connect(review.screened, self._show_tau)
+        connect(review.proposal.changed, self._show_prediction)
+        connect(review.proposal.screened, self._show_tau)
         connect(review.label_changed, self._show_edit)
         connect(review.status_changed, self._redraw_soon)
         connect(review.suggestion_changed, self._show_suggestion)
-        connect(review.region_changed, self._show_region)
+        connect(review.proposal.region_changed, self._show_region)
         connect(review.unfinished_changed, self._show_unfinished)
         connect(review.desk.failed, self._tell_error)
         connect(session.inference.event, self._show_progress)
@@ -80,7 +82,7 @@ class ReviewTab(QWidget):
     # -- how it looks
 
     def _build(self) -> None:
-        review = self._review
+        review, tools = self._review, self._review.tools
         self.title = wrapped("No case is open. Double click one in Cohort.")
         self.notice = wrapped()
         self.unfinished = UnfinishedPanel()
@@ -103,14 +105,14 @@ class ReviewTab(QWidget):
         self.table.accepted.connect(
             lambda index, on: self._do(review.accept_structure, index, on)()
         )
-        self.draft = DraftPanel(self._do(review.propagate))
+        self.draft = DraftPanel(self._do(review.proposal.propagate))
         self.draft.start.connect(lambda draft: self._do(review.start_from, draft)())
-        self.draft.take.connect(lambda draft: self._with_structure(review.take_structure, draft))
+        self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
 
         self.next_uncertain = button(
             "Next uncertain region",
             "Go to the next region where teacher and student disagree most (U)",
-            self._do(review.next_uncertain),
+            self._do(review.proposal.next_uncertain),
         )
         self.tools = [
             button(
@@ -122,23 +124,23 @@ class ReviewTab(QWidget):
             button(
                 "Smooth",
                 "Round off the chosen structure's surface",
-                lambda: self._with_structure(review.smooth),
+                lambda: self._with_structure(tools.smooth),
             ),
             button(
                 "Fill holes",
                 "Fill what the chosen structure encloses",
-                lambda: self._with_structure(review.fill_holes),
+                lambda: self._with_structure(tools.fill_holes),
             ),
             button(
                 "Largest part",
                 "Keep only the largest connected part of the chosen structure",
-                lambda: self._with_structure(review.keep_largest),
+                lambda: self._with_structure(tools.keep_largest),
             ),
         ]
-        self.undo = button("Undo", "Take the latest action back (Ctrl+Z)", self._do(review.undo))
-        self.redo = button("Redo", "Do it again (Ctrl+Shift+Z)", self._do(review.redo))
+        self.undo = button("Undo", "Take the latest action back (Ctrl+Z)", self._do(tools.undo))
+        self.redo = button("Redo", "Do it again (Ctrl+Shift+Z)", self._do(tools.redo))
         self.revert = button(
-            "Revert", "Back to the draft, as one action (Ctrl+Z)", self._do(review.revert)
+            "Revert", "Back to the draft, as one action (Ctrl+Z)", self._do(tools.revert)
         )
         self.progress = wrapped()
         self.status = wrapped()
@@ -150,10 +152,10 @@ class ReviewTab(QWidget):
         self.reject = button("Reject…", "The pseudo-label is no good", self._ask_reject)
         self.skip = button("Skip…", "Leave the case for later, and say why", self._ask_skip)
 
-        tools = QGridLayout()
+        grid = QGridLayout()
         for i, each in enumerate((*self.tools, self.undo, self.redo, self.revert)):
-            tools.addWidget(each, i // 3, i % 3)
-        tools.addWidget(self.next_uncertain, 2, 1, 1, 2)
+            grid.addWidget(each, i // 3, i % 3)
+        grid.addWidget(self.next_uncertain, 2, 1, 1, 2)
         decide = QHBoxLayout()
         decide.addWidget(self.accept, 2)
         decide.addWidget(self.reject, 1)
@@ -167,7 +169,7 @@ class ReviewTab(QWidget):
             body.addWidget(widget)
         body.addWidget(self.table, 1)
         body.addWidget(self.draft)
-        body.addLayout(tools)
+        body.addLayout(grid)
         for widget in (self.progress, self.status):
             body.addWidget(widget)
         body.addLayout(decide)
@@ -237,13 +239,13 @@ class ReviewTab(QWidget):
         index = self.table.index
         if index is not None:
             # Across the slices that are looked at.
-            self._review.interpolate(index, int(self._viewer.dims.order[0]))
+            self._review.tools.interpolate(index, int(self._viewer.dims.order[0]))
 
     def _tau_chosen(self, tau: float) -> None:
         box = self.proposal.boxes[ABOVE]
         if box.isEnabled() and not box.isChecked():
             box.setChecked(True)
-        self._do(self._review.set_tau, tau)()
+        self._do(self._review.proposal.set_tau, tau)()
 
     def _row_chosen(self, index: int) -> None:
         label = self.layers.label
@@ -307,7 +309,9 @@ class ReviewTab(QWidget):
 
     def _show_tau(self) -> None:
         case = self._review.case
-        if case is not None and case.screened is not None:
+        # Of many moves of the slider, all of which are told of, the latest is shown once.
+        if case is not None and case.screened is not None and case.screened is not self._shown:
+            self._shown = case.screened
             self.proposal.show_words(case.screened)
             self.layers.show_tau()
             self._redraw_soon()
@@ -354,7 +358,7 @@ class ReviewTab(QWidget):
         )
 
     def _show_region(self) -> None:
-        region, case = self._review.region, self._review.case
+        region, case = self._review.proposal.region, self._review.case
         if region is None or case is None or case.regions is None:
             return
         self.layers.look_at(region.at)

@@ -211,18 +211,18 @@ def test_closing_the_project_keeps_the_corrections(session: Session, leave: str)
 
 def test_tau_says_what_would_enter_training(session: Session) -> None:
     review = opened(session)
-    everything = review.set_tau(0.0)
+    everything = review.proposal.set_tau(0.0)
     assert everything.words == "100 % of voxels and 2 of 2 structures would enter training"
-    assert review.set_tau(1.0).structures_passed == 0
+    assert review.proposal.set_tau(1.0).structures_passed == 0
     assert review.on_table.structures()[0].passes is False
 
 
 def test_the_most_uncertain_region_comes_first_and_then_round_again(session: Session) -> None:
     review = opened(session)
-    review.next_uncertain()
+    review.proposal.next_uncertain()
     assert review.wait(10)
-    assert review.region is not None
-    z, y, x = review.region.at
+    assert review.proposal.region is not None
+    z, y, x = review.proposal.region.at
     assert (8 <= z < 10, 6 <= y < 8, 4 <= x < 6) == (True, True, True)
 
 
@@ -238,19 +238,19 @@ def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Except
     do(review.start_from, "blank")
     assert not editor.label.any()
     assert editor.origin.draft == "blank"
-    do(review.take_structure, 1, "round:0")
+    do(review.tools.take_structure, 1, "round:0")
     assert set(np.unique(editor.label)) == {0, 1}
     editor.label[0, 0, 0] = 1
-    do(review.keep_largest, 1)
+    do(review.tools.keep_largest, 1)
     assert editor.label[0, 0, 0] == 0
     editor.label[6, 9, 7] = 0
-    do(review.fill_holes, 1)
+    do(review.tools.fill_holes, 1)
     assert editor.label[6, 9, 7] == 1
-    do(review.smooth, 1)
+    do(review.tools.smooth, 1)
     do(review.draft_from, np.ones_like(start), "case:A")
     assert editor.origin.draft == "case:A"
     while editor.undo_name is not None:
-        review.undo()
+        review.tools.undo()
     np.testing.assert_array_equal(editor.label, start)
     assert editor.origin.draft == "round:0"
     assert review.wait(10)
@@ -266,7 +266,7 @@ def test_an_accepted_structure_is_protected(session: Session) -> None:
     editor.sync()
     np.testing.assert_array_equal(editor.label == 1, before == 1)
     with pytest.raises(ProjectError, match="is accepted"):
-        review.smooth(1)
+        review.tools.smooth(1)
     assert [row.accepted for row in review.on_table.structures()] == [True, False]
     review.accept_structure(1, False)
     editor.label[:] = 2
@@ -296,7 +296,7 @@ def test_a_read_only_project_can_only_be_looked_at(taught_once: Path) -> None:
     session.open(taught_once, read_only=True)
     try:
         review = opened(session)
-        for command in (review.accept, review.reject, review.revert):
+        for command in (review.accept, review.reject, review.tools.revert):
             with pytest.raises(ProjectError, match="read-only"):
                 command()
         with pytest.raises(ProjectError, match="read-only"):

@@ -288,7 +288,7 @@ def test_tau_shows_at_once_what_would_enter_training(person: Person) -> None:
 def test_the_next_uncertain_region_is_looked_at(person: Person) -> None:
     person.open()
     person.press(Qt.Key.Key_U)
-    region = person.review.region
+    region = person.review.proposal.region
     assert region is not None
     assert int(person.viewer.dims.current_step[0]) == region.at[0]
     assert any("Uncertain region 1 of" in line for line in person.said)
@@ -317,7 +317,7 @@ def test_layers_that_were_deleted_renamed_or_moved_do_no_harm(person: Person) ->
     person.stroke(2)
     person.viewer.layers.remove(person.layer)
     assert person.review.unsaved
-    person.review.undo()
+    person.review.tools.undo()
     person.settle()
     order = [name for name in person.names() if name not in (LABEL, UNCERTAINTY)]
     person.open(1)
