@@ -58,6 +58,8 @@ class RoundRow:
         Label version of each labelled and validation case, as the round used them.
     problem
         Why it failed; empty if it didn't.
+    resumable
+        Whether it was interrupted, and :meth:`Rounds.resume` goes on with it.
     """
 
     number: int
@@ -74,6 +76,7 @@ class RoundRow:
     registration_dice: float | None
     label_versions: dict[str, str]
     problem: str = ""
+    resumable: bool = False
 
 
 class Rounds:
@@ -122,7 +125,10 @@ class Rounds:
             return []
         teacher = project.teacher
         number = None if teacher is None else teacher.number
-        return [_row(entry, entry.number == number) for entry in project.rounds()]
+        interrupted = self.interrupted
+        return [
+            _row(entry, entry.number == number, entry == interrupted) for entry in project.rounds()
+        ]
 
     def curves(self) -> Progress:
         """Losses and validation Dice of the rounds that led to the present one."""
@@ -286,7 +292,7 @@ class Rounds:
             self._session.rounds_changed.emit()
 
 
-def _row(entry: Round, is_teacher: bool) -> RoundRow:
+def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
     try:
         config = config_of(entry)
     except ProjectError:
@@ -306,6 +312,7 @@ def _row(entry: Round, is_teacher: bool) -> RoundRow:
         registration_dice=_number(entry.metrics.get("validation_registration_dice")),
         label_versions=dict(entry.label_versions),
         problem=str(entry.metrics.get("error", "")),
+        resumable=resumable,
     )
 
 

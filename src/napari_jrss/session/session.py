@@ -129,7 +129,8 @@ class Session:
         if project is not None and stopped:
             project.close()
         elif project is not None:
-            threading.Thread(target=_close_after, args=(project, runners), daemon=True).start()
+            # Not a daemon: PyTorch aborts a program that ends in the middle of a step.
+            threading.Thread(target=_close_after, args=(project, runners), name="closing").start()
         self.project_changed.emit()
         return stopped and kept
 

@@ -26,6 +26,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
 from napari_jrss.engine.events import Event
+from napari_jrss.project.ledger import Outcome
 from napari_jrss.session.errors import is_ours, one_line
 from napari_jrss.session.progress import Curve, Progress, joined, words
 from napari_jrss.session.runner import JobState
@@ -185,7 +186,7 @@ class RoundsTab(QWidget):
         with telling(self._session):
             rounds, entry = self._session.rounds, self._session.rounds.interrupted
             if entry is not None and not self._sure(
-                f"Round {entry.number} was interrupted and can be resumed. Leave it for good and "
+                f"Round {entry.number} isn't finished and can be resumed. Leave it for good and "
                 "start anew?"
             ):
                 return
@@ -255,7 +256,8 @@ class RoundsTab(QWidget):
         if project is not None and project.read_only:
             self._say("The project is open read-only: rounds can be looked at, not started.")
         elif entry is not None and not self.status.text():
-            self._say(f"Round {entry.number} was interrupted ({entry.outcome}); Resume goes on.")
+            how = "failed" if entry.outcome is Outcome.FAILED else "is paused"
+            self._say(f"Round {entry.number} {how}; Resume goes on with it.")
 
     def _add(self, event: Event) -> None:
         self._progress.add(event)

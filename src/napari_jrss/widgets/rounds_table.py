@@ -72,12 +72,18 @@ class RoundsTable(QTableWidget):
                 self.selectRow(number)
 
 
+def outcome_of(row: RoundRow) -> str:
+    """How a round ended, for a person: one that was stopped and can go on is paused."""
+    paused = row.resumable and row.outcome is not Outcome.FAILED
+    return "paused" if paused else str(row.outcome)
+
+
 def _texts(row: RoundRow) -> tuple[str, ...]:
     settings = "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
     return (
         str(row.number),
         "" if row.parent is None else str(row.parent),
-        str(row.outcome),
+        outcome_of(row),
         "" if row.labelled is None else str(row.labelled),
         "" if row.accepted is None else str(row.accepted),
         "" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}",

@@ -145,7 +145,7 @@ def test_a_process_that_does_not_stop_is_ended(project: Project) -> None:
             os.kill(pid, signal.SIGSTOP)
             at_once.set()
             cancel.set()
-    assert time.monotonic() - asked < 1.5
+    assert time.monotonic() - asked < 5  # its patience would have been 60
     assert events[-1] == Cancelled(stage="mono_segmentation", step=0)
     assert gone(pid, 0)
     assert project.round(0).outcome is Outcome.CANCELLED

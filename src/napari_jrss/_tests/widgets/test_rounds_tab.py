@@ -151,7 +151,8 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     click(qtbot, tab.pause)
     qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
     assert session.training.state is JobState.CANCELLED
-    assert "Round 0 was interrupted (cancelled)" in tab.status.text()
+    assert "Round 0 is paused; Resume" in tab.status.text()
+    assert tab.table.item(0, 2).text() == "paused"
     assert not [p for p in progress._all_instances if p.desc.startswith("JRSS")]
     paused_at = seen[-1].step
 
@@ -186,7 +187,7 @@ def test_start_anew_and_cancel_ask_first(
     qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
     fill(tab, tiny_config())
     click(qtbot, tab.start)
-    assert "Round 0 was interrupted and can be resumed" in asked[-1]
+    assert "Round 0 isn't finished and can be resumed" in asked[-1]
     assert tab._session.training.state is JobState.CANCELLED
     answers.append(QMessageBox.StandardButton.Yes)
     click(qtbot, tab.cancel)
