@@ -135,6 +135,11 @@ NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType(
 )
 
 
+def check_network(config: NetworkConfig) -> None:
+    """Raise :class:`NetworkError` if nothing is known by ``config.name``."""
+    _builder(config.name)
+
+
 def _builder(name: str) -> NetworkBuilder:
     if name in NETWORKS:
         return NETWORKS[name]

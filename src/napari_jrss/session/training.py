@@ -51,7 +51,7 @@ class Place(Protocol):
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
         """Get ready for a round before it is recorded; False if cancelled meanwhile.
 
-        Raises what the round's device or its networks would.
+        Raises what the round's device or the names of its networks would.
         """
         ...
 
@@ -88,11 +88,13 @@ class InThisProcess:
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
         from napari_jrss.engine.device import make_fabric
+        from napari_jrss.networks.build import check_network
 
         if self._fabric is None:
             self._fabric = make_fabric(self.device, config.precision, self._devices)
             self.device = self._fabric.device.type
-        _check_networks(config)
+        for network in (config.segmentation_network, config.registration_network):
+            check_network(network)
         return True
 
     def agree(self, number: int) -> int:
@@ -317,17 +319,6 @@ def leave_series(project: Project) -> None:
     entry = interrupted_round(project)
     if entry is not None:
         project.finish_round(entry.number, Outcome.CANCELLED, {**entry.metrics, LEFT: True})
-
-
-def _check_networks(config: TrainingConfig) -> None:
-    """Raise what building the networks would raise, while no round is recorded yet."""
-    from torch.random import fork_rng
-
-    from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-
-    with fork_rng(devices=[]):
-        build_segmentation_network(config.segmentation_network, classes=2)
-        build_registration_network(config.registration_network)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
