@@ -29,6 +29,7 @@ from napari_jrss.session.runner import JobState
 from napari_jrss.session.session import Session
 from napari_jrss.widgets.bridge import Relay
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.review_layers import LABEL
 
 LPBA40 = os.environ.get("NAPARI_JRSS_LPBA40", "")
 FOLDER = Path(os.environ.get("NAPARI_JRSS_DEMO", "demo/window")).absolute()
@@ -66,7 +67,8 @@ class Demo:
         relay.connect(self.session.inference.state_changed, self.imported)
         relay.connect(self.session.rounds_changed, self.trained)
         relay.connect(self.session.review.case_changed, self.reviewing)
-        relay.connect(self.session.review.prediction_changed, self.reviewing)
+        relay.connect(self.session.review.proposal.changed, self.reviewing)
+        dock.destroyed.connect(relay.disconnect_all)
 
     def begin(self) -> None:
         """Make the project, or go on with the one of an earlier start."""
@@ -137,12 +139,14 @@ class Demo:
 
     def correct(self) -> None:
         """One correction, as by an expert: the label that the split has hidden."""
-        session, review = self.session, self.session.review
-        case = review.on_table
+        session = self.session
+        case = session.review.on_table
         self.dice_before = mean_dice(session)
         version = session.open_project.case(case.case_id).reference_version
-        assert version is not None
-        review.draft_from(session.open_project.label(case.case_id, version), "blank")
+        truth = session.open_project.label(case.case_id, version)
+        layer = self.viewer.layers[LABEL]
+        wrong = np.nonzero(np.asarray(layer.data) != truth)
+        layer.data_setitem(wrong, truth[wrong])  # as the brush does it
         QTimer.singleShot(2000, self.accept)
 
     def accept(self) -> None:
@@ -158,8 +162,10 @@ class Demo:
     def end(self) -> None:
         after = mean_dice(self.session)
         print(f"mean Dice of the pseudo-labels: {self.dice_before:.3f} before, {after:.3f} after")
-        self.picture("5-second-teacher", after=2000)
-        QTimer.singleShot(5000, self.viewer.close)
+        self.picture("5-second-teacher", after=1000)
+        QTimer.singleShot(2000, self.review)
+        self.picture("6-next-case", after=6000)
+        QTimer.singleShot(8000, self.viewer.close)
 
     def say(self, line: str) -> None:
         self.session.notified.emit(line)
@@ -185,7 +191,8 @@ def mean_dice(session: Session) -> float:
 def main() -> None:
     viewer = napari.Viewer()
     _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
-    viewer.window.resize(1600, 1000)
+    if SCREENSHOTS:  # napari sets the size of the last time as it opens, so after that
+        QTimer.singleShot(1000, lambda: viewer.window.resize(1600, 1000))
     Demo(viewer, dock).begin()
     napari.run()
 
