@@ -38,7 +38,7 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=Console(stderr=True, markup=False),
     )
 
 
@@ -59,7 +59,7 @@ def import_report(
     left_out: Sequence[LeftOut] = (),
 ) -> None:
     """What came in, and one table of what did not, by case and reason."""
-    console = Console()
+    console = Console(markup=False)
     came = [result for result in results if result.ok]
     labelled = sum(result.labelled for result in came)
     console.print(f"{len(came)} cases imported, {labelled} with a label")
@@ -125,7 +125,7 @@ def _round_line(number: int, metrics: dict[str, float]) -> str:
 
 def status_tables(report: ProjectStatus) -> None:
     """A project's cases and rounds."""
-    console = Console()
+    console = Console(markup=False)
     z, y, x = report.shape
     spacing = " x ".join(f"{s:g}" for s in report.spacing_mm)
     console.print(
@@ -191,7 +191,7 @@ def history_table(lines: Sequence[HistoryLine]) -> None:
         when = datetime.fromisoformat(line.at).astimezone()
         cells = (line.event, line.case_id, line.version, line.author, ", ".join(notes))
         table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", *(escape(cell or "-") for cell in cells))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:
@@ -205,7 +205,7 @@ def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:
 
 def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
     """One row per round: mean and standard deviation over the test cases and pairs."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("", "Dice", "HD95 mm", "reg. Dice", "std(Jac)", "folded %", box=SIMPLE)
     for entry in rounds:
         if not table.rows:
@@ -243,12 +243,12 @@ def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str])
         volumes = [f"{volume:.3g}" for volume in result.volumes_ml]
         confidence = f"{result.mean_confidence:.3f}"
         table.add_row(result.scan.name, *volumes, confidence, f"{result.seconds:.2f}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def registration_table(report: RegistrationReport, out: Path) -> None:
     """Figures of one pair."""
-    console = Console()
+    console = Console(markup=False)
     if report.dice:
         table = Table("structure", "Dice before", "Dice after")
         for row in zip(report.structures, report.dice_before, report.dice, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from napari_jrss.data.workers import in_processes
 _MULTIPLE = 8
 # A scan whose spacing is off in the last digits of its header needs no further voxel.
 _SLACK_VOXELS = 0.05
+# No network of this package trains on more.
+_MOST_VOXELS = 2**30
 
 Box = NDArray[np.float64]
 
@@ -84,6 +87,8 @@ def training_grid(
         box = whole_box(shape)
         extents = _scan_sizes_mm(cases) if config.shape is None else []
     wanted = config.shape or _shape(extents, spacing)
+    if math.prod(wanted) > _MOST_VOXELS:
+        raise ScanError(_too_large(cases, wanted))
     if config.resize:
         x, y, z = _size_mm(box, spacing_mm(affine)) / np.array(wanted[::-1])
         spacing = (float(z), float(y), float(x))
@@ -150,6 +155,21 @@ def _scan_sizes_mm(cases: Sequence[FoundCase]) -> list[NDArray[np.float64]]:
             continue  # ingesting it says why
         sizes.append(_size_mm(whole_box(shape), spacing_mm(affine)))
     return sizes
+
+
+def _too_large(cases: Sequence[FoundCase], wanted: Shape) -> str:
+    """Why no grid holds all scans, naming the largest: its voxel size may well be wrong."""
+    largest, name = 0.0, ""
+    for case in cases:
+        (size, *_) = [*_scan_sizes_mm([case]), np.zeros(3)]
+        if size.max() > largest:
+            largest, name = float(size.max()), str(getattr(case.image, "name", case.case_id))
+            name = str(case.image) if isinstance(case.image, Path) else name
+    z, y, x = wanted
+    return (
+        f"{name}: is {largest:.4g} mm long, so that a training grid of {z} x {y} x {x} voxels would "
+        "be needed to hold all scans: leave it out, or give a shape"
+    )
 
 
 def _foreground_mm(image: Scan) -> NDArray[np.float64]:
