@@ -151,29 +151,36 @@ def test_a_process_that_does_not_stop_is_ended(project: Project) -> None:
     assert project.round(0).outcome is Outcome.CANCELLED
 
 
-def test_it_ends_when_its_parent_is_killed(project: Project, tmp_path: Path) -> None:
+PARENT = """
+import sys, threading
+from pathlib import Path
+from napari_jrss.config import TrainingConfig
+from napari_jrss.project.project import Project
+from napari_jrss.session.training import train
+from napari_jrss.session.training_process import InOwnProcess
+
+path, config = Path(sys.argv[1]), TrainingConfig.model_validate_json(sys.argv[2])
+place = InOwnProcess(path, "cpu", threads=1)
+with Project.open(path) as project:
+    for event in train(project, config, 0, threading.Event(), place=place):
+        print(place.process, event.kind, "torch" in sys.modules, flush=True)
+"""
+
+
+def test_it_ends_when_its_parent_is_killed_which_needs_no_pytorch(project: Project) -> None:
     project.close()
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from napari_jrss._tests.session.test_training_process import LONG\n"
-        "from napari_jrss._tests.engine.phantoms import tiny_config, Never\n"
-        "from napari_jrss.project.project import Project\n"
-        "from napari_jrss.session.training import train\n"
-        "from napari_jrss.session.training_process import InOwnProcess\n"
-        "place = InOwnProcess(Path(sys.argv[1]), 'cpu', threads=1)\n"
-        "with Project.open(sys.argv[1]) as project:\n"
-        "    for event in train(project, tiny_config(**LONG), 0, Never(), place=place):\n"
-        "        print(place.process, event.kind, flush=True)\n"
-    )
+    config = tiny_config(**LONG).model_dump_json()
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, str(project.path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, str(project.path), config],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with parent:
-        for line in parent.stdout:
-            if "step_end" in line:
-                break
-        pid = int(line.split()[0])
+        process, kind, pytorch = parent.stdout.readline().split()
+        while kind != "step_end":
+            process, kind, pytorch = parent.stdout.readline().split()
+        pid = int(process)
+        assert pytorch == "False"
         assert psutil.pid_exists(pid)
         parent.kill()
     assert gone(pid, 2.0)
