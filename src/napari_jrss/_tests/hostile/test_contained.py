@@ -20,13 +20,17 @@ import pytest
 import zarr
 
 import napari_jrss
+from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data import store
+from napari_jrss.data.grid import training_grid
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.data.volume import ScanError, read_volume
 from napari_jrss.data.zarr_check import open_array, read_array
+from napari_jrss.display import status_tables
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
+from napari_jrss.session.status import project_status
 
 from .targets import SHAPE, TABLE, make_case, make_project
 
@@ -308,3 +312,25 @@ def test_hostile_input_on_the_command_line_is_one_line(brain: Path, tmp_path: Pa
     content[4096:4200] = b"\xaa" * 104
     ledger.write_bytes(content)
     assert "project.sqlite: " in mistake("status", brain)
+
+
+def test_names_are_printed_as_they_are(
+    brain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with Project.open(brain) as project:
+        project.rename_structure(1, "[/red][bold]x")
+        project._ledger.fail_import("y", "[/images]: truncated")
+        status_tables(project_status(project))
+    said = capsys.readouterr().out
+    assert "[/red][bold]x" in said
+    assert "[/images]: truncated" in said
+
+
+def test_one_scan_of_impossible_size_is_named(tmp_path: Path) -> None:
+    for name, zoom in (("a", 1.0), ("b", 20_000.0)):
+        image = nib.Nifti1Image(np.ones((16, 16, 16), np.float32), np.diag([zoom] * 3 + [1.0]))
+        nib.save(image, tmp_path / f"{name}.nii")
+    cases = [FoundCase(name, tmp_path / f"{name}.nii") for name in "ab"]
+    with pytest.raises(ScanError, match=r"b\.nii: is 3.2e\+05 mm long"):
+        training_grid(cases, PreprocessingConfig())
