@@ -538,6 +538,12 @@ class Ledger:
             rows = connection.execute("SELECT case_id, version, status FROM label_versions")
             return {(case_id, version): Status(status) for case_id, version, status in rows}
 
+    def version_checksums(self) -> dict[tuple[str, str], str]:
+        """SHA-256 of each label version, by case id and version."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT case_id, version, sha256 FROM label_versions")
+            return {(case_id, version): checksum for case_id, version, checksum in rows}
+
     def versions(self, case_id: str) -> list[LabelVersion]:
         """All label versions of a case, oldest first."""
         with self.reading() as connection:

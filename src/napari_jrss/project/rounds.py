@@ -166,8 +166,10 @@ class ProjectRounds(ProjectCases):
             raise ProjectError(f"{self.path}: has no cases to train on")
         versions = {case_id: version for case_id, (_, version) in roles.items() if version}
         paths = {case_id: self.case_path(case_id) for case_id in roles}
-        reader = _SnapshotReader(paths, versions)
         grid = self.grid
+        known = self._ledger.version_checksums()
+        checksums = {case_id: known[case_id, version] for case_id, version in versions.items()}
+        reader = _SnapshotReader(paths, versions, checksums, grid.shape)
         return CohortSnapshot(
             class_names=self.table.names,
             spacing_mm=grid.spacing_mm,
@@ -182,18 +184,30 @@ class ProjectRounds(ProjectCases):
 
 @dataclass(frozen=True)
 class _SnapshotReader:
-    """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read."""
+    """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read.
+
+    Nothing trains on a label that isn't, voxel by voxel, what somebody accepted.
+    """
 
     paths: Mapping[str, Path]
     versions: Mapping[str, str]
+    checksums: Mapping[str, str]
+    shape: tuple[int, int, int]
 
     def image(self, case_id: str) -> Image:
-        return store.read_image(self.paths[case_id])
+        image = store.read_image(self.paths[case_id])
+        if image.shape != self.shape:
+            raise ProjectError(f"{self.paths[case_id]}: isn't on the training grid")
+        return image
 
     def label(self, case_id: str) -> Label:
         if case_id not in self.versions:
             raise KeyError(f"case {case_id} has no label in this snapshot")
-        return store.read_label(self.paths[case_id], self.versions[case_id])
+        path, version = self.paths[case_id], self.versions[case_id]
+        label = store.read_label(path, version)
+        if store.fingerprint(label) != self.checksums[case_id]:
+            raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
+        return label
 
 
 def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:

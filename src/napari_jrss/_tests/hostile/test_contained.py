@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pickle  # noqa: TID251 - a hostile file is made with it
+import shutil
 import struct
 import subprocess
 import sys
@@ -334,3 +335,17 @@ def test_one_scan_of_impossible_size_is_named(tmp_path: Path) -> None:
     cases = [FoundCase(name, tmp_path / f"{name}.nii") for name in "ab"]
     with pytest.raises(ScanError, match=r"b\.nii: is 3.2e\+05 mm long"):
         training_grid(cases, PreprocessingConfig())
+
+
+def test_training_never_reads_a_label_that_nobody_accepted(brain: Path) -> None:
+    with Project.open(brain) as project:
+        snapshot = project.snapshot()
+        case_id = snapshot.labelled[0]
+        version = snapshot.label_versions[case_id]
+        label = snapshot.arrays.label(case_id)
+        case = project.case_path(case_id)
+        shutil.rmtree(case / "labels" / version / "0")
+        zarr.create_array(case / "labels" / version / "0", data=np.roll(label, 1), chunks=SHAPE)
+        assert store.read_label(case, version).any()
+        with pytest.raises(ProjectError, match=f"label {version} isn't what was written"):
+            project.snapshot().arrays.label(case_id)
