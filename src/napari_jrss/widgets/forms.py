@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from qtpy.QtCore import QEvent, QLocale, QObject, Qt, Signal, SignalInstance
@@ -186,17 +185,13 @@ class _NoWheel(QObject):
 
 
 def _bounds(field: FieldInfo, beyond: float) -> tuple[float, float]:
-    low, high = -1e9, 1e9
-    for bound in field.metadata:
-        match bound:
-            case Ge():
-                low = float(bound.ge)
-            case Gt():
-                low = float(bound.gt) + beyond
-            case Le():
-                high = float(bound.le)
-            case Lt():
-                high = float(bound.lt) - beyond
-            case _:
-                pass
+    """The ends that a field's ``ge``, ``gt``, ``le`` and ``lt`` allow."""
+    ends = {
+        name: float(value)
+        for bound in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(bound, name, None)) is not None
+    }
+    low = ends.get("ge", ends.get("gt", -1e9 - beyond) + beyond)
+    high = ends.get("le", ends.get("lt", 1e9 + beyond) - beyond)
     return low, high

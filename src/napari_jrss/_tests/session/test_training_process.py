@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -210,12 +209,3 @@ def test_a_stop_before_the_process_is_ready_starts_no_round(
     cancel.set()
     assert list(train(project, tiny_config(), 0, cancel, place=place)) == []
     assert project.rounds() == []
-
-
-def test_a_round_that_cannot_be_read_is_told_in_one_line(
-    place: InOwnProcess, project: Project
-) -> None:
-    entry = project.start_round(None, json.dumps({"classes": []}), {})
-    assert place.prepare(tiny_config(), Never())
-    with pytest.raises(TrainingProcessError, match="unreadable description of a round"):
-        list(place.run(project, entry, Never()))
