@@ -13,7 +13,7 @@ from napari_jrss.project.errors import ProjectError
 from napari_jrss.session.description import config_of
 from napari_jrss.session.open_case import BLANK, OpenCase, find_prediction
 from napari_jrss.session.regions import Region, uncertain_regions
-from napari_jrss.session.runner import JobState
+from napari_jrss.session.runner import BusyError, JobState
 from napari_jrss.session.screening import Screened, Screening
 
 if TYPE_CHECKING:
@@ -119,14 +119,15 @@ class Proposal:
 
     def predict(self, case: OpenCase) -> None:
         """Let the teacher look at a case, unless another short job is under way: then later."""
-        self._predicting = case.case_id
-        if not self._session.inference.state.busy:
+        self._predicting = None
+        try:
             self._start_prediction(case)
+        except BusyError:
+            self._predicting = case.case_id  # its end is told of
 
     def _start_prediction(self, case: OpenCase) -> None:
         project, teacher = self._session.open_project, case.teacher
         assert teacher is not None
-        self._predicting = None
 
         def work(cancel: threading.Event) -> Iterator[object]:
             from napari_jrss.engine.device import make_fabric
@@ -161,7 +162,7 @@ class Proposal:
         case = self._review.case
         waiting = case is not None and case.case_id == self._predicting
         if case is not None and waiting and not state.busy and case.prediction is None:
-            self._start_prediction(case)
+            self.predict(case)
 
     def _rounds_changed(self) -> None:
         case, project = self._review.case, self._session.project

@@ -91,3 +91,20 @@ def give_teacher(project: Project, seed: int = 0) -> int:
             entry.folder / PREDICTIONS, case.case_id, Prediction(label, confidence, uncertainty)
         )
     return project.finish_round(entry.number, Outcome.FINISHED, promote=True).number
+
+
+def give_networks(project: Project) -> None:
+    """Networks that never learned anything, as the current teacher's weights."""
+    from napari_jrss.engine.checkpoint import save_tensors
+    from napari_jrss.engine.joint_round import REGISTRATION, TEACHER
+    from napari_jrss.networks.build import (
+        build_registration_network,
+        build_segmentation_network,
+    )
+
+    entry, config = project.teacher, preset("smoke")
+    assert entry is not None
+    teacher = build_segmentation_network(config.segmentation_network, len(project.table.names))
+    registration = build_registration_network(config.registration_network)
+    for name, network in ((TEACHER, teacher), (REGISTRATION, registration)):
+        save_tensors(entry.folder / name, network.state_dict(), {})

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_jrss._tests.session.phantoms import describe, give_teacher
+from napari_jrss._tests.session.phantoms import describe, give_networks, give_teacher
+from napari_jrss.data.predictions import PREDICTIONS, prediction_path
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Status
@@ -349,3 +350,87 @@ def test_a_new_teacher_changes_the_proposal_but_not_a_persons_work(session: Sess
     assert review.on_table.teacher.number == number
     np.testing.assert_array_equal(review.on_table.editor.label, mine)
     assert review.on_table.editor.origin.draft == "round:0"
+
+
+def forget_prediction(session: Session, case_id: str) -> None:
+    teacher = session.open_project.teacher
+    assert teacher is not None
+    shutil.rmtree(prediction_path(teacher.folder / PREDICTIONS, case_id))
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        threading.Event().wait(0.1)
+    raise TimeoutError
+
+
+def test_a_missing_prediction_is_made_in_the_background(
+    session: Session, failures: list[Exception]
+) -> None:
+    case_id = unlabelled(session)
+    give_networks(session.open_project)
+    forget_prediction(session, case_id)
+    gate = threading.Event()
+
+    def another_job(cancel: threading.Event) -> Iterator[object]:
+        gate.wait(20)
+        yield "done"
+
+    session.inference.start(another_job)
+    review = opened(session, case_id)
+    assert review.on_table.prediction is None
+    assert review.on_table.editor.origin.draft == "blank"
+    gate.set()  # the prediction waited for its turn
+    until(lambda: review.on_table.screened is not None)
+    prediction = review.on_table.prediction
+    assert prediction is not None
+    # Nobody had touched the blank label, so the proposal takes its place.
+    assert review.on_table.editor.origin.draft == "round:0"
+    np.testing.assert_array_equal(review.on_table.editor.label, prediction.label)
+    teacher = session.open_project.teacher
+    assert teacher is not None
+    assert prediction_path(teacher.folder / PREDICTIONS, case_id).exists()
+    assert session.inference.wait(20)
+    assert failures == []
+
+
+def test_a_late_prediction_never_overwrites_what_was_painted(session: Session) -> None:
+    case_id = unlabelled(session)
+    give_networks(session.open_project)
+    forget_prediction(session, case_id)
+    gate = threading.Event()
+
+    def another_job(cancel: threading.Event) -> Iterator[object]:
+        gate.wait(20)
+        yield "done"
+
+    session.inference.start(another_job)
+    review = opened(session, case_id)
+    review.on_table.editor.label[3, 3, 3] = 2
+    mine = review.on_table.editor.label.copy()
+    gate.set()
+    until(lambda: review.on_table.screened is not None)
+    np.testing.assert_array_equal(review.on_table.editor.label, mine)
+    assert review.on_table.editor.origin.draft == "blank"
+    assert session.inference.wait(20)
+
+
+def test_labelled_cases_propagate_to_a_draft(session: Session) -> None:
+    give_networks(session.open_project)
+    review = opened(session)
+    labelled = session.open_project.snapshot().labelled
+    review.proposal.propagate()
+    assert session.inference.wait(60)
+    assert session.inference.error is None
+    draft = "case:" + ",".join(labelled)
+    assert draft in [source.draft for source in review.on_table.sources]
+    review.start_from(draft)
+    assert review.wait(10)
+    assert review.on_table.editor.origin.draft == draft
+    assert review.on_table.editor.label.any()
+    review.accept()
+    assert review.wait(10)
+    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    assert (version.draft, version.status) == (draft, Status.ACCEPTED)
