@@ -52,6 +52,7 @@ COLUMNS = (
     "metric",
     "value",
 )
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
 
 
@@ -124,8 +125,8 @@ def run_experiment(
             (out / PROTOCOL).unlink()  # nothing came of it: the next try may be another
         raise
     places = _workers(workers, threads, device)
-    # Workers take the number of threads from here as they are born, before torch reads it.
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    # Workers take the number of threads from here as they are born, before torch or ANTs read it.
+    before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(before, str(places[0].threads)))
     try:
         yield from _in_processes(protocol, out, project, runs, places)
