@@ -95,7 +95,7 @@ class Rounds:
         self.estimator = JobRunner("estimate")
         self._measured: dict[str, Measured] = {}
         self._session = session
-        self._leaving = False
+        self._leaving = threading.Event()
         self._at_once = threading.Event()
         session.training.state_changed.connect(self._ended)
         session.training.event.connect(self._happened)
@@ -200,7 +200,7 @@ class Rounds:
         project = self._session.open_project
         project.check_writable()
         if self._session.training.state.busy:
-            self._leaving = True
+            self._leaving.set()
             self._session.training.cancel()
         else:
             leave_series(project)
@@ -267,20 +267,20 @@ class Rounds:
         project, device = self._session.open_project, self._session.device
         project.check_writable()
 
+        leaving, at_once = threading.Event(), threading.Event()
+
         def work(cancel: threading.Event) -> Iterator[Event]:
-            # Only now, when no other job of this runner is under way any more.
-            self._leaving = False
-            self._at_once.clear()
             place: Place = InThisProcess(device)
             if self.own_process:
-                place = InOwnProcess(project.path, device, at_once=self._at_once)
+                place = InOwnProcess(project.path, device, at_once=at_once)
             try:
                 yield from train(project, config, rounds, cancel, resume=resume, place=place)
             finally:
-                if self._leaving:
+                if leaving.is_set():
                     leave_series(project)
 
         self._session.training.start(work)
+        self._leaving, self._at_once = leaving, at_once
 
     def _ended(self, state: JobState) -> None:
         if not state.busy:
