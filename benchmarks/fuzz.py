@@ -49,7 +49,12 @@ def batch(name: str, seed: int, examples: int, arena: Path) -> None:
         current.write_text(repr(mutation), encoding="utf-8", errors="backslashreplace")
         started = time.perf_counter()
         try:
-            refused += attack(target, mutation, arena)
+            try:
+                refused += attack(target, mutation, arena)
+            except FaultError as fault:
+                if not str(fault).startswith("no end"):
+                    raise
+                refused += attack(target, mutation, arena)  # or was the machine busy?
         except FaultError as fault:
             kind = re.sub(r"\d+|/[^ ]*|0x\w+|'[^']*'", "*", str(fault))[:160]
             faults.setdefault(kind, f"{fault}\n    {mutation!r}"[:1500])

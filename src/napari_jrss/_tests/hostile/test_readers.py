@@ -13,7 +13,7 @@ from .mutations import Mutation
 from .targets import READERS, Target, an_arena, attack
 from .targets_engine import ENGINE_READERS
 
-EXAMPLES = int(os.environ.get("NAPARI_JRSS_HOSTILE_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("NAPARI_JRSS_HOSTILE_EXAMPLES", "30"))
 
 
 @pytest.fixture
