@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
 from napari_jrss.session.author import known_author, remember_author
@@ -26,6 +26,7 @@ from napari_jrss.widgets.review_panels import (
     button,
     wrapped,
 )
+from napari_jrss.widgets.review_tools import NEXT, REPAIRS, ToolsPanel
 from napari_jrss.widgets.structure_table import StructureTable
 
 if TYPE_CHECKING:
@@ -109,38 +110,17 @@ class ReviewTab(QWidget):
         self.draft.start.connect(lambda draft: self._do(review.start_from, draft)())
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
 
-        self.next_uncertain = button(
-            "Next uncertain region",
-            "Go to the next region where teacher and student disagree most (U)",
-            self._do(review.proposal.next_uncertain),
-        )
-        self.tools = [
-            button(
-                "Interpolate",
-                "Draw the chosen structure between the slices that you painted, or else into its "
-                "gaps (I)",
-                self._do(self._interpolate),
-            ),
-            button(
-                "Smooth",
-                "Round off the chosen structure's surface",
-                lambda: self._with_structure(tools.smooth),
-            ),
-            button(
-                "Fill holes",
-                "Fill what the chosen structure encloses",
-                lambda: self._with_structure(tools.fill_holes),
-            ),
-            button(
-                "Largest part",
-                "Keep only the largest connected part of the chosen structure",
-                lambda: self._with_structure(tools.keep_largest),
-            ),
-        ]
-        self.undo = button("Undo", "Take the latest action back (Ctrl+Z)", self._do(tools.undo))
-        self.redo = button("Redo", "Do it again (Ctrl+Shift+Z)", self._do(tools.redo))
-        self.revert = button(
-            "Revert", "Back to the draft, as one action (Ctrl+Z)", self._do(tools.revert)
+        self.tools = ToolsPanel(
+            {
+                "Interpolate": self._do(self._interpolate),
+                "Smooth": lambda: self._with_structure(tools.smooth),
+                "Fill holes": lambda: self._with_structure(tools.fill_holes),
+                "Largest part": lambda: self._with_structure(tools.keep_largest),
+                "Undo": self._do(tools.undo),
+                "Redo": self._do(tools.redo),
+                "Revert": self._do(tools.revert),
+                NEXT: self._do(review.proposal.next_uncertain),
+            }
         )
         self.progress = wrapped()
         self.status = wrapped()
@@ -152,10 +132,6 @@ class ReviewTab(QWidget):
         self.reject = button("Reject…", "The pseudo-label is no good", self._ask_reject)
         self.skip = button("Skip…", "Leave the case for later, and say why", self._ask_skip)
 
-        grid = QGridLayout()
-        for i, each in enumerate((*self.tools, self.undo, self.redo, self.revert)):
-            grid.addWidget(each, i // 3, i % 3)
-        grid.addWidget(self.next_uncertain, 2, 1, 1, 2)
         decide = QHBoxLayout()
         decide.addWidget(self.accept, 2)
         decide.addWidget(self.reject, 1)
@@ -168,9 +144,7 @@ class ReviewTab(QWidget):
         for widget in (self.title, self.notice, self.unfinished, self.proposal):
             body.addWidget(widget)
         body.addWidget(self.table, 1)
-        body.addWidget(self.draft)
-        body.addLayout(grid)
-        for widget in (self.progress, self.status):
+        for widget in (self.draft, self.tools, self.progress, self.status):
             body.addWidget(widget)
         body.addLayout(decide)
         body.addLayout(following)
@@ -281,7 +255,8 @@ class ReviewTab(QWidget):
         else:
             self.layers.show(case, read_only)
             self._row_chosen(self.table.index or 1)
-        for widget in (*self.tools, self.revert, self.accept, self.reject, self.skip):
+        repairs = [self.tools.buttons[text] for text in (*REPAIRS, "Revert")]
+        for widget in (*repairs, self.accept, self.reject, self.skip):
             widget.setEnabled(case is not None and not read_only)
         self.draft.setEnabled(case is not None and not read_only)
         self.table.setEnabled(case is not None)
@@ -303,7 +278,7 @@ class ReviewTab(QWidget):
         if case is not None and case.prediction is not None and case.prediction.uncertainty is None:
             known.pop("uncertainty", None)
         self.proposal.show_case(case, known)
-        self.next_uncertain.setEnabled(case is not None and case.prediction is not None)
+        self.tools.buttons[NEXT].setEnabled(case is not None and case.prediction is not None)
         self.draft.show_sources(case)
         self._redraw_numbers()
 
@@ -325,8 +300,7 @@ class ReviewTab(QWidget):
         if case is None or project is None:
             self.status.setText("")
             self.notice.hide()
-            self.undo.setEnabled(False)
-            self.redo.setEnabled(False)
+            self.tools.show_steps(None, None)
             return
         self.table.show_rows(case.structures(), project.read_only)
         self.title.setText(f"{case.case_id}: {case.case.split}, {case.case.status}")
@@ -338,10 +312,7 @@ class ReviewTab(QWidget):
         self.notice.setText("\n".join(filter(None, lines)))
         self.notice.setVisible(any(lines))
         editor = case.editor
-        for widget, name in ((self.undo, editor.undo_name), (self.redo, editor.redo_name)):
-            widget.setEnabled(name is not None)
-        self.undo.setToolTip(f"Take back: {editor.undo_name or 'nothing'} (Ctrl+Z)")
-        self.redo.setToolTip(f"Do again: {editor.redo_name or 'nothing'} (Ctrl+Shift+Z)")
+        self.tools.show_steps(editor.undo_name, editor.redo_name)
         minutes, seconds = divmod(int(case.autosave.seconds), 60)
         draft = draft_in_words(editor.origin.draft)
         self.status.setText(

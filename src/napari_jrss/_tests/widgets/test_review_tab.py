@@ -202,9 +202,9 @@ def test_keys_undo_strokes_and_tools_alike(person: Person) -> None:
     person.stroke(2, offset=20)
     both = person.label.copy()
     person.tab.table.choose(2)
-    person.click(person.tab.tools[3])  # largest part
+    person.click(person.tab.tools.buttons["Largest part"])
     tooled = person.label.copy()
-    person.click(person.tab.revert)
+    person.click(person.tab.tools.buttons["Revert"])
     np.testing.assert_array_equal(person.label, start)
     person.press(Qt.Key.Key_Z, CONTROL)
     np.testing.assert_array_equal(person.label, tooled)
@@ -215,8 +215,8 @@ def test_keys_undo_strokes_and_tools_alike(person: Person) -> None:
     np.testing.assert_array_equal(person.label, stroke)
     person.press(Qt.Key.Key_Z, CONTROL | SHIFT)
     np.testing.assert_array_equal(person.label, both)
-    person.click(person.tab.undo)
-    person.click(person.tab.undo)
+    person.click(person.tab.tools.buttons["Undo"])
+    person.click(person.tab.tools.buttons["Undo"])
     np.testing.assert_array_equal(person.label, start)
     # What the layer shows is what the editor holds.
     assert person.layer.data is person.label
