@@ -1,10 +1,11 @@
 """Layers > Register: any two scans on the screen, by the registration network of the project."""
 
-from __future__ import annotations
-
+# magicgui makes the form from annotations, so here they aren't put off.
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from magicgui import magic_factory
+from napari import Viewer
 from napari.layers import Image
 from napari.utils.notifications import show_error, show_info
 from numpy.typing import NDArray
@@ -18,21 +19,38 @@ from napari_jrss.widgets.bridge import Relay
 from napari_jrss.widgets.contributions import dock_of
 
 if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
     from napari_jrss.widgets.main_widget import MainWidget
+
+TITLE = "Register two scans"
+"""Name of the form among the plugin's widgets."""
 
 _REVERSED = [2, 1, 0, 3]
 
 
-def register_layers(viewer: Viewer) -> None:
-    """Register the upper one of two selected images in the layer list to the lower one.
+def open_form(viewer: Viewer) -> None:
+    """Open the form; of two selected images the upper one in the layer list is the moving one."""
+    _, form = viewer.window.add_plugin_dock_widget("napari-jrss", TITLE)
+    # The list knows which are selected, but not, without its private parts, which came first.
+    selected = [layer for layer in viewer.layers if layer in viewer.layers.selection]
+    images = [layer for layer in selected if isinstance(layer, Image)]
+    if len(images) == 2:
+        form.fixed.value, form.moving.value = images
+
+
+@magic_factory(
+    call_button="Register",
+    moving={"tooltip": "The image to be warped"},
+    fixed={"tooltip": "The image that it is warped onto, and whose grid the result has"},
+)
+def register_layers(viewer: Viewer, moving: Image, fixed: Image) -> None:
+    """Register one image on the screen to another, by the project's registration network.
 
     The warped image becomes a layer on the grid of the fixed one. What is missing, such as a
     project with trained networks, is said in one line.
     """
     try:
-        moving, fixed = _selected_pair(viewer)
+        if moving is None or fixed is None or moving is fixed:
+            raise ScanError("registering needs two different images in the layer list")
         widget = dock_of(viewer)
         volumes = volume_of_layer(moving), volume_of_layer(fixed)
         widget.session.pairs.register_volumes(*volumes, (moving.name, fixed.name))
@@ -81,22 +99,10 @@ def _mm(layer: Image) -> NDArray[np.float64]:
     return np.array(lengths)
 
 
-def _selected_pair(viewer: Viewer) -> tuple[Image, Image]:
-    # The list knows which are selected, but not, without its private parts, which came first.
-    selected = [layer for layer in viewer.layers if layer in viewer.layers.selection]
-    images = [layer for layer in selected if isinstance(layer, Image)]
-    if len(images) != 2:
-        raise ScanError(
-            "select two images (Ctrl and click): the upper one in the layer list is registered to "
-            "the lower one"
-        )
-    return images[1], images[0]
-
-
 class _Arriving(QObject):
     """Waits in the window's thread for the pair, and shows the warped image."""
 
-    def __init__(self, viewer: Viewer, widget: MainWidget, moving: Image, fixed: Image) -> None:
+    def __init__(self, viewer: Viewer, widget: "MainWidget", moving: Image, fixed: Image) -> None:
         super().__init__(widget)
         self._viewer, self._moving, self._fixed = viewer, moving, fixed
         self._unit_mm = _mm(fixed)

@@ -17,7 +17,7 @@ from napari_jrss.data.volume import ScanError
 from napari_jrss.project.project import Project
 from napari_jrss.widgets import register_layers as module
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.register_layers import register_layers, volume_of_layer
+from napari_jrss.widgets.register_layers import TITLE, open_form, volume_of_layer
 
 SHIFT = (0, 2, -1)  # voxels of the training grid, whose spacing is 2 x 1 x 1 mm
 
@@ -51,9 +51,15 @@ def two_images(viewer: Any, **placement: Any) -> tuple[Image, Image]:
     return moving, fixed
 
 
+def register(viewer: Any) -> None:
+    """As the menu entry does it, and a click on the form's button."""
+    open_form(viewer)
+    viewer.window.dock_widgets[f"{TITLE} (napari-jrss)"].call_button.native.click()
+
+
 def warped(viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]) -> Image:
     before = set(viewer.layers)
-    register_layers(viewer)
+    register(viewer)
     qtbot.waitUntil(lambda: bool(said), timeout=30_000)
     qtbot.waitUntil(lambda: not dock.session.inference.state.busy, timeout=30_000)
     assert "residual" in said[0], said
@@ -64,16 +70,16 @@ def warped(viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]) -> Imag
 def test_what_is_missing_is_one_line(
     viewer: Any, dock: MainWidget, said: list[str], tmp_path: Path
 ) -> None:
-    register_layers(viewer)
+    register(viewer)
     two_images(viewer)
-    register_layers(viewer)
+    register(viewer)
     dock.session.open(make_project(tmp_path))
-    register_layers(viewer)
+    register(viewer)
     viewer.add_image(np.zeros((8, 8)), name="flat")
     viewer.layers.selection = list(viewer.layers)[1:]
-    register_layers(viewer)
+    register(viewer)
     assert len(said) == 4
-    assert "select two images" in said[0]
+    assert "two different images" in said[0]
     assert "no project is open" in said[1]
     assert "no trained networks" in said[2]
     assert "layer 'flat' is no scan with three axes" in said[3]
