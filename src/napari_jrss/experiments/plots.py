@@ -26,7 +26,8 @@ STYLE: Any = {  # its type in matplotlib is that of every setting there is
     "axes.spines.right": False,
 }
 COLOURS = [to_hex(colour) for colour in mpl.color_sequences["tab20"]]
-JRSS_COLOUR = "#c1272d"
+JRSS_COLOUR = "#d62728"
+OTHER_COLOURS = [colour for colour in COLOURS if colour != JRSS_COLOUR]
 
 
 def write_plots(
@@ -75,7 +76,7 @@ def _figures(
 
 def _colours(outcomes: Sequence[Outcome]) -> dict[str, str]:
     names = dict.fromkeys(o.method.name for o in outcomes)
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    colours = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(names)}
     return colours | {"jrss": JRSS_COLOUR}
 
 
@@ -134,8 +135,12 @@ def _over_labelled(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> F
         axes.set_xticks(range(len(counts)), [str(n) for n in counts])
         axes.set(xlabel="labelled cases N", ylabel="Dice", title=task.title())
         axes.grid(alpha=0.3)
-    handles, labels = figure.axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    shown = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(shown.values(), shown, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
