@@ -329,8 +329,8 @@ def test_leftovers_of_a_kill_and_half_a_line_are_swept(tmp_path: Path) -> None:
     run(this, AfterSteps(3))
     whole = (tmp_path / METRICS).read_text()
     (tmp_path / METRICS).write_text(whole + '{"kind":"epoch_e')
-    (tmp_path / ".teacher.safetensors.123").write_bytes(b"half")
-    (tmp_path / "predictions" / ".u.zarr.123").mkdir(parents=True)
+    (tmp_path / ".1a2b-teacher.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "predictions" / ".1a2b-u.zarr.partial").mkdir(parents=True)
     run(this, AfterSteps(0))
     assert (tmp_path / METRICS).read_text() == whole
     assert [p.name for p in tmp_path.rglob(".*")] == []
