@@ -163,13 +163,11 @@ def status_tables(report: ProjectStatus) -> None:
             else f"the series was interrupted after round {report.rounds[-1].number}"
         )
         console.print(f"{which}, {report.rounds_left} more to come: train --resume goes on")
-    for entry in report.unsaved:
+    for left in report.unsaved:
         console.print(
-            escape(
-                entry.problem
-                or f"case {entry.case_id}: {entry.author} changed {entry.voxels_changed} voxels, "
-                f"which were never accepted (last at {entry.last_change})"
-            )
+            left.problem
+            or f"case {left.case_id}: {left.author} changed {left.voxels_changed} voxels, "
+            f"which were never accepted (last at {left.last_change})"
         )
 
 

@@ -78,7 +78,7 @@ class _Description(BaseModel):
     step: int = Field(ge=0, lt=2**53)
     best_validation: float | None
     epoch_losses: list[dict[str, float]] = []
-    precision: dict[str, float] = {}
+    precision: dict[str, int | float] = {}
 
 
 @dataclass
