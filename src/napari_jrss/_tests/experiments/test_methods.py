@@ -17,12 +17,14 @@ from napari_jrss._tests.engine.phantoms import (
     UNLABELLED,
     RecordingArrays,
     cpu,
+    phantom,
     snapshot,
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig, preset
 from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
 from napari_jrss.experiments.methods import METHODS, deep_atlas
 from napari_jrss.experiments.methods.pdd_net import expected_label_loss
+from napari_jrss.experiments.methods.syn import syn
 from napari_jrss.experiments.pdd_network import RANGE, WIDTH, PddNet, control_shape
 from napari_jrss.experiments.recipe import Task, Trained, parameters
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
@@ -146,6 +148,12 @@ def test_syn_registers(name: str, tmp_path: Path) -> None:
     before, after = dice_of_registration(network, [("a", "b")])
     assert before < 0.7
     assert after > before + 0.15
+
+
+def test_syn_starts_from_where_the_brightness_is_whatever_its_zero() -> None:
+    pytest.importorskip("ants", reason="antspyx is an extra")
+    moving, fixed = phantom("a")[0], phantom("b")[0]
+    np.testing.assert_allclose(syn(moving, fixed), syn(moving + 3, fixed + 9), atol=0.05)
 
 
 def test_doing_nothing_changes_nothing(tmp_path: Path) -> None:

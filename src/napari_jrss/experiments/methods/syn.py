@@ -39,9 +39,10 @@ def syn(moving: np.ndarray, fixed: np.ndarray, **options: Any) -> np.ndarray:
     # ANTs' coarsest level leaves nothing of an axis much shorter than this.
     missing = [max(0, SHORTEST - size) for size in fixed.shape]
     margins = [(each // 2, each - each // 2) for each in missing]
-    # One voxel is one unit of ANTs and axis 0 its x, so that its fields have our components.
+    # One voxel is one unit of ANTs and axis 0 its x, so that its fields have our components. It
+    # starts from the centres of mass, which images of mean 0 don't have.
     fixed_image, moving_image = (
-        ants.from_numpy(np.pad(image.astype(np.float32), margins, mode="edge"))
+        ants.from_numpy(np.pad((image - image.min()).astype(np.float32), margins, mode="edge"))
         for image in (fixed, moving)
     )
     with tempfile.TemporaryDirectory() as folder:
