@@ -75,7 +75,7 @@ def import_report(
         for path in unmatched_labels:
             table.add_row(path.name, "left out: label without an image")
         for entry in left_out:
-            table.add_row(escape(entry.what), f"left out: {escape(entry.reason)}")
+            table.add_row(entry.what, f"left out: {entry.reason}")
         console.print(table)
 
 
@@ -188,7 +188,7 @@ def history_table(lines: Sequence[HistoryLine]) -> None:
             notes.append(line.detail)
         when = datetime.fromisoformat(line.at).astimezone()
         cells = (line.event, line.case_id, line.version, line.author, ", ".join(notes))
-        table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", *(escape(cell or "-") for cell in cells))
+        table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", *(cell or "-" for cell in cells))
     Console(markup=False).print(table)
 
 
