@@ -166,5 +166,8 @@ def restore_moments(
             for name, tensor in tensors.items()
         ):
             raise CheckpointError(f"{path}: a training state of another network")
+        finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        if not finite or tensors["step"] < 0 or bool((tensors["exp_avg_sq"] < 0).any()):
+            raise CheckpointError(f"{path}: damaged (moments that no optimiser has)")
     state = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
