@@ -43,6 +43,9 @@ class ReviewLayers:
         Called after each stroke.
     chosen
         Called when another structure is chosen for painting, with its index.
+    seen
+        Called when an overlay is shown or hidden, from wherever, with its kind and whether it
+        is shown.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class ReviewLayers:
         keys: dict[str, Callable[[], object]],
         painted: Callable[[], None],
         chosen: Callable[[int], None],
+        seen: Callable[[str, bool], None],
     ) -> None:
         self._viewer = viewer
         self._keys = keys
         self._painted = painted
         self._chosen = chosen
+        self._seen = seen
         self._case: OpenCase | None = None
         self._layers: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
@@ -189,7 +194,12 @@ class ReviewLayers:
             )
         label = self.label
         self._add(kind, layer, None if label is None else self._viewer.layers.index(label))
-        layer.events.visible.connect(lambda event: self._fill(kind))
+        layer.events.visible.connect(lambda event: self._shown(kind))
+
+    def _shown(self, kind: str) -> None:
+        self._fill(kind)
+        if (layer := self.layer(kind)) is not None:
+            self._seen(kind, layer.visible)
 
     def _fill(self, kind: str) -> None:
         """Give an overlay its voxels if it is seen and they are out of date."""

@@ -111,10 +111,15 @@ class ProposalPanel(QGroupBox):
         else:
             self.words.setText(f"The teacher of round {case.teacher.number} looks at the case…")
         for kind, box in self.boxes.items():
-            box.blockSignals(True)
             box.setEnabled(kind in visible)
-            box.setChecked(visible.get(kind, False))
-            box.blockSignals(False)
+            self.show_overlay(kind, visible.get(kind, False))
+
+    def show_overlay(self, kind: str, visible: bool) -> None:
+        """Tick an overlay that is seen."""
+        box = self.boxes[kind]
+        box.blockSignals(True)
+        box.setChecked(visible)
+        box.blockSignals(False)
 
     def show_words(self, screened: Screened) -> None:
         """Say what would enter training."""

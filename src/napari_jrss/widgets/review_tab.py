@@ -60,6 +60,7 @@ class ReviewTab(QWidget):
             },
             self._painted,
             self._structure_chosen,
+            lambda kind, visible: self.proposal.show_overlay(kind, visible),
         )
         self._build()
         self._redraw_soon = qthrottled(self._redraw_numbers, timeout=100)

@@ -285,6 +285,16 @@ def test_tau_shows_at_once_what_would_enter_training(person: Person) -> None:
     assert set(np.unique(layer.data[~kept])) == {255}
 
 
+def test_an_overlay_is_ticked_wherever_it_was_shown(person: Person) -> None:
+    person.open()
+    box = person.tab.proposal.boxes[UNCERTAINTY]
+    assert not box.isChecked()
+    person.tab.layers.layer(UNCERTAINTY).visible = True
+    assert box.isChecked()
+    box.click()
+    assert not person.tab.layers.layer(UNCERTAINTY).visible
+
+
 def test_the_next_uncertain_region_is_looked_at(person: Person) -> None:
     person.open()
     person.press(Qt.Key.Key_U)
