@@ -182,7 +182,7 @@ def _cohort(
     for name, image, label in found:
         case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")
         if not case_id:
-            raise ScanError(f"{image}: its name makes no case id")
+            raise ScanError(f"{' '.join(str(image).split())}: its name makes no case id")
         # Two ids that differ in case only would be one file on many machines.
         if case_id.lower() in cases:
             raise ScanError(f"{image} and {cases[case_id.lower()].image} are both {case_id!r}")

@@ -184,7 +184,7 @@ def _checked(path: Path, kind: type[Kind], content: Any) -> Kind:
 def _require_sizes(path: Path, shape: Shape, outer: Shape, inner: Shape, itemsize: int) -> None:
     """Raise a ScanError unless chunks tile the shape and all of it fits the memory twice."""
     for length, shard, chunk in zip(shape, outer, inner, strict=True):
-        if not 0 < chunk <= length <= 2**16 or shard % chunk or shard >= length + chunk:
+        if not 0 < chunk <= length <= 2**16 or shard % chunk or not chunk <= shard < length + chunk:
             raise ScanError(f"{path}: chunks of {inner} in {outer} don't tile a shape of {shape}")
     needed, free = 2 * math.prod(shape) * itemsize, psutil.virtual_memory().available
     if needed > free:
