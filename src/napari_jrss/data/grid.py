@@ -167,8 +167,8 @@ def _too_large(cases: Sequence[FoundCase], wanted: Shape) -> str:
             name = str(case.image) if isinstance(case.image, Path) else name
     z, y, x = wanted
     return (
-        f"{name}: is {largest:.4g} mm long, so that a training grid of {z} x {y} x {x} voxels would "
-        "be needed to hold all scans: leave it out, or give a shape"
+        f"{name}: is {largest:.4g} mm long, so that a training grid of {z} x {y} x {x} voxels "
+        "would be needed to hold all scans: leave it out, or give a shape"
     )
 
 
