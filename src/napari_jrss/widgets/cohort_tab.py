@@ -10,20 +10,15 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
     QComboBox,
-    QDialog,
-    QDialogButtonBox,
     QFileDialog,
     QGridLayout,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QMenu,
     QProgressBar,
     QPushButton,
     QStackedWidget,
-    QTableWidget,
-    QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
@@ -38,6 +33,7 @@ from napari_jrss.session.runner import JobState
 from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.case_table import FILTERS, CaseTable
 from napari_jrss.widgets.import_dialog import ImportDialog
+from napari_jrss.widgets.problems_dialog import ProblemsDialog
 from napari_jrss.widgets.recent import recent_projects, remember
 from napari_jrss.widgets.split_dialog import SplitDialog
 from napari_jrss.widgets.structures_dialog import StructuresDialog
@@ -328,35 +324,6 @@ class CohortTab(QWidget):
         self._relay.disconnect_all()
         self._redraw_soon.cancel()
         super().closeEvent(event)
-
-
-class ProblemsDialog(QDialog):
-    """Scans and cases that can't be used, each with the reason."""
-
-    def __init__(self, problems: dict[str, str], parent: QWidget) -> None:
-        super().__init__(parent)
-        self.setWindowTitle("Problems")
-        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        self.resize(640, 320)
-        self.table = QTableWidget(len(problems), 2)
-        self.table.setHorizontalHeaderLabels(["Scan", "Reason"])
-        self.table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
-        self.table.verticalHeader().setVisible(False)
-        self.table.setWordWrap(True)
-        for row, (name, reason) in enumerate(problems.items()):
-            self.table.setItem(row, 0, QTableWidgetItem(name))
-            item = QTableWidgetItem(reason)
-            item.setToolTip(reason)
-            self.table.setItem(row, 1, item)
-        header = self.table.horizontalHeader()
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
-        self.table.resizeRowsToContents()
-        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
-        buttons.rejected.connect(self.reject)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self.table)
-        layout.addWidget(buttons)
 
 
 def _button(text: str, tooltip: str, command: Callable[[], None]) -> QPushButton:

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from napari_jrss.data.subjects import read_case_groups
 from napari_jrss.session.cohort import SplitSizes
 from napari_jrss.session.errors import is_ours, one_line
-from napari_jrss.widgets.import_dialog import PathField
+from napari_jrss.widgets.path_field import PathField
 
 if TYPE_CHECKING:
     from napari_jrss.session.session import Session

@@ -20,9 +20,10 @@ from napari_jrss._tests.session.phantoms import give_teacher, make_project
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.case_table import CASE, CONFIDENCE, DICE, LABEL
-from napari_jrss.widgets.cohort_tab import CohortTab, ProblemsDialog
+from napari_jrss.widgets.cohort_tab import CohortTab
 from napari_jrss.widgets.import_dialog import ImportDialog
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.problems_dialog import ProblemsDialog
 from napari_jrss.widgets.recent import recent_projects
 from napari_jrss.widgets.split_dialog import SplitDialog
 from napari_jrss.widgets.structures_dialog import StructuresDialog
