@@ -215,8 +215,17 @@ class Cohort:
             The structures, and how scans reach the training grid.
         workers
             Processes; None: one per core.
+
+        Raises
+        ------
+        ProjectError
+            Something is at `path` already, or it can't be written.
+        BusyError
+            A round or another short job is under way.
         """
         self._require_idle()
+        if self._session.training.state.busy:
+            raise BusyError("a round is running; pause it before another project is made")
         self._session.adopt(Project.create(path, table, config))
         self.add(cohort, workers)
 
