@@ -147,10 +147,10 @@ def doubled(array: np.ndarray) -> np.ndarray:
     return array.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
-@pytest.mark.parametrize("name", ["syn", "syn_cc"])
-def test_syn_registers_images_whatever_their_zero(name: str, tmp_path: Path) -> None:
+def test_syn_registers_images_whatever_their_zero(tmp_path: Path) -> None:
+    """With cross-correlation to full resolution it takes minutes, and is the same call."""
     pytest.importorskip("ants", reason="antspyx is an extra")
-    network = METHODS[name].train(task_of(name, tmp_path)).registration
+    network = METHODS["syn"].train(task_of("syn", tmp_path)).registration
     assert network is not None
     (moving, label), (fixed, truth) = map(phantom, "ab")
     # Around zero there is no centre of mass, which ANTs starts from.
