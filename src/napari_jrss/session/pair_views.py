@@ -81,10 +81,9 @@ def shown_range(image: Image) -> tuple[float, float]:
 
 def checkerboard(one: Image, other: Image, cell: Sequence[int]) -> Image:
     """Two images (z, y, x) in turn, in fields of `cell` voxels; the first corner shows `one`."""
-    z, y, x = (
-        index // edge for index, edge in zip(np.indices(one.shape, sparse=True), cell, strict=True)
-    )
-    return np.where((z + y + x) % 2 == 0, one, other)
+    z, y, x = np.ogrid[tuple(map(slice, one.shape))]
+    high, deep, wide = cell
+    return np.where((z // high + y // deep + x // wide) % 2 == 0, one, other)
 
 
 def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1) -> Mask:
