@@ -184,6 +184,7 @@ class Demo:
         """Save a picture of the window, so many milliseconds from now."""
         if SCREENSHOTS:
             Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            self.viewer.window.resize(1600, 1000)
             file = Path(SCREENSHOTS, f"{name}.png")
             QTimer.singleShot(
                 after, lambda: self.viewer.screenshot(str(file), canvas_only=False, flash=False)
@@ -201,8 +202,6 @@ def mean_dice(session: Session) -> float:
 def main() -> None:
     viewer = napari.Viewer()
     _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
-    if SCREENSHOTS:  # napari sets the size of the last time as it opens, so after that
-        QTimer.singleShot(1000, lambda: viewer.window.resize(1600, 1000))
     Demo(viewer, dock).begin()
     napari.run()
 
