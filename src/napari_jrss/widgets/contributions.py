@@ -180,13 +180,13 @@ def dock_of(viewer: Viewer) -> MainWidget:
 
 def segment_selected(viewer: Viewer) -> None:
     """Layers > Segment: the selected scan, by the teacher of the project that is open."""
-    with _shown():
+    with shown():
         widget = dock_of(viewer)
         layer = _selected_scan(viewer)
         metadata = metadata_of(layer.metadata, layer.name)
         volume = volume_of(layer.data, metadata)
         segment_volume(widget.session, volume, layer.name)
-        _Arriving(viewer, widget, volume, layer)
+        _LabelArriving(viewer, widget, layer)
 
 
 def register_cases(viewer: Viewer) -> None:
@@ -197,7 +197,7 @@ def register_cases(viewer: Viewer) -> None:
 
 def new_labels(viewer: Viewer) -> None:
     """Layers > Annotate: an empty Labels layer that can be saved in its scan's geometry."""
-    with _shown():
+    with shown():
         layer = _selected_scan(viewer)
         metadata_of(layer.metadata, layer.name)
         viewer.add_labels(
@@ -225,7 +225,7 @@ def _placement(layer: Layer) -> dict[str, Any]:
 
 
 @contextmanager
-def _shown() -> Iterator[None]:
+def shown() -> Iterator[None]:
     """Show why something can't be done as one line; any fault of ours still raises."""
     try:
         yield
@@ -235,16 +235,31 @@ def _shown() -> Iterator[None]:
         show_error(one_line(error))
 
 
-class _Arriving(QObject):
-    """Waits in the window's thread for the label of one scan, and shows it."""
+class Arriving(QObject):
+    """Waits in the window's thread for what the dock's job brings, and goes when it has ended."""
 
-    def __init__(self, viewer: Viewer, widget: MainWidget, volume: Volume, layer: Image) -> None:
+    def __init__(self, widget: MainWidget) -> None:
         super().__init__(widget)
-        self._viewer, self._volume, self._layer = viewer, volume, layer
         self._session = widget.session
         self._relay = Relay(self)
-        self._relay.connect(widget.session.inference.event, self._show)
         self._relay.connect(widget.session.inference.state_changed, self._ended)
+
+    def _ended(self, state: JobState) -> None:
+        if not state.busy:
+            error = self._session.inference.error
+            if state is JobState.FAILED and error is not None:
+                show_error(one_line(error))
+            self._relay.disconnect_all()
+            self.deleteLater()
+
+
+class _LabelArriving(Arriving):
+    """Shows the label of one scan."""
+
+    def __init__(self, viewer: Viewer, widget: MainWidget, layer: Image) -> None:
+        super().__init__(widget)
+        self._viewer, self._layer = viewer, layer
+        self._relay.connect(widget.session.inference.event, self._show)
 
     def _show(self, event: object) -> None:
         if isinstance(event, VolumeSegmented) and event.name == self._layer.name:
@@ -257,11 +272,3 @@ class _Arriving(QObject):
                 **_placement(self._layer),
             )
             show_info(f"{event.name}: mean confidence {event.mean_confidence:.2f}")
-
-    def _ended(self, state: JobState) -> None:
-        if not state.busy:
-            error = self._session.inference.error
-            if state is JobState.FAILED and error is not None:
-                show_error(one_line(error))
-            self._relay.disconnect_all()
-            self.deleteLater()

@@ -7,16 +7,12 @@ import numpy as np
 from magicgui import magic_factory
 from napari import Viewer
 from napari.layers import Image
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_info
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject
 
 from napari_jrss.data.volume import ScanError, Volume
-from napari_jrss.session.errors import is_ours, one_line
 from napari_jrss.session.pairs import RegisteredVolumes
-from napari_jrss.session.runner import JobState
-from napari_jrss.widgets.bridge import Relay
-from napari_jrss.widgets.contributions import dock_of
+from napari_jrss.widgets.contributions import Arriving, dock_of, shown
 
 if TYPE_CHECKING:
     from napari_jrss.widgets.main_widget import MainWidget
@@ -48,18 +44,13 @@ def register_layers(viewer: Viewer, moving: Image, fixed: Image) -> None:
     The warped image becomes a layer on the grid of the fixed one. What is missing, such as a
     project with trained networks, is said in one line.
     """
-    try:
+    with shown():
         if moving is None or fixed is None or moving is fixed:
             raise ScanError("registering needs two different images in the layer list")
         widget = dock_of(viewer)
         volumes = volume_of_layer(moving), volume_of_layer(fixed)
         widget.session.pairs.register_volumes(*volumes, (moving.name, fixed.name))
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        show_error(one_line(error))
-    else:
-        _Arriving(viewer, widget, moving, fixed)
+        _WarpArriving(viewer, widget, moving, fixed)
 
 
 def volume_of_layer(layer: Image) -> Volume:
@@ -99,17 +90,14 @@ def _mm(layer: Image) -> NDArray[np.float64]:
     return np.array(lengths)
 
 
-class _Arriving(QObject):
-    """Waits in the window's thread for the pair, and shows the warped image."""
+class _WarpArriving(Arriving):
+    """Shows the warped image of one pair."""
 
     def __init__(self, viewer: Viewer, widget: "MainWidget", moving: Image, fixed: Image) -> None:
         super().__init__(widget)
         self._viewer, self._moving, self._fixed = viewer, moving, fixed
         self._unit_mm = _mm(fixed)
-        self._session = widget.session
-        self._relay = Relay(self)
         self._relay.connect(self._session.pairs.volumes_registered, self._show)
-        self._relay.connect(self._session.inference.state_changed, self._ended)
 
     def _show(self, registered: RegisteredVolumes) -> None:
         report, affine = registered.pair.report, registered.warp.affine
@@ -129,11 +117,3 @@ class _Arriving(QObject):
             f"{report.residual:.2f} SD, folded {report.folded_percent:.2f} %, "
             f"{report.seconds:.1f} s"
         )
-
-    def _ended(self, state: JobState) -> None:
-        if not state.busy:
-            error = self._session.inference.error
-            if state is JobState.FAILED and error is not None:
-                show_error(one_line(error))
-            self._relay.disconnect_all()
-            self.deleteLater()

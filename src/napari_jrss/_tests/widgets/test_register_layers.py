@@ -15,6 +15,7 @@ from napari_jrss._tests.session.phantoms import make_project
 from napari_jrss._tests.session.translating import add_translating_round
 from napari_jrss.data.volume import ScanError
 from napari_jrss.project.project import Project
+from napari_jrss.widgets import contributions
 from napari_jrss.widgets import register_layers as module
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.register_layers import TITLE, open_form, volume_of_layer
@@ -26,7 +27,7 @@ SHIFT = (0, 2, -1)  # voxels of the training grid, whose spacing is 2 x 1 x 1 mm
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the person is told by napari."""
     lines: list[str] = []
-    monkeypatch.setattr(module, "show_error", lines.append)
+    monkeypatch.setattr(contributions, "show_error", lines.append)
     monkeypatch.setattr(module, "show_info", lines.append)
     return lines
 
