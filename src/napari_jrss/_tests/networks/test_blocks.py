@@ -7,6 +7,7 @@ from napari_jrss.networks.blocks import (
     ConvBlock,
     DecoderBlock,
     PointwiseConv,
+    conv3d,
     conv_of_upsampled,
     mean_of_neighbours,
     upsample,
@@ -72,3 +73,20 @@ def test_pointwise_convolution_is_torchs(groups: int, bias: bool) -> None:
 def test_mean_of_neighbours_is_average_pooling() -> None:
     image = torch.randn(2, 2, 4, 5, 6)
     torch.testing.assert_close(mean_of_neighbours(image), F.avg_pool3d(image, 3, 1, 1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_is_torchs_for_one_image_and_for_more(batch: int, stride: int) -> None:
+    features = torch.randn(batch, 3, 6, 7, 8, requires_grad=True)
+    weight = torch.randn(5, 3, 3, 3, 3, requires_grad=True)
+    bias = torch.randn(5, requires_grad=True)
+    wanted = F.conv3d(features, weight, bias, stride, padding=1)
+    got = conv3d(features, weight, bias, stride, padding=1)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        gradients(got, features, weight, bias),
+        gradients(wanted, features, weight, bias),
+        atol=1e-3,
+        rtol=1e-4,
+    )
