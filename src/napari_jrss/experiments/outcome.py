@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,13 @@ from scipy.stats import wilcoxon
 
 from napari_jrss.experiments.methods import METHODS, Method
 from napari_jrss.experiments.protocol import ABLATIONS
-from napari_jrss.experiments.run import ROWS, RUNS, finished_runs
+from napari_jrss.experiments.run import ROWS, RUNS, finished_runs, read_rows
 
 TaskName = Literal["segmentation", "registration"]
 Sample = tuple[int, str, str]
 """One measurement: seed, case (the fixed one of a pair), moving case."""
+Values = Mapping[tuple[str, str], Mapping[Sample, Mapping[str, float]]]
+"""Figures by task and metric, then by sample, then by structure ("" for a plain number)."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,17 @@ class Outcome:
     runs
         Their ``run.json``.
     values
-        Figures by task and metric, then by sample, then by structure ("" for a plain number).
+        Its figures.
+    rounds
+        Those after each joint round, by its number.
     """
 
     method: Method
     labelled: int | str
     variant: str
     runs: tuple[Mapping[str, Any], ...]
-    values: Mapping[tuple[str, str], Mapping[Sample, Mapping[str, float]]]
+    values: Values
+    rounds: Mapping[int, Values] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -90,10 +95,12 @@ def read_outcomes(out: Path) -> list[Outcome]:
         grouped.setdefault(key, []).append(run)
     outcomes = []
     for (name, _, variant), runs in grouped.items():
-        values: dict[tuple[str, str], dict[Sample, dict[str, float]]] = {}
-        for run in runs:
-            _read_rows(out / RUNS / run["run"] / ROWS, values)
-        outcomes.append(Outcome(METHODS[name], runs[0]["labelled"], variant, tuple(runs), values))
+        parts = [_read_rows(out / RUNS / run["run"] / ROWS) for run in runs]
+        values = _together(part[max(part)] for part in parts if part)
+        numbers = sorted({number for part in parts for number in part if number > 0})
+        rounds = {n: _together(part[n] for part in parts if n in part) for n in numbers}
+        n = runs[0]["labelled"]
+        outcomes.append(Outcome(METHODS[name], n, variant, tuple(runs), values, rounds))
     order = list(METHODS)
     return sorted(outcomes, key=lambda o: (order.index(o.method.name), rank(o.labelled), o.variant))
 
@@ -131,10 +138,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _read_rows(path: Path, values: dict[tuple[str, str], dict[Sample, dict[str, float]]]) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            sample = (int(row["seed"]), row["case"], row["moving"])
-            by_sample = values.setdefault((row["task"], row["metric"]), {})
-            figure = float(row["value"]) if row["value"] else np.nan
-            by_sample.setdefault(sample, {})[row["structure"]] = figure
+def _read_rows(path: Path) -> dict[int, Values]:
+    """A run's figures by joint round, 0 for what has none."""
+    rounds: dict[int, dict[tuple[str, str], dict[Sample, dict[str, float]]]] = {}
+    for row in csv.DictReader(read_rows(path).splitlines()):
+        values = rounds.setdefault(int(row["round"]), {})
+        by_sample = values.setdefault((row["task"], row["metric"]), {})
+        sample = (int(row["seed"]), row["case"], row["moving"])
+        figure = float(row["value"]) if row["value"] else np.nan
+        by_sample.setdefault(sample, {})[row["structure"]] = figure
+    return dict(rounds)
+
+
+def _together(parts: Iterable[Values]) -> Values:
+    """The figures of several seeds."""
+    pooled: dict[tuple[str, str], dict[Sample, Mapping[str, float]]] = {}
+    for part in parts:
+        for figure, by_sample in part.items():
+            pooled.setdefault(figure, {}).update(by_sample)
+    return pooled

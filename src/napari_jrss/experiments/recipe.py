@@ -85,11 +85,17 @@ class Trained:
         Moving and fixed image -> displacement field (B, 3, z, y, x) in voxels.
     note
         What a reader of the figures has to know, such as a round that couldn't be run.
+    round
+        Number of the joint round that left these networks; 0 for what precedes the rounds.
+    earlier
+        What the joint rounds before it left.
     """
 
     segmentation: nn.Module | None = None
     registration: nn.Module | None = None
     note: str = ""
+    round: int = 0
+    earlier: tuple[Trained, ...] = ()
 
     def parameters(self) -> dict[str, int]:
         """Number of trainable parameters of each network."""

@@ -18,7 +18,14 @@ from napari_jrss.experiments.outcome import Outcome, rank, read_outcomes
 from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ABLATIONS, Protocol, ProtocolError, plan
 from napari_jrss.experiments.run import PROTOCOL, collect
-from napari_jrss.experiments.tables import Table, comparison, over_labelled, variants
+from napari_jrss.experiments.tables import (
+    Table,
+    by_round,
+    comparison,
+    gains,
+    over_labelled,
+    variants,
+)
 
 REPORT = "report"
 CAPTIONS = {
@@ -110,6 +117,7 @@ def _tables(protocol: Protocol, outcomes: Sequence[Outcome], labelled: int | str
     tables = [table for table in tables if table.rows]
     if len({o.labelled for o in outcomes if not o.variant and o.method.labels != "none"}) > 1:
         tables.append(over_labelled(outcomes))
+    tables += [table for table in (by_round(outcomes), gains(outcomes)) if table.rows]
     jrss = [o for o in outcomes if o.method.name == "jrss"]
     taus = sorted({o.variant for o in jrss if o.variant.startswith("tau")})
     for n in sorted({o.labelled for o in jrss if not o.variant}, key=rank):

@@ -1,13 +1,15 @@
 """Runs the grid of a protocol: one process per GPU or core, each run kept in its own folder.
 
-``runs/<run>/run.json`` says what was run, on what, and how it ended; ``rows.csv`` beside it holds
-every figure of every test case; ``results.csv`` is all of them in one. A run with a ``run.json``
-is done; a killed one goes on inside a stage from its last validated epoch.
+``runs/<run>/run.json`` says what was run, on what, and how it ended; ``rows.csv.gz`` beside it
+holds every figure of every test case; ``results.csv`` is all of them in one. A run with a
+``run.json`` is done, unless another starts from weights that it hasn't kept; a killed one goes on
+inside a stage from its last validated epoch.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.util
 import io
 import json
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from napari_jrss import __version__
 from napari_jrss.config import TrainingConfig
-from napari_jrss.data.atomic import write_text
+from napari_jrss.data.atomic import write_bytes, write_text
 from napari_jrss.experiments.cohort import COHORT, deal, prepare_cohort, snapshot_of
 from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from napari_jrss.engine.events import Event
 
 PROTOCOL, RUNS, RESULTS = "protocol.json", "runs", "results.csv"
-RUN, ROWS, EVENTS = "run.json", "rows.csv", "events.jsonl"  # in the folder of each run
+RUN, ROWS, EVENTS = "run.json", "rows.csv.gz", "events.jsonl"  # in the folder of each run
 COLUMNS = (
     "run",
     "method",
@@ -45,6 +47,7 @@ COLUMNS = (
     "labelled",
     "tau",
     "seed",
+    "round",
     "task",
     "case",
     "moving",
@@ -145,6 +148,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     # One pool of one process for each place, so that a crash takes no neighbour with it.
     pools = {place: ProcessPoolExecutor(1, context) for place in places}
+    started_from = {run.start.id for run in runs if run.start and not _is_done(run, out)}
     waiting, free = list(runs), list(places)
     busy: dict[Future[float], tuple[Run, Worker]] = {}
     problems: dict[str, str] = {}  # of each run that ended
@@ -152,7 +156,10 @@ def _in_processes(
         while waiting or busy:
             for run in list(waiting):
                 ready = run.start is None or problems.get(run.start.id) == ""
-                if _is_done(run, out):
+                weights = run.id not in started_from or any(
+                    (out / RUNS / run.id).glob("**/*.safetensors")
+                )
+                if _is_done(run, out) and weights:
                     ended = RunEnded(run, 0.0, skipped=True)
                 elif run.start is not None and problems.get(run.start.id):
                     ended = RunEnded(run, 0.0, f"{run.start.id} failed")
@@ -232,18 +239,21 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
         names, spacing = snapshot.class_names, snapshot.spacing_mm
         pairs = evaluation_pairs(dealt.test, protocol.pairs, run.seed)
         rows: list[dict[str, object]] = []
-        if trained.segmentation is not None:
-            network = trained.segmentation.to(fabric.device).eval()
-            for case in evaluate_segmentation(
-                network, arrays, dealt.test, len(names), spacing, fabric.device
-            ):
-                rows += _rows(case.model_dump(), "segmentation", case.case_id, "", names)
-        if trained.registration is not None:
-            network = trained.registration.to(fabric.device).eval()
-            for pair in evaluate_registration(
-                network, arrays, pairs, len(names), spacing, fabric.device
-            ):
-                rows += _rows(pair.model_dump(), "registration", pair.fixed, pair.moving, names)
+        for each in (*trained.earlier, trained):
+            if each.segmentation is not None:
+                network = each.segmentation.to(fabric.device).eval()
+                for case in evaluate_segmentation(
+                    network, arrays, dealt.test, len(names), spacing, fabric.device
+                ):
+                    about = {"round": each.round, "task": "segmentation", "case": case.case_id}
+                    rows += _rows(case.model_dump(), about, names)
+            if each.registration is not None:
+                network = each.registration.to(fabric.device).eval()
+                for pair in evaluate_registration(
+                    network, arrays, pairs, len(names), spacing, fabric.device
+                ):
+                    about = {"round": each.round, "task": "registration", "case": pair.fixed}
+                    rows += _rows(pair.model_dump(), {**about, "moving": pair.moving}, names)
         write_examples(folder, trained, arrays, dealt.test[0], pairs[0], fabric.device)
     _write_rows(folder / ROWS, run, rows)
     seconds = time.perf_counter() - started
@@ -296,7 +306,7 @@ def collect(out: Path) -> Path:
     parts = [out / RUNS / run["run"] / ROWS for run in finished_runs(out)]
     content = [",".join(COLUMNS) + "\n"]
     for path in parts:
-        content += path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+        content += read_rows(path).splitlines(keepends=True)[1:]
     write_text(out / RESULTS, "".join(content))
     return out / RESULTS
 
@@ -305,6 +315,11 @@ def finished_runs(out: Path) -> list[dict[str, Any]]:
     """What ``run.json`` says of each finished run, in the order of their ids."""
     paths = sorted((out / RUNS).glob(f"*/{RUN}"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def read_rows(path: Path) -> str:
+    """A run's rows as CSV."""
+    return gzip.decompress(path.read_bytes()).decode()
 
 
 def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
@@ -385,16 +400,20 @@ def _workers(count: int | None, threads: int | None, device: str) -> list[Worker
 
 
 def _rows(
-    figures: dict[str, Any], task: str, case: str, moving: str, names: Sequence[str]
+    figures: dict[str, Any], about: dict[str, object], names: Sequence[str]
 ) -> Iterator[dict[str, object]]:
     """One row per figure: per structure for a list, one without a structure for a number."""
-    about = {"task": task, "case": case, "moving": moving}
     for metric, value in figures.items():
         if isinstance(value, list):
             for name, each in zip(names[1:], value, strict=True):
-                yield {**about, "structure": name, "metric": metric, "value": each}
+                yield {**about, "structure": name, "metric": metric, "value": _digits(each)}
         elif isinstance(value, float):
-            yield {**about, "structure": "", "metric": metric, "value": value}
+            yield {**about, "structure": "", "metric": metric, "value": _digits(value)}
+
+
+def _digits(value: float | None) -> str:
+    """Six digits are more than any figure here is good for, and keep the files small."""
+    return "" if value is None else f"{value:.6g}"
 
 
 def _write_rows(path: Path, run: Run, rows: Sequence[dict[str, object]]) -> None:
@@ -410,7 +429,8 @@ def _write_rows(path: Path, run: Run, rows: Sequence[dict[str, object]]) -> None
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**about, **row} for row in rows)
-    write_text(path, text.getvalue())
+    # without a time in it, the same figures make the same file
+    write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def _log(event: Event, file: TextIO) -> None:

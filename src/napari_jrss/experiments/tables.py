@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -183,6 +183,54 @@ def variants(
     what = "The threshold" if kind == "tau" else "One switch turned"
     caption = f"{what}, N = {labelled} (p: Wilcoxon, uncorrected, same test cases and seeds)"
     return Table(f"{kind}_n{labelled}", caption, (*header, "std(Jac)", "seeds"), tuple(rows))
+
+
+def by_round(outcomes: Sequence[Outcome]) -> Table:
+    """How JRSS moves from the Mono-Nets, round by round, at every N and on the same seeds."""
+    columns = [(task, c) for task in TASKS for c in COLUMNS[task] if c.metric != "seconds"]
+    rows: list[tuple[Cell, ...]] = []
+    for jrss, mono in _against_mono(outcomes):
+        seeds = set(jrss.seeds)
+        steps = {"Mono-Nets": mono.values, **{f"round {n}": v for n, v in jrss.rounds.items()}}
+        for name, values in steps.items():
+            outcome = replace(jrss, values=values)
+            figures = [
+                mean_std(v for s, v in outcome.samples(task, c.metric).items() if s[0] in seeds)
+                for task, c in columns
+            ]
+            cells = [
+                Cell(_figure(*f, c.digits)) for f, (_, c) in zip(figures, columns, strict=True)
+            ]
+            about = (Cell(str(jrss.labelled)), Cell(", ".join(map(str, jrss.seeds))), Cell(name))
+            rows.append((*about, *cells))
+    titles = [f"{task}: {column.title}" for task, column in columns]
+    header = ("N", "seeds", "after", *titles)
+    return Table("rounds", "Mono-Nets and joint rounds", header, tuple(rows))
+
+
+def gains(outcomes: Sequence[Outcome]) -> Table:
+    """JRSS after its last round minus the Mono-Nets, on the same cases and pairs, by seed."""
+    rows = []
+    for jrss, mono in _against_mono(outcomes):
+        for seed in jrss.seeds:
+            cells = [Cell(str(jrss.labelled)), Cell(str(seed))]
+            for task in TASKS:
+                after, before = jrss.samples(task, "dice"), mono.samples(task, "dice")
+                gain = [after[s] - before[s] for s in after if s[0] == seed and s in before]
+                better = sum(g > 0 for g in gain)
+                cells += [Cell(f"{np.mean(gain):+.3f}"), Cell(f"{better} of {len(gain)}")]
+            rows.append(tuple(cells))
+    header = ("N", "seed", "segmentation", "cases better", "registration", "pairs better")
+    return Table("gains", "Dice of JRSS minus that of the Mono-Nets", header, tuple(rows))
+
+
+def _against_mono(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
+    """JRSS at every N, and the Mono-Nets that it began with."""
+    plain = [o for o in outcomes if not o.variant]
+    monos = {o.labelled: o for o in plain if o.method.name == "mono"}
+    for outcome in plain:
+        if outcome.method.name == "jrss" and outcome.labelled in monos:
+            yield outcome, monos[outcome.labelled]
 
 
 def at(outcomes: Sequence[Outcome], labelled: int | str) -> list[Outcome]:

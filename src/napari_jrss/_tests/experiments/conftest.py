@@ -21,7 +21,7 @@ PROTOCOL = {
         "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
         "screening": {"tau": 0.3},
     },
-    "joint_rounds": 1,
+    "joint_rounds": 2,
     "runs": [
         {"methods": ["initial", "mono", "jrss"], "labelled": [2]},
         {"methods": ["mono"], "labelled": [0]},

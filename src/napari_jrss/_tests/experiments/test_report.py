@@ -18,7 +18,7 @@ from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.experiments.report import write_report
 from napari_jrss.experiments.run import RunEnded
-from napari_jrss.experiments.tables import comparison, over_labelled, variants
+from napari_jrss.experiments.tables import by_round, comparison, gains, over_labelled, variants
 
 Experiment = tuple[Path, list[RunEnded]]
 
@@ -118,6 +118,29 @@ def test_n_runs_up_with_k_last() -> None:
     assert [row[0].text for row in over_labelled(outcomes).rows] == ["1", "7", "10", "K"]
 
 
+def test_rounds_are_told_from_the_mono_nets_on() -> None:
+    first = outcome("jrss", {case: value + 0.05 for case, value in LOW.items()}).values
+    jrss = outcome("jrss", HIGH, rounds={1: first, 2: outcome("jrss", HIGH).values})
+    table = by_round([outcome("mono", LOW), jrss])
+    told = [(row[2].text, row[3].text) for row in table.rows]
+    assert told == [
+        ("Mono-Nets", "0.535 (0.023)"),
+        ("round 1", "0.585 (0.023)"),
+        ("round 2", "0.635 (0.023)"),
+    ]
+    assert by_round([jrss]).rows == ()  # nothing to start from
+
+
+def test_gains_are_those_of_the_same_cases() -> None:
+    mixed = HIGH | {"case0": LOW["case0"] - 0.1}
+    pairs = {("registration", "dice"): {(0, "fixed", "moving"): {"a": 0.5}}}
+    mono = outcome("mono", LOW | {"other": 0.0}, values=outcome("mono", LOW).values | pairs)
+    jrss = outcome("jrss", mixed, values=outcome("jrss", mixed).values | pairs)
+    (row,) = gains([mono, jrss]).rows
+    told = [cell.text for cell in row]
+    assert told == ["5", "0", "+0.075", "7 of 8", "+0.000", "0 of 1"]
+
+
 def test_the_report_of_a_real_experiment(experiment: Experiment, tmp_path: Path) -> None:
     out = shutil.copytree(experiment[0], tmp_path / "copy")
     page = write_report(out)
@@ -134,7 +157,7 @@ def test_the_report_of_a_real_experiment(experiment: Experiment, tmp_path: Path)
         rows = [
             row
             for row in csv.DictReader(file)
-            if (row["run"], row["task"]) == ("jrss-n2-seed0", "segmentation")
+            if (row["run"], row["task"], row["round"]) == ("jrss-n2-seed0", "segmentation", "2")
         ]
     by_case: dict[str, list[float]] = {}
     for row in rows:

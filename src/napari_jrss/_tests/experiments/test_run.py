@@ -56,7 +56,9 @@ def test_the_rows_are_tidy_and_complete(experiment: Experiment) -> None:
         for r in table
         if (r["run"], r["task"], r["metric"]) == ("jrss-n2-seed0", "segmentation", "dice")
     ]
-    assert len(dice) == 3 * 2  # test cases, structures
+    assert len(dice) == 2 * 3 * 2  # rounds, test cases, structures
+    assert {r["round"] for r in dice} == {"1", "2"}
+    assert {r["round"] for r in table if r["method"] != "jrss"} == {"0"}
     assert all(0 <= float(r["value"]) <= 1 for r in dice)
     # Without labels there is no segmentation, and what does nothing changes nothing.
     assert {r["task"] for r in table if r["run"] == "mono-n0-seed0"} == {"registration"}
@@ -104,6 +106,19 @@ def test_what_is_done_is_not_done_again(
         [r["value"] for r in each if r["metric"] != "seconds"] for each in (before, rows(out))
     ]
     assert figures[0] == figures[1]
+
+
+def test_figures_kept_without_weights_are_done_unless_another_run_starts_from_them(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    for weights in (out / "runs").glob("**/*.safetensors"):
+        weights.unlink()
+    shutil.rmtree(out / "runs" / "jrss-n2-seed0-tau1.00")
+    ended = run_experiment(protocol, out, resume=True, workers=1, threads=1, device="cpu")
+    told = {e.run.id: (e.skipped, e.problem) for e in ended}
+    again = {"mono-n2-seed0", "jrss-n2-seed0-tau1.00"}
+    assert told == {run: (run not in again, "") for run in RUNS}
 
 
 def test_a_run_that_fails_leaves_the_others_alone_and_is_tried_again(

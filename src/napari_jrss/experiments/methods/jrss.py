@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from napari_jrss.engine.description import RoundError
 from napari_jrss.engine.joint_round import Round, run_round
 from napari_jrss.experiments.methods.mono import ROUND, networks_of
@@ -12,6 +14,7 @@ def train(task: Task) -> Trained:
     """The joint rounds, as many as the pseudo-labels allow."""
     assert task.start is not None
     parent = task.start / ROUND
+    done: list[Trained] = []
     for number in range(1, task.joint_rounds + 1):
         this = Round(number, task.snapshot, task.config, task.folder / f"round{number}", parent)
         try:
@@ -19,6 +22,8 @@ def train(task: Task) -> Trained:
                 task.report(event)
         except RoundError as error:
             # The paper: joint training starts only with pseudo-labels that exceed the threshold.
-            return networks_of(task, parent, f"round {number} not run: {error}")
+            last = done.pop() if done else networks_of(task, parent)
+            return replace(last, note=f"round {number} not run: {error}", earlier=tuple(done))
         parent = this.folder
-    return networks_of(task, parent)
+        done.append(replace(networks_of(task, parent), round=number))
+    return replace(done.pop(), earlier=tuple(done))

@@ -29,7 +29,7 @@ def train(task: Task) -> Trained:
     return networks_of(task, folder)
 
 
-def networks_of(task: Task, folder: Path, note: str = "") -> Trained:
+def networks_of(task: Task, folder: Path) -> Trained:
     """Teacher and registration network of a round's folder."""
     config = task.config
     teacher = build_segmentation_network(config.segmentation_network, task.snapshot.classes)
@@ -37,4 +37,4 @@ def networks_of(task: Task, folder: Path, note: str = "") -> Trained:
     for network, name in ((teacher, TEACHER), (registration, REGISTRATION)):
         load_into(network, load_tensors(folder / name)[0], folder / name)
         network.to(task.device)
-    return Trained(teacher, registration, note)
+    return Trained(teacher, registration)
