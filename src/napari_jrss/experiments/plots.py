@@ -62,12 +62,12 @@ def _figures(
     sweeps = _sweeps(outcomes)
     if sweeps:
         yield "tau", _tau(sweeps)
-    chosen = at(outcomes, labelled)
+    chosen = _with_examples(out, at(outcomes, labelled))
     for task in TASKS:
         shown = with_task(chosen, task)
         if shown:
             yield f"slices_{task}", _slices(out, shown, task)
-    series = [o for o in outcomes if o.method.name == "jrss" and not o.variant]
+    series = _with_examples(out, [o for o in outcomes if o.method.name == "jrss" and not o.variant])
     for task in TASKS:
         shown = with_task(series, task)
         if len(shown) > 1:
@@ -168,6 +168,13 @@ def _tau(sweeps: Mapping[int | str, Sequence[Outcome]]) -> Figure:
         axes.grid(alpha=0.3)
     figure.axes[1].legend(frameon=False)
     return figure
+
+
+def _with_examples(out: Path, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those whose runs still have the slices that they wrote; kept figures have none."""
+    return [
+        o for o in outcomes if all((out / RUNS / run["run"] / EXAMPLES).exists() for run in o.runs)
+    ]
 
 
 def _slices(
