@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from psygnal import Signal
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import FoundCohort
+from napari_jrss.data.predictions import PREDICTIONS, prediction_path, write_prediction
 from napari_jrss.data.volume import ScanError
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.export import export_labels, export_predictions
 from napari_jrss.project.ledger import Case, Round, Split, Status
 from napari_jrss.project.project import Project
 from napari_jrss.project.split import Assignment
@@ -59,6 +62,15 @@ class CasePredicted:
     done: int
     total: int
     case_id: str
+
+
+@dataclass(frozen=True)
+class LabelWritten:
+    """One label is exported: the how-manieth of how many, and its file."""
+
+    done: int
+    total: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -303,8 +315,6 @@ class Cohort:
         teacher = None if project is None else project.teacher
         if project is None or teacher is None:
             return []
-        from napari_jrss.data.predictions import PREDICTIONS, prediction_path
-
         return [
             case.case_id
             for case in project.cases()
@@ -331,7 +341,6 @@ class Cohort:
         wanted = self.without_prediction()
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.data.predictions import PREDICTIONS, write_prediction
             from napari_jrss.engine.device import make_fabric
             from napari_jrss.engine.predict import predict_case
             from napari_jrss.session.networks import load_student, load_teacher
@@ -348,9 +357,50 @@ class Cohort:
 
         self._session.inference.start(work)
 
+    # -- out of the project
+
+    def export(self, folder: Path) -> None:
+        """Write labels in each scan's own geometry, in the background.
+
+        Those in force go to ``labels`` of the folder, the present teacher's to ``predictions``;
+        files of the same names are replaced.
+
+        Raises
+        ------
+        ProjectError
+            There is nothing to export yet.
+        BusyError
+            Another short job is under way.
+        """
+        self._require_idle()
+        project = self._session.open_project
+        cases, teacher = project.cases(), project.teacher
+        labelled = [case.case_id for case in cases if case.label_version]
+        predictions = None if teacher is None else teacher.folder / PREDICTIONS
+        total = len(labelled) + sum(
+            predictions is not None and prediction_path(predictions, case.case_id).exists()
+            for case in cases
+        )
+        if not total:
+            raise ProjectError(f"{project.path}: has no labels to export yet")
+
+        def work(cancel: threading.Event) -> Iterator[LabelWritten]:
+            files = export_labels(project, folder / "labels", labelled)
+            if predictions is not None:
+                files = chain(
+                    files, export_predictions(project, predictions, folder / "predictions")
+                )
+            for done, path in enumerate(files, start=1):
+                yield LabelWritten(done, total, path)
+                if cancel.is_set():
+                    return
+            self._session.notified.emit(f"{total} labels are in {folder}")
+
+        self._session.inference.start(work)
+
     def _require_idle(self) -> None:
         if self._session.inference.state.busy:
-            raise BusyError("another import or prediction is under way; wait for it or stop it")
+            raise BusyError("another short job is under way; wait for it or stop it")
 
 
 def _basis(case: Case, teacher: Round) -> tuple[int, str | None]:

@@ -26,7 +26,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import LEDGER
-from napari_jrss.session.cohort import CasePredicted, CaseRow
+from napari_jrss.session.cohort import CasePredicted, CaseRow, LabelWritten
 from napari_jrss.session.errors import is_ours, one_line
 from napari_jrss.session.importing import ScanRead
 from napari_jrss.session.runner import JobState
@@ -48,6 +48,8 @@ _WELCOME = (
     "A project (.jrss) opens. A folder of scans starts a new project: a handful of labelled "
     "scans and any number of unlabelled ones."
 )
+
+_DONE = {ScanRead: "read", CasePredicted: "predicted", LabelWritten: "written"}
 
 
 class CohortTab(QWidget):
@@ -93,13 +95,18 @@ class CohortTab(QWidget):
             "Structures…", "Names and colours of the structures", self._ask_structures
         )
         self.predict = _button("Predict", "", self._predict)
+        self.export = _button(
+            "Export…",
+            "Write the labels in force, and the teacher's, as NIfTI in each scan's own geometry",
+            self._ask_export,
+        )
         self.problems = _button(
             "Problems", "Scans that couldn't be read, and why", self.show_problems
         )
         self.progress = QProgressBar()
-        self.progress.setToolTip("Scans read, or cases predicted")
+        self.progress.setToolTip("Scans read, cases predicted, or labels written")
         self.cancel = _button(
-            "Stop", "Stop after the scans under way; what is read stays", session.inference.cancel
+            "Stop", "Stop after what is under way; what is done stays", session.inference.cancel
         )
 
         self._pages = QStackedWidget()
@@ -110,7 +117,7 @@ class CohortTab(QWidget):
         self._pages.addWidget(self._page())
         layout = QVBoxLayout(self)
         head = QHBoxLayout()
-        for button in (self.new, self.open, self.recent, self.add):
+        for button in (self.new, self.open, self.recent, self.add, self.export):
             head.addWidget(button)
         layout.addLayout(head)
         layout.addWidget(self._pages)
@@ -201,6 +208,12 @@ class CohortTab(QWidget):
     def _ask_split(self) -> None:
         SplitDialog(self._session, self).open()
 
+    def _ask_export(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
+        if chosen:
+            with telling(self._session):
+                self._session.cohort.export(Path(chosen))
+
     def _ask_structures(self) -> None:
         StructuresDialog(self._session, self).open()
 
@@ -270,6 +283,7 @@ class CohortTab(QWidget):
             writable = project is not None and not project.read_only
             for button in (self.add, self.structures):
                 button.setEnabled(writable)
+            self.export.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))
             failed = len(cohort.failed_imports()) + sum(bool(row.problem) for row in rows)
@@ -284,13 +298,12 @@ class CohortTab(QWidget):
             self._session.notified.emit(one_line(error))
 
     def _show_progress(self, event: object) -> None:
-        if isinstance(event, ScanRead | CasePredicted):
+        if isinstance(event, ScanRead | CasePredicted | LabelWritten):
             self._importing = isinstance(event, ScanRead)
             self._busy.show()
             self.progress.setRange(0, event.total)
             self.progress.setValue(event.done)
-            verb = "read" if self._importing else "predicted"
-            self.progress.setFormat(f"{event.done} of {event.total} {verb}")
+            self.progress.setFormat(f"{event.done} of {event.total} {_DONE[type(event)]}")
 
     def _job_changed(self, state: JobState) -> None:
         if state.busy:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from napari_jrss.config import PreprocessingConfig
+from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.data.volume import read_volume
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Event, Outcome
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.cohort import SplitSizes
+from napari_jrss.session.cohort import LabelWritten, SplitSizes
 from napari_jrss.session.importing import (
     Found,
     ScanRead,
@@ -230,3 +233,45 @@ def test_predicting_needs_a_teacher(session: Session) -> None:
     assert session.cohort.without_prediction() == []
     with pytest.raises(ProjectError, match="no teacher"):
         session.cohort.predict()
+
+
+def test_labels_are_exported_in_their_scans_geometry(
+    session: Session, project: Project, tmp_path: Path
+) -> None:
+    hidden = [c.case_id for c in project.cases() if c.reference_version]
+    predicted(project, hidden)
+    labelled = [c.case_id for c in project.cases() if c.label_version]
+    said: list[str] = []
+    session.notified.connect(said.append)
+    written: list[LabelWritten] = []
+    session.inference.event.connect(written.append)
+    session.cohort.export(tmp_path / "out")
+    assert session.inference.wait(20)
+    assert session.inference.error is None
+    assert [w.done for w in written] == list(range(1, written[0].total + 1))
+    for folder, cases in (("labels", labelled), ("predictions", hidden)):
+        files = {path.name for path in (tmp_path / "out" / folder).glob("*.nii.gz")}
+        assert files == {f"{case_id}.nii.gz" for case_id in cases}
+        for case_id in cases:
+            ours = read_volume(tmp_path / "out" / folder / f"{case_id}.nii.gz")
+            scan = Path(project.attributes(case_id).source)
+            original = read_volume(scan.parents[1] / "labels" / scan.name)
+            np.testing.assert_allclose(ours.affine, original.affine, atol=1e-5)
+            np.testing.assert_array_equal(ours.array, original.array)
+    assert said == [f"{len(written)} labels are in {tmp_path / 'out'}"]
+
+
+def test_an_export_of_nothing_or_into_a_file_is_told(tmp_path: Path) -> None:
+    make_cohort(tmp_path / "scans", cases=2, shape=(16, 16, 16), structures=1)
+    table = LabelTable.from_ids([1])
+    session = Session()
+    session.adopt(Project.create(tmp_path / "p.jrss", table, PreprocessingConfig()))
+    with pytest.raises(ProjectError, match="no labels to export yet"):
+        session.cohort.export(tmp_path / "out")
+    session.cohort.add(discover(tmp_path / "scans"), workers=1)
+    assert session.inference.wait(30)
+    (tmp_path / "out").write_text("a file")
+    session.cohort.export(tmp_path / "out")
+    assert session.inference.wait(20)
+    assert "can't be made" in str(session.inference.error)
+    assert session.close()
