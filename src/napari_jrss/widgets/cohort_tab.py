@@ -69,7 +69,7 @@ class CohortTab(QWidget):
         self.recent.setToolTip("Projects opened last")
         self.recent.setMenu(QMenu(self.recent))
         self.recent.menu().aboutToShow.connect(self._fill_recent)
-        self.add = _button("Add scans…", "Read further scans into the project", self._ask_add)
+        self.add = _button("Add…", "Read further scans into the project", self._ask_add)
 
         self.filter = QLineEdit()
         self.filter.setPlaceholderText("Filter by name")
@@ -117,6 +117,7 @@ class CohortTab(QWidget):
         self._pages.addWidget(self._page())
         layout = QVBoxLayout(self)
         head = QHBoxLayout()
+        head.setSpacing(4)
         for button in (self.new, self.open, self.recent, self.add, self.export):
             head.addWidget(button)
         layout.addLayout(head)

@@ -1,13 +1,21 @@
 """A real viewer with the dock in it; needs a display, such as Xvfb gives one."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from napari.settings import get_plugin_settings
+from qtpy.QtCore import QCoreApplication, QSettings, Qt
 
+from napari_jrss._tests.session.phantoms import give_teacher, make_project
+from napari_jrss.project.project import Project
+from napari_jrss.session.author import VARIABLE
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.preferences import PLUGIN
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +27,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "/widgets/" in item.nodeid:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Name, recent projects and preferences of the tests are nobody's, and not the next test's."""
+    folder = str(tmp_path_factory.mktemp("settings"))
+    for variable in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.setenv(variable, folder)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, folder)
+    # A native dialog has no widgets that a test could click.
+    QCoreApplication.setAttribute(Qt.ApplicationAttribute.AA_DontUseNativeDialogs)
+    yield
+    get_plugin_settings(PLUGIN).reset()
+
+
+@pytest.fixture(scope="session")
+def taught_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten cases with a teacher that was never trained: N = 5."""
+    path = make_project(tmp_path_factory.mktemp("taught"))
+    with Project.open(path) as project:
+        give_teacher(project)
+    return path
+
+
+@pytest.fixture
+def taught(taught_once: Path, tmp_path: Path) -> Path:
+    """A copy of one's own."""
+    return Path(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QApplication, QMainWindow, QMessageBox, QWidget
+from qtpy.QtWidgets import QMainWindow, QWidget
 
 from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.session.runner import JobState
@@ -66,16 +66,6 @@ def train(session: Session, path: Path, qtbot: QtBot, own_process: bool = True) 
     assert session.training.error is None
 
 
-def answer(text: str, answered: list[str]) -> None:
-    """Press this button of the question that comes up."""
-    box = QApplication.activeModalWidget()
-    if not isinstance(box, QMessageBox):
-        QTimer.singleShot(20, lambda: answer(text, answered))
-        return
-    answered.append(box.text())
-    next(button for button in box.buttons() if button.text() == text).click()
-
-
 @pytest.mark.usefixtures("nothing_left")
 def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     make_napari_viewer: Callable[..., Any], path: Path, qtbot: QtBot
@@ -87,19 +77,17 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     train(session, path, qtbot)
     assert len(_children()) == 1
 
-    answered: list[str] = []
-    QTimer.singleShot(20, lambda: answer("Keep training", answered))
-    assert not window.close()
+    with answering(press("Keep training")):
+        assert not window.close()
     assert session.training.state is JobState.RUNNING
     assert window.isVisible()
 
-    QTimer.singleShot(20, lambda: answer("Pause and close", answered))
     started = time.monotonic()
-    assert window.close()
+    with answering(press("Pause and close")) as asked:
+        assert window.close()
     assert time.monotonic() - started < 3
     viewer.close()  # so that the fixture knows
-    assert len(answered) == 2
-    assert "paused and can be resumed" in answered[0]
+    assert "paused and can be resumed" in asked[0]
     assert session.project is None
     assert _children() == []
 

@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import QMimeData, QPointF, QSettings, Qt, QUrl
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
 
-from napari_jrss._tests.session.phantoms import give_teacher, make_project
+from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.case_table import CASE, CONFIDENCE, DICE, LABEL
@@ -27,28 +27,6 @@ from napari_jrss.widgets.problems_dialog import ProblemsDialog
 from napari_jrss.widgets.recent import recent_projects
 from napari_jrss.widgets.split_dialog import SplitDialog
 from napari_jrss.widgets.structures_dialog import StructuresDialog
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Recent projects of the tests are nobody's."""
-    folder = str(tmp_path_factory.mktemp("settings"))
-    QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, folder)
-
-
-@pytest.fixture(scope="module")
-def project_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten cases with a teacher: N = 5."""
-    path = make_project(tmp_path_factory.mktemp("cohort"))
-    with Project.open(path) as project:
-        give_teacher(project)
-    return path
-
-
-@pytest.fixture
-def path(project_once: Path, tmp_path: Path) -> Path:
-    """A copy of one's own."""
-    return shutil.copytree(project_once, tmp_path / "brain.jrss")
 
 
 @pytest.fixture
@@ -165,9 +143,9 @@ def test_settings_that_can_not_be_are_told(tab: CohortTab, qtbot: QtBot, tmp_pat
 
 
 def test_the_table_shows_sorts_and_filters(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     cases = [case.case_id for case in dock.session.open_project.cases()]
     assert shown(tab) == cases
@@ -187,9 +165,9 @@ def test_the_table_shows_sorts_and_filters(
 
 
 def test_every_case_has_its_thumbnail(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     model = tab.table.cases
     icons = [
@@ -236,9 +214,9 @@ def test_thumbnails_show_anterior_up_and_the_left_on_the_right(
 
 
 def test_a_double_click_and_enter_open_a_case_for_review(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     index = tab.table.shown.index(2, CASE)
     place = tab.table.visualRect(index).center()
@@ -259,9 +237,9 @@ def test_a_double_click_and_enter_open_a_case_for_review(
 
 
 def test_the_suggestion_is_said_and_opened(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     suggestion = dock.session.cohort.suggest()
     assert suggestion is not None
@@ -275,9 +253,9 @@ def test_the_suggestion_is_said_and_opened(
 
 
 def test_names_and_colours_are_edited(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     qtbot.mouseClick(tab.structures, Qt.MouseButton.LeftButton)
     dialog = dialog_of(tab, StructuresDialog)
@@ -291,11 +269,33 @@ def test_names_and_colours_are_edited(
     assert dialog.table.item(0, 1).text() == "frontal lobe"
 
 
-def test_a_project_that_another_holds_opens_read_only(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+def test_labels_are_exported_to_a_folder_that_is_chosen(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
 ) -> None:
-    with Project.open(path):
-        drop(dock, path)
+    assert not tab.export.isEnabled()
+    drop(dock, taught)
+    settled(tab, qtbot)
+    (tmp_path / "out").mkdir()
+    with answering(choose_folder(tmp_path / "out")) as asked:
+        click(tab.export)
+    assert asked == ["Folder for the labels"]
+    settled(tab, qtbot)
+    project = dock.session.open_project
+    labelled = {case.case_id for case in project.cases() if case.label_version}
+    for folder, cases in (
+        ("labels", labelled),
+        ("predictions", {c.case_id for c in project.cases()}),
+    ):
+        files = (tmp_path / "out" / folder).glob("*.nii.gz")
+        assert {path.name.removesuffix(".nii.gz") for path in files} == cases
+    assert f"labels are in {tmp_path / 'out'}" in dock._message.text()
+
+
+def test_a_project_that_another_holds_opens_read_only(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
+) -> None:
+    with Project.open(taught):
+        drop(dock, taught)
         settled(tab, qtbot)
         assert dock.session.open_project.read_only
         assert "read-only" in dock._heading.text()
@@ -305,38 +305,38 @@ def test_a_project_that_another_holds_opens_read_only(
 
 
 def test_a_folder_that_is_no_project_leaves_the_open_one(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path, tmp_path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     (tmp_path / "empty.jrss").mkdir()
     drop(dock, tmp_path / "empty.jrss")
     qtbot.wait(100)
     assert "not a project" in dock._message.text()
-    assert dock.session.open_project.path == path
+    assert dock.session.open_project.path == taught
 
 
 def test_recent_projects_are_remembered(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path, tmp_path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(path, tmp_path / "other.jrss")
-    drop(dock, path)
+    other = shutil.copytree(taught, tmp_path / "other.jrss")
+    drop(dock, taught)
     qtbot.wait(100)
     drop(dock, other)
     qtbot.wait(100)
-    assert recent_projects() == [other, path]
+    assert recent_projects() == [other, taught]
     tab._fill_recent()
     actions = tab.recent.menu().actions()
     assert [action.text() for action in actions] == ["other.jrss", "brain.jrss"]
     actions[1].trigger()
-    assert dock.session.open_project.path == path
+    assert dock.session.open_project.path == taught
     settled(tab, qtbot)
 
 
 def test_nothing_is_cut_off_and_everything_is_explained(
-    dock: MainWidget, tab: CohortTab, qtbot: QtBot, path: Path
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     assert tab.minimumSizeHint().width() <= 440
     for button in tab.findChildren(QPushButton):
@@ -347,11 +347,11 @@ def test_nothing_is_cut_off_and_everything_is_explained(
 
 def test_the_case_is_not_known_where_its_folder_is_gone(
     make_napari_viewer: Callable[..., Any], dock: MainWidget, tab: CohortTab, qtbot: QtBot,
-    path: Path,
+    taught: Path,
 ) -> None:  # fmt: skip
-    case = next(iter(sorted((path / "cases").iterdir())))
+    case = next(iter(sorted((taught / "cases").iterdir())))
     shutil.rmtree(case)
-    drop(dock, path)
+    drop(dock, taught)
     settled(tab, qtbot)
     assert tab.problems.text() == "Problems (1)"
     tab.group.setCurrentText("Unreadable")

@@ -2,147 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from napari.layers import Labels
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import QEvent, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtCore import Qt
 
-from napari_jrss._tests.session.phantoms import give_teacher, make_project
+from napari_jrss._tests.widgets.dialogs import answering, press, write
+from napari_jrss._tests.widgets.person import Person
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project.ledger import Status
-from napari_jrss.project.project import Project
-from napari_jrss.session.review import Leave
-from napari_jrss.widgets import review_tab
+from napari_jrss.session.author import known_author
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.review_layers import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
-from napari_jrss.widgets.review_tab import ReviewTab
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
 
-@pytest.fixture(scope="module")
-def project_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project with a teacher: N = 5."""
-    path = make_project(tmp_path_factory.mktemp("review"))
-    with Project.open(path) as project:
-        give_teacher(project)
-    return path
-
-
 @pytest.fixture
-def path(project_once: Path, tmp_path: Path) -> Path:
-    """A copy of one's own."""
-    return shutil.copytree(project_once, tmp_path / "brain.jrss")
-
-
-class Person:
-    """Uses the dock by what is on the screen."""
-
-    def __init__(self, dock: MainWidget, qtbot: QtBot) -> None:
-        self.dock, self.qtbot = dock, qtbot
-        self.session, self.review = dock.session, dock.session.review
-        self.tab: ReviewTab = dock.review
-        self.viewer: Any = self.tab._viewer
-        self.said: list[str] = []
-        self.session.notified.connect(self.said.append)
-
-    def settle(self) -> None:
-        """Wait until the desk is empty and the window has shown what came of it."""
-        self.qtbot.waitUntil(lambda: not self.review.desk.busy, timeout=10_000)
-        self.qtbot.wait(150)  # the numbers are redrawn ten times a second
-
-    def open(self, number: int = 0) -> str:
-        """Open one of the unlabelled cases."""
-        case_id = self.session.open_project.snapshot().unlabelled[number]
-        self.review.open(case_id)
-        self.settle()
-        assert self.review.on_table.case_id == case_id
-        return case_id
-
-    def click(self, widget: Any) -> None:
-        assert widget.isEnabled()
-        self.qtbot.mouseClick(widget, Qt.MouseButton.LeftButton)
-        self.settle()
-
-    def press(self, key: Any, modifier: Any = Qt.KeyboardModifier.NoModifier) -> None:
-        self.qtbot.keyClick(self.canvas, key, modifier)
-        self.settle()
-
-    @property
-    def canvas(self) -> Any:
-        (found,) = (
-            widget
-            for widget in self.dock.window().findChildren(QWidget)
-            if type(widget).__name__.startswith("CanvasBackend")
-        )
-        return found
-
-    @property
-    def layer(self) -> Labels:
-        label = self.tab.layers.label
-        assert label is not None
-        return label
-
-    @property
-    def label(self) -> np.ndarray:
-        return self.review.on_table.editor.label
-
-    def stroke(self, index: int, offset: int = 0) -> None:
-        """Drag the brush over the middle of the canvas."""
-        self.layer.mode = "paint"
-        self.layer.selected_label = index
-        self.layer.brush_size = 3
-        middle = QPointF(self.canvas.rect().center())
-        left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
-        path = [middle + QPointF(d + offset, d) for d in (-40, -20, 0, 20, 40)]
-        # QTest's moves hold no button down, so they wouldn't drag.
-        self._mouse(QEvent.Type.MouseMove, path[0], none, none)
-        self._mouse(QEvent.Type.MouseButtonPress, path[0], left, left)
-        for place in path[1:]:
-            self._mouse(QEvent.Type.MouseMove, place, none, left)
-        self._mouse(QEvent.Type.MouseButtonRelease, path[-1], left, none)
-        self.settle()
-
-    def _mouse(self, kind: Any, place: QPointF, button: Any, buttons: Any) -> None:
-        everywhere = QPointF(self.canvas.mapToGlobal(place.toPoint()))
-        modifier = Qt.KeyboardModifier.NoModifier
-        event = QMouseEvent(kind, place, everywhere, button, buttons, modifier)
-        QApplication.sendEvent(self.canvas, event)
-        self.qtbot.wait(20)
-
-    @property
-    def z(self) -> int:
-        """The slice that is looked at."""
-        return int(self.viewer.dims.current_step[0])
-
-    def shown(self) -> np.ndarray:
-        """The label as the layer shows it in this slice."""
-        rows, columns = self.label.shape[1:]
-        return np.array(
-            [[self.layer.get_value((self.z, y, x)) for x in range(columns)] for y in range(rows)]
-        )
-
-    def names(self) -> list[str]:
-        return [layer.name for layer in self.viewer.layers]
-
-
-@pytest.fixture
-def person(dock: MainWidget, qtbot: QtBot, path: Path) -> Iterator[Person]:
+def person(dock: MainWidget, qtbot: QtBot, taught: Path) -> Person:
     dock.session.author = "anna"
     person = Person(dock, qtbot)
-    dock.session.open(path)
+    dock.session.open(taught)
     person.settle()
-    yield person
-    person.review.ask = None
+    return person
 
 
 def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> None:
@@ -224,10 +110,10 @@ def test_keys_undo_strokes_and_tools_alike(person: Person) -> None:
 
 
 def test_undo_never_reaches_into_the_next_case(person: Person) -> None:
-    person.review.ask = lambda case: Leave.KEEP
     person.open(0)
     person.stroke(2)
-    person.open(1)
+    with answering(press("Keep for later")):
+        person.open(1)
     fresh = person.label.copy()
     person.press(Qt.Key.Key_Z, CONTROL)
     person.layer.undo()  # napari's own
@@ -235,33 +121,45 @@ def test_undo_never_reaches_into_the_next_case(person: Person) -> None:
     assert not person.review.unsaved
 
 
-def test_a_case_is_not_left_without_being_asked(
-    person: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_case_is_not_left_without_being_asked(person: Person) -> None:
     first = person.open(0)
     person.stroke(2)
     mine = person.label.copy()
-    answers = iter([None, Leave.KEEP])
-    monkeypatch.setattr(review_tab, "ask_leave", lambda parent, case: next(answers))
     second = person.session.open_project.snapshot().unlabelled[1]
-    person.review.open(second)
+    with answering(press("Stay here")) as asked:
+        person.review.open(second)
+    changed = person.review.on_table.editor.voxels_changed
+    assert asked == [f"{first} has {changed:,} corrected voxels."]
     person.settle()
     assert person.review.on_table.case_id == first
-    person.review.open(second)
+    with answering(press("Keep for later")):
+        person.review.open(second)
     person.settle()
     assert person.review.on_table.case_id == second
     person.review.open(first)
     person.settle()
     np.testing.assert_array_equal(person.label, mine)
     assert "are back" in person.tab.notice.text()
+    with answering(press("Give up")):
+        person.review.open(second)
+    person.settle()
+    person.review.open(first)
+    person.settle()
+    assert person.review.on_table.editor.voxels_changed == 0
+    person.stroke(2)
+    mine = person.label.copy()
+    with answering(press("Accept case")):
+        person.review.open(second)
+    person.settle()
+    np.testing.assert_array_equal(person.session.open_project.label(first), mine)
 
 
-def test_corrections_of_a_closed_window_are_offered(person: Person, path: Path) -> None:
+def test_corrections_of_a_closed_window_are_offered(person: Person, taught: Path) -> None:
     case_id = person.open()
     person.stroke(2)
     mine = person.label.copy()
     person.session.close()
-    person.session.open(path)
+    person.session.open(taught)
     person.settle()
     assert person.tab.unfinished.isVisibleTo(person.tab)
     assert case_id in person.tab.unfinished.cases.currentText()
@@ -340,26 +238,25 @@ def test_layers_that_were_deleted_renamed_or_moved_do_no_harm(person: Person) ->
     assert person.names() == ["somebody else's"]
 
 
-def test_the_name_is_asked_once_before_the_first_accept(
-    person: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_is_asked_once_before_the_first_accept(person: Person) -> None:
     person.session.author = ""
-    kept: list[str] = []
-    asked = iter(["", "berta"])
-    monkeypatch.setattr(review_tab, "known_author", lambda: "")
-    monkeypatch.setattr(review_tab, "remember_author", kept.append)
-    monkeypatch.setattr(review_tab, "ask_name", lambda parent: next(asked))
     case_id = person.open()
-    person.click(person.tab.accept)
     versions = len(person.session.open_project.label_versions(case_id))
-    person.click(person.tab.accept)
+    with answering(write("berta", button="Cancel")):
+        person.click(person.tab.accept)
+    assert len(person.session.open_project.label_versions(case_id)) == versions
+    with answering(write("  berta ")) as asked:
+        person.click(person.tab.accept)
+    assert "asked only once" in asked[0]
     added = person.session.open_project.label_versions(case_id)[versions:]
     assert [version.author for version in added] == ["berta"]
-    assert kept == ["berta"]
+    assert known_author() == "berta"
+    person.open(0)
+    person.click(person.tab.accept)  # asks no more
 
 
-def test_a_read_only_project_says_so(dock: MainWidget, qtbot: QtBot, project_once: Path) -> None:
-    dock.session.open(project_once, read_only=True)
+def test_a_read_only_project_says_so(dock: MainWidget, qtbot: QtBot, taught: Path) -> None:
+    dock.session.open(taught, read_only=True)
     person = Person(dock, qtbot)
     person.open()
     assert "read-only" in person.tab.notice.text()
@@ -367,12 +264,21 @@ def test_a_read_only_project_says_so(dock: MainWidget, qtbot: QtBot, project_onc
     assert not person.layer.editable
 
 
-def test_skip_asks_why_and_says_what_is_next(
-    person: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(review_tab, "ask_reason", lambda *arguments: "motion")
+def test_skip_and_reject_ask_why_and_say_what_is_next(person: Person) -> None:
     case_id = person.open()
-    person.click(person.tab.skip)
-    assert person.session.open_project.history(case_id)[-1].detail == "motion"
+    with answering(write("motion", button="Cancel")):
+        person.click(person.tab.skip)
+    decisions = len(person.session.open_project.history(case_id))
+    with answering(write("it moved")) as asked:
+        person.click(person.tab.skip)
+    assert asked == ["Why is the case left for later?"]
+    history = person.session.open_project.history(case_id)
+    assert len(history) == decisions + 1
+    assert (history[-1].kind, history[-1].detail) == ("skipped", "it moved")
     person.click(person.tab.open_next)
-    assert person.review.on_table.case_id != case_id
+    following = person.review.on_table.case_id
+    assert following != case_id
+    with answering(write("mixed up")):
+        person.click(person.tab.reject)
+    assert person.session.open_project.history(following)[-1].detail == "mixed up"
+    assert person.session.open_project.case(following).status is Status.REJECTED

@@ -12,10 +12,11 @@ from napari.utils import progress
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QColor, QWheelEvent
-from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QMessageBox, QSpinBox
+from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QSpinBox
 
 from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.config import JointConfig, TrainingConfig, preset
 from napari_jrss.engine.events import StepEnd
 from napari_jrss.session.estimate import Measured, StepCost, steps_of
@@ -167,30 +168,23 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     assert enabled(tab) == {"Start"}
 
 
-def test_start_anew_and_cancel_ask_first(
-    tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = [QMessageBox.StandardButton.No]
-    asked: list[str] = []
-
-    def ask(parent: object, title: str, text: str) -> QMessageBox.StandardButton:
-        asked.append(text)
-        return answers[-1]
-
-    monkeypatch.setattr(QMessageBox, "question", ask)
+def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     fill(tab, tiny_config(segmentation={"epochs": 1, "minimum_steps": 100_000}))
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Mono-Seg: ")
-    click(qtbot, tab.cancel)
+    with answering(press("No")) as asked:
+        click(qtbot, tab.cancel)
+    assert "Leave this series for good?" in asked[0]
     assert tab._session.training.state is JobState.RUNNING
     click(qtbot, tab.pause)
     qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
     fill(tab, tiny_config())
-    click(qtbot, tab.start)
-    assert "Round 0 isn't finished and can be resumed" in asked[-1]
+    with answering(press("No")) as asked:
+        click(qtbot, tab.start)
+    assert "Round 0 isn't finished and can be resumed" in asked[0]
     assert tab._session.training.state is JobState.CANCELLED
-    answers.append(QMessageBox.StandardButton.Yes)
-    click(qtbot, tab.cancel)
+    with answering(press("Yes")):
+        click(qtbot, tab.cancel)
     qtbot.waitUntil(lambda: not tab.resume.isEnabled())
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Finished")
