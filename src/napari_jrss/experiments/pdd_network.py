@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from napari_jrss.networks.blocks import initialise
 from napari_jrss.networks.spatial import resize_displacement
 
 WIDTH, RANGE = 15, 0.4
@@ -39,7 +40,8 @@ class PddNet(nn.Module):
             nn.ReLU(),
             nn.Conv3d(64, 16, 1),
         )
-        self.scalars = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 0.1, 1.0, 1.0]))
+        self.scalars = nn.Parameter(torch.tensor([1.0, 0.1, 1.0, 1.0, 0.1, 1.0]))
+        initialise(self)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """(B, 1, z, y, x) each -> (B, 3, z, y, x)."""
@@ -57,34 +59,39 @@ class PddNet(nn.Module):
     def probabilities(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """(B, cz, cy, cx, WIDTH**3) on the control grid."""
         shape = control_shape(moving.shape[2:])
-        features = [self._features(image) for image in (moving, fixed)]
-        here = positions(shape, moving)
-        wanted = sample_at(features[1], here.unsqueeze(-2))
-        there = here.unsqueeze(-2) + displacements(moving)
+        return self.matched(self.features(moving), self.features(fixed), shape)
+
+    def matched(self, moving: Tensor, fixed: Tensor, shape: Sequence[int]) -> Tensor:
+        """The same from features, on a control grid of any shape."""
+        here = positions(shape, moving).unsqueeze(-2)
+        wanted = sample_at(fixed, here)
+        there = here + displacements(moving)
         # Plane by plane, computed again in the backward pass: all at once takes gigabytes.
         planes = [
-            checkpoint(_squared_difference, features[0], there[z : z + 1], wanted[:, :, z : z + 1])
+            checkpoint(_squared_difference, moving, there[z : z + 1], wanted[:, :, z : z + 1])
             for z in range(shape[0])
         ]
-        cost = torch.cat(planes, dim=1)
         a = self.scalars
-        smooth = _mean_field(_min_convolution(a[0] + a[1] * cost))
-        smooth = _mean_field(_min_convolution(a[2] + a[3] * cost + a[4] * smooth))
-        return (-10 * a[5] * smooth).softmax(-1)
+        cost = a[1] + a[0] * torch.cat(planes, dim=1)
+        smooth = _mean_field(_min_convolution(cost))
+        smooth = _mean_field(_min_convolution(a[4] + a[2] * cost + a[3] * smooth))
+        return (-a[5] * smooth).softmax(-1)
 
-    def _features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """(B, 16, z/3, y/3, x/3)."""
-        low = self.first(F.avg_pool3d(image, 2, ceil_mode=True))
-        grid = positions([-(-size // 3) for size in image.shape[2:]], image)
-        first, second = (sample_at(low, grid.unsqueeze(-2) + offsets) for offsets in self.offsets)
+        low = self.first(F.avg_pool3d(image, 3, stride=2, padding=1))
+        grid = positions([size // 3 for size in image.shape[2:]], image).unsqueeze(-2)
+        first, second = (
+            sample_at(low, grid + offsets, padding="zeros") for offsets in self.offsets
+        )
         sampled = (first - second).movedim(-1, 2).flatten(1, 2)
-        features: Tensor = self.second(sampled)
-        return features
+        result: Tensor = self.second(sampled)
+        return result
 
 
 def _squared_difference(features: Tensor, there: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over the channels, (B, z, y, x, n)."""
-    return (sample_at(features, there) - wanted).square().mean(1)
+    """Sum over the channels, (B, z, y, x, n)."""
+    return (sample_at(features, there) - wanted).square().sum(1)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -109,27 +116,30 @@ def displacements(like: Tensor) -> Tensor:
     return RANGE * positions((WIDTH, WIDTH, WIDTH), like).reshape(-1, 3)
 
 
-def sample_at(volume: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
+def sample_at(volume: Tensor, positions: Tensor, padding: str = "border") -> Tensor:
     """(B, C, ...) at positions (z, y, x, n, 3) -> (B, C, z, y, x, n)."""
     shape = positions.shape[:4]
     grid = positions.reshape(1, shape[0], shape[1], -1, 3).expand(len(volume), -1, -1, -1, -1)
-    sampled: Tensor = F.grid_sample(volume, grid, mode, "border", align_corners=True)
+    sampled: Tensor = F.grid_sample(volume, grid, "bilinear", padding, align_corners=True)
     return sampled.reshape(*sampled.shape[:4], *shape[2:])
 
 
 def _min_convolution(cost: Tensor) -> Tensor:
     """Lower envelope over neighbouring displacements, approximated by pooling."""
-    volume = cost.reshape(-1, 1, WIDTH, WIDTH, WIDTH)
-    volume = -F.max_pool3d(F.pad(-volume, (1,) * 6, mode="replicate"), 3, 1)
-    return _twice_averaged(volume).reshape(cost.shape)
+    volume = _continued(cost.reshape(-1, 1, WIDTH, WIDTH, WIDTH), 3)
+    return _twice_averaged(-F.max_pool3d(-volume, 3, 1)).reshape(cost.shape)
 
 
 def _mean_field(cost: Tensor) -> Tensor:
     """Mean over neighbouring control points."""
-    return _twice_averaged(cost.movedim(-1, 1)).movedim(1, -1)
+    return _twice_averaged(_continued(cost.movedim(-1, 1), 2)).movedim(1, -1)
+
+
+def _continued(volume: Tensor, width: int) -> Tensor:
+    """With its border values around it."""
+    return F.pad(volume, (width,) * 6, mode="replicate")
 
 
 def _twice_averaged(volume: Tensor) -> Tensor:
-    for _ in range(2):
-        volume = F.avg_pool3d(F.pad(volume, (1,) * 6, mode="replicate"), 3, 1)
-    return volume
+    """4 voxels less along each axis."""
+    return F.avg_pool3d(F.avg_pool3d(volume, 3, 1), 3, 1)
