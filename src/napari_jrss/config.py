@@ -164,6 +164,12 @@ class SegmentationTraining(_Settings):
     epochs: int = Field(300, ge=1, title="Pre-training epochs", description="Of K samples each.")
     minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
     batch_size: int = Field(2, ge=1, title="Batch size")
+    include_background: bool = Field(
+        True,
+        title="Background in the Dice loss",
+        description="Whether the background counts as a class of the pre-training's loss (Eq. 1). "
+        "Networks without normalisation learn to find nothing if it does.",
+    )
 
 
 class RegistrationTraining(_Settings):

@@ -133,7 +133,9 @@ class MonoSegmentationStage:
         grid = _affine(len(cases), snapshot, self.config.augmentation.affine_std, rng)
         images = _intensity(sample_image(images, grid), self.config, rng)
         self.network.train()
-        return mono_segmentation_step(self.network, images, sample_label(labels, grid, outside=0))
+        labels = sample_label(labels, grid, outside=0)
+        background = self.config.segmentation.include_background
+        return mono_segmentation_step(self.network, images, labels, background)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""

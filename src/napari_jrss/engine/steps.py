@@ -32,10 +32,13 @@ def known_one_hot(labels: Tensor, classes: int) -> Tensor:
     return one_hot(labels.clamp(max=classes), classes + 1)[:, :classes]
 
 
-def mono_segmentation_step(network: nn.Module, images: Tensor, labels: Tensor) -> Losses:
+def mono_segmentation_step(
+    network: nn.Module, images: Tensor, labels: Tensor, include_background: bool = True
+) -> Losses:
     """Soft multi-class Dice on labelled images (Eq. 1 and 2)."""
     logits = network(images).float()
-    dice = soft_dice_loss(logits.softmax(1), known_one_hot(labels, logits.shape[1]))
+    target = known_one_hot(labels, logits.shape[1])
+    dice = soft_dice_loss(logits.softmax(1), target, include_background)
     return {"total": dice, "dice": dice}
 
 

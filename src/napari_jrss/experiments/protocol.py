@@ -53,6 +53,7 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
             "U-Net instead of obelisk",
             {
                 "segmentation_network": {"name": "vm_unet"},
+                "segmentation": {"include_background": False},
                 "registration_network": {"name": "voxelmorph"},
             },
         ),

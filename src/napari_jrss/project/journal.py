@@ -35,7 +35,10 @@ from napari_jrss.project.project import Project
 
 SUFFIX = ".journal"
 PERIOD_S = 0.25
-"""Changes are on the disk this long after they were made, plus the time of one flush."""
+"""Changes are on the disk this long after they were made, plus the time of one flush.
+
+The default of a journal's `period_s`.
+"""
 PAUSE_S = 30.0
 """Without a change for longer, a person counts as being away."""
 
@@ -137,6 +140,7 @@ class Journal:
         self.draft = header.draft
         self.author = header.author
         self.path = path
+        self.period_s = PERIOD_S
         self._project = project
         self._base = held.base
         self._label = held.label  # the writing thread's own
@@ -429,7 +433,8 @@ class Journal:
             while not ended:
                 with self._wake:
                     self._wake.wait_for(
-                        lambda: self._queue or self._ended, PERIOD_S if self._frames else None
+                        lambda: self._queue or self._ended,
+                        self.period_s if self._frames else None,
                     )
                     ended = self._ended
                     queue, self._queue = self._queue, []
@@ -439,7 +444,7 @@ class Journal:
                 with self._wake:  # strokes come in bursts: one flush for all of a moment
                     self._settled = not self._queue and not self._frames
                     self._wake.notify_all()
-                    self._wake.wait_for(lambda: self._ended or self._hurry, PERIOD_S)
+                    self._wake.wait_for(lambda: self._ended or self._hurry, self.period_s)
 
     def _change(
         self, indices: NDArray[np.int64] | None, values: Label, at: float, seconds: float

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from napari_jrss.data.batches import Label
-from napari_jrss.project.journal import PAUSE_S, Journal
+from napari_jrss.project.journal import PAUSE_S, PERIOD_S, Journal
 from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
 from napari_jrss.session.desk import Desk
@@ -35,6 +35,8 @@ class Autosave:
         The person, if known yet.
     journal
         One that goes on, or None.
+    period_s
+        Seconds after which a change is on the disk.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Autosave:
         desk: Desk,
         author: str,
         journal: Journal | None = None,
+        period_s: float = PERIOD_S,
     ) -> None:
         self._project = project
         self._case_id = case_id
@@ -52,6 +55,9 @@ class Autosave:
         self._desk = desk
         self._author = author or UNNAMED
         self._journal = journal
+        self._period_s = period_s
+        if journal is not None:
+            journal.period_s = period_s
         self._seconds = 0.0 if journal is None else journal.seconds
         self._last = time.monotonic()
 
@@ -133,4 +139,5 @@ class Autosave:
             self._author,
             self._seconds,
         )
+        self._journal.period_s = self._period_s
         self._journal.checkpoint(self._editor.snapshot())

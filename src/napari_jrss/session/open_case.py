@@ -12,7 +12,7 @@ from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, prediction_path, read_prediction
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.journal import Journal, unsaved
+from napari_jrss.project.journal import PERIOD_S, Journal, unsaved
 from napari_jrss.project.ledger import Case, LabelVersion, Round, Split, Status
 from napari_jrss.project.project import Project
 from napari_jrss.session.autosave import Autosave
@@ -186,7 +186,12 @@ class OpenCase:
 
 
 def read_case(
-    project: Project, case_id: str, desk: Desk, author: str, known: Kept | None = None
+    project: Project,
+    case_id: str,
+    desk: Desk,
+    author: str,
+    known: Kept | None = None,
+    autosave_s: float = PERIOD_S,
 ) -> OpenCase:
     """Put a case on the table, with the corrections that its journal holds, if any.
 
@@ -202,6 +207,8 @@ def read_case(
         The person, if known yet.
     known
         What is left in memory of it, which needn't be read again.
+    autosave_s
+        Seconds after which a change is in the journal.
 
     Raises
     ------
@@ -223,7 +230,7 @@ def read_case(
     else:
         journal, last = None, None
         editor = LabelEditor(*_usual_draft(project, case, teacher, prediction), classes)
-    autosave = Autosave(project, case_id, editor, desk, author, journal)
+    autosave = Autosave(project, case_id, editor, desk, author, journal, autosave_s)
     if not project.read_only:
         editor.changed.connect(autosave.note)
     return OpenCase(

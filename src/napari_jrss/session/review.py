@@ -144,7 +144,8 @@ class Review:
                 return  # another one was asked for meanwhile
             self._put_away()
             known = self._kept.get(case_id)
-            case = read_case(project, case_id, self.desk, self._session.author, known)
+            session = self._session
+            case = read_case(project, case_id, self.desk, session.author, known, session.autosave_s)
             case.editor.changed.connect(self._edited)
             self.case, self.proposal.region = case, None
             self.case_changed.emit()

@@ -118,6 +118,13 @@ class Rounds:
             return False
         return interrupted_round(project) is not None or rounds_left(project) > 0
 
+    @property
+    def unfinished_config(self) -> TrainingConfig | None:
+        """Settings of the round that runs or can be resumed, whoever started it."""
+        project = self._session.project
+        entry = None if project is None else project.unfinished_round()
+        return None if entry is None else config_of(entry)
+
     def history(self) -> list[RoundRow]:
         """All rounds of the project by number; none without a project."""
         project = self._session.project

@@ -14,6 +14,7 @@ from pathlib import Path
 from psygnal import Signal
 
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.journal import PERIOD_S
 from napari_jrss.project.project import Project
 from napari_jrss.session.cohort import Cohort
 from napari_jrss.session.pairs import Pairs
@@ -44,6 +45,8 @@ class Session:
         The person's name, which every label version needs.
     device
         Where networks run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    autosave_s
+        Seconds after which a correction is on the disk; for cases that are opened from then on.
     training, inference
         Runners of the long and of the short jobs; they don't wait for one another.
     cohort, review, rounds, pairs
@@ -58,6 +61,7 @@ class Session:
     def __init__(self, author: str = "", device: str = "auto") -> None:
         self.author = author
         self.device = device
+        self.autosave_s = PERIOD_S
         self.project: Project | None = None
         self.training = JobRunner("training")
         self.inference = JobRunner("inference")

@@ -13,11 +13,6 @@ from collections.abc import Callable
 from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QMainWindow, QMessageBox, QWidget
 
-QUESTION = (
-    "A round is training. It will be paused and can be resumed when the project is open again.\n\n"
-    "Close the window?"
-)
-
 
 class WindowWatch(QObject):
     """Closes a dock with its window, and asks before if need be.
@@ -26,14 +21,14 @@ class WindowWatch(QObject):
     ----------
     dock
         The widget; it is closed as soon as it belongs to no window any more.
-    must_ask
-        Whether a person who closes the window is to be asked.
+    question
+        What a person who closes the window is to be asked, if anything.
     """
 
-    def __init__(self, dock: QWidget, must_ask: Callable[[], bool]) -> None:
+    def __init__(self, dock: QWidget, question: Callable[[], str]) -> None:
         super().__init__(dock)
         self._dock = dock
-        self._must_ask = must_ask
+        self._question = question
         self._window: QMainWindow | None = None
         self._closing = False
         dock.installEventFilter(self)
@@ -73,7 +68,8 @@ class WindowWatch(QObject):
     def _close_with_window(self, event: QEvent) -> bool:
         window = self._window
         assert window is not None
-        if self._must_ask() and _a_person_closes(window, event) and not self._agreed(window):
+        question = self._question()
+        if question and _a_person_closes(window, event) and not _agreed(window, question):
             event.ignore()
             return True
         # napari may still refuse, so its window has its say before the dock goes.
@@ -87,16 +83,17 @@ class WindowWatch(QObject):
             self._dock.close()
         return True
 
-    def _agreed(self, window: QMainWindow) -> bool:
-        box = QMessageBox(window)
-        box.setIcon(QMessageBox.Icon.Question)
-        box.setWindowTitle("JRSS")
-        box.setText(QUESTION)
-        pause = box.addButton("Pause and close", QMessageBox.ButtonRole.AcceptRole)
-        stay = box.addButton("Keep training", QMessageBox.ButtonRole.RejectRole)
-        box.setDefaultButton(stay)
-        box.exec()
-        return box.clickedButton() is pause
+
+def _agreed(window: QMainWindow, question: str) -> bool:
+    box = QMessageBox(window)
+    box.setIcon(QMessageBox.Icon.Question)
+    box.setWindowTitle("JRSS")
+    box.setText(question)
+    pause = box.addButton("Pause and close", QMessageBox.ButtonRole.AcceptRole)
+    stay = box.addButton("Keep training", QMessageBox.ButtonRole.RejectRole)
+    box.setDefaultButton(stay)
+    box.exec()
+    return box.clickedButton() is pause
 
 
 def _a_person_closes(window: QMainWindow, event: QEvent) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari.utils.notifications import show_info
 from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
@@ -65,7 +66,7 @@ class MainWidget(QWidget):
         layout.addWidget(self.tabs)
         layout.addWidget(self._message)
         self.setAcceptDrops(True)
-        self._watch = WindowWatch(self, lambda: self.session.training.state.busy)
+        self._watch = WindowWatch(self, self._question)
 
         self._relay = Relay(self)
         for signal in (self.session.project_changed, self.session.cases_changed):
@@ -120,8 +121,29 @@ class MainWidget(QWidget):
             self.tabs.setCurrentWidget(self.cohort)
             self.cohort.take(folder)
 
+    def _question(self) -> str:
+        """What closing the window asks: nothing, unless a round runs."""
+        if not self.session.training.state.busy:
+            return ""
+        lines = [
+            "A round is training. It will be paused and can be resumed when the project is open "
+            "again."
+        ]
+        case = self.session.review.case
+        if case is not None and case.editor.voxels_changed:
+            lines.append(
+                f"Corrections of {case.case.case_id} that aren't accepted yet are kept, and "
+                "offered then."
+            )
+        return "\n\n".join([*lines, "Close the window?"])
+
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Stop what runs, so that it can be resumed, and let go of the project."""
+        if self.session.training.state.busy:
+            show_info(
+                "The round is paused: open the project in the JRSS dock again, and press Resume "
+                "in its tab Rounds."
+            )
         self._watch.stop()
         for tab in (self.cohort, self.review, self.rounds, self.registration):
             tab.close()

@@ -19,7 +19,7 @@ def default_tau() -> float:
 
 
 def follow_preferences(session: Session) -> Callable[[], None]:
-    """Set a session's author and device from the preferences, now and when they change.
+    """Set a session's author, device and autosave from the preferences, now and when they change.
 
     Without a name there, the one that ``napari-jrss author`` keeps counts.
 
@@ -32,10 +32,11 @@ def follow_preferences(session: Session) -> Callable[[], None]:
 
     def apply(_event: object = None) -> None:
         session.device = page.work.device
+        session.autosave_s = page.work.autosave
         session.author = page.person.author.strip() or known_author()
 
     apply()
-    signals = (page.person.events.author, page.work.events.device)
+    signals = (page.person.events.author, page.work.events.device, page.work.events.autosave)
     for signal in signals:
         signal.connect(apply)
 

@@ -57,6 +57,7 @@ class RoundsTab(QWidget):
         self._relay = Relay(self)
         self._progress = Progress()
         self._activity: progress | None = None
+        self._followed: TrainingConfig | None = None
 
         fields = TrainingConfig.model_fields
         self.preset = editor(fields["preset"])
@@ -176,6 +177,21 @@ class RoundsTab(QWidget):
         self.advanced.show_values(settings)
         self.tau.set(settings.screening.tau)
 
+    def show_config(self, config: TrainingConfig) -> None:
+        """Fill the form in."""
+        self.preset.set(config.preset)
+        self.advanced.show_values(config)
+        self.tau.set(config.screening.tau)
+        self.seed.set(config.seed)
+
+    def _follow(self) -> None:
+        """Show the settings of a round that a script started, or the program before this one."""
+        config = self._session.rounds.unfinished_config
+        # once, so that what is filled in meanwhile for the next series stays
+        if config is not None and config != self._followed:
+            self._followed = config
+            self.show_config(config)
+
     def _set_device(self, name: str) -> None:
         self._session.device = name
         self._forget_estimate()
@@ -229,6 +245,7 @@ class RoundsTab(QWidget):
         rows = []
         with telling(self._session):
             rows = self._session.rounds.history()
+            self._follow()
         self.table.show_rows(rows)
         done = [row for row in rows if row.labelled is not None and row.accepted is not None]
         numbers = [float(row.number) for row in done]

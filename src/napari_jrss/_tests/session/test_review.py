@@ -172,6 +172,30 @@ def test_corrections_survive_a_program_that_dies(
     assert failures == []
 
 
+def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
+    sizes = []
+    for autosave_s in (60, 0.05):
+        session.autosave_s = autosave_s
+        review = opened(session)
+        editor, case_id = review.on_table.editor, review.on_table.case_id
+        editor.label[0, 0, :5] = 1 + (editor.label[0, 0, 0] == 1)
+        editor.sync()
+        assert review.wait(10)
+        threading.Event().wait(0.6)  # the first change is written at once
+        journal = session.open_project.path / "journal" / f"{case_id}.journal"
+        before = journal.stat().st_size
+        editor.label[1, 0, :5] = 1 + (editor.label[1, 0, 0] == 1)
+        editor.sync()
+        assert review.wait(10)
+        threading.Event().wait(0.6)
+        sizes.append(journal.stat().st_size - before)
+        review.close_case(Leave.KEEP)
+        assert review.wait(10)
+    late, soon = sizes
+    assert late == 0
+    assert soon > 0
+
+
 def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
     first, second = session.open_project.snapshot().unlabelled[:2]
     review = opened(session, first)

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from napari.utils.notifications import notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtWidgets import QMainWindow, QWidget
 
@@ -76,6 +77,11 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     session, window = dock.session, window_of(dock)
     train(session, path, qtbot)
     assert len(_children()) == 1
+    case_id = session.open_project.snapshot().unlabelled[0]
+    session.review.open(case_id)
+    assert session.review.wait(10)
+    session.review.on_table.editor.label[8, 8, 8:12] = 1
+    session.review.on_table.editor.sync()
 
     with answering(press("Keep training")):
         assert not window.close()
@@ -88,6 +94,7 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     assert time.monotonic() - started < 3
     viewer.close()  # so that the fixture knows
     assert "paused and can be resumed" in asked[0]
+    assert f"Corrections of {case_id} that aren't accepted yet are kept" in asked[0]
     assert session.project is None
     assert _children() == []
 
@@ -95,6 +102,8 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     later.open(path)
     assert later.rounds.interrupted is not None
     assert later.rounds.resumable
+    assert later.review.wait(10)
+    assert [entry.case_id for entry in later.review.unfinished] == [case_id]
     assert later.close()
 
 
@@ -130,6 +139,7 @@ def test_a_hidden_or_floating_dock_goes_on_and_a_closed_one_pauses(
     panel.destroyOnClose()  # what the dock's cross calls
     qtbot.waitUntil(lambda: session.project is None)
     assert session.training.state is JobState.CANCELLED
+    assert "The round is paused" in notification_manager.records[-1].message
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -158,7 +158,9 @@ def test_preferences_reach_the_session(dock: MainWidget) -> None:
     page = get_plugin_settings(PLUGIN)
     page.person.author = "Ada Lovelace"
     page.work.device = "cpu"
+    page.work.autosave = 2.5
     assert (dock.session.author, dock.session.device) == ("Ada Lovelace", "cpu")
+    assert dock.session.autosave_s == 2.5
 
 
 def test_menus_stand_in_the_manifest() -> None:

@@ -47,10 +47,7 @@ def tab(dock: MainWidget, trainable_once: Path, tmp_path: Path) -> Iterator[Roun
 
 
 def fill(tab: RoundsTab, config: TrainingConfig, rounds: int = 0) -> None:
-    tab.preset.set(config.preset)
-    tab.advanced.show_values(config)
-    tab.tau.set(config.screening.tau)
-    tab.seed.set(config.seed)
+    tab.show_config(config)
     tab.rounds.setValue(rounds)
 
 
@@ -189,6 +186,22 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Finished")
     assert [str(row.outcome) for row in tab._session.rounds.history()] == ["cancelled", "finished"]
+
+
+def test_the_form_shows_the_settings_of_a_round_that_a_script_started(
+    tab: RoundsTab, qtbot: QtBot
+) -> None:
+    config = tiny_config(
+        seed=7, segmentation={"epochs": 1, "minimum_steps": 100_000, "learning_rate": 0.02}
+    )
+    assert tab.config() != config
+    tab._session.rounds.start(config, 0)
+    wait_for(qtbot, tab, "Mono-Seg: ")
+    assert tab.config() == config
+    tab.seed.set(8)  # for the next series
+    click(qtbot, tab.pause)
+    qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
+    assert tab.config() == config.model_copy(update={"seed": 8})
 
 
 def test_a_failed_round_says_why_and_an_earlier_teacher_can_be_used(

@@ -18,6 +18,7 @@ from napari_jrss.experiments.joint_stage import JointStage, LearningRates
 from napari_jrss.experiments.recipe import (
     Task,
     Trained,
+    of_the_foreground,
     train_registration,
     train_segmentation,
     train_stage,
@@ -34,6 +35,7 @@ def train(task: Task) -> Trained:
     """Pre-training of both networks, then joint training; only labelled cases are seen."""
     settings = task.config.registration.model_copy(update={"labelled_pair_fraction": 1.0})
     task = replace(task, config=task.config.model_copy(update={"registration": settings}))
+    task = of_the_foreground(task)
     task.seed()
     config = task.config
     segmentation = build_segmentation_network(
