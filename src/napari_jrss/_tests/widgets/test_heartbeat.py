@@ -19,6 +19,7 @@ from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.engine.events import StepEnd
+from napari_jrss.session.review import Leave
 from napari_jrss.widgets.main_widget import MainWidget
 
 BEAT_MS = 10
@@ -69,7 +70,8 @@ def test_it_beats_while_a_round_trains_and_a_person_paints_and_switches(
             for z in range(4, 12):
                 person.viewer.dims.set_point(0, z)
                 qtbot.wait(20)
-            session.review.close_case("keep")
+            session.review.close_case(Leave.KEEP)
+            person.settle()
         assert len(steps) > before  # the round went on meanwhile
     assert len(gaps) > 50
     assert max(gaps) < LATE_S
