@@ -56,6 +56,17 @@ def test_mono_segmentation_is_one_minus_dice_by_hand() -> None:
     assert losses["total"].item() == pytest.approx(1 - (background + foreground) / 2, abs=1e-5)
 
 
+def test_mono_segmentation_without_the_background_doesnt_reward_finding_nothing() -> None:
+    label = torch.zeros(1, 1, 1, 10, dtype=torch.long)
+    label[..., 0] = 1
+    nothing = Says(torch.tensor([20.0, -20.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 10))
+    image = torch.zeros(1, 1, 1, 1, 10)
+    with_it = mono_segmentation_step(nothing, image, label)["total"]
+    without = mono_segmentation_step(nothing, image, label, include_background=False)["total"]
+    assert float(with_it) == pytest.approx(1 - 18 / 19 / 2, abs=1e-4)
+    assert float(without) == pytest.approx(1, abs=1e-4)
+
+
 def test_one_hot_of_an_ignored_voxel_is_zero_everywhere() -> None:
     known = known_one_hot(torch.tensor([[[[0, 2, IGNORED]]]]), 3)
     assert known[0, :, 0, 0].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
