@@ -63,8 +63,8 @@ def test_mono_segmentation_without_the_background_doesnt_reward_finding_nothing(
     image = torch.zeros(1, 1, 1, 1, 10)
     with_it = mono_segmentation_step(nothing, image, label)["total"]
     without = mono_segmentation_step(nothing, image, label, include_background=False)["total"]
-    assert float(with_it) == pytest.approx(1 - 18 / 19 / 2, abs=1e-4)
-    assert float(without) == pytest.approx(1, abs=1e-4)
+    assert with_it.item() == pytest.approx(1 - 18 / 19 / 2, abs=1e-4)
+    assert without.item() == pytest.approx(1, abs=1e-4)
 
 
 def test_one_hot_of_an_ignored_voxel_is_zero_everywhere() -> None:
