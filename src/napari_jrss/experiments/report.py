@@ -61,7 +61,8 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
     out
         The experiment's folder.
     labelled
-        N of the main tables, such as ``5`` or ``K``; by default that with most methods.
+        N of the main tables, such as ``5`` or ``K``; by default that with most methods, and of
+        these with most runs.
 
     Returns
     -------
@@ -96,11 +97,13 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
 
 
 def _main_labelled(outcomes: Sequence[Outcome], wanted: str | None) -> int | str:
-    counts = Counter(o.labelled for o in outcomes if not o.variant and o.method.labels != "none")
+    counted = [o for o in outcomes if not o.variant and o.method.labels != "none"]
+    counts = Counter(o.labelled for o in counted)
     if not counts:
         return 0
     if wanted is None:
-        return max(counts, key=lambda n: (counts[n], -rank(n)))
+        runs = {n: sum(len(o.runs) for o in counted if o.labelled == n) for n in counts}
+        return max(counts, key=lambda n: (counts[n], runs[n], -rank(n)))
     found = [n for n in counts if str(n) == wanted]
     if not found:
         known = ", ".join(str(n) for n in sorted(counts, key=rank))
