@@ -147,7 +147,7 @@ def doubled(array: np.ndarray) -> np.ndarray:
     return array.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
-def test_syn_registers_images_whatever_their_zero(tmp_path: Path) -> None:
+def test_syn_registers_images_whatever_their_zero_and_twice_alike(tmp_path: Path) -> None:
     """With cross-correlation to full resolution it takes minutes, and is the same call."""
     pytest.importorskip("ants", reason="antspyx is an extra")
     network = METHODS["syn"].train(task_of("syn", tmp_path)).registration
@@ -155,6 +155,8 @@ def test_syn_registers_images_whatever_their_zero(tmp_path: Path) -> None:
     (moving, label), (fixed, truth) = map(phantom, "ab")
     # Around zero there is no centre of mass, which ANTs starts from.
     field = displacement_field(network, doubled(moving) - 3, doubled(fixed) - 0.1, CPU)
+    again = displacement_field(network, doubled(moving) - 3, doubled(fixed) - 0.1, CPU)
+    np.testing.assert_array_equal(again, field)
     warped = warp_array(doubled(label), field, nearest=True)
     before, after = (
         np.mean(dice_per_class(each, doubled(truth), len(NAMES)))

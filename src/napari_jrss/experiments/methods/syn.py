@@ -36,6 +36,8 @@ def syn(moving: np.ndarray, fixed: np.ndarray, **options: Any) -> np.ndarray:
     """Register two images (z, y, x); affine and warp as one field (3, z, y, x) in voxels."""
     import ants
 
+    # Its sampling is random otherwise. On one thread, as sums depend on the order, too.
+    ants.config.set_ants_deterministic(on=True, seed_value=1)
     # ANTs' coarsest level leaves nothing of an axis much shorter than this.
     missing = [max(0, SHORTEST - size) for size in fixed.shape]
     margins = [(each // 2, each - each // 2) for each in missing]
@@ -51,7 +53,6 @@ def syn(moving: np.ndarray, fixed: np.ndarray, **options: Any) -> np.ndarray:
             moving_image,
             type_of_transform="SyN",
             outprefix=f"{folder}/",
-            random_seed=1,  # its sampling is random otherwise
             **options,
         )
         composed = ants.apply_transforms(
