@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 ITK_SNAP_NAMES = "labels.txt"
 SLICER_NAMES = "labels.ctbl"
+_OURS = b"# Color table of napari-jrss"
 
 # ITK refuses a direction matrix that is further from orthonormal than this.
 _ORTHONORMAL = 1e-4
@@ -79,7 +80,7 @@ def write_label_names(folder: Path, table: LabelTable) -> None:
         "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
         "################################################",
     ]
-    slicer = ["# Color table of napari-jrss", f"# {len(table.classes)} values"]
+    slicer = [_OURS.decode(), f"# {len(table.classes)} values"]
     for entry in table.classes:
         number = entry.source_ids[0] if table.one_to_one else entry.index
         red, green, blue = bytes.fromhex(entry.colour[1:])
@@ -104,18 +105,18 @@ def export_labels(
     project
         May be open read-only.
     folder
-        Made if it isn't there; files of these names are replaced.
+        Made if it isn't there; what an earlier export left there is replaced.
     case_ids
         Which cases; None for all that have a label in force.
 
     Raises
     ------
     ProjectError
-        A case that was named has no label.
+        A case that was named has no label, or the folder holds somebody's labels of these names.
     """
     if case_ids is None:
         case_ids = [case.case_id for case in project.cases() if case.label_version]
-    _make(folder)
+    _make(folder, case_ids)
     write_label_names(folder, project.table)
     for case_id in case_ids:
         chain = project.attributes(case_id).chain
@@ -133,15 +134,21 @@ def export_predictions(project: Project, predictions: Path, folder: Path) -> Ite
     predictions
         Where a round keeps its predictions, see :mod:`napari_jrss.data.predictions`.
     folder
-        Made if it isn't there; files of these names are replaced.
+        Made if it isn't there; what an earlier export left there is replaced.
+
+    Raises
+    ------
+    ProjectError
+        The folder holds somebody's labels of these names.
     """
-    _make(folder)
+    cases = [case.case_id for case in project.cases()]
+    case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
+    _make(folder, case_ids)
     write_label_names(folder, project.table)
-    for case in project.cases():
-        if prediction_path(predictions, case.case_id).exists():
-            label = read_prediction(predictions, case.case_id).label
-            chain = project.attributes(case.case_id).chain
-            yield export_label(label, chain, project.table, folder / f"{case.case_id}.nii.gz")
+    for case_id in case_ids:
+        label = read_prediction(predictions, case_id).label
+        chain = project.attributes(case_id).chain
+        yield export_label(label, chain, project.table, folder / f"{case_id}.nii.gz")
 
 
 def scan_displacement(
@@ -432,7 +439,15 @@ def _itk_grid(
     return upright, (z, y, x)
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, case_ids: Collection[str] = ()) -> None:
+    """Make a folder, or see that its labels of these cases are those of an earlier export."""
+    theirs = next((c for c in case_ids if (folder / f"{c}.nii.gz").exists()), None)
+    names = folder / SLICER_NAMES
+    if theirs is not None and not (names.is_file() and names.read_bytes().startswith(_OURS)):
+        raise ProjectError(
+            f"{folder}: holds a {theirs}.nii.gz that no export wrote, and it stays; choose "
+            "another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -75,6 +75,20 @@ def test_predictions_export_like_labels(
     np.testing.assert_array_equal(np.asarray(exported.dataobj), np.asarray(original.dataobj))
 
 
+def test_somebodys_labels_are_not_replaced_but_an_earlier_exports_are(
+    project: Project, cohort: FoundCohort, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "labels" / f"{cohort.cases[0].case_id}.nii.gz"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"drawn by hand")
+    with pytest.raises(ProjectError, match=r"that no export wrote, and it stays"):
+        list(export_labels(project, theirs.parent))
+    assert theirs.read_bytes() == b"drawn by hand"
+    assert list(theirs.parent.iterdir()) == [theirs]
+    for _ in range(2):
+        assert len(list(export_labels(project, tmp_path / "out"))) == CASES
+
+
 def test_names_are_those_of_the_numbers_in_the_file(tmp_path: Path) -> None:
     write_label_names(tmp_path, TABLE)
     lines = (tmp_path / "labels.txt").read_text().splitlines()
