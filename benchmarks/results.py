@@ -19,7 +19,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from napari_jrss.experiments.protocol import Protocol, load_protocol
+from napari_jrss.experiments.protocol import Protocol, ProtocolError, load_protocol
 from napari_jrss.experiments.report import CAPTIONS, write_report
 from napari_jrss.experiments.run import PROTOCOL, ROWS, RUN, RUNS
 
@@ -37,6 +37,7 @@ in brackets; [experiments.md](experiments.md) says what the methods are.
 
 def keep(name: str, folder: Path) -> None:
     """Copy the figures of all finished runs, and say where the scans lay in no more than names."""
+    page = write_report(folder)
     kept = KEPT / name
     for path in sorted((folder / RUNS).glob(f"*/{RUN}")):
         place = kept / RUNS / path.parent.name
@@ -45,11 +46,11 @@ def keep(name: str, folder: Path) -> None:
             shutil.copy(file, place)
     protocol = json.loads((folder / PROTOCOL).read_text())
     data = protocol["data"]
-    for each in ("images", "labels", "groups", "subjects"):
+    for each in ("project", "folder", "images", "labels", "groups", "subjects"):
         if data[each] is not None:
             data[each] = Path(data[each]).name
     (kept / PROTOCOL).write_text(json.dumps(protocol, indent=1) + "\n")
-    for picture in (write_report(folder).parent).glob("slices_*.png"):
+    for picture in page.parent.glob("slices_*.png"):
         place = DOCS / PICTURES / name
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, place)
@@ -78,6 +79,10 @@ def write() -> None:
 
 def begin(name: str, folder: Path, data: Path) -> None:
     """Lay the folder of an experiment whose kept runs are done."""
+    if not (KEPT / name).is_dir() or folder.exists():
+        raise ProtocolError(
+            f"{folder}: is there already" if folder.exists() else f"no run of {name} is kept"
+        )
     protocol: Protocol = load_protocol(Path(name), data)
     shutil.copytree(KEPT / name / RUNS, folder / RUNS)
     (folder / PROTOCOL).write_text(protocol.model_dump_json(indent=1))
@@ -94,12 +99,16 @@ def main() -> int:
     beginner.add_argument("--data", type=Path, required=True)
     commands.add_parser("write", help="write docs/results.md")
     options = parser.parse_args()
-    if options.command == "keep":
-        keep(options.name, options.folder)
-    elif options.command == "begin":
-        begin(options.name, options.folder, options.data)
-    else:
-        write()
+    try:
+        if options.command == "keep":
+            keep(options.name, options.folder)
+        elif options.command == "begin":
+            begin(options.name, options.folder, options.data)
+        else:
+            write()
+    except ProtocolError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
