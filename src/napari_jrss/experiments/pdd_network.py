@@ -63,16 +63,15 @@ class PddNet(nn.Module):
 
     def matched(self, moving: Tensor, fixed: Tensor, shape: Sequence[int]) -> Tensor:
         """The same from features, on a control grid of any shape."""
-        here = positions(shape, moving).unsqueeze(-2)
-        wanted = sample_at(fixed, here)
-        there = here + displacements(moving)
+        wanted = sample_at(fixed, positions(shape, moving).unsqueeze(-2))[..., 0]
+        planes, depth = displaced_planes(moving, shape)
         # Plane by plane, computed again in the backward pass: all at once takes gigabytes.
-        planes = [
-            checkpoint(_squared_difference, moving, there[z : z + 1], wanted[:, :, z : z + 1])
+        costs = [
+            checkpoint(_squared_difference, planes, depth[z], wanted[:, :, z])
             for z in range(shape[0])
         ]
         a = self.scalars
-        cost = a[1] + a[0] * torch.cat(planes, dim=1)
+        cost = a[1] + a[0] * torch.stack(costs, dim=1)
         smooth = _mean_field(_min_convolution(cost))
         smooth = _mean_field(_min_convolution(a[4] + a[2] * cost + a[3] * smooth))
         return (-a[5] * smooth).softmax(-1)
@@ -89,9 +88,11 @@ class PddNet(nn.Module):
         return result
 
 
-def _squared_difference(features: Tensor, there: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over the channels, (B, z, y, x, n)."""
-    return (sample_at(features, there) - wanted).square().sum(1)
+def _squared_difference(planes: Tensor, depth: Tensor, wanted: Tensor) -> Tensor:
+    """Sum over the channels for one plane of control points, (B, y, x, WIDTH**3)."""
+    there = at_depth(planes, depth)  # (B, C, dz, y, dy, x, dx)
+    cost = (there - wanted[:, :, None, :, None, :, None]).square().sum(1)
+    return cost.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -124,22 +125,72 @@ def sample_at(volume: Tensor, positions: Tensor, padding: str = "border") -> Ten
     return sampled.reshape(*sampled.shape[:4], *shape[2:])
 
 
+def displaced_planes(volume: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(B, C, ...) at every displacement of every control point, as far as y and x go.
+
+    Control points and displacements are both grids, so that linear interpolation is a product
+    with one small matrix for each axis; ``grid_sample`` would take 8 corners for each of the
+    ``z * y * x * WIDTH**3`` positions.
+
+    Returns
+    -------
+    planes
+        (B, C, volume's z, y * WIDTH, x * WIDTH)
+    depth
+        What :func:`at_depth` needs for each plane of control points, (z, WIDTH, volume's z)
+    """
+    depth, rows, columns = (
+        _linear_weights(points, size, volume)
+        for points, size in zip(shape, volume.shape[2:], strict=True)
+    )
+    planes: Tensor = rows.flatten(0, 1) @ (volume @ columns.flatten(0, 1).T)
+    return planes, depth
+
+
+def at_depth(planes: Tensor, depth: Tensor) -> Tensor:
+    """One plane of control points, all displacements: (B, C, dz, y, dy, x, dx)."""
+    rows, columns = planes.shape[3] // WIDTH, planes.shape[4] // WIDTH
+    sampled: Tensor = (depth @ planes.flatten(3)).unflatten(3, (rows, WIDTH, columns, WIDTH))
+    return sampled
+
+
+def _linear_weights(points: int, size: int, like: Tensor) -> Tensor:
+    """Of `size` voxels for each displacement of each control point, (points, WIDTH, size)."""
+    here = torch.linspace(-1, 1, points, device=like.device, dtype=like.dtype)
+    steps = torch.linspace(-RANGE, RANGE, WIDTH, device=like.device, dtype=like.dtype)
+    there = (here[:, None] + steps).clamp(-1, 1)  # beyond the border as at it
+    voxel = (there + 1) / 2 * (size - 1)
+    centres = torch.arange(size, device=like.device, dtype=like.dtype)
+    weights: Tensor = (1 - (voxel[..., None] - centres).abs()).clamp(min=0)
+    return weights
+
+
 def _min_convolution(cost: Tensor) -> Tensor:
     """Lower envelope over neighbouring displacements, approximated by pooling."""
-    volume = _continued(cost.reshape(-1, 1, WIDTH, WIDTH, WIDTH), 3)
-    return _twice_averaged(-F.max_pool3d(-volume, 3, 1)).reshape(cost.shape)
+    volume = F.pad(cost.reshape(-1, 1, WIDTH, WIDTH, WIDTH), (3,) * 6, mode="replicate")
+    least = -F.max_pool3d(-volume, 3, 1)
+    average = _averaging(torch.eye(WIDTH + 4, device=cost.device, dtype=cost.dtype))
+    return _along_each_axis(least, [average] * 3).reshape(cost.shape)
 
 
 def _mean_field(cost: Tensor) -> Tensor:
-    """Mean over neighbouring control points."""
-    return _twice_averaged(_continued(cost.movedim(-1, 1), 2)).movedim(1, -1)
+    """Mean over neighbouring control points; (B, z, y, x, n)."""
+    averages = []
+    for size in cost.shape[1:4]:
+        points = torch.eye(size, device=cost.device, dtype=cost.dtype)
+        averages.append(_averaging(F.pad(points[None], (2, 2), mode="replicate")[0]))
+    return _along_each_axis(cost.movedim(-1, 1), averages).movedim(1, -1)
 
 
-def _continued(volume: Tensor, width: int) -> Tensor:
-    """With its border values around it."""
-    return F.pad(volume, (width,) * 6, mode="replicate")
+def _averaging(points: Tensor) -> Tensor:
+    """Mean of three, twice, of each row of (size, n), as a matrix (n - 4, size) to multiply by."""
+    averaged: Tensor = F.avg_pool1d(F.avg_pool1d(points[None], 3, 1), 3, 1)
+    return averaged[0].T
 
 
-def _twice_averaged(volume: Tensor) -> Tensor:
-    """4 voxels less along each axis."""
-    return F.avg_pool3d(F.avg_pool3d(volume, 3, 1), 3, 1)
+def _along_each_axis(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """(B, C, z, y, x) multiplied by a matrix along z, y and x."""
+    depth, rows, columns = matrices
+    flat = rows @ (volume @ columns.T)
+    result: Tensor = (depth @ flat.flatten(3)).unflatten(3, flat.shape[3:])
+    return result

@@ -25,7 +25,17 @@ from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmenta
 from napari_jrss.engine.predict import displacement_field, warp_array
 from napari_jrss.experiments.methods import METHODS, deep_atlas
 from napari_jrss.experiments.methods.pdd_net import class_weights, expected_label_loss
-from napari_jrss.experiments.pdd_network import RANGE, WIDTH, PddNet, control_shape
+from napari_jrss.experiments.pdd_network import (
+    RANGE,
+    WIDTH,
+    PddNet,
+    at_depth,
+    control_shape,
+    displaced_planes,
+    displacements,
+    positions,
+    sample_at,
+)
 from napari_jrss.experiments.recipe import Task, Trained, parameters
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
@@ -196,6 +206,18 @@ def test_pdd_net_gives_probabilities_on_the_control_grid() -> None:
     assert probabilities.shape == (1, 4, 5, 4, WIDTH**3)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 4, 5, 4))
     assert field.shape == (1, 3, 20, 24, 16)
+
+
+def test_pdd_net_samples_by_matrices_what_grid_sample_does() -> None:
+    volume = torch.randn(2, 3, 9, 7, 8, generator=torch.Generator().manual_seed(0))
+    shape = (3, 4, 2)
+    there = positions(shape, volume).unsqueeze(-2) + displacements(volume)
+    planes, depth = displaced_planes(volume, shape)
+    for z in range(shape[0]):
+        sampled = at_depth(planes, depth[z]).permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+        torch.testing.assert_close(
+            sampled, sample_at(volume, there[z : z + 1])[:, :, 0], rtol=0, atol=1e-5
+        )
 
 
 def test_pdd_nets_expected_displacement_is_in_voxels_of_the_image() -> None:

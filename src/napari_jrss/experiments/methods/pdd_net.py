@@ -16,8 +16,11 @@ from torch import Tensor
 from napari_jrss.engine.stages import RegistrationStage
 from napari_jrss.engine.steps import Losses
 from napari_jrss.experiments.pdd_network import (
+    WIDTH,
     PddNet,
+    at_depth,
     checkpoint,
+    displaced_planes,
     displacements,
     positions,
     sample_at,
@@ -90,18 +93,20 @@ def expected_label_loss(
     probabilities: Tensor, moving: Tensor, fixed: Tensor, weight: Tensor
 ) -> Tensor:
     """Squared error of the expected labels on the control grid, with a weight for each class."""
-    here = positions(probabilities.shape[1:4], probabilities).unsqueeze(-2)
-    there = here + displacements(probabilities)
     found, wanted = (one_hot(label, len(weight)) for label in (moving, fixed))
+    shape = probabilities.shape[1:4]
     # plane by plane, computed again in the backward pass, as the costs are
-    planes = [
-        checkpoint(_expected, found, there[z : z + 1], probabilities[:, z : z + 1])
-        for z in range(len(there))
+    displaced, depth = displaced_planes(found, shape)
+    expected = [
+        checkpoint(_expected, displaced, depth[z], probabilities[:, z]) for z in range(shape[0])
     ]
-    error = torch.cat(planes, dim=2) - sample_at(wanted, here)[..., 0]
+    here = sample_at(wanted, positions(shape, probabilities).unsqueeze(-2))[..., 0]
+    error = torch.stack(expected, dim=2) - here
     return (error.square() * weight.view(-1, 1, 1, 1)).mean()
 
 
-def _expected(labels: Tensor, there: Tensor, probabilities: Tensor) -> Tensor:
-    """(B, C, z, y, x)."""
-    return (sample_at(labels, there) * probabilities.unsqueeze(1)).sum(-1)
+def _expected(displaced: Tensor, depth: Tensor, probabilities: Tensor) -> Tensor:
+    """Of one plane of control points, (B, C, y, x)."""
+    labels = at_depth(displaced, depth)
+    likely = probabilities.unflatten(-1, (WIDTH, WIDTH, WIDTH))
+    return torch.einsum("bcuyvxw,byxuvw->bcyx", labels, likely)
