@@ -134,8 +134,7 @@ class MonoSegmentationStage:
         images = _intensity(sample_image(images, grid), self.config, rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
-        background = self.config.segmentation.include_background
-        return mono_segmentation_step(self.network, images, labels, background)
+        return mono_segmentation_step(self.network, images, labels, self.config.segmentation)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""
