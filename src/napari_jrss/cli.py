@@ -389,6 +389,7 @@ def recover(
 ) -> None:
     """Keep corrections that were never accepted, as a new label version."""
     from napari_jrss.project import journal
+    from napari_jrss.project.errors import ProjectError
     from napari_jrss.project.project import Project
     from napari_jrss.session.author import author as known
 
@@ -398,6 +399,11 @@ def recover(
             journal.discard(opened, case)
             typer.echo(f"{case}: {found.voxels_changed} corrected voxels given up")
             return
+        if not found.voxels_changed:
+            raise ProjectError(
+                f"case {case}: nothing was corrected, only {len(found.accepted)} structures "
+                "accepted one by one; open the case in the window to go on, or --discard them"
+            )
         name = known(author)
         going_on, found = journal.Journal.resume(opened, case)
         with going_on:

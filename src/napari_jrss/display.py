@@ -167,7 +167,8 @@ def status_tables(report: ProjectStatus) -> None:
         console.print(
             left.problem
             or f"case {left.case_id}: {left.author} changed {left.voxels_changed} voxels, "
-            f"which were never accepted (last at {left.last_change})"
+            f"which were never accepted, and accepted {left.structures_accepted} structures "
+            f"(last at {left.last_change})"
         )
 
 

@@ -1,19 +1,15 @@
 """Corrections of one case, kept on the disk while they are made.
 
-A journal is one file, ``journal/<case_id>.journal``: a line that says what it is, a header, the
-label that the person began with, and then one record for each change. Header, label and records
-are framed by their length and CRC-32, so a file that ends in the middle of a record, as kill -9
-or a full disk leaves it, is read up to the last whole one. The file is removed only when its
+A journal is one file, ``journal/<case_id>.journal``: the label that the person began with, and
+one record for each change (:mod:`napari_jrss.project.journal_file`). It is removed only when its
 label is in the ledger or the person gives the corrections up.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +19,12 @@ from typing import BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_jrss.data import store
 from napari_jrss.data.atomic import sync_folder, write_bytes
 from napari_jrss.data.batches import Label
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.journal_file import Header, Held, beginning, encoded, read_journal
 from napari_jrss.project.labels import check_draft
 from napari_jrss.project.ledger import Status, now
 from napari_jrss.project.project import Project
@@ -42,27 +38,6 @@ The default of a journal's `period_s`.
 PAUSE_S = 30.0
 """Without a change for longer, a person counts as being away."""
 
-_MAGIC = b"napari-jrss journal 1\n"
-_FRAME = struct.Struct("<II")  # length of the content, its CRC-32
-_RECORD = struct.Struct("<ddQ")  # time of the change (UNIX), active seconds so far, voxels
-_LARGEST_HEADER = 100_000
-_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-
-
-class _Header(BaseModel):
-    """What a journal says of itself, as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    case_id: str
-    draft: str
-    author: str
-    started: str
-    seconds: float
-    shape: tuple[int, int, int]
-    classes: int
-    sha256: str
-
 
 @dataclass(frozen=True)
 class Recovered:
@@ -74,6 +49,8 @@ class Recovered:
         The case.
     label, base
         Class indices (z, y, x) on the training grid: as last painted, and as at the beginning.
+    accepted
+        Structures that the person accepted.
     draft, author
         What it was made from, and by whom.
     seconds
@@ -85,6 +62,7 @@ class Recovered:
     case_id: str
     label: Label
     base: Label
+    accepted: frozenset[int]
     draft: str
     author: str
     seconds: float
@@ -99,11 +77,11 @@ class Recovered:
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A journal with corrections that no label version holds.
+    """A journal with corrections, or accepted structures, that no label version holds.
 
     Attributes
     ----------
-    case_id, draft, author, started, last_change, voxels_changed
+    case_id, draft, author, started, last_change, voxels_changed, accepted
         As in :class:`Recovered`; empty and 0 where the file can't be read.
     bytes
         Size of the file.
@@ -118,7 +96,19 @@ class JournalEntry:
     last_change: str
     voxels_changed: int
     bytes: int
+    accepted: frozenset[int] = frozenset()
     problem: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What waits to be written; `indices` is None where `values` are the whole label."""
+
+    indices: NDArray[np.int64] | None
+    values: Label
+    accepted: frozenset[int]
+    at: float
+    seconds: float
 
 
 class Journal:
@@ -135,7 +125,7 @@ class Journal:
         The file.
     """
 
-    def __init__(self, project: Project, header: _Header, path: Path, held: _Held) -> None:
+    def __init__(self, project: Project, header: Header, path: Path, held: Held) -> None:
         self.case_id = header.case_id
         self.draft = header.draft
         self.author = header.author
@@ -144,11 +134,12 @@ class Journal:
         self._project = project
         self._base = held.base
         self._label = held.label  # the writing thread's own
+        self._accepted = held.accepted
         self._classes = header.classes
         self._seconds = held.seconds
         self._last = time.monotonic()
         self._end = held.end
-        self._queue: list[tuple[NDArray[np.int64] | None, Label, float, float]] = []
+        self._queue: list[_Change] = []
         self._frames: list[bytes] = []
         self._error: OSError | None = None
         self._settled = True
@@ -196,12 +187,12 @@ class Journal:
             raise ProjectError("corrections need their author's name")
         base = project.checked_label(case_id, np.asarray(base_label)).copy()
         path = project.journal_path(case_id)
-        if path.exists() and _is_unsaved(project, path):
+        if unsaved_of(project, case_id) is not None:
             raise ProjectError(
                 f"{path}: holds corrections of case {case_id} that were not accepted; recover "
                 "or discard them first"
             )
-        header = _Header(
+        header = Header(
             case_id=case_id,
             draft=draft,
             author=author,
@@ -211,12 +202,12 @@ class Journal:
             classes=len(project.table.names),
             sha256=store.fingerprint(base),
         )
-        content = _MAGIC + _framed(header.model_dump_json().encode())
-        content += _framed(zlib.compress(base.tobytes(), 1))
+        content = beginning(header, base)
         try:
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, content)
-            return cls(project, header, path, _Held(base, base.copy(), seconds, 0.0, len(content)))
+            held = Held(base, base.copy(), frozenset(), seconds, 0.0, len(content))
+            return cls(project, header, path, held)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -231,7 +222,7 @@ class Journal:
         """
         project.check_writable()
         path = project.journal_path(case_id)
-        header, held = _read(project, path)
+        header, held = read_journal(project, path)
         try:
             return cls(project, header, path, held), _recovered(header, held)
         except OSError as error:
@@ -271,7 +262,7 @@ class Journal:
         if indices.size and not 0 <= indices.min() <= indices.max() < self._label.size:
             raise ValueError(f"case {self.case_id}: an index lies outside the label")
         classes = np.broadcast_to(self._classed(given), indices.shape).copy()
-        self._queue_up(indices, cast(Label, classes))
+        self._queue_up(indices, cast(Label, classes), self._accepted)
         self._raise_error()
 
     def checkpoint(self, label: ArrayLike) -> None:
@@ -294,7 +285,25 @@ class Journal:
             raise ValueError(
                 f"case {self.case_id}: label of shape {array.shape}, not {self._label.shape}"
             )
-        self._queue_up(None, self._classed(array).reshape(-1).copy())
+        self._queue_up(None, self._classed(array).reshape(-1).copy(), self._accepted)
+        self._raise_error()
+
+    def note_accepted(self, accepted: Collection[int]) -> None:
+        """Note which structures, by class index, the person has accepted by now.
+
+        Raises
+        ------
+        ValueError
+            One that the label can't have.
+        ProjectError
+            As :meth:`record`.
+        """
+        if not all(0 < index < self._classes for index in accepted):
+            raise ValueError(
+                f"case {self.case_id}: the project has structures 1 to {self._classes - 1}"
+            )
+        nothing = np.zeros(0, self._label.dtype)
+        self._queue_up(np.zeros(0, np.int64), nothing, frozenset(accepted))
         self._raise_error()
 
     def accept(self, label: ArrayLike, *, status: Status | None = None) -> str:
@@ -326,7 +335,7 @@ class Journal:
             status = corrected if changed or self.draft == "blank" else Status.ACCEPTED
         # The file shall hold the very label that the ledger gets: then a kill between the two
         # leaves a journal that `unsaved` knows to be kept.
-        self._queue_up(None, cast(Label, array.reshape(-1).copy()))
+        self._queue_up(None, cast(Label, array.reshape(-1).copy()), frozenset())
         self._stop()
         try:
             version = self._project.add_label_version(
@@ -401,14 +410,17 @@ class Journal:
             )
         return cast(Label, values.astype(self._label.dtype))
 
-    def _queue_up(self, indices: NDArray[np.int64] | None, values: Label) -> None:
+    def _queue_up(
+        self, indices: NDArray[np.int64] | None, values: Label, accepted: frozenset[int]
+    ) -> None:
         if self._ended:
             raise ProjectError(f"{self.path}: the journal is closed")
         moment = time.monotonic()
         self._seconds += min(moment - self._last, PAUSE_S)
         self._last = moment
+        self._accepted = accepted
         with self._wake:
-            self._queue.append((indices, values, time.time(), self._seconds))
+            self._queue.append(_Change(indices, values, accepted, time.time(), self._seconds))
             self._settled = False
             self._wake.notify_all()
 
@@ -438,29 +450,24 @@ class Journal:
                     )
                     ended = self._ended
                     queue, self._queue = self._queue, []
-                for indices, values, at, seconds in queue:
-                    self._frames.append(self._change(indices, values, at, seconds))
+                self._frames += [self._made(change) for change in queue]
                 self._flush()
                 with self._wake:  # strokes come in bursts: one flush for all of a moment
                     self._settled = not self._queue and not self._frames
                     self._wake.notify_all()
                     self._wake.wait_for(lambda: self._ended or self._hurry, self.period_s)
 
-    def _change(
-        self, indices: NDArray[np.int64] | None, values: Label, at: float, seconds: float
-    ) -> bytes:
+    def _made(self, change: _Change) -> bytes:
         """Bring the label up to date; the record of what really changed."""
-        flat = self._label.reshape(-1)
+        flat, indices = self._label.reshape(-1), change.indices
         if indices is None:
-            indices = np.flatnonzero(flat != values)
-            flat[:] = values
+            indices = np.flatnonzero(flat != change.values)
+            flat[:] = change.values
         else:
             before = flat[indices]
-            flat[indices] = values
+            flat[indices] = change.values
             indices = np.unique(indices[before != flat[indices]])
-        content = _RECORD.pack(at, seconds, indices.size)
-        content += indices.astype("<u8").tobytes() + _little_endian(flat[indices])
-        return _framed(zlib.compress(content, 1))
+        return encoded(change.at, change.seconds, indices, flat[indices], change.accepted)
 
     def _flush(self) -> None:
         """Append the records that aren't on the disk yet; what fails is tried again."""
@@ -481,11 +488,41 @@ class Journal:
 
 
 def unsaved(project: Project) -> list[JournalEntry]:
-    """Journals with corrections that no label version of their case holds, by case id.
+    """Journals that hold more than the label versions of their case, by case id.
 
-    A journal under way is among them. A file that can't be read is named with its problem.
+    That is corrections, or structures that were accepted one by one. A journal under way is among
+    them. A file that can't be read is named with its problem.
     """
-    return [entry for path in _journals(project) if (entry := _entry(project, path)) is not None]
+    found = (unsaved_of(project, path.stem) for path in _journals(project))
+    return [entry for entry in found if entry is not None]
+
+
+def unsaved_of(project: Project, case_id: str) -> JournalEntry | None:
+    """The same of one case; None if it has no journal, or one whose label is a version."""
+    path = project.journal_path(case_id)
+    try:
+        size = path.stat().st_size
+        found = recover(project, case_id)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        problem = f"{path}: can't be read ({error.strerror})"
+        return JournalEntry(case_id, "", "", "", "", 0, 0, problem=problem)
+    except ProjectError as error:
+        problem = str(error) if str(path) in str(error) else f"{path}: {error}"
+        return JournalEntry(case_id, "", "", "", "", 0, size, problem=problem)
+    if not _holds_more(project, found):
+        return None
+    return JournalEntry(
+        case_id,
+        found.draft,
+        found.author,
+        found.started,
+        found.last_change,
+        found.voxels_changed,
+        size,
+        found.accepted,
+    )
 
 
 def recover(project: Project, case_id: str) -> Recovered:
@@ -500,7 +537,7 @@ def recover(project: Project, case_id: str) -> Recovered:
         grid. The message names the file.
     """
     project.case(case_id)
-    return _recovered(*_read(project, project.journal_path(case_id)))
+    return _recovered(*read_journal(project, project.journal_path(case_id)))
 
 
 def discard(project: Project, case_id: str) -> None:
@@ -524,166 +561,34 @@ def discard(project: Project, case_id: str) -> None:
 # -- reading
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What a journal file holds."""
-
-    base: Label
-    label: Label
-    seconds: float
-    last_change: float
-    end: int  # of its last whole record
-
-
 def _journals(project: Project) -> Iterator[Path]:
     folder = project.journal_path("any").parent  # checked for links
     yield from sorted(folder.glob(f"[!.]*{SUFFIX}")) if folder.is_dir() else ()
 
 
-def _entry(project: Project, path: Path) -> JournalEntry | None:
-    case_id = path.name.removesuffix(SUFFIX)
-    try:
-        size = path.stat().st_size
-        found = recover(project, case_id)
-    except FileNotFoundError:
-        return None  # discarded meanwhile
-    except OSError as error:
-        problem = f"{path}: can't be read ({error.strerror})"
-        return JournalEntry(case_id, "", "", "", "", 0, 0, problem)
-    except ProjectError as error:
-        problem = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return JournalEntry(case_id, "", "", "", "", 0, size, problem)
-    if not _holds_more(project, found):
-        return None
-    return JournalEntry(
-        case_id,
-        found.draft,
-        found.author,
-        found.started,
-        found.last_change,
-        found.voxels_changed,
-        size,
-    )
-
-
-def _is_unsaved(project: Project, path: Path) -> bool:
-    return _entry(project, path) is not None
-
-
 def _holds_more(project: Project, found: Recovered) -> bool:
     """Whether a label would be lost with its journal."""
+    if found.accepted:
+        return True  # accepting the case takes them out of the journal
     if not found.voxels_changed:
         return False
     kept = {entry.sha256 for entry in project.label_versions(found.case_id)}
     return store.fingerprint(found.label) not in kept
 
 
-def _recovered(header: _Header, held: _Held) -> Recovered:
+def _recovered(header: Header, held: Held) -> Recovered:
     last = datetime.fromtimestamp(held.last_change, UTC).isoformat(timespec="seconds")
     return Recovered(
         case_id=header.case_id,
         label=held.label.copy(),
         base=held.base,
+        accepted=held.accepted,
         draft=header.draft,
         author=header.author,
         seconds=held.seconds,
         started=header.started,
         last_change=last if held.last_change else header.started,
     )
-
-
-def _read(project: Project, path: Path) -> tuple[_Header, _Held]:
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise ProjectError(f"{path}: not a journal of corrections")
-        with path.open("rb") as file:
-            return _parse(project, path, file)
-    except FileNotFoundError:
-        raise ProjectError(f"{path}: there is no such journal") from None
-    except OSError as error:
-        raise ProjectError(f"{path}: can't be read ({error.strerror})") from error
-
-
-def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[_Header, _Held]:
-    size = os.fstat(file.fileno()).st_size
-    if file.read(len(_MAGIC)) != _MAGIC:
-        raise ProjectError(f"{path}: not a journal of corrections, or a damaged one")
-    content = _frame(file, min(size, _LARGEST_HEADER))
-    try:
-        header = _Header.model_validate_json(content or b"")
-    except ValidationError as error:
-        raise ProjectError(f"{path}: the journal's beginning is damaged") from error
-    try:
-        check_draft(header.draft)
-    except ProjectError as error:
-        raise ProjectError(f"{path}: {error}") from error
-    if not header.author.strip():
-        raise ProjectError(f"{path}: doesn't say whose corrections it holds")
-    shape, names = project.grid.shape, project.table.names
-    if header.shape != shape or header.classes != len(names):
-        raise ProjectError(
-            f"{path}: made for a grid of {header.shape} and {header.classes} classes, the "
-            f"project has {shape} and {len(names)}"
-        )
-    if header.case_id != path.name.removesuffix(SUFFIX):
-        raise ProjectError(f"{path}: the journal of another case, {header.case_id!r}")
-    dtype = project.table.dtype
-    voxels = int(np.prod(shape))
-    content = _frame(file, size)
-    raw = None if content is None else _inflated(content, voxels * dtype.itemsize)
-    if raw is None or len(raw) != voxels * dtype.itemsize:
-        raise ProjectError(f"{path}: the journal's first label is damaged")
-    base = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-    if store.fingerprint(base) != header.sha256:
-        raise ProjectError(f"{path}: the journal's first label is damaged")
-    label = base.copy()
-    held = _Held(base, label, header.seconds, 0.0, file.tell())
-    while (content := _frame(file, size)) is not None:
-        raw = _inflated(content, _RECORD.size + voxels * (8 + dtype.itemsize))
-        if raw is None or len(raw) < _RECORD.size:
-            break
-        at, seconds, count = _RECORD.unpack_from(raw)
-        if len(raw) != _RECORD.size + count * (8 + dtype.itemsize):
-            break
-        if not (0 <= at < _LATEST and 0 <= seconds < _LATEST):
-            break
-        indices = np.frombuffer(raw, "<u8", count, _RECORD.size)
-        values = np.frombuffer(raw, dtype.newbyteorder("<"), count, _RECORD.size + 8 * count)
-        if count and (int(indices.max()) >= voxels or int(values.max()) >= header.classes):
-            break
-        label.reshape(-1)[indices.astype(np.int64)] = values
-        held = _Held(base, label, seconds, at, file.tell())
-    return header, held
-
-
-def _framed(content: bytes) -> bytes:
-    return _FRAME.pack(len(content), zlib.crc32(content)) + content
-
-
-def _frame(file: BinaryIO, largest: int) -> bytes | None:
-    """The next frame's content; None if no whole one follows."""
-    head = file.read(_FRAME.size)
-    if len(head) < _FRAME.size:
-        return None
-    length, checksum = _FRAME.unpack(head)
-    if length > largest:
-        return None
-    content = file.read(length)
-    return content if len(content) == length and zlib.crc32(content) == checksum else None
-
-
-def _inflated(content: bytes, largest: int) -> bytes | None:
-    """The content unpacked; None if it is damaged or larger than it can be."""
-    unpacking = zlib.decompressobj()
-    try:
-        raw = unpacking.decompress(content, largest + 1)
-    except zlib.error:
-        return None
-    return raw if unpacking.eof and len(raw) <= largest else None
-
-
-def _little_endian(values: Label) -> bytes:
-    return values.astype(values.dtype.newbyteorder("<")).tobytes()
 
 
 def _unwritable(path: Path, error: OSError) -> ProjectError:

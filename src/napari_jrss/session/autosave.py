@@ -79,6 +79,11 @@ class Autosave:
         else:
             self._desk.submit(lambda: self._record(edit))
 
+    def note_accepted(self) -> None:
+        """Keep which structures are accepted."""
+        self.touch()
+        self._desk.submit(self._record_accepted)
+
     def accept(self, label: Label, author: str) -> str:
         """Make a label a version in force, and remove the journal; the desk's own."""
         origin = self._editor.origin
@@ -104,15 +109,15 @@ class Autosave:
     def restart(self) -> None:
         """Begin anew from the editor's origin, with what differs from it; the desk's own."""
         self.discard()
-        if self._editor.voxels_changed:
+        if self._worth_keeping:
             self._start()
 
     def keep(self) -> None:
-        """Leave the corrections on the disk for later, if there are any; the desk's own."""
+        """Leave the work on the disk for later, if there is any; the desk's own."""
         if self._journal is None:
             return
         journal, self._journal = self._journal, None
-        if self._editor.voxels_changed:
+        if self._worth_keeping:
             journal.close()
         else:
             journal.discard()
@@ -122,6 +127,16 @@ class Autosave:
         if self._journal is not None:
             journal, self._journal = self._journal, None
             journal.discard()
+
+    @property
+    def _worth_keeping(self) -> bool:
+        return self._editor.voxels_changed > 0 or bool(self._editor.locked)
+
+    def _record_accepted(self) -> None:
+        if self._journal is None:
+            self._start()
+        else:
+            self._journal.note_accepted(self._editor.locked)
 
     def _record(self, edit: Edit) -> None:
         if self._journal is None:
@@ -141,3 +156,4 @@ class Autosave:
         )
         self._journal.period_s = self._period_s
         self._journal.checkpoint(self._editor.snapshot())
+        self._journal.note_accepted(self._editor.locked)

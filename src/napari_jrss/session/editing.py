@@ -248,12 +248,13 @@ class LabelEditor:
             return self.apply(name, indices, new[indices])
 
     def begin(self, name: str, label: Label, draft: str) -> Edit | None:
-        """Begin with another draft as one action, which undo takes back."""
+        """Begin with another draft as one action, which undo takes back; locked structures stay."""
         with self._lock:
             self.sync()
             origins = (self.origin, Origin(draft, label.copy()))
             flat, new = self.label.reshape(-1), origins[1].label.reshape(-1)
             indices = np.flatnonzero(flat != new)
+            indices = indices[~self._forbidden(flat[indices], new[indices])]
             edit = Edit(name, indices, flat[indices], new[indices], origins)
             self._write(edit)
             return self._finish(edit)

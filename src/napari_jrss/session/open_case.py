@@ -12,7 +12,7 @@ from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, prediction_path, read_prediction
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.journal import PERIOD_S, Journal, unsaved
+from napari_jrss.project.journal import PERIOD_S, Journal, unsaved_of
 from napari_jrss.project.ledger import Case, LabelVersion, Round, Split, Status
 from napari_jrss.project.project import Project
 from napari_jrss.session.autosave import Autosave
@@ -276,14 +276,16 @@ def _resume(project: Project, case_id: str) -> tuple[Journal, LabelEditor, str] 
     """Corrections that were left in the journal."""
     if not project.journal_path(case_id).exists():
         return None
-    entries = [entry for entry in unsaved(project) if entry.case_id == case_id]
-    if not entries:
+    entry = unsaved_of(project, case_id)
+    if entry is None:
         return None  # what it holds is a label version already
-    if entries[0].problem:
-        raise ProjectError(entries[0].problem)
+    if entry.problem:
+        raise ProjectError(entry.problem)
     journal, found = Journal.resume(project, case_id)
     classes = len(project.table.names)
     editor = LabelEditor(found.label, found.draft, classes, found.base)
+    for index in found.accepted:
+        editor.lock(index)
     return journal, editor, found.last_change
 
 

@@ -154,7 +154,8 @@ class Proposal:
         editor.sync()
         proposed = editor.origin.draft == BLANK or editor.origin.draft.startswith("round:")
         unlabelled = case.case.label_version is None
-        if proposed and unlabelled and editor.undo_name is None and not editor.voxels_changed:
+        touched = editor.undo_name is not None or editor.voxels_changed > 0 or bool(editor.locked)
+        if proposed and unlabelled and not touched:
             editor.begin("new pseudo-label", prediction.label, f"round:{teacher.number}")
         self.screen(case)
 

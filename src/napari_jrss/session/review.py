@@ -204,6 +204,8 @@ class Review:
         if Leave(unsaved) is Leave.ACCEPT:
             self.accept()
         elif Leave(unsaved) is Leave.DISCARD:
+            for index in case.editor.locked:
+                case.editor.lock(index, False)
             case.editor.replace("give up", case.editor.origin.label)
             self.desk.submit(case.autosave.discard)
         return True
@@ -270,7 +272,9 @@ class Review:
     def accept_structure(self, index: int, accepted: bool = True) -> None:
         """Accept one structure: it is protected from further changes, until withdrawn."""
         self._require_writable()
-        self.on_table.editor.lock(index, accepted)
+        case = self.on_table
+        case.editor.lock(index, accepted)
+        case.autosave.note_accepted()
         self.status_changed.emit()
 
     def accept(self) -> None:
@@ -296,7 +300,8 @@ class Review:
         def accept() -> None:
             version = case.autosave.accept(label, author)
             case.editor.rebase(f"version:{version}", label)
-            case.autosave.restart()
+            if case.editor.voxels_changed:  # painted meanwhile
+                case.autosave.restart()
             self._refresh(case)
             changed = case.versions[-1].voxels_changed or 0
             how = f"{changed} voxels corrected" if changed else "unchanged"

@@ -23,13 +23,14 @@ class RoundStatus(BaseModel):
 
 
 class UnsavedCorrections(BaseModel):
-    """A journal whose label was never accepted; `problem` says why it can't be recovered."""
+    """A journal whose work is in no label; `problem` says why it can't be recovered."""
 
     model_config = ConfigDict(frozen=True)
     case_id: str
     author: str
     last_change: str
     voxels_changed: int
+    structures_accepted: int
     problem: str
 
 
@@ -96,6 +97,7 @@ def project_status(project: Project) -> ProjectStatus:
                 author=entry.author,
                 last_change=entry.last_change,
                 voxels_changed=entry.voxels_changed,
+                structures_accepted=len(entry.accepted),
                 problem=entry.problem,
             )
             for entry in unsaved(project)

@@ -151,6 +151,7 @@ class ReviewLayers:
         """Remove the layers, and nothing that isn't ours."""
         for kind in list(self._layers):
             layer = self._layers.pop(kind)
+            layer.mode = "pan_zoom"  # else the brush's circle stays behind
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
         self._case = None

@@ -252,5 +252,7 @@ class UnfinishedPanel(QWidget):
         )
         self.cases.clear()
         for entry in entries:
-            changed = f"{entry.voxels_changed:,} voxels, {entry.last_change[:16]}"
-            self.cases.addItem(f"{entry.case_id} ({entry.problem or changed})", entry.case_id)
+            work = [f"{entry.voxels_changed:,} voxels"] if entry.voxels_changed else []
+            work += [f"{len(entry.accepted)} structures accepted"] if entry.accepted else []
+            about = entry.problem or ", ".join([*work, entry.last_change[:16]])
+            self.cases.addItem(f"{entry.case_id} ({about})", entry.case_id)

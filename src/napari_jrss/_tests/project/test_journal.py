@@ -54,6 +54,24 @@ def test_what_is_recorded_is_recovered(project: Project, journal: Journal) -> No
         journal.record([0], 1)
 
 
+def test_accepted_structures_are_kept_without_a_change(project: Project, journal: Journal) -> None:
+    journal.note_accepted({1, 2})
+    journal.note_accepted({2})
+    with pytest.raises(ValueError, match="structures 1 to 2"):
+        journal.note_accepted({0})
+    journal.record([0], 2)
+    journal.checkpoint(project.label("case0"))
+    journal.close()
+    (entry,) = unsaved(project)
+    assert (entry.voxels_changed, entry.accepted) == (0, {2})
+    with pytest.raises(ProjectError, match="recover or discard"):
+        Journal.start(project, "case0", "blank", project.label("case0"), "Grace")
+    resumed, found = Journal.resume(project, "case0")
+    assert found.accepted == {2}
+    resumed.accept(project.label("case0"))
+    assert unsaved(project) == []
+
+
 def test_changes_are_on_the_disk_within_the_second(project: Project, journal: Journal) -> None:
     journal.record(np.arange(50), 1)
     time.sleep(1)

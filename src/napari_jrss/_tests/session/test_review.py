@@ -13,6 +13,7 @@ import pytest
 from napari_jrss._tests.session.phantoms import describe, give_networks, give_teacher
 from napari_jrss.data.predictions import PREDICTIONS, prediction_path
 from napari_jrss.engine.events import Event, StageStarted
+from napari_jrss.project import journal
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
@@ -170,6 +171,52 @@ def test_corrections_survive_a_program_that_dies(
     finally:
         other.close()
     assert failures == []
+
+
+def test_accepted_structures_are_accepted_still_when_the_case_is_opened_again(
+    session: Session, tmp_path: Path
+) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.accept_structure(2)
+    review.accept_structure(1)
+    review.accept_structure(1, accepted=False)
+    review.open(second)  # nothing was corrected: nobody is asked
+    assert review.wait(10)
+    died = shutil.copytree(session.open_project.path, tmp_path / "died.jrss")
+    other = Session(author="anna")
+    other.open(died)
+    try:
+        assert other.review.wait(10)
+        (entry,) = other.review.unfinished
+        assert (entry.case_id, entry.voxels_changed, entry.accepted) == (first, 0, {2})
+        assert opened(other, first).on_table.editor.locked == {2}
+    finally:
+        other.close()
+
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.locked == {2}
+    voxels = np.flatnonzero(review.on_table.editor.label == 2)
+    review.start_from("blank")
+    assert review.wait(10)
+    np.testing.assert_array_equal(np.flatnonzero(review.on_table.editor.label), voxels)
+    review.accept()
+    assert review.wait(10)
+    review.open(second)
+    assert review.wait(10)
+    assert journal.unsaved(session.open_project) == []
+
+
+def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.accept_structure(2)
+    review.on_table.editor.label[review.on_table.editor.label == 1] = 0
+    review.open(second, "discard")
+    assert review.wait(10)
+    assert journal.unsaved(session.open_project) == []
+    assert opened(session, first).on_table.editor.locked == set()
 
 
 def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
