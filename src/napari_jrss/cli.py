@@ -495,27 +495,25 @@ def export(
             written = export_dataset(opened, dest, dataset, modality, dicom_source)
             typer.echo(f"{written}")
             return
-        labels = sum(1 for _ in export_labels(opened, dest / "labels"))
-        typer.echo(f"{labels} labels in {dest / 'labels'}")
-        if opened.teacher is not None:
-            predictions = opened.teacher.folder / PREDICTIONS
-            count = sum(1 for _ in export_predictions(opened, predictions, dest / "predictions"))
-            typer.echo(f"{count} of the teacher's labels in {dest / 'predictions'}")
+        teacher = opened.teacher
+        predictions = None if teacher is None else teacher.folder / PREDICTIONS
+        # Each call refuses what it can't export; none writes before its files are asked for.
+        parts = {"labels": ("labels", export_labels(opened, dest / "labels"))}
+        if predictions is not None:
+            files = export_predictions(opened, predictions, dest / "predictions")
+            parts["predictions"] = "of the teacher's labels", files
         if dicom_source is not None:
-            folder = dest / "dicom-seg"
-            count = sum(1 for _ in export_segmentations(opened, folder, dicom_source))
-            typer.echo(f"{count} DICOM SEG of labels in {folder}")
-            if opened.teacher is not None:
+            files = export_segmentations(opened, dest / "dicom-seg", dicom_source)
+            parts["dicom-seg"] = "DICOM SEG of labels", files
+            if predictions is not None:
                 folder = dest / "dicom-seg-predictions"
-                predictions = opened.teacher.folder / PREDICTIONS
-                count = sum(
-                    1 for _ in export_segmentations(opened, folder, dicom_source, predictions)
-                )
-                typer.echo(f"{count} DICOM SEG of the teacher's labels in {folder}")
+                files = export_segmentations(opened, folder, dicom_source, predictions)
+                parts[folder.name] = "DICOM SEG of the teacher's labels", files
         if ome_zarr:
-            folder = dest / "ome-zarr"
-            count = sum(1 for _ in export_ome_zarr(opened, folder, dicom_source))
-            typer.echo(f"{count} scans with their labels in {folder}")
+            files = export_ome_zarr(opened, dest / "ome-zarr", dicom_source)
+            parts["ome-zarr"] = "scans with their labels", files
+        for name, (what, files) in parts.items():
+            typer.echo(f"{sum(1 for _ in files)} {what} in {dest / name}")
 
 
 @app.command()

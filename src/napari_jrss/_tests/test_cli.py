@@ -174,7 +174,11 @@ def test_export_returns_an_imported_label_bit_for_bit(
         original = np.asarray(nib.load(cohort / "labels" / path.name).dataobj)
         # groups.csv keeps the two labelled structures; the file holds no others
         np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), original)
-    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 2
+    predictions = sorted((tmp_path / "predictions").glob("*.nii.gz"))
+    assert len(predictions) == 2
+    run("export", trained, tmp_path)
+    predictions[0].write_bytes(predictions[1].read_bytes() + b"\0")
+    assert f"edited since: {predictions[0].name}; it stays" in mistake("export", trained, tmp_path)
 
 
 def test_ctrl_c_stops_within_a_step_and_resume_goes_on(

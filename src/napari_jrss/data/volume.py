@@ -352,6 +352,12 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
         `array` doesn't have the scan's shape, or `path` isn't named as NIfTI.
     """
     path = Path(path)
+    write_bytes(path, nifti_bytes(path, array, like))
+    return path
+
+
+def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> bytes:
+    """What :func:`write_nifti` writes; no time stamp, so the same array gives the same bytes."""
     if isinstance(like, Volume):
         like = like.header or ScanHeader.of_affine(like.affine, like.shape)
     if array.shape != like.shape[::-1]:
@@ -361,11 +367,8 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
     header = like.nifti()
     header.set_data_dtype(array.dtype)
     kind: Any = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
-    image = kind(array.T, None, header)
-    content = image.to_bytes()
-    # No time stamp: the same label gives the same file.
-    write_bytes(path, gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
-    return path
+    content: bytes = kind(array.T, None, header).to_bytes()
+    return gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
 
 
 def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:

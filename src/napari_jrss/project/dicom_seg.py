@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from napari_jrss.data.predictions import prediction_path, read_prediction
 from napari_jrss.data.store import DICOM_SOURCE
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import dicom_series
+from napari_jrss.project.exported import ExportFolder
 from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
 
@@ -50,12 +52,14 @@ def export_segmentations(
 ) -> Iterator[Path]:
     """Write the labels of DICOM cases as ``<case_id>.dcm``; yield each file.
 
+    What can't be exported is refused by the call, and the iterator writes.
+
     Parameters
     ----------
     project
         May be open read-only.
     folder
-        Outside the project. Made if it isn't there; files of these names are replaced.
+        Outside the project. Made if it isn't there; what an earlier export wrote is replaced.
     dicom_source
         Folder in which the series of the cases are looked for.
     predictions
@@ -64,41 +68,45 @@ def export_segmentations(
     Raises
     ------
     ProjectError
-        No case came from DICOM, a series isn't in that folder, or `folder` lies in the project.
+        No case came from DICOM, a series isn't in that folder or can't be referred to, `folder`
+        lies in the project, or it holds files of these names that no export wrote or that were
+        edited since.
     """
     require_outside(project, folder)
     cases = [project.attributes(case.case_id) for case in project.cases()]
     cases = [case for case in cases if case.source == DICOM_SOURCE]
     if not cases:
         raise ProjectError(f"{project.path}: has no case that was made from DICOM")
-    drawn: dict[str, tuple[Label, str]] = {}
-    for case in cases:
-        in_force = project.case(case.case_id).label_version
-        if predictions is not None and prediction_path(predictions, case.case_id).exists():
-            drawn[case.case_id] = read_prediction(predictions, case.case_id).label, "AUTOMATIC"
-        elif predictions is None and in_force is not None:
-            status = next(
-                v.status for v in project.label_versions(case.case_id) if v.version == in_force
-            )
-            drawn[case.case_id] = project.label(case.case_id), _ALGORITHM[status]
-    cases = [case for case in cases if case.case_id in drawn]
+    if predictions is None:
+        cases = [case for case in cases if project.case(case.case_id).label_version]
+    else:
+        cases = [case for case in cases if prediction_path(predictions, case.case_id).exists()]
+    out = ExportFolder(folder, [f"{case.case_id}.dcm" for case in cases])
     series = dicom_series(cases, dicom_source)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectError(f"{folder}: can't be made ({error.strerror})") from error
     for case in cases:
         if case.case_id not in series:
             raise ProjectError(f"{dicom_source}: doesn't hold the series of case {case.case_id}")
-        label, made_by = drawn[case.case_id]
-        yield export_segmentation(
-            label,
-            case.chain,
-            project.table,
-            series[case.case_id],
-            folder / f"{case.case_id}.dcm",
-            made_by,
-        )
+        with _one_line(f"{case.case_id}.dcm"):
+            _images(series[case.case_id])
+
+    def write() -> Iterator[Path]:
+        out.make()
+        for case in cases:
+            case_id, name = case.case_id, f"{case.case_id}.dcm"
+            if predictions is None:
+                label, made_by = project.label(case_id), _made_by(project, case_id)
+            else:
+                label, made_by = read_prediction(predictions, case_id).label, "AUTOMATIC"
+            content = _content(label, case.chain, project.table, series[case_id], name, made_by)
+            yield out.write(name, content)
+
+    return write()
+
+
+def _made_by(project: Project, case_id: str) -> str:
+    in_force = project.case(case_id).label_version
+    versions = project.label_versions(case_id)
+    return _ALGORITHM[next(v.status for v in versions if v.version == in_force)]
 
 
 def require_outside(project: Project, folder: Path) -> None:
@@ -141,25 +149,45 @@ def export_segmentation(
         The series can't be referred to: it lacks attributes, or lies in several files of
         several frames each.
     """
+    write_bytes(path, _content(label, chain, table, series, path.name, made_by))
+    return path
+
+
+def _content(
+    label: Label, chain: Chain, table: LabelTable, series: DicomSeries, name: str, made_by: str
+) -> bytes:
     on_scan = chain.label_to_source(label)
     if on_scan.shape != series.shape:
         raise ValueError(f"a label of {on_scan.shape} for a series of {series.shape}")
+    with _one_line(name):
+        images = _images(series)
+        return _segmentation(images, _frames(on_scan, series, images), table, made_by)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Raise what goes wrong as a ProjectError that names a file."""
     try:
         with warnings.catch_warnings():
             # What the source's headers break of the standard is not this label's doing.
             warnings.simplefilter("ignore")
-            images = [_source(file) for file in series.files]
-            content = _segmentation(images, _frames(on_scan, series, images), table, made_by)
+            yield
     except ProjectError as error:
-        raise ProjectError(f"{path.name}: {error}") from error
+        raise ProjectError(f"{name}: {error}") from error
     # highdicom and the source's headers: whatever they lack, it is this series that can't be used.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ProjectError(
-            f"{path.name}: no DICOM SEG for this series ({type(error).__name__}: {reason})"
+            f"{name}: no DICOM SEG for this series ({type(error).__name__}: {reason})"
         ) from error
-    write_bytes(path, content)
-    return path
+
+
+def _images(series: DicomSeries) -> list[pydicom.Dataset]:
+    """Its files without their pixels, if a DICOM SEG can refer to them."""
+    images = [_source(file) for file in series.files]
+    if "NumberOfFrames" in images[0] and len(images) > 1:
+        raise ProjectError("a DICOM SEG can't refer to several files of several frames each")
+    return images
 
 
 def _source(file: Path) -> pydicom.Dataset:
@@ -180,8 +208,6 @@ def _frames(
     """The label's slices as the images' frames follow each other."""
     if "NumberOfFrames" not in images[0]:
         return on_scan
-    if len(images) > 1:
-        raise ProjectError("a DICOM SEG can't refer to several files of several frames each")
     count = int(images[0].NumberOfFrames)
     frames = np.zeros((count, *on_scan.shape[1:]), on_scan.dtype)
     for drawn, image in zip(on_scan, series.slices, strict=True):

@@ -2,7 +2,8 @@
 
 Labels are NIfTI files on the grid of the scan they belong to, with its orientation, qform,
 sform and zooms as in the source. Displacement fields are what ITK and ANTs read. Every file is
-written aside and renamed; a data set is one folder that is there in full or not at all.
+written aside and renamed; a data set is one folder that is there in full or not at all. What can't
+be exported is refused by the call; an iterator that it returns writes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,11 +31,13 @@ from napari_jrss.data.volume import (
     LPS_FROM_RAS,
     ScanHeader,
     Volume,
+    nifti_bytes,
     read_volume,
     spacing_mm,
     write_nifti,
 )
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.exported import ExportFolder
 from napari_jrss.project.ledger import Split
 from napari_jrss.project.project import Project
 
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
 ITK_SNAP_NAMES = "labels.txt"
 SLICER_NAMES = "labels.ctbl"
-_OURS = b"# Color table of napari-jrss"
 
 # ITK refuses a direction matrix that is further from orthonormal than this.
 _ORTHONORMAL = 1e-4
@@ -64,8 +66,12 @@ def export_label(label: Label, chain: Chain, table: LabelTable, path: Path) -> P
     path
         Ends in .nii or .nii.gz.
     """
-    ids = table.to_source_ids(chain.label_to_source(label))
-    return write_nifti(path, ids, _header(chain))
+    write_bytes(path, _label_bytes(label, chain, table, path))
+    return path
+
+
+def _label_bytes(label: Label, chain: Chain, table: LabelTable, path: Path) -> bytes:
+    return nifti_bytes(path, table.to_source_ids(chain.label_to_source(label)), _header(chain))
 
 
 def write_label_names(folder: Path, table: LabelTable) -> None:
@@ -74,13 +80,18 @@ def write_label_names(folder: Path, table: LabelTable) -> None:
     ``labels.txt`` is an ITK-SNAP label description (Segmentation > Import Label Descriptions),
     ``labels.ctbl`` a Slicer colour table, where a name can't hold spaces.
     """
+    for name, text in _label_names(table).items():
+        write_text(folder / name, text)
+
+
+def _label_names(table: LabelTable) -> dict[str, str]:
     snap = [
         "################################################",
         "# ITK-SnAP Label Description File",
         "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
         "################################################",
     ]
-    slicer = [_OURS.decode(), f"# {len(table.classes)} values"]
+    slicer = ["# Color table of napari-jrss", f"# {len(table.classes)} values"]
     for entry in table.classes:
         number = entry.source_ids[0] if table.one_to_one else entry.index
         red, green, blue = bytes.fromhex(entry.colour[1:])
@@ -91,8 +102,8 @@ def write_label_names(folder: Path, table: LabelTable) -> None:
             f'"{name}"'
         )
         slicer.append(f"{number} {name.replace(' ', '_')} {red} {green} {blue} {255 * shown}")
-    write_text(folder / ITK_SNAP_NAMES, "\n".join(snap) + "\n")
-    write_text(folder / SLICER_NAMES, "\n".join(slicer) + "\n")
+    files = {ITK_SNAP_NAMES: snap, SLICER_NAMES: slicer}
+    return {name: "\n".join(lines) + "\n" for name, lines in files.items()}
 
 
 def export_labels(
@@ -105,23 +116,22 @@ def export_labels(
     project
         May be open read-only.
     folder
-        Made if it isn't there; what an earlier export left there is replaced.
+        Made if it isn't there; what an earlier export wrote there is replaced.
     case_ids
         Which cases; None for all that have a label in force.
 
     Raises
     ------
     ProjectError
-        A case that was named has no label, or the folder holds somebody's labels of these names.
+        A case that was named has no label, or the folder holds files of these names that no
+        export wrote or that were edited since.
     """
     if case_ids is None:
         case_ids = [case.case_id for case in project.cases() if case.label_version]
-    _make(folder, case_ids)
-    write_label_names(folder, project.table)
     for case_id in case_ids:
-        chain = project.attributes(case_id).chain
-        label = project.label(case_id)
-        yield export_label(label, chain, project.table, folder / f"{case_id}.nii.gz")
+        if project.case(case_id).label_version is None:
+            raise ProjectError(f"{project.path}: case {case_id} has no label")
+    return _export(project, folder, case_ids, project.label)
 
 
 def export_predictions(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
@@ -134,21 +144,35 @@ def export_predictions(project: Project, predictions: Path, folder: Path) -> Ite
     predictions
         Where a round keeps its predictions, see :mod:`napari_jrss.data.predictions`.
     folder
-        Made if it isn't there; what an earlier export left there is replaced.
+        Made if it isn't there; what an earlier export wrote there is replaced.
 
     Raises
     ------
     ProjectError
-        The folder holds somebody's labels of these names.
+        The folder holds files of these names that no export wrote or that were edited since.
     """
     cases = [case.case_id for case in project.cases()]
     case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
-    _make(folder, case_ids)
-    write_label_names(folder, project.table)
-    for case_id in case_ids:
-        label = read_prediction(predictions, case_id).label
-        chain = project.attributes(case_id).chain
-        yield export_label(label, chain, project.table, folder / f"{case_id}.nii.gz")
+    return _export(project, folder, case_ids, lambda c: read_prediction(predictions, c).label)
+
+
+def _export(
+    project: Project, folder: Path, case_ids: Sequence[str], label: Callable[[str], Label]
+) -> Iterator[Path]:
+    names = _label_names(project.table)
+    files = {case_id: f"{case_id}.nii.gz" for case_id in case_ids}
+    out = ExportFolder(folder, [*names, *files.values()])
+
+    def write() -> Iterator[Path]:
+        out.make()
+        for name, text in names.items():
+            out.write(name, text.encode())
+        for case_id, name in files.items():
+            chain = project.attributes(case_id).chain
+            content = _label_bytes(label(case_id), chain, project.table, folder / name)
+            yield out.write(name, content)
+
+    return write()
 
 
 def scan_displacement(
@@ -264,25 +288,39 @@ def export_ome_zarr(
     """
     cases = [project.attributes(case.case_id) for case in project.cases() if case.label_version]
     sources = dicom_series(cases, dicom_source)
-    _make(folder)
+    out = ExportFolder(folder, ())
+    paths = [folder / f"{case.case_id}{SUFFIX}" for case in cases]
+    there = [path for path in paths if path.exists()]
+    if there:
+        more = f", and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ProjectError(
+            f"{there[0]}: exists already{more}; move it away or export into another folder"
+        )
     for attributes in cases:
-        scan = _scan(attributes, sources)
-        label = attributes.chain.label_to_source(project.label(attributes.case_id))
-        turned = scan.to_lps()
-        x, y, z = (float(v) for v in turned.affine[:3, 3])
-        path = folder / f"{attributes.case_id}{SUFFIX}"
-        try:
-            yield write_scan(
-                path,
-                turned.array,
-                turned.spacing_mm,
-                (z, y, x),
-                {"label": Volume(label, scan.affine).to_lps().array},
-                project.table,
-                rows(turned.affine),
-            )
-        except OSError as error:
-            raise ProjectError(f"{path}: can't be written ({error.strerror or error})") from error
+        _source(attributes, sources)
+
+    def write() -> Iterator[Path]:
+        out.make()
+        for attributes, path in zip(cases, paths, strict=True):
+            scan = read_volume(_source(attributes, sources))
+            label = attributes.chain.label_to_source(project.label(attributes.case_id))
+            turned = scan.to_lps()
+            x, y, z = (float(v) for v in turned.affine[:3, 3])
+            try:
+                yield write_scan(
+                    path,
+                    turned.array,
+                    turned.spacing_mm,
+                    (z, y, x),
+                    {"label": Volume(label, scan.affine).to_lps().array},
+                    project.table,
+                    rows(turned.affine),
+                )
+            except OSError as error:
+                reason = error.strerror or error
+                raise ProjectError(f"{path}: can't be written ({reason})") from error
+
+    return write()
 
 
 def export_dataset(
@@ -332,11 +370,11 @@ def export_dataset(
     temporary = aside(folder)
     try:
         for part in ("imagesTr", "labelsTr", "imagesTs"):
-            _make(temporary / part)
+            (temporary / part).mkdir(parents=True)
         for part, case_ids in (("imagesTr", training), ("imagesTs", testing)):
             for case_id in case_ids:
                 attributes = project.attributes(case_id)
-                volume = _scan(attributes, sources)
+                volume = read_volume(_source(attributes, sources))
                 header = _header(attributes.chain)
                 write_nifti(temporary / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                 if part == "imagesTr":
@@ -395,17 +433,14 @@ def dicom_series(cases: Sequence[CaseAttributes], folder: Path | None) -> dict[s
     return find_sources(folder, cases)
 
 
-def _scan(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Volume:
-    """The scan that a case was made from, if it is still there and still that scan."""
-    if attributes.source != DICOM_SOURCE:
-        return read_volume(_source(attributes))
-    if attributes.case_id not in series:
-        raise ProjectError(f"the DICOM series of case {attributes.case_id} isn't in that folder")
-    return read_volume(series[attributes.case_id])
-
-
-def _source(attributes: CaseAttributes) -> Path:
-    """The file that a case was made from, if it is still that file."""
+def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Path | DicomSeries:
+    """The file or series that a case was made from, if it is still there and still that scan."""
+    if attributes.source == DICOM_SOURCE:
+        if attributes.case_id not in series:
+            raise ProjectError(
+                f"the DICOM series of case {attributes.case_id} isn't in that folder"
+            )
+        return series[attributes.case_id]
     path = Path(attributes.source)
     try:
         with path.open("rb") as file:
@@ -437,18 +472,3 @@ def _itk_grid(
     upright[:3, 3] = world.min(0)
     x, y, z = (int(n) + 1 for n in np.ceil(np.ptp(world, axis=0) / step))
     return upright, (z, y, x)
-
-
-def _make(folder: Path, case_ids: Collection[str] = ()) -> None:
-    """Make a folder, or see that its labels of these cases are those of an earlier export."""
-    theirs = next((c for c in case_ids if (folder / f"{c}.nii.gz").exists()), None)
-    names = folder / SLICER_NAMES
-    if theirs is not None and not (names.is_file() and names.read_bytes().startswith(_OURS)):
-        raise ProjectError(
-            f"{folder}: holds a {theirs}.nii.gz that no export wrote, and it stays; choose "
-            "another folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectError(f"{folder}: can't be made ({error.strerror})") from error

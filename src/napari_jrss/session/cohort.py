@@ -363,7 +363,7 @@ class Cohort:
         """Write labels in each scan's own geometry, in the background.
 
         Those in force go to ``labels`` of the folder, the present teacher's to ``predictions``;
-        files of the same names are replaced.
+        a file of these names that no export wrote, or that was edited since, is never replaced.
 
         Raises
         ------

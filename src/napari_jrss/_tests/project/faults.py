@@ -24,6 +24,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.project.export import export_dataset, export_labels
+from napari_jrss.project.exported import ExportFolder
 from napari_jrss.project.journal import Journal
 from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
@@ -123,6 +124,14 @@ def export(where: Where) -> None:
             export_dataset(project, where.out / "Dataset001_Brain")
 
 
+def replace_exported(where: Where) -> None:
+    """An exported file replaced by a later export, which must know it whenever that died."""
+    for content in (b"first", b"second"):
+        out = ExportFolder(where.out / "names", ["labels.txt"])
+        out.make()
+        where.say(f"file {out.write('labels.txt', content)}")
+
+
 PROGRAMS: dict[str, Callable[[Where], None]] = {
     "ingest": ingest,
     "paint": paint,
@@ -130,6 +139,7 @@ PROGRAMS: dict[str, Callable[[Where], None]] = {
     "decide": decide,
     "play_round": play_round,
     "export": export,
+    "replace_exported": replace_exported,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import highdicom as hd
@@ -151,10 +152,34 @@ def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     written = {str(p.relative_to(tmp_path / "all")) for p in (tmp_path / "all").glob("*/*")}
     names = {"labels/labels.txt", "labels/labels.ctbl", f"labels/{case}.nii.gz"}
+    names |= {f"{folder}/napari-jrss.sha256" for folder in ("labels", "dicom-seg")}
     assert written == names | {f"dicom-seg/{case}.dcm", f"ome-zarr/{case}.ome.zarr"}
+    file = tmp_path / "all" / "dicom-seg" / f"{case}.dcm"
+    first = file.read_bytes()
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "all")])
+    assert done.exit_code == 0, done.output
+    assert file.read_bytes() != first  # another object
+    shutil.rmtree(tmp_path / "all" / "labels")
+    edited = pydicom.dcmread(file)
+    edited.SeriesDescription = "corrected"
+    edited.save_as(file)
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "all")])
+    assert f"edited since: {case}.dcm; it stays" in str(done.exception)
+    assert pydicom.dcmread(file).SeriesDescription == "corrected"
+    assert not (tmp_path / "all" / "labels").exists()
     data_set = [*command, str(tmp_path / "Dataset001_CT"), "--dataset", "nnunet"]
     done = CliRunner().invoke(app, [*data_set, "--modality", "CT"])
     assert done.exit_code == 0, done.output
     about = json.loads((tmp_path / "Dataset001_CT" / "dataset.json").read_text())
     assert about["channel_names"] == {"0": "CT"}
     assert len(list((tmp_path / "Dataset001_CT" / "imagesTr").iterdir())) == 1
+    for path in (tmp_path / "in").glob("*/*"):
+        image = pydicom.dcmread(path)
+        del image.FrameOfReferenceUID
+        image.save_as(path)
+    for source, reason in (("in", "no frame of reference"), ("predicted", "hold the series of")):
+        place = [str(tmp_path / "p.jrss"), str(tmp_path / "none")]
+        options = ["--dicom-source", str(tmp_path / source)]
+        done = CliRunner().invoke(app, ["export", *place, *options])
+        assert reason in str(done.exception)
+        assert not (tmp_path / "none").exists()

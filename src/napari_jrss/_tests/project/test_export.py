@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy import ndimage
+from typer.testing import CliRunner
 
+from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.chain import Chain, Intensity, TrainingGrid, rows
 from napari_jrss.data.labels import LabelTable
@@ -28,7 +31,8 @@ from napari_jrss.project.export import (
     export_predictions,
     write_label_names,
 )
-from napari_jrss.project.ledger import Split
+from napari_jrss.project.exported import RECORD
+from napari_jrss.project.ledger import Outcome, Split
 from napari_jrss.project.project import Project
 
 from .conftest import CASES, TABLE
@@ -75,18 +79,120 @@ def test_predictions_export_like_labels(
     np.testing.assert_array_equal(np.asarray(exported.dataobj), np.asarray(original.dataobj))
 
 
-def test_somebodys_labels_are_not_replaced_but_an_earlier_exports_are(
-    project: Project, cohort: FoundCohort, tmp_path: Path
-) -> None:
-    theirs = tmp_path / "labels" / f"{cohort.cases[0].case_id}.nii.gz"
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_labels_that_no_export_wrote_are_not_replaced(project: Project, tmp_path: Path) -> None:
+    theirs = tmp_path / "labels" / "case3.nii.gz"
     theirs.parent.mkdir()
     theirs.write_bytes(b"drawn by hand")
-    with pytest.raises(ProjectError, match=r"that no export wrote, and it stays"):
-        list(export_labels(project, theirs.parent))
-    assert theirs.read_bytes() == b"drawn by hand"
-    assert list(theirs.parent.iterdir()) == [theirs]
-    for _ in range(2):
-        assert len(list(export_labels(project, tmp_path / "out"))) == CASES
+    with pytest.raises(ProjectError, match=r"no export wrote .*: case3\.nii\.gz; it stays"):
+        export_labels(project, theirs.parent)
+    assert files(theirs.parent) == {"case3.nii.gz": b"drawn by hand"}
+    theirs.unlink()
+    theirs.mkdir()
+    with pytest.raises(ProjectError, match="no export wrote"):
+        export_labels(project, theirs.parent)
+    theirs.rmdir()
+    (theirs.parent / "labels.ctbl").write_text("# Color table of napari-jrss\n")
+    with pytest.raises(ProjectError, match=r"labels\.ctbl;"):  # before there were records
+        export_labels(project, theirs.parent)
+    assert len(list(theirs.parent.iterdir())) == 1
+
+
+def test_what_was_edited_since_an_export_is_not_replaced(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in export_labels(project, out):
+        pass
+    exported = nib.Nifti1Image.from_filename(out / "case1.nii.gz")
+    corrected = np.asarray(exported.dataobj).copy()
+    corrected[:3] = 7
+    nib.save(nib.Nifti1Image(corrected, None, exported.header), out / "case1.nii.gz")
+    names = (out / "labels.txt").read_text()
+    (out / "labels.txt").write_text(names.replace("left part", "left"))
+    label = project.label("case0")
+    project.add_label_version("case0", np.roll(label, 1, 0), "Ada")
+    before = files(out)
+    with pytest.raises(ProjectError, match=r"edited since: labels\.txt and 1 more; it stays"):
+        export_labels(project, out)
+    (out / "labels.txt").unlink()
+    with pytest.raises(ProjectError, match=r"edited since: case1\.nii\.gz; it stays"):
+        export_labels(project, out)
+    del before["labels.txt"]
+    assert files(out) == before
+    assert len(list(export_labels(project, out, ["case0", "case2"]))) == 2  # none that was edited
+    assert files(out)["case1.nii.gz"] == before["case1.nii.gz"]
+    with pytest.raises(ProjectError, match=r"case1\.nii\.gz"):  # also after another export
+        export_labels(project, out)
+
+
+def test_what_an_earlier_export_wrote_is_replaced(project: Project, tmp_path: Path) -> None:
+    """Again and again, also when it holds something else each time."""
+    out = tmp_path / "out"
+    label = project.label("case0")
+    for shift in range(3):
+        project.add_label_version("case0", np.roll(label, shift, 0), "Ada")
+        for _ in range(2):
+            assert len(list(export_labels(project, out))) == CASES
+    assert len(list(export_labels(project, tmp_path / "fresh"))) == CASES
+    now, fresh = files(out), files(tmp_path / "fresh")
+    assert {n: now[n] for n in now if n != RECORD} == {n: fresh[n] for n in fresh if n != RECORD}
+    project.rename_structure(1, "front", "Ada")
+    next(export_labels(project, out))  # stopped under way
+    assert "front" in (out / "labels.txt").read_text()
+    assert len(list(export_labels(project, out))) == CASES
+
+
+def test_all_that_an_export_refuses_comes_before_it_writes(
+    project_path: Path, cohort: FoundCohort, tmp_path: Path
+) -> None:
+    with Project.open(project_path) as project:
+        number = project.start_round(None, "{}", project.snapshot().label_versions).number
+        label = project.label("case2")
+        for case_id in ("case2", "case4"):
+            prediction = Prediction(label, np.ones(label.shape, np.float16))
+            write_prediction(project.round(number).folder / "predictions", case_id, prediction)
+        project.finish_round(number, Outcome.FINISHED, promote=True)
+    out = tmp_path / "out"
+    command = ["export", str(project_path), str(out), "--ome-zarr"]
+
+    def refused(what: str) -> None:
+        before = files(out)
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, ProjectError)
+        assert what in str(done.exception)
+        assert "\n" not in str(done.exception)
+        assert files(out) == before
+
+    (out / "predictions").mkdir(parents=True)
+    (out / "predictions" / "case4.nii.gz").write_bytes(b"drawn by hand")
+    refused("predictions: holds what no export wrote or what was edited since: case4.nii.gz;")
+    assert not (out / "labels").exists()
+    (out / "predictions" / "case4.nii.gz").unlink()
+    (out / "ome-zarr").write_text("a file")
+    refused("ome-zarr: can't be made")
+    (out / "ome-zarr").unlink()
+    (out / "ome-zarr" / "case5.ome.zarr").mkdir(parents=True)
+    refused("case5.ome.zarr: exists already;")
+    shutil.rmtree(out / "ome-zarr")
+    image = cohort.cases[-1].image
+    assert isinstance(image, Path)
+    content = image.read_bytes()
+    image.write_bytes(content + b"\0")
+    try:
+        refused("isn't the scan any more")
+    finally:
+        image.write_bytes(content)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert f"2 of the teacher's labels in {out / 'predictions'}" in done.output.replace("\n", "")
+    refused("case0.ome.zarr: exists already, and 5 more;")
+    command.remove("--ome-zarr")
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    (out / "predictions" / "case2.nii.gz").write_bytes(b"corrected")
+    refused("edited since: case2.nii.gz;")
 
 
 def test_names_are_those_of_the_numbers_in_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,14 @@ def test_labels_are_exported_in_their_scans_geometry(
             np.testing.assert_allclose(ours.affine, original.affine, atol=1e-5)
             np.testing.assert_array_equal(ours.array, original.array)
     assert said == [f"{len(written)} labels are in {tmp_path / 'out'}"]
+    shutil.rmtree(tmp_path / "out" / "labels")
+    corrected = tmp_path / "out" / "predictions" / f"{hidden[0]}.nii.gz"
+    corrected.write_bytes(b"corrected in another program")
+    session.cohort.export(tmp_path / "out")
+    assert session.inference.wait(20)
+    assert f"edited since: {corrected.name}; it stays" in str(session.inference.error)
+    assert corrected.read_bytes() == b"corrected in another program"
+    assert not (tmp_path / "out" / "labels").exists()
 
 
 def test_an_export_of_nothing_or_into_a_file_is_told(tmp_path: Path) -> None:
