@@ -243,7 +243,7 @@ class TrainingConfig(_Settings):
     """Everything that decides the weights, given the data."""
 
     preset: PresetName = Field("paper", title="Preset it started from")
-    seed: int = Field(0, ge=0, title="Seed")
+    seed: int = Field(0, ge=0, lt=2**32, title="Seed")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
     gamma: float = Field(
         0.99, gt=0, le=1, title="Learning-rate decay", description="Factor per epoch."

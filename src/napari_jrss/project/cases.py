@@ -13,7 +13,7 @@ from napari_jrss.data.batches import Image
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult, ingest
 from napari_jrss.data.layouts import FoundCase
-from napari_jrss.data.store import CaseAttributes
+from napari_jrss.data.store import DICOM_SOURCE, CaseAttributes
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.ledger import (
@@ -67,7 +67,8 @@ class ProjectCases(ProjectFolder):
         """Preprocess scans in worker processes and make each a case as it gets ready.
 
         The first scans added settle the training grid. A scan that fails is recorded with the
-        reason, see :meth:`failed_imports`, and the others go on; scans may be added again.
+        reason, see :meth:`failed_imports`, and the others go on; scans may be added again. A
+        DICOM series has another pseudonym each time, so it is known by its voxels.
 
         Parameters
         ----------
@@ -115,6 +116,10 @@ class ProjectCases(ProjectFolder):
             if chosen.reference is not None:  # as seen from the project, which may be moved
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
+        series = {}
+        if any(not isinstance(scan.image, Path) for scan in fresh):
+            about = [self.attributes(case.case_id) for case in self.cases()]
+            series = {one.checksum: one.case_id for one in about if one.source == DICOM_SOURCE}
         for result in ingest(
             fresh,
             self.preprocessing,
@@ -124,7 +129,16 @@ class ProjectCases(ProjectFolder):
             grid=self.grid,
             version=FIRST_VERSION,
         ):
-            if result.ok:
+            twin = None
+            if result.path is not None:
+                made = store.read_attributes(result.path)
+                if made.source == DICOM_SOURCE:
+                    twin = series.setdefault(made.checksum, made.case_id)
+            if twin is not None and twin != result.case_id:
+                self._clear(self.case_path(result.case_id))
+                reason = f"the same scan as {twin}"
+                yield self._failed(IngestResult(result.case_id, False, reason))
+            elif result.ok:
                 self.register_case(result.case_id, groups.get(result.case_id))
                 yield result
             else:

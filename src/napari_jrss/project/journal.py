@@ -31,10 +31,7 @@ from napari_jrss.project.project import Project
 
 SUFFIX = ".journal"
 PERIOD_S = 0.25
-"""Changes are on the disk this long after they were made, plus the time of one flush.
-
-The default of a journal's `period_s`.
-"""
+"""The usual `period_s` of a journal."""
 PAUSE_S = 30.0
 """Without a change for longer, a person counts as being away."""
 
@@ -125,12 +122,14 @@ class Journal:
         The file.
     """
 
-    def __init__(self, project: Project, header: Header, path: Path, held: Held) -> None:
+    def __init__(
+        self, project: Project, header: Header, path: Path, held: Held, period_s: float
+    ) -> None:
         self.case_id = header.case_id
         self.draft = header.draft
         self.author = header.author
         self.path = path
-        self.period_s = PERIOD_S
+        self._period_s = period_s
         self._project = project
         self._base = held.base
         self._label = held.label  # the writing thread's own
@@ -156,6 +155,7 @@ class Journal:
         base_label: ArrayLike,
         author: str,
         seconds: float = 0.0,
+        period_s: float = PERIOD_S,
     ) -> Self:
         """Begin the journal of a case; it is on the disk when this returns.
 
@@ -173,6 +173,8 @@ class Journal:
             Who corrects, by the name that the person gave.
         seconds
             Time spent on the case before.
+        period_s
+            Changes are on the disk this long after they were made, plus the time of one flush.
 
         Raises
         ------
@@ -207,12 +209,14 @@ class Journal:
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, content)
             held = Held(base, base.copy(), frozenset(), seconds, 0.0, len(content))
-            return cls(project, header, path, held)
+            return cls(project, header, path, held, period_s)
         except OSError as error:
             raise _unwritable(path, error) from error
 
     @classmethod
-    def resume(cls, project: Project, case_id: str) -> tuple[Self, Recovered]:
+    def resume(
+        cls, project: Project, case_id: str, period_s: float = PERIOD_S
+    ) -> tuple[Self, Recovered]:
         """Go on with a journal that lies in the project, from the label that it holds.
 
         Raises
@@ -224,7 +228,7 @@ class Journal:
         path = project.journal_path(case_id)
         header, held = read_journal(project, path)
         try:
-            return cls(project, header, path, held), _recovered(header, held)
+            return cls(project, header, path, held, period_s), _recovered(header, held)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -446,7 +450,7 @@ class Journal:
                 with self._wake:
                     self._wake.wait_for(
                         lambda: self._queue or self._ended,
-                        self.period_s if self._frames else None,
+                        self._period_s if self._frames else None,
                     )
                     ended = self._ended
                     queue, self._queue = self._queue, []
@@ -455,7 +459,7 @@ class Journal:
                 with self._wake:  # strokes come in bursts: one flush for all of a moment
                     self._settled = not self._queue and not self._frames
                     self._wake.notify_all()
-                    self._wake.wait_for(lambda: self._ended or self._hurry, self.period_s)
+                    self._wake.wait_for(lambda: self._ended or self._hurry, self._period_s)
 
     def _made(self, change: _Change) -> bytes:
         """Bring the label up to date; the record of what really changed."""

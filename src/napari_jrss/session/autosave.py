@@ -36,7 +36,7 @@ class Autosave:
     journal
         One that goes on, or None.
     period_s
-        Seconds after which a change is on the disk.
+        Seconds after which a change is on the disk, in a journal that begins here.
     """
 
     def __init__(
@@ -56,8 +56,6 @@ class Autosave:
         self._author = author or UNNAMED
         self._journal = journal
         self._period_s = period_s
-        if journal is not None:
-            journal.period_s = period_s
         self._seconds = 0.0 if journal is None else journal.seconds
         self._last = time.monotonic()
 
@@ -153,7 +151,7 @@ class Autosave:
             origin.label,
             self._author,
             self._seconds,
+            self._period_s,
         )
-        self._journal.period_s = self._period_s
         self._journal.checkpoint(self._editor.snapshot())
         self._journal.note_accepted(self._editor.locked)

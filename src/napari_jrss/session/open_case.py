@@ -224,7 +224,7 @@ def read_case(
     elif teacher is not None:
         prediction = find_prediction(teacher, case_id)
     classes = len(project.table.names)
-    resumed = None if project.read_only else _resume(project, case_id)
+    resumed = None if project.read_only else _resume(project, case_id, autosave_s)
     if resumed is not None:
         journal, editor, last = resumed
     else:
@@ -272,7 +272,9 @@ def _usual_draft(
     return np.zeros(project.grid.shape, project.table.dtype), BLANK
 
 
-def _resume(project: Project, case_id: str) -> tuple[Journal, LabelEditor, str] | None:
+def _resume(
+    project: Project, case_id: str, autosave_s: float
+) -> tuple[Journal, LabelEditor, str] | None:
     """Corrections that were left in the journal."""
     if not project.journal_path(case_id).exists():
         return None
@@ -281,7 +283,7 @@ def _resume(project: Project, case_id: str) -> tuple[Journal, LabelEditor, str] 
         return None  # what it holds is a label version already
     if entry.problem:
         raise ProjectError(entry.problem)
-    journal, found = Journal.resume(project, case_id)
+    journal, found = Journal.resume(project, case_id, autosave_s)
     classes = len(project.table.names)
     editor = LabelEditor(found.label, found.draft, classes, found.base)
     for index in found.accepted:

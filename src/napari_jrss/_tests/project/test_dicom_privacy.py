@@ -134,6 +134,21 @@ def test_a_project_holds_nothing_of_a_patient(tmp_path: Path) -> None:
         assert project.grid.reference == project.path / "reference.nii.gz"
 
 
+def test_a_series_that_is_imported_again_makes_no_second_case(tmp_path: Path) -> None:
+    folder = heap(tmp_path / "in")
+    with Project.create(tmp_path / "p.jrss", TABLE, PreprocessingConfig()) as project:
+        first = list(project.add_cases(discover_dicom(folder).cases, workers=1))
+        cases = {case.case_id for case in project.cases()}
+        again = list(project.add_cases(discover_dicom(folder).cases, workers=1))
+        assert sum(r.ok for r in first) == 2
+        assert {r.reason for r in again if "same" in r.reason} == {
+            f"the same scan as {case}" for case in cases
+        }
+        assert not any(r.ok for r in again)
+        assert {case.case_id for case in project.cases()} == cases
+        assert len(list((project.path / "cases").iterdir())) == 2
+
+
 def test_the_map_is_kept_on_request_and_outside(tmp_path: Path) -> None:
     folder = heap(tmp_path / "in")
     groups = tmp_path / "groups.csv"
