@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,8 @@ ARROWS = 24
 """Displacement vectors along the longest axis of the training grid."""
 GRID_PIXELS = 256
 """The deformed grid is drawn on about so many pixels along it, since lines need them."""
+OUTLINE_PIXELS = 256
+"""Outlines are drawn on at least so many pixels along it."""
 
 
 def view_of(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) -> NDArray[Any]:
@@ -106,7 +109,7 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1
         (z, y, x), the two axes `finer` times as long: pixels whose neighbour lies in another
         cell of the moving image.
     """
-    in_plane = [axis for axis in range(3) if axis != across]
+    in_plane = _in_plane(across)
     zoom = [1 if axis == across else finer for axis in range(3)]
     shape = tuple(size * times for size, times in zip(field.shape[1:], zoom, strict=True))
     lines = np.zeros(shape, bool)
@@ -119,6 +122,60 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1
             here = tuple(slice(None, -1) if a == other else slice(None) for a in range(3))
             lines[here] |= np.diff(of, axis=other) != 0
     return lines
+
+
+def magnified(label: Label, across: int) -> Label:
+    """A label on the pixels that outlines are drawn on, seen along an axis."""
+    row, column = _in_plane(across)
+    finer = _finer(label.shape)
+    return label.repeat(finer, row).repeat(finer, column)
+
+
+def dashed_outline(label: Label, across: int) -> NDArray[np.uint8]:
+    """The outlines of a label's structures in dashes of two kinds.
+
+    Parameters
+    ----------
+    label
+        (z, y, x), class indices.
+    across
+        Axis that is looked along.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        As large as the :func:`magnified` label: 1 and 2 in turn on the outermost pixels of each
+        structure, else 0.
+    """
+    finer, label = _finer(label.shape), magnified(label, across)
+    edge = np.zeros(label.shape, bool)
+    for axis in _in_plane(across):
+        here = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
+        there = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
+        changes = label[here] != label[there]
+        edge[here] |= changes
+        edge[there] |= changes
+    edge &= label > 0
+    rows, columns = np.ogrid[tuple(slice(label.shape[axis]) for axis in _in_plane(across))]
+    # Askew, so that no upright, level or diagonal line is of one kind.
+    kind = 1 + (3 * rows + 2 * columns) // (4 * finer) % 2
+    return np.where(edge, np.expand_dims(kind.astype(np.uint8), across), np.uint8(0))
+
+
+def dotted_outline(label: Label, across: int) -> Label:
+    """Every other dash of the :func:`dashed_outline`, with the structures' class indices."""
+    return np.where(
+        dashed_outline(label, across) == 1, magnified(label, across), label.dtype.type(0)
+    )
+
+
+def _in_plane(across: int) -> list[int]:
+    return [axis for axis in range(3) if axis != across]
+
+
+def _finer(shape: Sequence[int]) -> int:
+    """Pixels per voxel where outlines are drawn."""
+    return math.ceil(OUTLINE_PIXELS / max(shape))
 
 
 def displacement_vectors(field: Field, stride: int, across: int) -> NDArray[np.float32]:

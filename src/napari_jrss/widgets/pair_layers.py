@@ -12,16 +12,28 @@ from napari.utils.colormaps import Colormap, DirectLabelColormap
 from numpy.typing import NDArray
 from psygnal import Signal
 
+from napari_jrss.data.batches import Label
 from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.session.inference import Pair
-from napari_jrss.session.pair_views import View, shown_range
-from napari_jrss.widgets.layers import image_layer, labels_layer, placement, show_axially
+from napari_jrss.session.pair_views import (
+    View,
+    dashed_outline,
+    dotted_outline,
+    magnified,
+    shown_range,
+)
+from napari_jrss.widgets.layers import (
+    colormap,
+    image_layer,
+    labels_layer,
+    placement,
+    show_axially,
+)
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-FIXED_COLOUR, WARPED_COLOUR, MOVING_COLOUR = "#56b4e9", "#e69f00", "#cc79a7"
 FOLDED_COLOUR, GRID_COLOUR = "#ff2222", "#f0e442"
 
 # Blue and orange are told apart with the common kinds of colour blindness; what is as it should
@@ -60,6 +72,8 @@ class Kind:
         What of the pair it shows (None where the pair has no such thing), or a view to be made.
     make
         A layer of given values and name.
+    drawn
+        How a label of the pair is drawn for the axis that is looked along; None: as it is.
     turns
         Whether its values depend on the axis that is looked along.
     """
@@ -69,12 +83,14 @@ class Kind:
     name: Callable[[Scene], str]
     source: Callable[[Scene], NDArray[Any] | None] | View
     make: Callable[[Scene, NDArray[Any], str], Layer]
+    drawn: Callable[[Label, int], NDArray[Any]] | None = None
     turns: bool = False
 
     def data(self, scene: Scene) -> NDArray[Any] | None:
         """Its values; None if the pair has none, or none yet."""
         if callable(self.source):
-            return self.source(scene)
+            label = self.source(scene)
+            return label if label is None or not self.drawn else self.drawn(label, scene.across)
         values = scene.view(self.source, scene.across if self.turns else 0)
         return values.view(np.uint8) if values is not None and values.dtype == bool else values
 
@@ -96,15 +112,36 @@ def _label(scene: Scene, data: NDArray[Any], name: str) -> Layer:
     return labels_layer(data, scene.grid, scene.table, name, opacity=0.5)
 
 
-def _in(colour: str, contour: int = 0) -> Callable[[Scene, NDArray[Any], str], Layer]:
+def _lines(
+    scene: Scene, data: NDArray[Any], name: str, colours: DirectLabelColormap, opacity: float = 1
+) -> Labels:
+    where = placement(scene.grid) | _finer(scene.grid, data)
+    return Labels(data, name=name, colormap=colours, opacity=opacity, **where)
+
+
+def _in(colour: str) -> Callable[[Scene, NDArray[Any], str], Layer]:
     def make(scene: Scene, data: NDArray[Any], name: str) -> Layer:
         colours = DirectLabelColormap(color_dict={None: colour, 0: "transparent"})
-        where = placement(scene.grid) | _finer(scene.grid, data)
-        layer = Labels(data, name=name, colormap=colours, opacity=0.9, **where)
-        layer.contour = contour
-        return layer
+        return _lines(scene, data, name, colours, opacity=0.9)
 
     return make
+
+
+def _solid(scene: Scene, data: NDArray[Any], name: str) -> Layer:
+    layer = _lines(scene, data, name, colormap(scene.table))
+    layer.contour = 2
+    return layer
+
+
+def _dotted(scene: Scene, data: NDArray[Any], name: str) -> Layer:
+    return _lines(scene, data, name, colormap(scene.table))
+
+
+def _black_and_white(scene: Scene, data: NDArray[Any], name: str) -> Layer:
+    colours = DirectLabelColormap(
+        color_dict={None: "transparent", 0: "transparent", 1: "white", 2: "black"}
+    )
+    return _lines(scene, data, name, colours)
 
 
 def _finer(grid: TrainingGrid, data: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -193,24 +230,30 @@ KINDS = (
     ),
     Kind(
         "Fixed contours",
-        "Outlines of the fixed label (blue)",
-        lambda s: f"contours {s.pair.fixed.name}",
+        "Outlines of the fixed label: solid, in the structures' colours",
+        lambda s: f"fixed contours {s.pair.fixed.name}",
         lambda s: s.pair.fixed.label,
-        _in(FIXED_COLOUR, 1),
+        _solid,
+        magnified,
+        turns=True,
     ),
     Kind(
         "Moving contours",
-        "Outlines of the moving label before the registration (pink)",
-        lambda s: f"contours {s.pair.moving.name}",
+        "Outlines of the moving label before the registration: dotted, in the structures' colours",
+        lambda s: f"moving contours {s.pair.moving.name}",
         lambda s: s.pair.moving.label,
-        _in(MOVING_COLOUR, 1),
+        _dotted,
+        dotted_outline,
+        turns=True,
     ),
     Kind(
         "Warped contours",
-        "Outlines of the warped label (orange)",
+        "Outlines of the warped label: dashed, black and white",
         lambda s: f"warped contours {s.pair.moving.name}",
         lambda s: s.pair.registered.label,
-        _in(WARPED_COLOUR, 1),
+        _black_and_white,
+        dashed_outline,
+        turns=True,
     ),
     Kind(
         "Deformed grid",

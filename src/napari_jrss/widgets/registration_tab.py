@@ -78,6 +78,11 @@ class RegistrationTab(QWidget):
             box = QCheckBox(kind.title)
             box.setToolTip(kind.tip)
             self.boxes[kind.title] = box
+        self.key = QLabel(
+            "Contours: fixed solid and moving dotted, both in the structures' colours; warped "
+            "dashed in black and white."
+        )
+        self.key.setWordWrap(True)
         self.dice, self.ranking = DiceTable(), ComparisonTable()
         self.tables = QTabWidget()
         self.tables.addTab(self.dice, "Structures of the pair")
@@ -246,6 +251,7 @@ class RegistrationTab(QWidget):
         for place, box in enumerate(self.boxes.values()):
             grid.addWidget(box, place // 3, place % 3)
         grid.addWidget(self.clear, len(self.boxes) // 3, 1, 1, 2)
+        grid.addWidget(self.key, len(self.boxes) // 3 + 1, 0, 1, 3)
         layout.addWidget(layers)
         layout.addWidget(self.figures)
         layout.addWidget(self.tables, 1)

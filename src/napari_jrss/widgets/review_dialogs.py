@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtpy.QtWidgets import QInputDialog, QLineEdit, QMessageBox, QWidget
+from qtpy.QtWidgets import QComboBox, QInputDialog, QLineEdit, QMessageBox, QWidget
 
 from napari_jrss.session.open_case import OpenCase
 from napari_jrss.session.review import Leave
@@ -43,6 +43,14 @@ def ask_name(parent: QWidget) -> str:
 
 
 def ask_reason(parent: QWidget, title: str, question: str, usual: list[str]) -> str | None:
-    """A reason, chosen or written; None if the person thinks better of it."""
-    reason, given = QInputDialog.getItem(parent, title, question, usual, 0, True)
-    return reason.strip() if given else None
+    """A reason, chosen from the usual ones or as it was typed; None if the person cancels."""
+    dialog = QInputDialog(parent)
+    dialog.setWindowTitle(title)
+    dialog.setLabelText(question)
+    dialog.setComboBoxItems(usual)
+    dialog.setComboBoxEditable(True)
+    combo = dialog.findChild(QComboBox)
+    # What is typed stays as typed: neither completed nor made to match one of the list.
+    combo.setCompleter(None)
+    combo.setDuplicatesEnabled(True)
+    return dialog.textValue().strip() if dialog.exec() else None

@@ -11,10 +11,13 @@ from napari_jrss.metrics import jacobian_statistics
 from napari_jrss.session.pair_views import (
     cells,
     checkerboard,
+    dashed_outline,
     deformed_grid,
     displacement_vectors,
+    dotted_outline,
     folded_in_structures,
     jacobian_map,
+    magnified,
     shown_range,
 )
 
@@ -105,6 +108,30 @@ def test_the_grid_moves_against_the_field_and_is_drawn_finer() -> None:
     assert finer.shape == (12, 48, 60)
     columns = np.flatnonzero(finer[0, 0])
     np.testing.assert_array_equal(columns, [14, 29, 44])
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_outlines_are_the_outermost_pixels_of_each_structure(across: int) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:8, 4:8, 4:8] = 1
+    label[4:8, 4:8, 8:12] = 2
+    fine, dashes = magnified(label, across), dashed_outline(label, across)
+    finer = 13  # the least for 256 pixels along 20 voxels
+    assert fine.shape == tuple(n if a == across else n * finer for a, n in enumerate(SHAPE))
+    expected = np.zeros(fine.shape, bool)
+    for structure in (1, 2):
+        inside = fine == structure
+        core = inside.copy()
+        for axis in {0, 1, 2} - {across}:
+            core &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)
+        expected |= inside & ~core
+    np.testing.assert_array_equal(dashes > 0, expected)
+    np.testing.assert_array_equal(dotted_outline(label, across), fine * (dashes == 1))
+    # both kinds on each side that is seen
+    seen = np.take(dashes, 5, across)
+    rows, columns = np.nonzero(seen)
+    for side in (seen[rows.min()], seen[rows.max()], seen[:, columns.min()]):
+        assert set(side) == {0, 1, 2}
 
 
 def test_the_checkerboard_shows_both_images_in_turn() -> None:

@@ -93,6 +93,34 @@ def write(text: str, button: str = "OK") -> Callable[[Any], str]:
     return answer
 
 
+def enter(text: str) -> Callable[[Any], str]:
+    """Type into the list of a dialog, in place of what is there, and press Enter."""
+
+    def answer(dialog: Any) -> str:
+        assert isinstance(dialog, QInputDialog)
+        field = dialog.findChild(QComboBox).lineEdit()
+        retype(field, text)
+        QTest.keyClick(field, Qt.Key.Key_Return)
+        assert not dialog.isVisible(), "Enter left the dialog open"
+        return dialog.labelText()
+
+    return answer
+
+
+def pick(row: int) -> Callable[[Any], str]:
+    """Choose this row of the list of a dialog by the arrow keys, and press Enter."""
+
+    def answer(dialog: Any) -> str:
+        assert isinstance(dialog, QInputDialog)
+        combo = dialog.findChild(QComboBox)
+        for _ in range(row):
+            QTest.keyClick(combo, Qt.Key.Key_Down)
+        QTest.keyClick(combo.lineEdit(), Qt.Key.Key_Return)
+        return dialog.labelText()
+
+    return answer
+
+
 def choose_folder(folder: Path) -> Callable[[Any], str]:
     """Paste a folder's path into a file dialog, and choose it."""
 

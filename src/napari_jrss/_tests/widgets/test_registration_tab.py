@@ -110,14 +110,9 @@ def test_a_pair_is_shown_with_its_figures(person: Person) -> None:
     np.testing.assert_array_equal(layer.data, pair.registered.image)
     np.testing.assert_array_equal(layer.scale, (2, 1, 1))
     assert [str(unit) for unit in layer.units] == ["millimeter"] * 3
-    contours = person.tab.layers.layer("Warped contours")
-    assert isinstance(contours, Labels)
-    assert contours.contour == 1
-    np.testing.assert_array_equal(contours.data, pair.registered.label)
-    assert not contours.editable
     # from the bottom to the top, in the order of the boxes
     names = [layer.name for layer in person.viewer.layers]
-    assert [name.split()[0] for name in names] == ["fixed", "warped", "contours", "warped"]
+    assert [name.split()[0] for name in names] == ["fixed", "warped", "fixed", "warped"]
     assert "std(Jac) 0.000" in person.tab.figures.text()
     assert "folded 0.00 %" in person.tab.figures.text()
     assert person.tab.dice.rowCount() == 2
@@ -126,6 +121,40 @@ def test_a_pair_is_shown_with_its_figures(person: Person) -> None:
     assert person.tab.dice.item(0, 2).text() == f"{after:.3f}"
     assert person.viewer.dims.current_step[0] == 8
     assert tuple(person.viewer.dims.order) == (0, 1, 2)
+
+
+def test_fixed_moving_and_warped_contours_are_told_apart(person: Person) -> None:
+    person.click(person.tab.register)
+    person.tick("Moving contours")
+    pair = person.session.pairs.pair
+    assert pair is not None
+    seen = {}
+    for which in ("Fixed", "Moving", "Warped"):
+        layer = person.tab.layers.layer(f"{which} contours")
+        assert isinstance(layer, Labels)
+        assert layer.name.startswith(f"{which.lower()} contours case_")
+        assert not layer.editable
+        np.testing.assert_allclose(
+            layer.extent.world, person.tab.layers.layer("Fixed image").extent.world, atol=1
+        )
+        # as on the screen: after napari has drawn the contours
+        seen[which] = layer.colormap.map(layer._slice.image.view)
+    table = person.session.open_project.table
+    structures = {tuple(bytes.fromhex(c.colour[1:])) for c in table.classes[1:]}
+    colours = {which: _colours(pixels) for which, pixels in seen.items()}
+    assert colours["Fixed"] <= structures
+    assert colours["Moving"] <= structures
+    assert colours["Warped"] == {(0, 0, 0), (255, 255, 255)}
+    thick, dotted, thin = ((pixels[..., 3] > 0).sum() for pixels in seen.values())
+    assert dotted < thin < thick
+    for text in ("fixed solid", "moving dotted", "warped dashed"):
+        assert text in person.tab.key.text()
+
+
+def _colours(pixels: np.ndarray) -> set[tuple[int, ...]]:
+    """Red, green and blue of the pixels that aren't clear."""
+    found = np.rint(255 * pixels[pixels[..., 3] > 0][:, :3]).astype(int)
+    return {tuple(int(part) for part in colour) for colour in found}
 
 
 def test_layers_are_made_when_they_are_first_shown(person: Person) -> None:

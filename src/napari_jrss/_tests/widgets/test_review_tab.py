@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 
-from napari_jrss._tests.widgets.dialogs import answering, press, write
+from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project.ledger import Status
@@ -282,3 +283,28 @@ def test_skip_and_reject_ask_why_and_say_what_is_next(person: Person) -> None:
         person.click(person.tab.reject)
     assert person.session.open_project.history(following)[-1].detail == "mixed up"
     assert person.session.open_project.case(following).status is Status.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (enter("motion"), "motion"),
+        (enter("Motion or artefacts"), "Motion or artefacts"),
+        (write("too"), "too"),
+        (pick(1), "anatomy unlike the others"),
+    ],
+)
+def test_a_reason_is_recorded_as_it_was_typed(
+    person: Person, answer: Callable[[Any], str], reason: str
+) -> None:
+    case_id = person.open()
+    with answering(answer):
+        person.click(person.tab.skip)
+    assert person.session.open_project.history(case_id)[-1].detail == reason
+
+
+def test_a_rejection_is_recorded_as_it_was_typed(person: Person) -> None:
+    case_id = person.open()
+    with answering(enter("the")):
+        person.click(person.tab.reject)
+    assert person.session.open_project.history(case_id)[-1].detail == "the"
