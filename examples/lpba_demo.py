@@ -21,7 +21,7 @@ import numpy as np
 from qtpy.QtCore import QTimer
 
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
-from napari_jrss.project.ledger import Outcome
+from napari_jrss.project.records import Outcome
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.session.cohort import SplitSizes
 from napari_jrss.session.importing import Source, groups_file_of, look_into

@@ -11,8 +11,8 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import FoundCohort, discover
 from napari_jrss.data.subjects import read_case_groups
 from napari_jrss.experiments.protocol import DataSet, Protocol, ProtocolError, Run
-from napari_jrss.project.ledger import Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Split
 from napari_jrss.project.split import Assignment, split_by_group
 from napari_jrss.sample_data import make_cohort
 

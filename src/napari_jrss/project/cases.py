@@ -16,14 +16,7 @@ from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.store import DICOM_SOURCE, CaseAttributes
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
-from napari_jrss.project.ledger import (
-    Case,
-    FailedImport,
-    LabelVersion,
-    Split,
-    Status,
-    now,
-)
+from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
 
 IMPORT_AUTHOR = "import"

@@ -26,8 +26,8 @@ from napari_jrss.data.store import DICOM_SOURCE
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import dicom_series
 from napari_jrss.project.exported import ExportFolder
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 
 if TYPE_CHECKING:
     import pydicom

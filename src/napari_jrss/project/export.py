@@ -38,8 +38,8 @@ from napari_jrss.data.volume import (
 )
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.exported import ExportFolder
-from napari_jrss.project.ledger import Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Split
 
 if TYPE_CHECKING:
     from napari_jrss.data.dicom import DicomSeries

@@ -26,8 +26,8 @@ from napari_jrss.data.batches import Label
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal_file import Header, Held, beginning, encoded, read_journal
 from napari_jrss.project.labels import check_draft
-from napari_jrss.project.ledger import Status, now
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status, now
 
 SUFFIX = ".journal"
 PERIOD_S = 0.25

@@ -14,13 +14,7 @@ from napari_jrss.data import store
 from napari_jrss.data.batches import Label
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import (
-    Event,
-    HistoryEntry,
-    LabelVersion,
-    Status,
-    now,
-)
+from napari_jrss.project.records import Event, HistoryEntry, LabelVersion, Status, now
 
 _VERSION = re.compile(r"v[0-9]{4,}")
 _DRAFT = re.compile(r"blank|imported|(?:round|case|version):\S+")

@@ -11,287 +11,27 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
 from napari_jrss.data.atomic import aside, sync_file, sync_folder
+from napari_jrss.project import schema
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.soundness import check_sound
-
-APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
-
-MIGRATIONS: tuple[str, ...] = (
-    # 1
-    """
-    CREATE TABLE project (
-        only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
-        created TEXT NOT NULL,
-        made_by TEXT NOT NULL,
-        label_table TEXT NOT NULL,
-        preprocessing TEXT NOT NULL,
-        grid TEXT
-    );
-    CREATE TABLE cases (
-        case_id TEXT PRIMARY KEY COLLATE NOCASE,
-        split TEXT NOT NULL CHECK (split IN ('train', 'validation', 'test', 'unused')),
-        status TEXT NOT NULL
-            CHECK (status IN ('unlabelled', 'manual', 'accepted', 'corrected', 'rejected')),
-        label_version TEXT,
-        reference_version TEXT,
-        subject_group TEXT,
-        added TEXT NOT NULL,
-        CHECK ((status IN ('manual', 'accepted', 'corrected')) = (label_version IS NOT NULL)),
-        FOREIGN KEY (case_id, label_version) REFERENCES label_versions (case_id, version)
-            DEFERRABLE INITIALLY DEFERRED,
-        FOREIGN KEY (case_id, reference_version) REFERENCES label_versions (case_id, version)
-            DEFERRABLE INITIALLY DEFERRED
-    );
-    CREATE TABLE label_versions (
-        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
-        version TEXT NOT NULL,
-        status TEXT NOT NULL CHECK (status IN ('manual', 'accepted', 'corrected')),
-        created TEXT NOT NULL,
-        author TEXT NOT NULL,
-        draft TEXT NOT NULL,
-        voxels_changed INTEGER,
-        seconds REAL,
-        sha256 TEXT NOT NULL,
-        PRIMARY KEY (case_id, version)
-    );
-    CREATE TABLE rounds (
-        number INTEGER PRIMARY KEY CHECK (number >= 0),
-        parent INTEGER REFERENCES rounds (number),
-        started TEXT NOT NULL,
-        finished TEXT,
-        outcome TEXT NOT NULL CHECK (outcome IN ('running', 'finished', 'cancelled', 'failed')),
-        config_sha256 TEXT NOT NULL,
-        metrics TEXT NOT NULL DEFAULT '{}'
-    );
-    CREATE TABLE round_cases (
-        number INTEGER NOT NULL REFERENCES rounds (number),
-        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
-        role TEXT NOT NULL CHECK (role IN ('labelled', 'unlabelled', 'validation')),
-        version TEXT,
-        PRIMARY KEY (number, case_id),
-        CHECK ((role = 'unlabelled') = (version IS NULL)),
-        FOREIGN KEY (case_id, version) REFERENCES label_versions (case_id, version)
-    );
-    CREATE TABLE events (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        at TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        author TEXT,
-        case_id TEXT COLLATE NOCASE REFERENCES cases (case_id),
-        version TEXT,
-        round INTEGER REFERENCES rounds (number),
-        detail TEXT NOT NULL DEFAULT ''
-    );
-    CREATE INDEX events_of_case ON events (case_id);
-    CREATE TABLE failed_imports (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        at TEXT NOT NULL,
-        case_id TEXT NOT NULL,
-        reason TEXT NOT NULL
-    );
-    CREATE TRIGGER label_version_kept BEFORE DELETE ON label_versions
-        BEGIN SELECT RAISE(ABORT, 'a label version is never deleted'); END;
-    CREATE TRIGGER label_version_unchanged BEFORE UPDATE ON label_versions
-        BEGIN SELECT RAISE(ABORT, 'a label version is never changed'); END;
-    CREATE TRIGGER event_kept BEFORE DELETE ON events
-        BEGIN SELECT RAISE(ABORT, 'an event is never deleted'); END;
-    CREATE TRIGGER event_unchanged BEFORE UPDATE ON events
-        BEGIN SELECT RAISE(ABORT, 'an event is never changed'); END;
-    """,
+from napari_jrss.project.records import (
+    Case,
+    Event,
+    FailedImport,
+    HistoryEntry,
+    LabelVersion,
+    Outcome,
+    Round,
+    Split,
+    Status,
+    now,
+    round_folder,
 )
-"""Script number i brings a ledger of schema version i to i + 1."""
-
-SCHEMA_VERSION = len(MIGRATIONS)
-
-
-class Split(StrEnum):
-    """What a case is for; decided per subject group by :meth:`Project.split`."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
-    UNUSED = "unused"
-
-
-class Status(StrEnum):
-    """Where a case's label comes from; a training case with a label belongs to N."""
-
-    UNLABELLED = "unlabelled"
-    MANUAL = "manual"
-    ACCEPTED = "accepted"
-    CORRECTED = "corrected"
-    REJECTED = "rejected"
-
-    @property
-    def has_label(self) -> bool:
-        """Whether a person stands behind a label of the case."""
-        return self in (Status.MANUAL, Status.ACCEPTED, Status.CORRECTED)
-
-
-class Outcome(StrEnum):
-    """How a round ended, if it did."""
-
-    RUNNING = "running"
-    FINISHED = "finished"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-class Event(StrEnum):
-    """What the history tells of."""
-
-    CREATED = "created"
-    IMPORTED = "imported"
-    SPLIT = "split"
-    STRUCTURE_CHANGED = "structure changed"
-    RELINKED = "relinked"
-    LABELLED = "labelled"
-    ACCEPTED = "accepted"
-    CORRECTED = "corrected"
-    REJECTED = "rejected"
-    SKIPPED = "skipped"
-    RESTORED = "restored"
-    ROUND_STARTED = "round started"
-    ROUND_RESUMED = "round resumed"
-    ROUND_ENDED = "round ended"
-    PROMOTED = "promoted"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan of the project.
-
-    Attributes
-    ----------
-    case_id
-        Its name in the project.
-    split
-        What it is for.
-    status
-        Where its label comes from.
-    label_version
-        The label in force, or None.
-    reference_version
-        A label on the disk that is hidden from training: the case counts as unlabelled in a
-        few-shot simulation. None for cases whose label is in force or that have none.
-    group
-        Subject group, or None.
-    """
-
-    case_id: str
-    split: Split
-    status: Status
-    label_version: str | None
-    reference_version: str | None
-    group: str | None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the case belongs to the labelled set N."""
-        return self.split is Split.TRAIN and self.status.has_label
-
-
-@dataclass(frozen=True)
-class LabelVersion:
-    """One label of one case; never changed, never deleted.
-
-    Attributes
-    ----------
-    case_id, version
-        Whose, and its name there: ``v0001``, ``v0002``...
-    status
-        The status it gives to its case.
-    created
-        UTC time, ISO 8601.
-    author
-        The name that the person gave.
-    draft
-        What it was made from, see :func:`check_draft`.
-    voxels_changed
-        Number of voxels that differ from the draft, if known.
-    seconds
-        Time spent on it, if known.
-    sha256
-        Of the voxels in C order, to show that they are still the same.
-    """
-
-    case_id: str
-    version: str
-    status: Status
-    created: str
-    author: str
-    draft: str
-    voxels_changed: int | None
-    seconds: float | None
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """Pre-training (number 0, or any round without a parent) or one joint round.
-
-    Attributes
-    ----------
-    number, folder
-        ``rounds/0000``, ``rounds/0001``...: the engine writes into the folder.
-    parent
-        The round whose teacher it started from, or None.
-    outcome
-        How it ended; RUNNING also when its program died.
-    started, finished
-        UTC times, ISO 8601.
-    config_sha256
-        Of the configuration's text, which is the folder's ``config.json``.
-    label_versions
-        Label version of each labelled and validation case, as the round uses them.
-    metrics
-        What the engine measured.
-    """
-
-    number: int
-    folder: Path
-    parent: int | None
-    outcome: Outcome
-    started: str
-    finished: str | None
-    config_sha256: str
-    label_versions: Mapping[str, str]
-    metrics: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """One line of a project's history; fields that don't apply are None or empty."""
-
-    at: str
-    kind: Event
-    author: str | None
-    case_id: str | None
-    version: str | None
-    round: int | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class FailedImport:
-    """A scan that didn't become a case, and why."""
-
-    at: str
-    case_id: str
-    reason: str
-
-
-def now() -> str:
-    """The time as the ledger writes it: UTC, ISO 8601, whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+from napari_jrss.project.soundness import check_sound
 
 
 class Ledger:
@@ -333,8 +73,8 @@ class Ledger:
         """Write an empty ledger of the current schema into a folder that has none."""
         connection = sqlite3.connect(path, isolation_level=None)
         try:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _migrate(connection, 0)
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            schema.migrate(connection, 0)
             connection.execute(
                 "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
                 (now(), made_by, label_table, preprocessing),
@@ -356,29 +96,29 @@ class Ledger:
     def _check_version(self) -> None:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID or version < 0:
+        if application != schema.APPLICATION_ID or version < 0:
             raise ProjectError(f"{self.path}: not the ledger of a project")
-        if version > SCHEMA_VERSION:
+        if version > schema.SCHEMA_VERSION:
             raise ProjectError(
                 f"{self.path}: made by a newer version of napari-jrss (schema {version}, "
-                f"this one knows {SCHEMA_VERSION}); update napari-jrss"
+                f"this one knows {schema.SCHEMA_VERSION}); update napari-jrss"
             )
         try:
-            check_sound(self._connection, MIGRATIONS[:version])
+            check_sound(self._connection, schema.MIGRATIONS[:version])
         except ProjectError as error:
             raise ProjectError(f"{self.path}: {error}") from None
-        if version < SCHEMA_VERSION:
+        if version < schema.SCHEMA_VERSION:
             if self.read_only:
                 raise ProjectError(
                     f"{self.path}: made by an older version (schema {version}); open it once "
                     "for writing, which brings it up to date"
                 )
             self._keep_copy(version)
-            _migrate(self._connection, version)
+            schema.migrate(self._connection, version)
 
     def _keep_copy(self, version: int) -> None:
         """Put the ledger aside as it is, before its schema changes."""
-        path = copy_before_migration(self.path, version)
+        path = schema.copy_before_migration(self.path, version)
         temporary = aside(path)
         try:
             with closing(sqlite3.connect(temporary)) as copy:
@@ -691,16 +431,6 @@ class Ledger:
         return None if row is None else int(row[0])
 
 
-def copy_before_migration(path: Path, version: int) -> Path:
-    """Where a ledger's copy of an older schema version is kept."""
-    return path.with_name(f"{path.stem}-schema{version}{path.suffix}")
-
-
-def round_folder(number: int) -> str:
-    """Name of a round's folder."""
-    return f"{number:04d}"
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     """Open an existing database in autocommit mode."""
     try:
@@ -715,19 +445,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         )
     except sqlite3.Error as error:
         raise ProjectError(f"{path}: {error}") from error
-
-
-def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Bring a ledger up to date, each step in one transaction."""
-    for step, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        try:
-            connection.executescript(
-                f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version = {step}; COMMIT;"
-            )
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
 
 
 def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:

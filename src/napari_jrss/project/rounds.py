@@ -14,7 +14,7 @@ from napari_jrss.data.predictions import PREDICTIONS
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import ROUNDS
-from napari_jrss.project.ledger import Outcome, Round, Split, round_folder
+from napari_jrss.project.records import Outcome, Round, Split, round_folder
 
 
 class ProjectRounds(ProjectCases):

@@ -8,8 +8,8 @@ import numpy as np
 
 from napari_jrss.data.batches import Label
 from napari_jrss.project.journal import PAUSE_S, PERIOD_S, Journal
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 from napari_jrss.session.desk import Desk
 from napari_jrss.session.editing import Edit, LabelEditor
 

@@ -19,8 +19,8 @@ from napari_jrss.data.predictions import PREDICTIONS, prediction_path, write_pre
 from napari_jrss.data.volume import ScanError
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import export_labels, export_predictions
-from napari_jrss.project.ledger import Case, Round, Split, Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Case, Round, Split, Status
 from napari_jrss.project.split import Assignment
 from napari_jrss.session.importing import read_scans
 from napari_jrss.session.runner import BusyError, JobRunner, JobState

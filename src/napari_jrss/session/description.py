@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Round
+from napari_jrss.project.records import Round
 
 
 class RoundDescription(BaseModel):

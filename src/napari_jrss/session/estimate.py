@@ -32,8 +32,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Image, Label
-from napari_jrss.project.ledger import Outcome, Round
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome, Round
 from napari_jrss.session.description import config_of
 from napari_jrss.session.progress import duration
 from napari_jrss.session.training import DEVICE, STEP_SECONDS

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from napari_jrss.data.atomic import write_text
 from napari_jrss.data.batches import CachedArrays
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Outcome, Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome, Split
 
 if TYPE_CHECKING:
     from napari_jrss.engine.evaluate import CaseEvaluated, PairEvaluated, Pairs

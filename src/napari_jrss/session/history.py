@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from napari_jrss.project.ledger import LabelVersion
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import LabelVersion
 
 
 class HistoryLine(BaseModel):
@@ -16,7 +16,7 @@ class HistoryLine(BaseModel):
     at
         UTC time, ISO 8601.
     event
-        What, see :class:`napari_jrss.project.ledger.Event`.
+        What, see :class:`napari_jrss.project.records.Event`.
     author
         Who.
     case_id, version, round

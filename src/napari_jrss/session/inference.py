@@ -30,8 +30,8 @@ from napari_jrss.project.export import (
     write_displacement,
     write_label_names,
 )
-from napari_jrss.project.ledger import Round
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Round
 from napari_jrss.session.pair_views import folded_in_structures, jacobian_map
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import nn
 from napari_jrss.engine.checkpoint import load_into, load_tensors
 from napari_jrss.engine.joint_round import REGISTRATION, STUDENT, TEACHER
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-from napari_jrss.project.ledger import Round
+from napari_jrss.project.records import Round
 from napari_jrss.session.description import config_of, description_of
 
 

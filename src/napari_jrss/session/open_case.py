@@ -13,8 +13,8 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, prediction_path, read_prediction
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal import PERIOD_S, Journal, unsaved_of
-from napari_jrss.project.ledger import Case, LabelVersion, Round, Split, Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
 from napari_jrss.session.autosave import Autosave
 from napari_jrss.session.desk import Desk
 from napari_jrss.session.editing import LabelEditor

@@ -17,7 +17,7 @@ from napari_jrss.session.runner import BusyError, JobState
 from napari_jrss.session.screening import Screened, Screening
 
 if TYPE_CHECKING:
-    from napari_jrss.project.ledger import Round
+    from napari_jrss.project.records import Round
     from napari_jrss.session.review import Review
     from napari_jrss.session.session import Session
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from napari_jrss.config import TrainingConfig
 from napari_jrss.engine.events import Event, parse_event
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Outcome, Round
+from napari_jrss.project.records import Outcome, Round
 from napari_jrss.session.description import config_of
 from napari_jrss.session.estimate import Estimate, Measured, estimated, measured_apart
 from napari_jrss.session.progress import Progress

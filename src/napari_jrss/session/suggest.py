@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from napari_jrss.data.predictions import PREDICTIONS, read_prediction
 from napari_jrss.metrics import dice_per_class
-from napari_jrss.project.ledger import Event, Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Event, Split
 from napari_jrss.session.survey import CaseFigures, figures_of, view_of
 
 

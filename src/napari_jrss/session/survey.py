@@ -11,8 +11,8 @@ from scipy import ndimage
 from napari_jrss.data.batches import Image
 from napari_jrss.data.predictions import PREDICTIONS, prediction_path, read_prediction
 from napari_jrss.metrics import dice_per_class
-from napari_jrss.project.ledger import Case, Round, Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Case, Round, Split
 
 THUMBNAIL_PIXELS = 48
 """Longer side of a thumbnail."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.project.ledger import Outcome
-from napari_jrss.project.ledger import Round as LedgerRound
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import Round as LedgerRound
 from napari_jrss.session.description import config_of, description_of
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from napari_jrss.project.ledger import Round as LedgerRound
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Round as LedgerRound
 from napari_jrss.session.errors import is_ours, one_line
 
 if TYPE_CHECKING:

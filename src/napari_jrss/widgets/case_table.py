@@ -19,7 +19,7 @@ from qtpy.QtCore import (
 from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
-from napari_jrss.project.ledger import Split, Status
+from napari_jrss.project.records import Split, Status
 from napari_jrss.session.cohort import CaseRow
 from napari_jrss.session.survey import THUMBNAIL_PIXELS, CaseView
 

@@ -34,7 +34,7 @@ from napari_jrss.widgets.pair_tables import ComparisonTable, DiceTable
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-    from napari_jrss.project.ledger import Case
+    from napari_jrss.project.records import Case
     from napari_jrss.session.session import Session
 
 SHOWN_AT_FIRST = ("Fixed image", "Warped image", "Fixed contours", "Warped contours")

@@ -26,7 +26,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
 from napari_jrss.engine.events import Event
-from napari_jrss.project.ledger import Outcome
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.errors import is_ours, one_line
 from napari_jrss.session.progress import Curve, Progress, joined, words
 from napari_jrss.session.runner import JobState

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QFont
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_jrss.project.ledger import Outcome
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.rounds import RoundRow
 
 COLUMNS = {

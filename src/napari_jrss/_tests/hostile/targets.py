@@ -36,9 +36,10 @@ from napari_jrss.data.subjects import read_case_groups
 from napari_jrss.data.volume import ScanError, read_header, read_label_volume, read_volume
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal import Journal, recover, unsaved
-from napari_jrss.project.ledger import MIGRATIONS, Outcome
 from napari_jrss.project.lock import WriterLock
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
+from napari_jrss.project.schema import MIGRATIONS
 from napari_jrss.session.description import description_of
 from napari_jrss.session.settings import SettingsError, training_config
 from napari_jrss.session.status import project_status

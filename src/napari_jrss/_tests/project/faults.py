@@ -26,8 +26,8 @@ from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.project.export import export_dataset, export_labels
 from napari_jrss.project.exported import ExportFolder
 from napari_jrss.project.journal import Journal
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.errors import is_ours
 
 TABLE = LabelTable.of_groups({"left part": (3,), "right part": (7,)})

@@ -24,8 +24,8 @@ from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.data.store import read_attributes
 from napari_jrss.project.dicom_seg import export_segmentation, export_segmentations
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 
 TABLE = LabelTable.from_ids([1, 2, 9], {1: "front lobe", 2: "back", 9: "nowhere"})
 

@@ -32,8 +32,8 @@ from napari_jrss.project.export import (
     write_label_names,
 )
 from napari_jrss.project.exported import RECORD
-from napari_jrss.project.ledger import Outcome, Split
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome, Split
 
 from .conftest import CASES, TABLE
 

@@ -29,8 +29,8 @@ from napari_jrss.data.predictions import read_prediction
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import export_labels
 from napari_jrss.project.journal import Journal, recover, unsaved
-from napari_jrss.project.ledger import Event, Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Event, Outcome
 from napari_jrss.session.errors import is_ours
 
 from .conftest import TABLE, write_scan

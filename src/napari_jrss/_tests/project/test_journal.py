@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal import Journal, discard, recover, unsaved
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 
 
 @pytest.fixture

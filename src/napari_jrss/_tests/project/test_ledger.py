@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from napari_jrss.project import ledger as ledger_module
+from napari_jrss.project import schema
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    Event,
-    LabelVersion,
-    Ledger,
-    Status,
-    now,
-)
+from napari_jrss.project.ledger import Ledger
+from napari_jrss.project.records import Event, LabelVersion, Status, now
+from napari_jrss.project.schema import APPLICATION_ID, SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -84,8 +78,8 @@ def test_older_schema_is_brought_up_to_date_in_place(
 ) -> None:
     Ledger(path).add_case("a")
     added = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = 'kept';"
-    monkeypatch.setattr(ledger_module, "MIGRATIONS", (*ledger_module.MIGRATIONS, added))
-    monkeypatch.setattr(ledger_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     with pytest.raises(ProjectError, match="older version"):
         Ledger(path, read_only=True)
     with Ledger(path).reading() as connection:
@@ -98,8 +92,8 @@ def test_a_migration_that_fails_leaves_the_old_ledger(
 ) -> None:
     broken = "ALTER TABLE cases ADD COLUMN note TEXT; INSERT INTO nowhere VALUES (1);"
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "MIGRATIONS", (*ledger_module.MIGRATIONS, broken))
-        patch.setattr(ledger_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        patch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         with pytest.raises(ProjectError, match="nowhere"):
             Ledger(path)
     ledger = Ledger(path)

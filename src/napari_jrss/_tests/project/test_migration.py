@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_jrss.project import ledger
+from napari_jrss.project import schema
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 
@@ -22,8 +22,8 @@ NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
 @pytest.fixture
 def a_version_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as it may be one day: its schema has one more column."""
-    monkeypatch.setattr(ledger, "MIGRATIONS", (*ledger.MIGRATIONS, NEXT))
-    monkeypatch.setattr(ledger, "SCHEMA_VERSION", ledger.SCHEMA_VERSION + 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, NEXT))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
 
 
 def version(path: Path) -> int:
@@ -62,9 +62,9 @@ def test_an_older_project_is_migrated_after_a_copy_was_kept(
 def test_a_migration_that_fails_changes_nothing(
     project_path: Path, a_version_later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = (*ledger.MIGRATIONS[:-1], NEXT + "; SELECT nonsense FROM nowhere")
+    broken = (*schema.MIGRATIONS[:-1], NEXT + "; SELECT nonsense FROM nowhere")
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "MIGRATIONS", broken)
+        patch.setattr(schema, "MIGRATIONS", broken)
         with pytest.raises(ProjectError, match=r"project\.sqlite: no such table: nowhere"):
             Project.open(project_path)
     assert version(project_path / "project.sqlite") == 1
@@ -73,11 +73,11 @@ def test_a_migration_that_fails_changes_nothing(
 
 KILLED = f"""
     import os, signal, sqlite3, sys
-    from napari_jrss.project import ledger
+    from napari_jrss.project import ledger, schema
     from napari_jrss.project.project import Project
 
-    ledger.MIGRATIONS = (*ledger.MIGRATIONS, {NEXT!r})
-    ledger.SCHEMA_VERSION += 1
+    schema.MIGRATIONS = (*schema.MIGRATIONS, {NEXT!r})
+    schema.SCHEMA_VERSION += 1
     moment = sys.argv[2]
     die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 

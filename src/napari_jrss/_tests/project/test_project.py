@@ -19,8 +19,8 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data import store
 from napari_jrss.data.layouts import FoundCase, FoundCohort
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Event, Outcome, Split, Status
 from napari_jrss.project.project import Project, check_case_id
+from napari_jrss.project.records import Event, Outcome, Split, Status
 
 from .conftest import CASES, TABLE, write_scan
 

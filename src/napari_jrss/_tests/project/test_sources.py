@@ -15,8 +15,8 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.layouts import discover
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import export_dataset
-from napari_jrss.project.ledger import Event
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Event
 from napari_jrss.project.sources import Source
 
 from .conftest import TABLE, write_scan

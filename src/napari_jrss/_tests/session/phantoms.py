@@ -16,8 +16,8 @@ from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.store import CaseAttributes
 from napari_jrss.data.volume import Volume
 from napari_jrss.project.cases import FIRST_VERSION
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.description import RoundDescription
 
 

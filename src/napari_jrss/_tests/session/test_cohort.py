@@ -16,8 +16,8 @@ from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.data.volume import read_volume
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Event, Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Event, Outcome
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.session.cohort import LabelWritten, SplitSizes
 from napari_jrss.session.importing import (

@@ -15,8 +15,8 @@ from napari_jrss.data.predictions import PREDICTIONS, prediction_path
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project import journal
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 from napari_jrss.session.review import Leave, Review, UnsavedError
 from napari_jrss.session.session import Session
 

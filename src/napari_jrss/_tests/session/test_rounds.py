@@ -14,8 +14,8 @@ from napari_jrss._tests.engine.phantoms import assert_same_tensors, tiny_config,
 from napari_jrss.config import NetworkConfig, TrainingConfig
 from napari_jrss.engine.events import RoundFinished, StepEnd
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.runner import BusyError, JobState
 from napari_jrss.session.session import Session
 from napari_jrss.session.training import InterruptedSeriesError, OutOfMemoryError

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from napari_jrss.cli import app
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.suggest import Suggestion, suggest, suggest_now
 from napari_jrss.session.survey import CaseFigures, appearance
 

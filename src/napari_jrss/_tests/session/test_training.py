@@ -21,8 +21,8 @@ from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.engine.joint_round import RoundError
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal import Journal
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.evaluation import RoundEvaluated, evaluate
 from napari_jrss.session.networks import load_registration, load_student, load_teacher
 from napari_jrss.session.status import project_status

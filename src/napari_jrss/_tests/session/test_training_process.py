@@ -27,8 +27,8 @@ from napari_jrss._tests.engine.phantoms import (
 from napari_jrss.config import NetworkConfig
 from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.networks.unet import VoxelMorphUNet
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.training import train
 from napari_jrss.session.training_process import LOG, NICENESS, InOwnProcess, TrainingProcessError
 

@@ -10,8 +10,8 @@ from napari_jrss.config import preset
 from napari_jrss.engine.checkpoint import save_tensors
 from napari_jrss.engine.joint_round import REGISTRATION, TEACHER
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-from napari_jrss.project.ledger import Outcome
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome
 from napari_jrss.session.description import RoundDescription
 
 

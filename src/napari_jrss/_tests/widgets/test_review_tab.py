@@ -15,7 +15,7 @@ from qtpy.QtCore import Qt
 from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.engine.events import Event, StageStarted
-from napari_jrss.project.ledger import Status
+from napari_jrss.project.records import Status
 from napari_jrss.session.author import known_author
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.review_layers import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY

@@ -20,8 +20,8 @@ from qtpy.QtWidgets import QComboBox, QWidget
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click, retype, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss._tests.widgets.test_cohort_tab import dialog_of, drop, settled
-from napari_jrss.project.ledger import Status
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import Status
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.case_table import CASE
 from napari_jrss.widgets.import_dialog import ImportDialog

@@ -1,0 +1,196 @@
+"""What the ledger tells of: cases, label versions, rounds, and what happened to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+
+class Split(StrEnum):
+    """What a case is for; decided per subject group by :meth:`Project.split`."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    UNUSED = "unused"
+
+
+class Status(StrEnum):
+    """Where a case's label comes from; a training case with a label belongs to N."""
+
+    UNLABELLED = "unlabelled"
+    MANUAL = "manual"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REJECTED = "rejected"
+
+    @property
+    def has_label(self) -> bool:
+        """Whether a person stands behind a label of the case."""
+        return self in (Status.MANUAL, Status.ACCEPTED, Status.CORRECTED)
+
+
+class Outcome(StrEnum):
+    """How a round ended, if it did."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Event(StrEnum):
+    """What the history tells of."""
+
+    CREATED = "created"
+    IMPORTED = "imported"
+    SPLIT = "split"
+    STRUCTURE_CHANGED = "structure changed"
+    RELINKED = "relinked"
+    LABELLED = "labelled"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REJECTED = "rejected"
+    SKIPPED = "skipped"
+    RESTORED = "restored"
+    ROUND_STARTED = "round started"
+    ROUND_RESUMED = "round resumed"
+    ROUND_ENDED = "round ended"
+    PROMOTED = "promoted"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of the project.
+
+    Attributes
+    ----------
+    case_id
+        Its name in the project.
+    split
+        What it is for.
+    status
+        Where its label comes from.
+    label_version
+        The label in force, or None.
+    reference_version
+        A label on the disk that is hidden from training: the case counts as unlabelled in a
+        few-shot simulation. None for cases whose label is in force or that have none.
+    group
+        Subject group, or None.
+    """
+
+    case_id: str
+    split: Split
+    status: Status
+    label_version: str | None
+    reference_version: str | None
+    group: str | None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the case belongs to the labelled set N."""
+        return self.split is Split.TRAIN and self.status.has_label
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One label of one case; never changed, never deleted.
+
+    Attributes
+    ----------
+    case_id, version
+        Whose, and its name there: ``v0001``, ``v0002``...
+    status
+        The status it gives to its case.
+    created
+        UTC time, ISO 8601.
+    author
+        The name that the person gave.
+    draft
+        What it was made from, see :func:`check_draft`.
+    voxels_changed
+        Number of voxels that differ from the draft, if known.
+    seconds
+        Time spent on it, if known.
+    sha256
+        Of the voxels in C order, to show that they are still the same.
+    """
+
+    case_id: str
+    version: str
+    status: Status
+    created: str
+    author: str
+    draft: str
+    voxels_changed: int | None
+    seconds: float | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pre-training (number 0, or any round without a parent) or one joint round.
+
+    Attributes
+    ----------
+    number, folder
+        ``rounds/0000``, ``rounds/0001``...: the engine writes into the folder.
+    parent
+        The round whose teacher it started from, or None.
+    outcome
+        How it ended; RUNNING also when its program died.
+    started, finished
+        UTC times, ISO 8601.
+    config_sha256
+        Of the configuration's text, which is the folder's ``config.json``.
+    label_versions
+        Label version of each labelled and validation case, as the round uses them.
+    metrics
+        What the engine measured.
+    """
+
+    number: int
+    folder: Path
+    parent: int | None
+    outcome: Outcome
+    started: str
+    finished: str | None
+    config_sha256: str
+    label_versions: Mapping[str, str]
+    metrics: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One line of a project's history; fields that don't apply are None or empty."""
+
+    at: str
+    kind: Event
+    author: str | None
+    case_id: str | None
+    version: str | None
+    round: int | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class FailedImport:
+    """A scan that didn't become a case, and why."""
+
+    at: str
+    case_id: str
+    reason: str
+
+
+def now() -> str:
+    """The time as the ledger writes it: UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def round_folder(number: int) -> str:
+    """Name of a round's folder."""
+    return f"{number:04d}"

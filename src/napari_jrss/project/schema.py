@@ -1,0 +1,113 @@
+"""The ledger's tables, and how a ledger of an older version comes by them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
+
+MIGRATIONS: tuple[str, ...] = (
+    # 1
+    """
+    CREATE TABLE project (
+        only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+        created TEXT NOT NULL,
+        made_by TEXT NOT NULL,
+        label_table TEXT NOT NULL,
+        preprocessing TEXT NOT NULL,
+        grid TEXT
+    );
+    CREATE TABLE cases (
+        case_id TEXT PRIMARY KEY COLLATE NOCASE,
+        split TEXT NOT NULL CHECK (split IN ('train', 'validation', 'test', 'unused')),
+        status TEXT NOT NULL
+            CHECK (status IN ('unlabelled', 'manual', 'accepted', 'corrected', 'rejected')),
+        label_version TEXT,
+        reference_version TEXT,
+        subject_group TEXT,
+        added TEXT NOT NULL,
+        CHECK ((status IN ('manual', 'accepted', 'corrected')) = (label_version IS NOT NULL)),
+        FOREIGN KEY (case_id, label_version) REFERENCES label_versions (case_id, version)
+            DEFERRABLE INITIALLY DEFERRED,
+        FOREIGN KEY (case_id, reference_version) REFERENCES label_versions (case_id, version)
+            DEFERRABLE INITIALLY DEFERRED
+    );
+    CREATE TABLE label_versions (
+        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
+        version TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('manual', 'accepted', 'corrected')),
+        created TEXT NOT NULL,
+        author TEXT NOT NULL,
+        draft TEXT NOT NULL,
+        voxels_changed INTEGER,
+        seconds REAL,
+        sha256 TEXT NOT NULL,
+        PRIMARY KEY (case_id, version)
+    );
+    CREATE TABLE rounds (
+        number INTEGER PRIMARY KEY CHECK (number >= 0),
+        parent INTEGER REFERENCES rounds (number),
+        started TEXT NOT NULL,
+        finished TEXT,
+        outcome TEXT NOT NULL CHECK (outcome IN ('running', 'finished', 'cancelled', 'failed')),
+        config_sha256 TEXT NOT NULL,
+        metrics TEXT NOT NULL DEFAULT '{}'
+    );
+    CREATE TABLE round_cases (
+        number INTEGER NOT NULL REFERENCES rounds (number),
+        case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
+        role TEXT NOT NULL CHECK (role IN ('labelled', 'unlabelled', 'validation')),
+        version TEXT,
+        PRIMARY KEY (number, case_id),
+        CHECK ((role = 'unlabelled') = (version IS NULL)),
+        FOREIGN KEY (case_id, version) REFERENCES label_versions (case_id, version)
+    );
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        author TEXT,
+        case_id TEXT COLLATE NOCASE REFERENCES cases (case_id),
+        version TEXT,
+        round INTEGER REFERENCES rounds (number),
+        detail TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX events_of_case ON events (case_id);
+    CREATE TABLE failed_imports (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        case_id TEXT NOT NULL,
+        reason TEXT NOT NULL
+    );
+    CREATE TRIGGER label_version_kept BEFORE DELETE ON label_versions
+        BEGIN SELECT RAISE(ABORT, 'a label version is never deleted'); END;
+    CREATE TRIGGER label_version_unchanged BEFORE UPDATE ON label_versions
+        BEGIN SELECT RAISE(ABORT, 'a label version is never changed'); END;
+    CREATE TRIGGER event_kept BEFORE DELETE ON events
+        BEGIN SELECT RAISE(ABORT, 'an event is never deleted'); END;
+    CREATE TRIGGER event_unchanged BEFORE UPDATE ON events
+        BEGIN SELECT RAISE(ABORT, 'an event is never changed'); END;
+    """,
+)
+"""Script number i brings a ledger of schema version i to i + 1."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a ledger up to date, each step in one transaction."""
+    for step, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        try:
+            connection.executescript(
+                f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version = {step}; COMMIT;"
+            )
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def copy_before_migration(path: Path, version: int) -> Path:
+    """Where a ledger's copy of an older schema version is kept."""
+    return path.with_name(f"{path.stem}-schema{version}{path.suffix}")
