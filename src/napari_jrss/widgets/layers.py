@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.components.overlays import BrushCircleOverlay
 from napari.layers import Image, Labels
 from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from napari_jrss.data.labels import LabelTable
 
 if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
     from napari_jrss.data.chain import TrainingGrid
 
 AXES = ("z", "y", "x")
@@ -59,3 +62,15 @@ def show_axially(dims: Any, shape: Sequence[int]) -> None:
     dims.ndisplay = 2
     dims.order = (0, 1, 2)
     dims.set_current_step(0, int(np.asarray(shape)[0]) // 2)
+
+
+def without_brush_box(viewer: Viewer) -> None:
+    """Take away the box behind the brush's circle.
+
+    napari 0.9.2 draws it from the first stroke on, also where there is no circle. Once it is all
+    that is left to draw, Mesa's software OpenGL reads a buffer of the layers that are gone, and
+    the program dies.
+    """
+    for overlay in viewer.canvas.overlays.values():
+        if isinstance(overlay, BrushCircleOverlay):
+            overlay.box = False

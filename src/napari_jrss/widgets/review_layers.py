@@ -9,7 +9,13 @@ import numpy as np
 from napari.layers import Labels, Layer
 from napari.utils.colormaps import Colormap
 
-from napari_jrss.widgets.layers import colormap, image_layer, labels_layer, show_axially
+from napari_jrss.widgets.layers import (
+    colormap,
+    image_layer,
+    labels_layer,
+    show_axially,
+    without_brush_box,
+)
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -65,6 +71,7 @@ class ReviewLayers:
         self._layers: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
         self._stale: set[str] = set()
+        without_brush_box(viewer)
 
     def layer(self, kind: str) -> Any:
         """One of the layers, or None where the person removed it or it never was."""
@@ -151,7 +158,6 @@ class ReviewLayers:
         """Remove the layers, and nothing that isn't ours."""
         for kind in list(self._layers):
             layer = self._layers.pop(kind)
-            layer.mode = "pan_zoom"  # else the brush's circle stays behind
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
         self._case = None

@@ -7,6 +7,7 @@ real scans. The training process, the project on the disk and the window are rea
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ TRAINING_MS = 240_000
 LABELLED = 3
 
 
-def test_on_phantoms(dock: MainWidget, qtbot: QtBot, tmp_path: Path) -> None:
+def test_on_phantoms(make_napari_viewer: Callable[..., Any], qtbot: QtBot, tmp_path: Path) -> None:
+    # On the screen, where layers are drawn: closing a project while painting crashed once.
+    viewer = make_napari_viewer(show=True)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
     make_cohort(tmp_path / "scans", cases=7, shape=(16, 24, 16), structures=2)
     case_id = walk(dock, qtbot, keep_labels(tmp_path / "scans"), tmp_path / "out")
     # phantoms lie on the training grid but for their orientation: no voxel may be lost
