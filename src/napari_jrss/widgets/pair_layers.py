@@ -11,6 +11,7 @@ from napari.layers import Labels, Layer, Vectors
 from napari.utils.colormaps import Colormap, DirectLabelColormap
 from numpy.typing import NDArray
 from psygnal import Signal
+from qtpy.QtCore import QTimer
 
 from napari_jrss.data.batches import Label
 from napari_jrss.data.chain import TrainingGrid
@@ -307,12 +308,13 @@ class PairLayers:
         self._names: dict[str, str] = {}
         self._stale: set[str] = set()
         viewer.layers.events.removed.connect(self._removed)
-        viewer.dims.events.order.connect(self._turned)
+        viewer.dims.events.order.connect(self._turn_soon)
 
     def close(self) -> None:
         """Let go of the viewer; the layers stay in it."""
         self._viewer.layers.events.removed.disconnect(self._removed)
-        self._viewer.dims.events.order.disconnect(self._turned)
+        self._viewer.dims.events.order.disconnect(self._turn_soon)
+        self._scene = None
         for title in list(self._layers):
             self._let_go(title)
 
@@ -432,11 +434,20 @@ class PairLayers:
         shown = {axis - dims.ndim + 3 for axis in dims.order[-2:]}
         return min({0, 1, 2} - shown)
 
+    def _turn_soon(self) -> None:
+        # Sliders whose steps change while their order does jump to their ends.
+        QTimer.singleShot(0, self._turned)
+
     def _turned(self) -> None:
         across = self._across()
         if self._scene is not None and across != self._scene.across:
             self._scene = replace(self._scene, across=across)
-            self._renew(kind.title for kind in KINDS if kind.turns)
+            turning = [kind.title for kind in KINDS if kind.turns]
+            for title in turning:
+                # The slider would take the steps of a hidden layer's finer pixels.
+                if title in self._layers and title not in self._wanted:
+                    self._drop(title)
+            self._renew(turning)
 
     def _removed(self, event: Any) -> None:
         for title, layer in list(self._layers.items()):

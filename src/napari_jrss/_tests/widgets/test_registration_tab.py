@@ -63,6 +63,12 @@ class Person:
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
         self.settle()
 
+    def turn(self, *order: int) -> None:
+        """Look along another axis."""
+        self.viewer.dims.order = order
+        self.qtbot.wait(50)
+        self.settle()
+
     def choose(self, moving: str, fixed: str) -> None:
         for combo, case in ((self.tab.moving, moving), (self.tab.fixed, fixed)):
             combo.setCurrentIndex(combo.findData(case))
@@ -151,6 +157,25 @@ def test_fixed_moving_and_warped_contours_are_told_apart(person: Person) -> None
         assert text in person.tab.key.text()
 
 
+def test_the_slider_steps_by_slices_and_stays_when_the_view_is_turned(person: Person) -> None:
+    person.click(person.tab.register)
+    for _ in range(2):
+        person.tick("Moving contours")
+    assert "Moving contours" not in person.shown()
+    dims = person.viewer.dims
+    assert dims.nsteps[0] == 16
+    before = dims.point
+    person.turn(1, 0, 2)
+    assert dims.nsteps[1] == 24
+    np.testing.assert_allclose(dims.point, before, atol=1)
+    person.tick("Moving contours")
+    assert {"Fixed contours", "Moving contours", "Warped contours"} <= person.shown()
+    assert dims.nsteps[1] == 24
+    person.turn(0, 1, 2)
+    assert dims.nsteps[0] == 16
+    np.testing.assert_allclose(dims.point, before, atol=1)
+
+
 def _colours(pixels: np.ndarray) -> set[tuple[int, ...]]:
     """Red, green and blue of the pixels that aren't clear."""
     found = np.rint(255 * pixels[pixels[..., 3] > 0][:, :3]).astype(int)
@@ -199,8 +224,7 @@ def test_the_grid_lies_on_the_image_and_follows_the_view(person: Person) -> None
     half_pixel = (np.array(layer.scale) - np.array(image.scale)) / 2
     np.testing.assert_allclose(corners[0] - corners[1], half_pixel)
     before = person.viewer.dims.point
-    person.viewer.dims.order = (1, 0, 2)
-    person.settle()
+    person.turn(1, 0, 2)
     layer = person.tab.layers.layer("Deformed grid")
     assert layer is not None
     assert layer.data.shape == (16 * finer, 24, 16 * finer)
