@@ -64,6 +64,12 @@ def show_axially(dims: Any, shape: Sequence[int]) -> None:
     dims.set_current_step(0, int(np.asarray(shape)[0]) // 2)
 
 
+def turn_head_up(viewer: Viewer) -> None:
+    """Where z is upright, as in coronal and sagittal views, superior is up; else anterior is."""
+    upright = viewer.dims.order[-2]
+    viewer.scene.camera.orientation2d = ("up" if upright == AXES.index("z") else "down", "right")
+
+
 def without_brush_box(viewer: Viewer) -> None:
     """Take away the box behind the brush's circle.
 

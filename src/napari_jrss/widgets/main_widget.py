@@ -14,6 +14,7 @@ from napari_jrss.session.session import Session
 from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.closing import WindowWatch
 from napari_jrss.widgets.cohort_tab import CohortTab
+from napari_jrss.widgets.layers import turn_head_up
 from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.registration_tab import RegistrationTab
 from napari_jrss.widgets.review_tab import ReviewTab
@@ -67,6 +68,8 @@ class MainWidget(QWidget):
         layout.addWidget(self._message)
         self.setAcceptDrops(True)
         self._watch = WindowWatch(self, self._question)
+        self._viewer = napari_viewer
+        self._viewer.dims.events.order.connect(self._turned)
 
         self._relay = Relay(self)
         for signal in (self.session.project_changed, self.session.cases_changed):
@@ -102,6 +105,10 @@ class MainWidget(QWidget):
     def _show_review(self) -> None:
         if self.session.review.case is not None:
             self.tabs.setCurrentWidget(self.review)
+
+    def _turned(self) -> None:
+        if self.session.project is not None:
+            turn_head_up(self._viewer)
 
     def _tell(self, line: str) -> None:
         self._message.setText(line)
@@ -145,6 +152,7 @@ class MainWidget(QWidget):
                 "in its tab Rounds."
             )
         self._watch.stop()
+        self._viewer.dims.events.order.disconnect(self._turned)
         for tab in (self.cohort, self.review, self.rounds, self.registration):
             tab.close()
         self._relay.disconnect_all()

@@ -1,8 +1,17 @@
 """The dock as a whole."""
 
-from npe2 import PluginManifest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+from npe2 import PluginManifest
+from pytestqt.qtbot import QtBot
+
+from napari_jrss._tests.widgets.person import Person
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.review_layers import IMAGE
 
 
 def test_the_manifest_is_valid() -> None:
@@ -15,3 +24,34 @@ def test_the_dock_has_four_tabs_and_says_that_nothing_is_open(dock: MainWidget) 
     titles = [dock.tabs.tabText(i) for i in range(dock.tabs.count())]
     assert titles == ["Cohort", "Review", "Rounds", "Registration"]
     assert dock.session.project is None
+
+
+@pytest.mark.parametrize(
+    ("view", "bright"),
+    [("axial", np.s_[:, :4, :]), ("coronal", np.s_[-4:, :, :]), ("sagittal", np.s_[-4:, :, :])],
+)
+def test_anterior_is_up_and_in_the_other_views_superior(
+    make_napari_viewer: Callable[..., Any],
+    qtbot: QtBot,
+    taught: Path,
+    view: str,
+    bright: tuple[slice, ...],
+) -> None:
+    viewer = make_napari_viewer(show=True)  # a picture is taken
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    person = Person(dock, qtbot)
+    dock.session.open(taught)
+    person.settle()
+    person.open()
+    viewer.dims.order = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}[view]
+    for layer in viewer.layers:
+        layer.visible = layer.name == person.review.on_table.case_id
+    scan = np.zeros(dock.session.open_project.grid.shape, np.float32)
+    scan[bright] = 1  # anterior, or superior
+    person.tab.layers.layer(IMAGE).data = scan
+    person.tab.layers.layer(IMAGE).contrast_limits = (0, 1)
+    qtbot.wait(100)
+    picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(float).mean(-1)
+    picture -= picture.min()
+    middle = picture.shape[0] // 2
+    assert picture[:middle].sum() > 2 * picture[middle:].sum()
