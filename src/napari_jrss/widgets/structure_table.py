@@ -97,7 +97,9 @@ class StructureTable(QTableWidget):
         if name.data(Qt.ItemDataRole.UserRole + 1) != structure.colour:
             swatch = QPixmap(12, 12)
             swatch.fill(colour)
-            name.setIcon(QIcon(swatch))
+            icon = QIcon(swatch)
+            icon.addPixmap(swatch, QIcon.Mode.Selected)  # which Qt would tint
+            name.setIcon(icon)
             name.setData(Qt.ItemDataRole.UserRole + 1, structure.colour)
         volume.setText(f"{structure.volume_ml:,.2f} ml")
         mean = structure.mean_confidence

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QIcon
 
 from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
@@ -19,6 +20,7 @@ from napari_jrss.project.records import Status
 from napari_jrss.session.author import known_author
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.review_layers import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
+from napari_jrss.widgets.structure_table import NAME
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
@@ -308,3 +310,11 @@ def test_a_rejection_is_recorded_as_it_was_typed(person: Person) -> None:
     with answering(enter("the")):
         person.click(person.tab.reject)
     assert person.session.open_project.history(case_id)[-1].detail == "the"
+
+
+def test_the_chosen_structures_swatch_keeps_its_colour(person: Person) -> None:
+    person.open()
+    table = person.tab.table
+    chosen = table.item(table.currentRow(), NAME).icon()
+    swatch = chosen.pixmap(12, 12, QIcon.Mode.Selected).toImage().pixelColor(6, 6).name()
+    assert swatch == person.review.on_table.structures()[table.currentRow()].colour.lower()
