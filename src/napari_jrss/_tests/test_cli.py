@@ -117,6 +117,12 @@ def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_p
         confidence = nib.load(tmp_path / f"{name}_confidence.nii.gz").get_fdata()
         assert 0 < confidence.max() <= 1
         assert (tmp_path / f"{name}_uncertainty.nii.gz").exists()
+    run("segment", trained, *scans, "--out", tmp_path)  # its own files it may replace
+    corrected = Path(result[1]["label"])
+    corrected.write_bytes(b"by hand")
+    said = mistake("segment", trained, *scans, "--out", tmp_path)
+    assert f"edited since: {corrected.name}" in said
+    assert corrected.read_bytes() == b"by hand"
 
 
 def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -> None:
@@ -135,6 +141,11 @@ def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -
         warped = nib.load(tmp_path / "cases" / f"{name}.nii.gz")
         assert warped.shape == fixed.shape
         np.testing.assert_allclose(warped.affine, fixed.affine)
+    corrected = tmp_path / "cases" / "warped_label.nii.gz"
+    corrected.write_bytes(b"by hand")
+    pair = ("--moving", labelled[0], "--fixed", labelled[1], "--out", tmp_path / "cases")
+    assert "edited since: warped_label.nii.gz" in mistake("register", trained, *pair)
+    assert corrected.read_bytes() == b"by hand"
     files = sorted((cohort / "images").iterdir())
     run("register", trained, "--moving", files[0], "--fixed", files[1], "--out", tmp_path / "files")
     assert nib.load(tmp_path / "files" / "displacement.nii.gz").shape[-1] == 3

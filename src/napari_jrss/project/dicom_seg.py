@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_jrss import __version__
-from napari_jrss.data.atomic import write_bytes
 from napari_jrss.data.batches import Label
 from napari_jrss.data.chain import Chain
 from napari_jrss.data.labels import LabelTable
@@ -97,7 +96,9 @@ def export_segmentations(
                 label, made_by = project.label(case_id), _made_by(project, case_id)
             else:
                 label, made_by = read_prediction(predictions, case_id).label, "AUTOMATIC"
-            content = _content(label, case.chain, project.table, series[case_id], name, made_by)
+            content = segmentation_bytes(
+                label, case.chain, project.table, series[case_id], name, made_by
+            )
             yield out.write(name, content)
 
     return write()
@@ -115,15 +116,15 @@ def require_outside(project: Project, folder: Path) -> None:
         raise ProjectError(f"{folder}: lies in the project, which holds no patient's identity")
 
 
-def export_segmentation(
+def segmentation_bytes(
     label: Label,
     chain: Chain,
     table: LabelTable,
     series: DicomSeries,
-    path: Path,
+    name: str,
     made_by: str = "AUTOMATIC",
-) -> Path:
-    """Write a label of the training grid as a DICOM SEG on the series that it was drawn on.
+) -> bytes:
+    """A label of the training grid as a DICOM SEG on the series that it was drawn on.
 
     Each class but the background is a segment of the same number, with its name and colour, and
     the code ``(number, 99JRSS, name)``, since no coding scheme is known to hold it.
@@ -138,8 +139,8 @@ def export_segmentation(
         The classes.
     series
         The scan's series.
-    path
-        The file.
+    name
+        What the file is to be called.
     made_by
         ``MANUAL``, ``SEMIAUTOMATIC`` or ``AUTOMATIC``.
 
@@ -149,13 +150,6 @@ def export_segmentation(
         The series can't be referred to: it lacks attributes, or lies in several files of
         several frames each.
     """
-    write_bytes(path, _content(label, chain, table, series, path.name, made_by))
-    return path
-
-
-def _content(
-    label: Label, chain: Chain, table: LabelTable, series: DicomSeries, name: str, made_by: str
-) -> bytes:
     on_scan = chain.label_to_source(label)
     if on_scan.shape != series.shape:
         raise ValueError(f"a label of {on_scan.shape} for a series of {series.shape}")

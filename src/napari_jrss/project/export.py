@@ -51,8 +51,8 @@ SLICER_NAMES = "labels.ctbl"
 _ORTHONORMAL = 1e-4
 
 
-def export_label(label: Label, chain: Chain, table: LabelTable, path: Path) -> Path:
-    """Write a label of the training grid as NIfTI on its scan's own grid.
+def label_bytes(label: Label, chain: Chain, table: LabelTable, path: Path) -> bytes:
+    """A label of the training grid as a NIfTI file on its scan's own grid.
 
     Parameters
     ----------
@@ -64,27 +64,17 @@ def export_label(label: Label, chain: Chain, table: LabelTable, path: Path) -> P
         The classes. The file holds the ids of the files that the project was made from where
         each class has exactly one, else the class indices.
     path
-        Ends in .nii or .nii.gz.
+        What the file is to be called; ends in .nii or .nii.gz.
     """
-    write_bytes(path, _label_bytes(label, chain, table, path))
-    return path
-
-
-def _label_bytes(label: Label, chain: Chain, table: LabelTable, path: Path) -> bytes:
     return nifti_bytes(path, table.to_source_ids(chain.label_to_source(label)), _header(chain))
 
 
-def write_label_names(folder: Path, table: LabelTable) -> None:
-    """Write the names and colours of exported labels for ITK-SNAP and for 3D Slicer.
+def label_names(table: LabelTable) -> dict[str, bytes]:
+    """Files with the names and colours of exported labels for ITK-SNAP and for 3D Slicer.
 
     ``labels.txt`` is an ITK-SNAP label description (Segmentation > Import Label Descriptions),
     ``labels.ctbl`` a Slicer colour table, where a name can't hold spaces.
     """
-    for name, text in _label_names(table).items():
-        write_text(folder / name, text)
-
-
-def _label_names(table: LabelTable) -> dict[str, str]:
     snap = [
         "################################################",
         "# ITK-SnAP Label Description File",
@@ -103,7 +93,7 @@ def _label_names(table: LabelTable) -> dict[str, str]:
         )
         slicer.append(f"{number} {name.replace(' ', '_')} {red} {green} {blue} {255 * shown}")
     files = {ITK_SNAP_NAMES: snap, SLICER_NAMES: slicer}
-    return {name: "\n".join(lines) + "\n" for name, lines in files.items()}
+    return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
 
 
 def export_labels(
@@ -159,17 +149,17 @@ def export_predictions(project: Project, predictions: Path, folder: Path) -> Ite
 def _export(
     project: Project, folder: Path, case_ids: Sequence[str], label: Callable[[str], Label]
 ) -> Iterator[Path]:
-    names = _label_names(project.table)
+    names = label_names(project.table)
     files = {case_id: f"{case_id}.nii.gz" for case_id in case_ids}
     out = ExportFolder(folder, [*names, *files.values()])
 
     def write() -> Iterator[Path]:
         out.make()
-        for name, text in names.items():
-            out.write(name, text.encode())
+        for name, content in names.items():
+            out.write(name, content)
         for case_id, name in files.items():
             chain = project.attributes(case_id).chain
-            content = _label_bytes(label(case_id), chain, project.table, folder / name)
+            content = label_bytes(label(case_id), chain, project.table, folder / name)
             yield out.write(name, content)
 
     return write()

@@ -20,16 +20,24 @@ from napari_jrss.data.chain import Chain
 from napari_jrss.data.layouts import stem
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.store import DICOM_SOURCE
-from napari_jrss.data.volume import ScanError, Volume, dicom_series_of, read_volume, write_nifti
+from napari_jrss.data.volume import (
+    ScanError,
+    Volume,
+    dicom_series_of,
+    nifti_bytes,
+    read_volume,
+    write_nifti,
+)
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
-from napari_jrss.project.dicom_seg import export_segmentation, require_outside
+from napari_jrss.project.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.export import (
-    export_label,
+    label_bytes,
+    label_names,
     scan_displacement,
     write_displacement,
-    write_label_names,
 )
+from napari_jrss.project.exported import ExportFolder
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
 from napari_jrss.session.pair_views import folded_in_structures, jacobian_map
@@ -181,7 +189,8 @@ def segment_scans(
     Raises
     ------
     ProjectError
-        Without a teacher, or if two scans would write the same files.
+        Without a teacher, if two scans would write the same files, or if a label is there that no
+        export wrote or that was edited since.
     """
     from napari_jrss.engine.device import make_fabric
     from napari_jrss.engine.predict import predict_case
@@ -193,11 +202,16 @@ def segment_scans(
         raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
     if dicom_seg:
         require_outside(project, out)
+    endings = (".nii.gz", ".dcm") if dicom_seg else (".nii.gz",)
+    about = label_names(project.table)
+    labels = [f"{name}_label{ending}" for name in names for ending in endings]
+    folder = ExportFolder(out, [*about, *labels])
     torch_device = make_fabric(device).device
     teacher = load_teacher(entry, torch_device)
     student = load_student(entry, torch_device) if maps else None
-    out.mkdir(parents=True, exist_ok=True)
-    write_label_names(out, project.table)
+    folder.make()
+    for file, content in about.items():
+        folder.write(file, content)
     for scan, name in zip(scans, names, strict=True):
         try:
             series = dicom_series_of(scan)
@@ -209,15 +223,15 @@ def segment_scans(
         started = time.perf_counter()
         prediction = predict_case(teacher, ready.image, torch_device, student)
         seconds = time.perf_counter() - started
-        path = export_label(
-            prediction.label, ready.chain, project.table, out / f"{name}_label.nii.gz"
-        )
+        file = f"{name}_label.nii.gz"
+        content = label_bytes(prediction.label, ready.chain, project.table, out / file)
+        path = folder.write(file, content)
         if maps:
             _write_maps(prediction, ready.chain, volume, out, name)
         if dicom_seg and series is not None:
-            export_segmentation(
-                prediction.label, ready.chain, project.table, series, out / f"{name}_label.dcm"
-            )
+            file = f"{name}_label.dcm"
+            content = segmentation_bytes(prediction.label, ready.chain, project.table, series, file)
+            folder.write(file, content)
         yield _summary(scan, path, prediction, ready.chain, project, seconds)
 
 
@@ -327,7 +341,9 @@ def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
     ``displacement.nii.gz`` is a transform for SimpleITK too:
     ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))``.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    about = label_names(table) if pair.moving.label is not None else {}
+    folder = ExportFolder(out, [*about, "warped_label.nii.gz"] if about else [])
+    folder.make()
     files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
     warp = on_fixed_scan(pair)
     write_displacement(warp.displacement, warp.affine, files[0])
@@ -336,9 +352,11 @@ def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
     like = scan if shape == scan.shape else Volume(np.zeros(shape, np.float32), warp.affine)
     write_nifti(files[1], warp.image, like)
     if warp.label is not None:
-        files.append(out / "warped_label.nii.gz")
-        write_nifti(files[-1], table.to_source_ids(warp.label), like)
-        write_label_names(out, table)
+        ids = table.to_source_ids(warp.label)
+        content = nifti_bytes(out / "warped_label.nii.gz", ids, like)
+        files.append(folder.write("warped_label.nii.gz", content))
+        for file, content in about.items():
+            folder.write(file, content)
     write_text(files[2], json.dumps(pair.report.model_dump(), indent=1))
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
@@ -22,7 +23,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover_dicom
 from napari_jrss.data.predictions import Prediction, write_prediction
 from napari_jrss.data.store import read_attributes
-from napari_jrss.project.dicom_seg import export_segmentation, export_segmentations
+from napari_jrss.project.dicom_seg import export_segmentations, segmentation_bytes
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Status
@@ -67,10 +68,8 @@ def test_a_segmentation_is_the_label_again(tmp_path: Path, kind: str) -> None:
     made = [enhanced(body(), affine)] if kind == "enhanced" else slices(body(), affine)
     series = series_at(save(tmp_path / "in", made))
     label = block_label()
-    path = export_segmentation(
-        label, chain_of(series), TABLE, series, tmp_path / "out.dcm", "SEMIAUTOMATIC"
-    )
-    seg = hd.seg.segread(path)
+    content = segmentation_bytes(label, chain_of(series), TABLE, series, "out.dcm", "SEMIAUTOMATIC")
+    seg = hd.seg.segread(BytesIO(content))
     np.testing.assert_array_equal(by_source(seg, series), label)
     if kind != "tilted":  # highdicom's volumes have right angles
         volume = seg.get_volume(combine_segments=True)
@@ -99,17 +98,16 @@ def test_a_source_with_few_attributes_will_do(tmp_path: Path) -> None:
         for name in ("PatientName", "PatientBirthDate", "AccessionNumber", "StudyID", "StudyDate"):
             delattr(d, name)
     series = series_at(save(tmp_path / "in", made))
-    path = export_segmentation(block_label(), chain_of(series), TABLE, series, tmp_path / "out.dcm")
-    np.testing.assert_array_equal(by_source(hd.seg.segread(path), series), block_label())
-    empty = np.zeros_like(block_label())
-    path = export_segmentation(empty, chain_of(series), TABLE, series, tmp_path / "empty.dcm")
-    assert not by_source(hd.seg.segread(path), series).any()
+    for label in (block_label(), np.zeros_like(block_label())):
+        content = segmentation_bytes(label, chain_of(series), TABLE, series, "out.dcm")
+        read = hd.seg.segread(BytesIO(content))
+        np.testing.assert_array_equal(by_source(read, series), label)
     for path in (tmp_path / "in").iterdir():
         d = pydicom.dcmread(path)
         del d.FrameOfReferenceUID
         d.save_as(path)
     with pytest.raises(ProjectError, match=r"out\.dcm: its series names no frame of reference"):
-        export_segmentation(block_label(), chain_of(series), TABLE, series, tmp_path / "out.dcm")
+        segmentation_bytes(block_label(), chain_of(series), TABLE, series, "out.dcm")
 
 
 def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from napari_jrss.project.export import (
     export_displacement,
     export_labels,
     export_predictions,
-    write_label_names,
+    label_names,
 )
 from napari_jrss.project.exported import RECORD
 from napari_jrss.project.project import Project
@@ -195,9 +195,9 @@ def test_all_that_an_export_refuses_comes_before_it_writes(
     refused("edited since: case2.nii.gz;")
 
 
-def test_names_are_those_of_the_numbers_in_the_file(tmp_path: Path) -> None:
-    write_label_names(tmp_path, TABLE)
-    lines = (tmp_path / "labels.txt").read_text().splitlines()
+def test_names_are_those_of_the_numbers_in_the_file() -> None:
+    files = {name: content.decode().splitlines() for name, content in label_names(TABLE).items()}
+    lines = files["labels.txt"]
     rows_ = [line.split(maxsplit=7) for line in lines if not line.startswith("#")]
     assert [(row[0], row[7]) for row in rows_] == [
         ("0", '"background"'),
@@ -208,7 +208,7 @@ def test_names_are_those_of_the_numbers_in_the_file(tmp_path: Path) -> None:
         [str(v) for v in bytes.fromhex(c.colour[1:])] for c in TABLE.classes[1:]
     ]
     assert [row[4:7] for row in rows_] == [["0"] * 3, ["1"] * 3, ["1"] * 3]
-    lines = (tmp_path / "labels.ctbl").read_text().splitlines()
+    lines = files["labels.ctbl"]
     slicer = [line.split() for line in lines if not line.startswith("#")]
     assert [(row[0], row[1], row[5]) for row in slicer] == [
         ("0", "background", "0"),
@@ -216,8 +216,8 @@ def test_names_are_those_of_the_numbers_in_the_file(tmp_path: Path) -> None:
         ("7", "right_part", "255"),
     ]
     grouped = LabelTable.of_groups({"both": (3, 7)}, unlisted_is_background=True)
-    write_label_names(tmp_path, grouped)  # ids can't be restored: the files hold indices
-    assert (tmp_path / "labels.ctbl").read_text().splitlines()[-1].startswith("1 both ")
+    # ids can't be restored: the files hold indices
+    assert label_names(grouped)["labels.ctbl"].splitlines()[-1].startswith(b"1 both ")
 
 
 # -- displacement fields
