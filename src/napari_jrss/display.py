@@ -106,6 +106,8 @@ def training_progress(events: Iterable[Event]) -> Iterator[Event]:
                     progress.update(tasks[event.stage], advance=1)
                 case kinds.RoundFinished():
                     progress.console.print(_round_line(event.number, event.metrics))
+                    if event.warning:
+                        progress.console.print(event.warning)
                 case _:
                     pass
             yield event

@@ -65,11 +65,16 @@ class StageFinished(_Event):
 
 
 class RoundFinished(_Event):
-    """A round is done; its weights and predictions are on disk."""
+    """A round is done; its weights and predictions are on disk.
+
+    `warning` says in a line what a person should know before the teacher is trusted; empty if
+    there is nothing.
+    """
 
     kind: Literal["round_finished"] = "round_finished"
     number: int
     metrics: dict[str, float]
+    warning: str = ""
 
 
 class Cancelled(_Event):

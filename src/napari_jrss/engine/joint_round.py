@@ -44,12 +44,14 @@ from napari_jrss.engine.fit import Cancel, Stage, fit, stop_requested
 from napari_jrss.engine.predict import predict_case
 from napari_jrss.engine.pseudo_label import PseudoLabel, screen
 from napari_jrss.engine.stages import (
+    LEARNED_DICE,
     MonoSegmentationStage,
     RegistrationStage,
     StudentStage,
     TrainingTensors,
     registration_validation,
     segmentation_validation,
+    unlearned_structures,
 )
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
@@ -305,7 +307,17 @@ def _finished(
         metrics["validation_segmentation_dice"] = segmentation
     if pairs is not None:
         metrics["validation_registration_dice"] = pairs
-    return RoundFinished(number=this.number, metrics=metrics)
+    unlearned = unlearned_structures(teacher, this.snapshot, fabric.device)
+    return RoundFinished(number=this.number, metrics=metrics, warning=_warning(unlearned))
+
+
+def _warning(unlearned: Sequence[str]) -> str:
+    if not unlearned:
+        return ""
+    return (
+        f"Not learned yet: {', '.join(unlearned)}. Even in the labelled scans the Dice is below "
+        f"{LEARNED_DICE:g}: don't trust these labels, however sure the teacher is; train longer."
+    )
 
 
 def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:

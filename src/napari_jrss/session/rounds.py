@@ -17,6 +17,7 @@ from napari_jrss.session.estimate import Estimate, Measured, estimated, measured
 from napari_jrss.session.progress import Progress
 from napari_jrss.session.runner import BusyError, JobRunner, JobState
 from napari_jrss.session.training import (
+    WARNING,
     InterruptedSeriesError,
     InThisProcess,
     Place,
@@ -58,6 +59,8 @@ class RoundRow:
         Label version of each labelled and validation case, as the round used them.
     problem
         Why it failed; empty if it didn't.
+    warning
+        What to know before its teacher is trusted, such as structures that it hasn't learned.
     resumable
         Whether it was interrupted, and :meth:`Rounds.resume` goes on with it.
     """
@@ -76,6 +79,7 @@ class RoundRow:
     registration_dice: float | None
     label_versions: dict[str, str]
     problem: str = ""
+    warning: str = ""
     resumable: bool = False
 
 
@@ -319,6 +323,7 @@ def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
         registration_dice=_number(entry.metrics.get("validation_registration_dice")),
         label_versions=dict(entry.label_versions),
         problem=str(entry.metrics.get("error", "")),
+        warning=str(entry.metrics.get(WARNING, "")),
         resumable=resumable,
     )
 

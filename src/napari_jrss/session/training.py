@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEFT = "left"
 STEP_SECONDS = "step_seconds"
 DEVICE = "device"
+WARNING = "warning"
 
 
 class InterruptedSeriesError(ValueError):
@@ -211,6 +212,7 @@ def _run(project: Project, plan: _Planned, place: Place, cancel: Cancel) -> Iter
                     **event.metrics,
                     STEP_SECONDS: clock.seconds_per_step(),
                     DEVICE: place.device,
+                    **({WARNING: event.warning} if event.warning else {}),
                 }
             yield event
     except Exception as error:

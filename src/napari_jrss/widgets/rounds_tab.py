@@ -293,7 +293,8 @@ class RoundsTab(QWidget):
             case JobState.CANCELLED:
                 self._say("")
             case _:
-                self._say("Finished.")
+                warnings = [row.warning for row in self._session.rounds.history() if row.is_teacher]
+                self._say(" ".join(filter(None, ["Finished.", *warnings])))
         if not state.busy:
             self._progress.stage = ""
             self._end_activity()

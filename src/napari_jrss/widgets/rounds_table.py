@@ -17,7 +17,8 @@ COLUMNS = {
     "Outcome": "How it ended",
     "N": "Labelled training cases",
     "Acc.": "Unlabelled cases whose pseudo-label its teacher had accepted",
-    "Seg.": "Mean Dice of the segmentation on the validation cases",
+    "Seg.": "Mean Dice of the segmentation on the validation cases; (!) where structures are not "
+    "learned, which the row's tooltip names",
     "Reg.": "Mean Dice of the registration on the validation pairs",
     "Settings": "Preset, threshold tau and seed",
 }
@@ -86,7 +87,8 @@ def _texts(row: RoundRow) -> tuple[str, ...]:
         outcome_of(row),
         "" if row.labelled is None else str(row.labelled),
         "" if row.accepted is None else str(row.accepted),
-        "" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}",
+        ("" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}")
+        + (" (!)" if row.warning else ""),
         "" if row.registration_dice is None else f"{row.registration_dice:.3f}",
         settings,
     )
@@ -97,8 +99,7 @@ def _tip(row: RoundRow) -> str:
     lines += [f"{case} {version}" for case, version in sorted(row.label_versions.items())[:12]]
     if len(row.label_versions) > 12:
         lines.append("…")
-    if row.problem:
-        lines.insert(0, row.problem)
+    lines[:0] = filter(None, (row.problem, row.warning))
     if row.is_teacher:
         lines.insert(0, "its teacher is in force")
     return "\n".join(lines)

@@ -133,6 +133,7 @@ def test_pretraining_leaves_both_networks_and_a_prediction_of_each_unlabelled_ca
     assert isinstance(last, RoundFinished)
     assert last.metrics["labelled"] == len(LABELLED)
     assert {"validation_segmentation_dice", "validation_registration_dice"} <= set(last.metrics)
+    assert last.warning.startswith("Not learned yet: ")  # in the few steps of a test
 
 
 def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(

@@ -186,6 +186,10 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Finished")
     assert [str(row.outcome) for row in tab._session.rounds.history()] == ["cancelled", "finished"]
+    # A handful of steps teaches nothing, and that is said.
+    assert tab.status.text().startswith("Finished. Not learned yet: frontal")
+    assert tab.table.item(0, 5).text().endswith(" (!)")
+    assert "Not learned yet" in tab.table.item(0, 5).toolTip()
 
 
 def test_the_form_shows_the_settings_of_a_round_that_a_script_started(
