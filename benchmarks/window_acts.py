@@ -1,0 +1,154 @@
+"""How long a person waits for one act in napari's window: another case, another tau, a stamp.
+
+    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/window_acts.py
+
+Drives the real window on synthetic heads of 160x192x160 voxels with a teacher's predictions, which
+are read once before. Two times are told: how long the act itself holds the window, and how long it
+is until all that was asked for is on the canvas, with nothing left to do for the window nor for the
+desk behind it. `drawing` is one drawing of the canvas by itself; without a graphics card it takes
+most of the second time.
+"""
+
+# ruff: noqa: TID251 (this drives the window)
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+AIMS_MS = {"switch cases": 300, "move tau": 50, "3D stamp of size 20": 20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160), metavar="N")
+    parser.add_argument("--times", type=int, default=20)
+    options = parser.parse_args()
+    shape = " x ".join(map(str, options.shape))
+    print(f"{shape} voxels, {os.cpu_count()} cores ({platform.machine()})\n")
+    print("| act | holds the window, ms | worst | on the canvas after, ms | worst | aim |")
+    print("|---|---:|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_project(Path(folder), tuple(options.shape))
+        for act, seconds in measure(project, options.times).items():
+            (held, all_), (held_worst, worst) = np.percentile(
+                1000 * np.array(seconds), (50, 100), 0
+            )
+            figures = f"{held:.0f} | {held_worst:.0f} | {all_:.0f} | {worst:.0f}"
+            print(f"| {act} | {figures} | {AIMS_MS.get(act, '-')} |")
+
+
+def measure(project: Path, times: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds that each act holds the window, and until it is on the canvas."""
+    import napari
+    from qtpy.QtWidgets import QApplication
+
+    from napari_jrss.widgets.review_layers import ABOVE
+
+    viewer = napari.Viewer()
+    viewer.window.resize(1600, 1000)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    session, app, rng = dock.session, QApplication.instance(), np.random.default_rng(0)
+    session.author = "benchmark"
+    session.open(project)
+    review, layers = session.review, dock.review.layers
+
+    def settle() -> None:
+        """Until neither the window nor the desk has anything left to do."""
+        while True:
+            app.processEvents()
+            if not review.desk.busy:
+                app.processEvents()
+                return
+
+    def timed(act: Callable[[], object]) -> tuple[float, float]:
+        began = time.perf_counter()
+        act()
+        held = time.perf_counter() - began
+        settle()
+        return held, time.perf_counter() - began
+
+    def wait(seconds: float = 0.3) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            app.processEvents()
+            time.sleep(0.001)
+
+    def stamp() -> None:
+        layer = layers.label
+        layer.n_edit_dimensions, layer.brush_size, layer.selected_label = 3, 20, 1
+        z = int(viewer.dims.current_step[0])
+        place = [rng.integers(20, size - 20) for size in layer.data.shape[1:]]
+        layer.paint((z, *place), 1)
+
+    cases = [case.case_id for case in session.open_project.cases()][:2]
+    for case in cases * 2:  # what is read once is not read again
+        review.open(case)
+        settle()
+        wait(1)
+    found: dict[str, list[tuple[float, float]]] = {act: [] for act in (*AIMS_MS, "drawing")}
+    for i in range(times):
+        wait()
+        found["switch cases"].append(timed(partial(review.open, cases[i % 2], "discard")))
+    layers.set_visible(ABOVE, True)
+    for _ in range(times):
+        wait()
+        thousandths = int(rng.integers(400, 950))
+        move = partial(dock.review.proposal.slider.setValue, thousandths)
+        found["move tau"].append(timed(move))
+    for _ in range(times):
+        wait()
+        found["3D stamp of size 20"].append(timed(stamp))
+    for _ in range(times):
+        wait()
+        found["drawing"].append(timed(layers.label.refresh))
+    review.close_case("discard")
+    settle()
+    dock.close()
+    viewer.close()
+    return found
+
+
+def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """Four synthetic heads with ten structures, two of them labelled, and a teacher."""
+    from napari_jrss.config import PreprocessingConfig, preset
+    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.data.layouts import discover
+    from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
+    from napari_jrss.project.project import Project
+    from napari_jrss.project.records import Outcome
+    from napari_jrss.sample_data import make_cohort
+    from napari_jrss.session.description import RoundDescription
+
+    cohort = make_cohort(folder / "cohort", cases=4, shape=shape, structures=10)
+    table = LabelTable.from_csv(cohort / "groups.csv")
+    found = discover(images=cohort / "images", labels=cohort / "labels")
+    path = folder / "brain.jrss"
+    rng = np.random.default_rng(0)
+    with Project.create(path, table, PreprocessingConfig(shape=shape)) as project:
+        for result in project.add_cases(found.cases, workers=1):
+            assert result.ok, result.reason
+        truth = {case.case_id: project.label(case.case_id) for case in project.cases()}
+        project.split(labelled=2)
+        described = RoundDescription(training=preset("smoke"), classes=list(table.names))
+        versions = project.snapshot().label_versions
+        entry = project.start_round(None, described.model_dump_json(), versions)
+        for case, label in truth.items():
+            confidence = rng.uniform(0.3, 1, label.shape).astype(np.float16)
+            doubt = rng.exponential(0.02, label.shape).astype(np.float16)
+            prediction = Prediction(label, confidence, doubt)
+            write_prediction(entry.folder / PREDICTIONS, case, prediction)
+        project.finish_round(entry.number, Outcome.FINISHED, promote=True)
+    return path
+
+
+if __name__ == "__main__":
+    main()
