@@ -16,7 +16,7 @@ import time
 import torch
 from lightning_fabric import Fabric
 
-from napari_jrss.config import NetworkConfig, RegistrationTraining, SegmentationTraining
+from napari_jrss.config import NetworkConfig, RegistrationTraining
 from napari_jrss.engine.device import make_fabric
 from napari_jrss.engine.steps import PairBatch, mono_segmentation_step, registration_step
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
@@ -52,7 +52,7 @@ def measure(
 
 def _step(stage, fabric, network, adam, image, label, classes) -> None:
     if stage == "segmentation":
-        losses = mono_segmentation_step(network, image, label, SegmentationTraining())
+        losses = mono_segmentation_step(network, image, label)
     else:
         both = torch.ones(len(image), dtype=torch.bool, device=image.device)
         pairs = PairBatch(image, image.flip(2), label, label.flip(1), both)

@@ -170,13 +170,6 @@ class SegmentationTraining(_Settings):
         description="Whether the background counts as a class of the pre-training's loss (Eq. 1). "
         "Networks without normalisation learn to find nothing if it does.",
     )
-    lambda_ce: float = Field(
-        0.0,
-        ge=0,
-        title="Cross-entropy weight",
-        description="Of cross-entropy beside the Dice loss in pre-training. The Dice loss alone "
-        "can take long to find one structure among many.",
-    )
 
 
 class RegistrationTraining(_Settings):

@@ -161,7 +161,8 @@ class MonoSegmentationStage:
         images = _intensity(sample_image(images, grid), self.config, rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
-        return mono_segmentation_step(self.network, images, labels, self.config.segmentation)
+        background = self.config.segmentation.include_background
+        return mono_segmentation_step(self.network, images, labels, background)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""

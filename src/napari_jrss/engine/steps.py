@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_jrss.config import JointConfig, RegistrationTraining, SegmentationTraining
+from napari_jrss.config import JointConfig, RegistrationTraining
 from napari_jrss.engine.pseudo_label import IGNORED
 from napari_jrss.losses import (
     diffusion_regulariser,
@@ -33,20 +33,13 @@ def known_one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def mono_segmentation_step(
-    network: nn.Module, images: Tensor, labels: Tensor, config: SegmentationTraining
+    network: nn.Module, images: Tensor, labels: Tensor, include_background: bool = True
 ) -> Losses:
-    """Soft multi-class Dice on labelled images (Eq. 1 and 2), and cross-entropy if asked for."""
+    """Soft multi-class Dice on labelled images (Eq. 1 and 2)."""
     logits = network(images).float()
     target = known_one_hot(labels, logits.shape[1])
-    dice = soft_dice_loss(logits.softmax(1), target, config.include_background)
-    if config.lambda_ce == 0:
-        return {"total": dice, "dice": dice}
-    cross_entropy = screened_cross_entropy(logits, labels, mask=labels != IGNORED).mean()
-    return {
-        "total": dice + config.lambda_ce * cross_entropy,
-        "dice": dice,
-        "cross_entropy": cross_entropy,
-    }
+    dice = soft_dice_loss(logits.softmax(1), target, include_background)
+    return {"total": dice, "dice": dice}
 
 
 @dataclass(frozen=True)

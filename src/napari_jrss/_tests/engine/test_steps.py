@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_jrss._tests.engine.phantoms import NAMES, SHAPE, phantom
-from napari_jrss.config import (
-    JointConfig,
-    NetworkConfig,
-    RegistrationTraining,
-    SegmentationTraining,
-)
+from napari_jrss.config import JointConfig, NetworkConfig, RegistrationTraining
 from napari_jrss.engine.pseudo_label import IGNORED
 from napari_jrss.engine.steps import (
     PairBatch,
@@ -32,7 +26,6 @@ from napari_jrss.networks.build import build_registration_network, build_segment
 from napari_jrss.networks.spatial import warp
 
 C = len(NAMES)
-PRETRAINING = SegmentationTraining()
 
 
 class Says(nn.Module):
@@ -58,8 +51,7 @@ def test_mono_segmentation_is_one_minus_dice_by_hand() -> None:
     # Two voxels of class 0 and 1, foreseen with 3/4 and 1/2.
     probabilities = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     network = Says(probabilities.T.log().reshape(1, 2, 1, 1, 2))
-    label = torch.tensor([[[[0, 1]]]])
-    losses = mono_segmentation_step(network, torch.zeros(1, 1, 1, 1, 2), label, PRETRAINING)
+    losses = mono_segmentation_step(network, torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[[0, 1]]]]))
     background, foreground = 2 * 0.75 / (1.25 + 1), 2 * 0.5 / (0.75 + 1)
     assert losses["total"].item() == pytest.approx(1 - (background + foreground) / 2, abs=1e-5)
 
@@ -69,21 +61,10 @@ def test_mono_segmentation_without_the_background_doesnt_reward_finding_nothing(
     label[..., 0] = 1
     nothing = Says(torch.tensor([20.0, -20.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 10))
     image = torch.zeros(1, 1, 1, 1, 10)
-    with_it = mono_segmentation_step(nothing, image, label, PRETRAINING)["total"]
-    foreground = SegmentationTraining(include_background=False)
-    without = mono_segmentation_step(nothing, image, label, foreground)["total"]
+    with_it = mono_segmentation_step(nothing, image, label)["total"]
+    without = mono_segmentation_step(nothing, image, label, include_background=False)["total"]
     assert with_it.item() == pytest.approx(1 - 18 / 19 / 2, abs=1e-4)
     assert without.item() == pytest.approx(1, abs=1e-4)
-
-
-def test_mono_segmentation_adds_cross_entropy_if_asked_for() -> None:
-    network = Says(torch.log(torch.tensor([[0.75, 0.25], [0.25, 0.75]])).view(1, 2, 1, 1, 2))
-    image, label = torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[[0, 0]]]])
-    dice = mono_segmentation_step(network, image, label, PRETRAINING)["total"]
-    both = mono_segmentation_step(network, image, label, SegmentationTraining(lambda_ce=0.5))
-    entropy = -(math.log(0.75) + math.log(0.25)) / 2
-    assert both["cross_entropy"].item() == pytest.approx(entropy)
-    assert both["total"].item() == pytest.approx(dice.item() + 0.5 * entropy)
 
 
 def test_one_hot_of_an_ignored_voxel_is_zero_everywhere() -> None:
