@@ -80,6 +80,7 @@ class WindowWatch(QObject):
             self._closing = False
         if event.isAccepted():
             self.stop()
+            window.hide()  # its canvas is closed: nothing may be drawn while layers are removed
             self._dock.close()
         return True
 
