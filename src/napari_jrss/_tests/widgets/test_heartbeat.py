@@ -23,7 +23,7 @@ from napari_jrss.session.review import Leave
 from napari_jrss.widgets.main_widget import MainWidget
 
 BEAT_MS = 10
-LATE_S = 2.0
+LATE_S = 5.0
 """The training below takes minutes: in the window's thread it would hold every beat as long."""
 
 
