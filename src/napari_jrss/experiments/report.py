@@ -138,8 +138,9 @@ def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
     remarks = [
         "Figures are means over the test cases (or pairs) of all seeds, with the standard "
         "deviation over them in brackets, on the training grid; background is never counted. "
-        "Bold: the best mean. p: two-sided Wilcoxon signed-rank test of the Dice against JRSS on "
-        "the same cases, corrected by Holm over the table's methods.",
+        "Bold: the best mean of the methods with all seeds. Dice against JRSS: mean difference on "
+        "the cases (or pairs) and seeds that both have; p: two-sided Wilcoxon signed-rank test of "
+        "it, corrected by Holm over the table's methods.",
         f"Settings: preset {protocol.preset}, changes {json.dumps(protocol.settings)}; "
         f"{protocol.joint_rounds} joint rounds; split {protocol.split.model_dump_json()}; "
         f"pairs {protocol.pairs}.",

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from napari_jrss.experiments.outcome import Outcome, TaskName, holm, mean_std, paired_p, rank
+from napari_jrss.experiments.outcome import (
+    Outcome,
+    Sample,
+    TaskName,
+    holm,
+    mean_std,
+    paired_p,
+    rank,
+)
 from napari_jrss.experiments.paper import PaperFigures
 
 NONE = "–"  # noqa: RUF001
@@ -119,7 +127,9 @@ def comparison(
         [None if o is jrss else paired_p(d, reference) for o, d in zip(chosen, dice, strict=True)]
     )
     columns = [_column(chosen, task, column) for column in COLUMNS[task]]
+    gains = [None if o is jrss else _gain(d, reference) for o, d in zip(chosen, dice, strict=True)]
     extra = [
+        [Cell(NONE if gain is None else f"{gain:+.3f}") for gain in gains],
         [Cell(NONE if p is None else _p(p)) for p in corrected],
         [Cell(NONE if not (n := o.parameters(task)) else f"{n:,}") for o in chosen],
         [Cell(", ".join(map(str, o.seeds))) for o in chosen],
@@ -129,7 +139,7 @@ def comparison(
         columns.insert(1, [Cell(known.get(o.method.name, NONE)) for o in chosen])
     titles = [column.title for column in COLUMNS[task]]
     header = ("Method", *titles[:1], *(["paper's Dice"] if known else []), *titles[1:])
-    header += ("p against JRSS", "parameters", "seeds")
+    header += ("Dice against JRSS", "p", "parameters", "seeds")
     names = [Cell(o.title) for o in chosen]
     rows = tuple(zip(names, *columns, *extra, strict=True))
     what = "test cases" if task == "segmentation" else "test pairs"
@@ -254,12 +264,24 @@ def _column(outcomes: Sequence[Outcome], task: TaskName, column: Column) -> list
         (np.nan, np.nan) if trivial and o.method.name == "initial" else figure
         for o, figure in zip(outcomes, figures, strict=True)
     ]
-    known = [round(mean, column.digits) for mean, _ in figures if not np.isnan(mean)]
+    # Means over other seeds are over other splits, some of which are easier.
+    seeds = max((len(o.seeds) for o in outcomes), default=0)
+    rounded = [
+        None if np.isnan(mean) or len(o.seeds) < seeds else round(mean, column.digits)
+        for o, (mean, _) in zip(outcomes, figures, strict=True)
+    ]
+    known = [mean for mean in rounded if mean is not None]
     best = column.better(known) if column.better is not None and known else None
     return [
-        Cell(_figure(mean, std, column.digits), best == round(mean, column.digits))
-        for mean, std in figures
+        Cell(_figure(*figure, column.digits), best is not None and mean == best)
+        for figure, mean in zip(figures, rounded, strict=True)
     ]
+
+
+def _gain(dice: Mapping[Sample, float], reference: Mapping[Sample, float]) -> float | None:
+    """Mean difference on the samples that both have."""
+    common = dice.keys() & reference.keys()
+    return mean_std(dice[s] - reference[s] for s in common)[0] if common else None
 
 
 def _figure(mean: float, std: float, digits: int = 3) -> str:

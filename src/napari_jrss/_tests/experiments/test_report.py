@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,25 @@ def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
     assert (mono[0].text, jrss[0].text) == ("Mono-Net", "JRSS")
     assert (jrss[1].text, jrss[1].best) == ("0.635 (0.023)", True)
     assert (mono[1].text, mono[1].best) == ("0.535 (0.023)", False)
-    p, parameters = mono[table.header.index("p against JRSS")], mono[-2]
-    assert (p.text, parameters.text) == ("0.008", "12,345")
-    assert jrss[table.header.index("p against JRSS")].text == "–"  # noqa: RUF001
+    gain = table.header.index("Dice against JRSS")
+    assert [cell.text for cell in mono[gain : gain + 3]] == ["-0.100", "0.008", "12,345"]
+    assert [cell.text for cell in jrss[gain : gain + 2]] == ["–", "–"]  # noqa: RUF001
     assert "| Mono-Net | 0.535 (0.023) |" in table.markdown()
     assert "JRSS & \\textbf{0.635 (0.023)} &" in table.latex()
     assert "<td><b>0.635 (0.023)</b></td>" in table.html()
+
+
+def test_a_mean_over_fewer_seeds_is_no_best_one() -> None:
+    first, second = (outcome("jrss", values, seed) for seed, values in enumerate((HIGH, LOW)))
+    both = replace(
+        first,
+        runs=first.runs + second.runs,
+        values={key: first.values[key] | second.values[key] for key in first.values},
+    )
+    jrss, mono = comparison([both, outcome("mono", HIGH)], 5, "segmentation", PAPER[None]).rows
+    assert (jrss[1].text, mono[1].text) == ("0.585 (0.055)", "0.635 (0.023)")
+    assert (jrss[1].best, mono[1].best) == (True, False)
+    assert mono[3].text == "+0.000"  # on the seed that both have
 
 
 def test_the_papers_figures_stand_only_beside_its_own_experiment() -> None:
