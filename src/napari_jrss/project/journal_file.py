@@ -24,7 +24,8 @@ from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.labels import check_draft
 from napari_jrss.project.project import Project
 
-_MAGIC = b"napari-jrss journal 2\n"
+_NAME = b"napari-jrss journal "
+_MAGIC = _NAME + b"2\n"
 _FRAME = struct.Struct("<II")  # length of the content, its CRC-32
 # time of the change (UNIX), active seconds so far, voxels changed, structures accepted by now
 _RECORD = struct.Struct("<ddQI")
@@ -150,7 +151,10 @@ def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[Header, Held]:
 
 
 def _checked_header(project: Project, path: Path, file: BinaryIO, size: int) -> Header:
-    if file.read(len(_MAGIC)) != _MAGIC:
+    magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        if magic.startswith(_NAME) and magic.endswith(b"\n"):
+            raise ProjectError(f"{path}: a journal of another version of napari-jrss")
         raise ProjectError(f"{path}: not a journal of corrections, or a damaged one")
     content = _frame(file, min(size, _LARGEST_HEADER))
     try:

@@ -331,6 +331,17 @@ def test_a_damaged_journal_is_read_so_far_or_named(
         path.write_bytes(whole)
 
 
+def test_a_journal_of_another_version_is_told_from_a_damaged_one(
+    project: Project, journal: Journal
+) -> None:
+    journal.close()
+    whole = journal.path.read_bytes()
+    for start, message in ((b"napari-jrss journal 9\n", "another version"), (b"?", "damaged")):
+        journal.path.write_bytes(start + whole[len(start) :])
+        with pytest.raises(ProjectError, match=message):
+            recover(project, "case0")
+
+
 def test_a_journal_in_the_wrong_place_is_named(project: Project, journal: Journal) -> None:
     journal.record([0], 1)
     journal.close()
