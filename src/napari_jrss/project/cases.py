@@ -109,10 +109,9 @@ class ProjectCases(ProjectFolder):
             if chosen.reference is not None:  # as seen from the project, which may be moved
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
-        series = {}
-        if any(not isinstance(scan.image, Path) for scan in fresh):
-            about = [self.attributes(case.case_id) for case in self.cases()]
-            series = {one.checksum: one.case_id for one in about if one.source == DICOM_SOURCE}
+        dicom = {scan.case_id for scan in fresh if not isinstance(scan.image, Path)}
+        about = [self.attributes(case.case_id) for case in self.cases()] if dicom else []
+        series = {one.checksum: one.case_id for one in about if one.source == DICOM_SOURCE}
         for result in ingest(
             fresh,
             self.preprocessing,
@@ -122,16 +121,13 @@ class ProjectCases(ProjectFolder):
             grid=self.grid,
             version=FIRST_VERSION,
         ):
-            twin = None
-            if result.path is not None:
-                made = store.read_attributes(result.path)
-                if made.source == DICOM_SOURCE:
-                    twin = series.setdefault(made.checksum, made.case_id)
-            if twin is not None and twin != result.case_id:
-                self._clear(self.case_path(result.case_id))
-                reason = f"the same scan as {twin}"
-                yield self._failed(IngestResult(result.case_id, False, reason))
-            elif result.ok:
+            if result.ok and result.case_id in dicom:
+                path = self.case_path(result.case_id)
+                twin = series.setdefault(store.read_attributes(path).checksum, result.case_id)
+                if twin != result.case_id:
+                    self._clear(path)
+                    result = IngestResult(result.case_id, False, f"the same scan as {twin}")
+            if result.ok:
                 self.register_case(result.case_id, groups.get(result.case_id))
                 yield result
             else:

@@ -73,9 +73,9 @@ def turn_head_up(viewer: Viewer) -> None:
 def without_brush_box(viewer: Viewer) -> None:
     """Take away the box behind the brush's circle.
 
-    napari 0.9.2 draws it from the first stroke on, also where there is no circle. Once it is all
-    that is left to draw, Mesa's software OpenGL reads a buffer of the layers that are gone, and
-    the program dies.
+    napari 0.9.2 draws it from the first stroke on, also where there is no circle. Once the layers
+    are removed and it is all that is left, drawing it was seen to end in a segmentation fault of
+    Mesa's software OpenGL; why is not known.
     """
     for overlay in viewer.canvas.overlays.values():
         if isinstance(overlay, BrushCircleOverlay):
