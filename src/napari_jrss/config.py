@@ -148,6 +148,12 @@ class ScreeningConfig(_Settings):
         title="Screen classes",
         description="Statistic of a class's confidence over its voxels that must exceed tau.",
     )
+    learned_gate: bool = Field(
+        False,
+        title="Screen classes by the labelled scans",
+        description="Hold back the structures that the teacher doesn't find even in the labelled "
+        "scans (Dice below 0.3), however sure it is of them elsewhere.",
+    )
     accept_fraction: Probability = Field(
         1.0,
         title="Classes needed",
@@ -290,6 +296,7 @@ _FAST: dict[str, object] = {
         "dropout": 0.2,
         "supervised_dice": True,
     },
+    "screening": {"learned_gate": True},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
 _SMOKE: dict[str, object] = {
@@ -305,5 +312,5 @@ _SMOKE: dict[str, object] = {
         "segmentation_epochs": 6,
         "registration_epochs": 4,
     },
-    "screening": {"tau": 0.5, "accept_fraction": 0.5},
+    "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
 }

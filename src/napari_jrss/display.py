@@ -102,7 +102,7 @@ def training_progress(events: Iterable[Event]) -> Iterator[Event]:
                     note = f"loss {event.losses['total']:.3f}"
                     note += "" if best is None else f", best Dice {best:.3f}"
                     progress.update(tasks[event.stage], completed=event.step, note=note)
-                case kinds.CaseScreened() if event.stage in tasks:
+                case kinds.CaseScreened() | kinds.CaseJudged() if event.stage in tasks:
                     progress.update(tasks[event.stage], advance=1)
                 case kinds.RoundFinished():
                     progress.console.print(_round_line(event.number, event.metrics))

@@ -56,6 +56,18 @@ class CaseScreened(_Event):
     classes_passed: list[bool]
 
 
+class CaseJudged(_Event):
+    """The teacher's label of one labelled case, held against the person's.
+
+    `dice` is that of each foreground class, None where the person's label has none of it.
+    """
+
+    kind: Literal["case_judged"] = "case_judged"
+    stage: str
+    case_id: str
+    dice: list[float | None]
+
+
 class StageFinished(_Event):
     """A stage is done and its result is on disk."""
 
@@ -67,6 +79,7 @@ class StageFinished(_Event):
 class RoundFinished(_Event):
     """A round is done; its weights and predictions are on disk.
 
+    `unlearned` are the classes that its teacher doesn't find even in labelled scans, and
     `warning` says in a line what a person should know before the teacher is trusted; empty if
     there is nothing.
     """
@@ -74,6 +87,7 @@ class RoundFinished(_Event):
     kind: Literal["round_finished"] = "round_finished"
     number: int
     metrics: dict[str, float]
+    unlearned: list[int] = []
     warning: str = ""
 
 
@@ -85,7 +99,16 @@ class Cancelled(_Event):
     step: int
 
 
-Event = StageStarted | StepEnd | EpochEnd | CaseScreened | StageFinished | RoundFinished | Cancelled
+Event = (
+    StageStarted
+    | StepEnd
+    | EpochEnd
+    | CaseScreened
+    | CaseJudged
+    | StageFinished
+    | RoundFinished
+    | Cancelled
+)
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

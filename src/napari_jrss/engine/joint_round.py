@@ -33,6 +33,7 @@ from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
 from napari_jrss.engine.description import RoundError, check_trainable, describe
 from napari_jrss.engine.events import (
     Cancelled,
+    CaseJudged,
     CaseScreened,
     EpochEnd,
     Event,
@@ -41,17 +42,16 @@ from napari_jrss.engine.events import (
     StageStarted,
 )
 from napari_jrss.engine.fit import Cancel, Stage, fit, stop_requested
+from napari_jrss.engine.learned import judge, scans_to_judge, warning
 from napari_jrss.engine.predict import predict_case
 from napari_jrss.engine.pseudo_label import PseudoLabel, screen
 from napari_jrss.engine.stages import (
-    LEARNED_DICE,
     MonoSegmentationStage,
     RegistrationStage,
     StudentStage,
     TrainingTensors,
     registration_validation,
     segmentation_validation,
-    unlearned_structures,
 )
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
@@ -143,9 +143,7 @@ def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     for stage, results in stages:
         if not (yield from _train(stage, results, this, fabric, cancel)):
             return
-    accepted = yield from _predict(this, teacher, None, fabric, cancel)
-    if accepted is not None:
-        yield _finished(this, teacher, registration, accepted, fabric)
+    yield from _conclude(this, teacher, None, registration, fabric, cancel)
 
 
 def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
@@ -158,23 +156,9 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         load_into(network, load_tensors(this.parent / name)[0], this.parent / name)
     teacher.to(fabric.device)
 
-    pseudo_labels: dict[str, PseudoLabel] = {}
-    required = labelled_classes(snapshot)
-    yield StageStarted(stage="screening", steps=len(snapshot.unlabelled))
-    for case in snapshot.unlabelled:
-        prediction = _prediction_of_parent(this.parent, case, teacher, snapshot, fabric)
-        pseudo = screen(prediction, snapshot.classes, required, config.screening)
-        pseudo_labels[case] = pseudo
-        yield _screened("screening", case, pseudo)
-        if stop_requested(cancel, fabric):
-            yield Cancelled(stage="screening", step=len(pseudo_labels))
-            return
-    if not any(pseudo.classes_passed[list(required)].any() for pseudo in pseudo_labels.values()):
-        raise RoundError(
-            f"no structure of any unlabelled case passes tau = {config.screening.tau}: "
-            "label another case, train longer, or lower tau"
-        )
-
+    pseudo_labels = yield from _screen(this, teacher, fabric, cancel)
+    if pseudo_labels is None:
+        return
     tensors = TrainingTensors(snapshot, pseudo_labels, fabric.device)
     fabric.seed_everything(config.seed + this.number, verbose=False)
     if config.joint.registration_epochs:
@@ -206,9 +190,44 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     results = {STUDENT: student, TEACHER: teacher}
     if not (yield from _train(student_stage, results, this, fabric, cancel)):
         return
-    accepted = yield from _predict(this, teacher, student, fabric, cancel)
-    if accepted is not None:
-        yield _finished(this, teacher, registration, accepted, fabric)
+    yield from _conclude(this, teacher, student, registration, fabric, cancel)
+
+
+def _screen(
+    this: Round, teacher: nn.Module, fabric: Fabric, cancel: Cancel
+) -> Generator[Event, None, dict[str, PseudoLabel] | None]:
+    """Hold the parent's prediction of every unlabelled case against tau; None if cancelled."""
+    assert this.parent is not None
+    stage, snapshot, screening = "screening", this.snapshot, this.config.screening
+    required = labelled_classes(snapshot)
+    judged = len(scans_to_judge(snapshot)) if screening.learned_gate else 0
+    yield StageStarted(stage=stage, steps=judged + len(snapshot.unlabelled))
+    held_back: tuple[int, ...] = ()
+    if screening.learned_gate:
+        unlearned = yield from judge(stage, teacher, snapshot, fabric, cancel)
+        if unlearned is None:
+            return None
+        held_back = unlearned
+    pseudo_labels: dict[str, PseudoLabel] = {}
+    for case in snapshot.unlabelled:
+        prediction = _prediction_of_parent(this.parent, case, teacher, snapshot, fabric)
+        pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
+        pseudo_labels[case] = pseudo
+        yield _screened(stage, case, pseudo)
+        if stop_requested(cancel, fabric):
+            yield Cancelled(stage=stage, step=judged + len(pseudo_labels))
+            return None
+    if set(required) <= set(held_back):
+        raise RoundError(
+            "the teacher finds no structure even in the labelled scans: train longer, or label "
+            "another case"
+        )
+    if not any(pseudo.classes_passed[list(required)].any() for pseudo in pseudo_labels.values()):
+        raise RoundError(
+            f"no structure of any unlabelled case passes tau = {screening.tau}: "
+            "label another case, train longer, or lower tau"
+        )
+    return pseudo_labels
 
 
 def _train(
@@ -253,32 +272,50 @@ def _read_weights(paths: Mapping[Path, nn.Module]) -> dict[str, Any]:
     return description
 
 
-def _predict(
-    this: Round, teacher: nn.Module, student: nn.Module | None, fabric: Fabric, cancel: Cancel
-) -> Generator[Event, None, int | None]:
-    """Write the teacher's prediction of every unlabelled case and hold it against tau.
-
-    Returns how many cases are accepted, or None if cancelled.
-    """
+def _conclude(
+    this: Round,
+    teacher: nn.Module,
+    student: nn.Module | None,
+    registration: nn.Module,
+    fabric: Fabric,
+    cancel: Cancel,
+) -> Iterator[Event]:
+    """Judge the teacher, write its prediction of every unlabelled case, hold it against tau."""
     stage, folder = "prediction", this.folder / PREDICTIONS
-    required = labelled_classes(this.snapshot)
-    cases = this.snapshot.unlabelled
+    snapshot, screening = this.snapshot, this.config.screening
+    required, cases = labelled_classes(snapshot), snapshot.unlabelled
+    judged = len(scans_to_judge(snapshot))
+    yield StageStarted(stage=stage, steps=judged + len(cases))
+    unlearned = yield from judge(stage, teacher, snapshot, fabric, cancel)
+    if unlearned is None:
+        return
     accepted = 0
-    yield StageStarted(stage=stage, steps=len(cases))
     for i, case in enumerate(cases):
         if stop_requested(cancel, fabric):
-            yield Cancelled(stage=stage, step=i)
-            return None
+            yield Cancelled(stage=stage, step=judged + i)
+            return
         if not prediction_path(folder, case).exists() and fabric.is_global_zero:
-            image = this.snapshot.arrays.image(case)
+            image = snapshot.arrays.image(case)
             write_prediction(folder, case, predict_case(teacher, image, fabric.device, student))
         fabric.barrier()
+        held_back = unlearned if screening.learned_gate else ()
         prediction = read_prediction(folder, case)
-        pseudo = screen(prediction, this.snapshot.classes, required, this.config.screening)
+        pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         accepted += pseudo.accepted
         yield _screened(stage, case, pseudo)
     yield StageFinished(stage=stage)
-    return accepted
+
+    metrics = {"labelled": float(len(snapshot.labelled)), "accepted": float(accepted)}
+    segmentation = segmentation_validation(teacher, snapshot, fabric.device)
+    pairs = registration_validation(registration, snapshot, fabric.device)
+    if segmentation is not None:
+        metrics["validation_segmentation_dice"] = segmentation
+    if pairs is not None:
+        metrics["validation_registration_dice"] = pairs
+    said = warning([snapshot.class_names[c] for c in unlearned], screening.learned_gate)
+    yield RoundFinished(
+        number=this.number, metrics=metrics, unlearned=list(unlearned), warning=said
+    )
 
 
 def _prediction_of_parent(
@@ -297,29 +334,6 @@ def labelled_classes(snapshot: CohortSnapshot) -> tuple[int, ...]:
     return tuple(int(c) for c in np.unique(np.concatenate(seen)) if c > 0)
 
 
-def _finished(
-    this: Round, teacher: nn.Module, registration: nn.Module, accepted: int, fabric: Fabric
-) -> RoundFinished:
-    metrics = {"labelled": float(len(this.snapshot.labelled)), "accepted": float(accepted)}
-    segmentation = segmentation_validation(teacher, this.snapshot, fabric.device)
-    pairs = registration_validation(registration, this.snapshot, fabric.device)
-    if segmentation is not None:
-        metrics["validation_segmentation_dice"] = segmentation
-    if pairs is not None:
-        metrics["validation_registration_dice"] = pairs
-    unlearned = unlearned_structures(teacher, this.snapshot, fabric.device)
-    return RoundFinished(number=this.number, metrics=metrics, warning=_warning(unlearned))
-
-
-def _warning(unlearned: Sequence[str]) -> str:
-    if not unlearned:
-        return ""
-    return (
-        f"Not learned yet: {', '.join(unlearned)}. Even in the labelled scans the Dice is below "
-        f"{LEARNED_DICE:g}: don't trust these labels, however sure the teacher is; train longer."
-    )
-
-
 def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
     return CaseScreened(
         stage=stage,
@@ -333,7 +347,7 @@ def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
 
 def _record(event: Event, path: Path) -> None:
     """Append what outlives the run, once; a resumed stage first drops the epochs it repeats."""
-    if not isinstance(event, StageStarted | EpochEnd | CaseScreened | StageFinished):
+    if not isinstance(event, StageStarted | EpochEnd | CaseScreened | CaseJudged | StageFinished):
         return
     known = _recorded(path)
     if isinstance(event, StageStarted):

@@ -23,7 +23,8 @@ class PseudoLabel:
     Attributes
     ----------
     label
-        The whole most-probable-class map; it supervises the registration if `accepted`.
+        The whole most-probable-class map, but for classes that are held back; it supervises
+        the registration if `accepted`.
     target
         The same with every voxel that failed a gate set to :data:`IGNORED`; it supervises
         the student.
@@ -48,7 +49,11 @@ class PseudoLabel:
 
 
 def screen(
-    prediction: Prediction, classes: int, required: Collection[int], config: ScreeningConfig
+    prediction: Prediction,
+    classes: int,
+    required: Collection[int],
+    config: ScreeningConfig,
+    held_back: Collection[int] = (),
 ) -> PseudoLabel:
     """Hold a prediction against tau.
 
@@ -67,6 +72,8 @@ def screen(
         configured fraction of them passes.
     config
         tau and the gates.
+    held_back
+        Classes that never pass, nor are they required: those that the teacher hasn't learned.
     """
     confidence = prediction.confidence.astype(np.float64)  # exact against any tau
     flat_label = prediction.label.ravel()
@@ -79,12 +86,17 @@ def screen(
         statistic = sums / np.maximum(counts, 1)
     statistic = np.where(counts > 0, statistic, np.nan)
     passed = counts > 0 if config.class_gate == "none" else np.nan_to_num(statistic) > config.tau
+    passed[list(held_back)] = False
 
     kept = passed[prediction.label]
     if config.voxel_gate:
         kept = kept & (confidence > config.tau)
     target = np.where(kept, prediction.label, IGNORED).astype(np.uint8)
-    count = sum(bool(passed[c]) for c in required)
+    label = prediction.label
+    if held_back:
+        label = np.where(np.isin(label, list(held_back)), IGNORED, label).astype(np.uint8)
+    asked = set(required) - set(held_back)
+    count = sum(bool(passed[c]) for c in asked)
     # A quotient, since 0.28 * 25 is above 7 in floating point.
-    accepted = count > 0 and count / len(required) >= config.accept_fraction
-    return PseudoLabel(prediction.label, target, accepted, statistic, passed)
+    accepted = count > 0 and count / len(asked) >= config.accept_fraction
+    return PseudoLabel(label, target, accepted, statistic, passed)

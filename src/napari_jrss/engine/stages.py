@@ -8,7 +8,6 @@ from itertools import permutations
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
@@ -34,8 +33,6 @@ from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.spatial import warp
 
 VALIDATION_PAIRS = 12
-LEARNED_DICE, LEARNED_CASES = 0.3, 5
-"""Dice below which a structure counts as not learned, and on how many cases that is looked at."""
 
 
 class TrainingTensors:
@@ -88,35 +85,11 @@ def segmentation_validation(
     """Mean foreground Dice on the validation cases; None without such cases."""
     if not snapshot.validation:
         return None
-    scores = _scores(network, snapshot, snapshot.validation, device)
-    return float(np.nanmean(np.nanmean(scores, axis=1)))
-
-
-def unlearned_structures(
-    network: nn.Module, snapshot: CohortSnapshot, device: torch.device
-) -> list[str]:
-    """Names of structures that the network doesn't even find in the scans that teach them.
-
-    Its confidence needn't tell: a Dice loss can leave one class on a plateau, predicted far too
-    widely and surely, and no threshold tau keeps such labels from the rounds.
-    """
-    cases = snapshot.labelled[:LEARNED_CASES]
-    labels = (snapshot.arrays.label(case).ravel() for case in cases)
-    taught = np.array([np.bincount(label, minlength=snapshot.classes)[1:] > 0 for label in labels])
-    scores = np.where(taught, _scores(network, snapshot, cases, device), np.nan)
-    means = {c: np.nanmean(scores[:, c]) for c in np.flatnonzero(taught.any(axis=0))}
-    return [snapshot.class_names[c + 1] for c, mean in means.items() if mean < LEARNED_DICE]
-
-
-def _scores(
-    network: nn.Module, snapshot: CohortSnapshot, cases: Sequence[str], device: torch.device
-) -> NDArray[np.float64]:
-    """Dice of each foreground class in each case, NaN where neither side has it: (cases, C - 1)."""
     scores = []
-    for case in cases:
+    for case in snapshot.validation:
         prediction = predict_case(network, snapshot.arrays.image(case), device).label
         scores.append(dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes))
-    return np.array(scores)
+    return float(np.nanmean(np.nanmean(scores, axis=1)))
 
 
 def registration_validation(

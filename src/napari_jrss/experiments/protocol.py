@@ -39,7 +39,14 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
     {
         "no_screening": Ablation(
             "without screening",
-            {"screening": {"voxel_gate": False, "class_gate": "none", "accept_fraction": 0.0}},
+            {
+                "screening": {
+                    "voxel_gate": False,
+                    "class_gate": "none",
+                    "learned_gate": False,
+                    "accept_fraction": 0.0,
+                }
+            },
         ),
         "no_uncertainty": Ablation("without uncertainty loss", {"joint": {"lambda_u": 0.0}}),
         "no_warp": Ablation("without warped input", {"joint": {"registration_warp": False}}),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from napari_jrss.engine.events import (
+    CaseJudged,
     CaseScreened,
     EpochEnd,
     Event,
@@ -76,7 +77,7 @@ class Progress:
             case StepEnd():
                 self.loss = event.losses["total"]
                 self._advance(event.step)
-            case CaseScreened() if event.stage == self.stage:
+            case CaseScreened() | CaseJudged() if event.stage == self.stage:
                 self._advance(self.step + 1)
             case EpochEnd():
                 self.epoch, self.best = event.epoch, event.best

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
+from napari_jrss.config import ScreeningConfig
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.session.description import config_of
@@ -15,6 +16,7 @@ from napari_jrss.session.open_case import BLANK, OpenCase, find_prediction
 from napari_jrss.session.regions import Region, uncertain_regions
 from napari_jrss.session.runner import BusyError, JobState
 from napari_jrss.session.screening import Screened, Screening
+from napari_jrss.session.training import UNLEARNED
 
 if TYPE_CHECKING:
     from napari_jrss.project.records import Round
@@ -112,7 +114,9 @@ class Proposal:
         if case.prediction is not None and case.teacher is not None:
             config = config_of(case.teacher).screening
             if case.screening is None:
-                case.screening = Screening(case.prediction, len(case.table.names), config)
+                case.screening = Screening(
+                    case.prediction, len(case.table.names), config, _held_back(case, config)
+                )
             tau = config.tau if case.screened is None else case.screened.tau
             case.screened = case.screening.at(tau)
         self.changed.emit()
@@ -184,3 +188,12 @@ class Proposal:
                 self.predict(case)
 
         self._review.desk.submit(look)
+
+
+def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:
+    """Classes that no tau lets pass, since the case's teacher misses them in labelled scans."""
+    if case.teacher is None or not config.learned_gate:
+        return {}
+    unlearned = case.teacher.metrics.get(UNLEARNED)
+    classes = unlearned if isinstance(unlearned, list) else []
+    return {i: name for i, name in enumerate(case.table.names) if i in classes}

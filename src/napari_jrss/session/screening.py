@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from napari_jrss.config import ScreeningConfig
 from napari_jrss.data.predictions import Prediction
 from napari_jrss.engine.pseudo_label import IGNORED
 
+_NONE: Mapping[int, str] = MappingProxyType({})
 _CODES = 0x3C01  # float16 values from 0 to 1, in order of their bits
 
 
@@ -28,6 +31,8 @@ class Screened:
         How many foreground classes enter, of how many.
     classes_passed
         Which classes pass, background first.
+    held_back
+        Names of the structures that pass at no tau, since the teacher hasn't learned them.
     """
 
     tau: float
@@ -35,6 +40,7 @@ class Screened:
     structures_passed: int
     structures: int
     classes_passed: NDArray[np.bool_]
+    held_back: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -42,6 +48,7 @@ class Screened:
         return (
             f"{100 * self.kept_fraction:.0f} % of voxels and {self.structures_passed} of "
             f"{self.structures} structures would enter training"
+            + (f"; not learned yet: {', '.join(self.held_back)}" if self.held_back else "")
         )
 
 
@@ -59,6 +66,8 @@ class Screening:
         Number of classes C, background included.
     config
         The gates; its tau is where to begin.
+    held_back
+        Classes, and their names, that never pass: those that the teacher hasn't learned.
 
     Attributes
     ----------
@@ -66,8 +75,15 @@ class Screening:
         Of each class over the voxels predicted as it; NaN where there are none.
     """
 
-    def __init__(self, prediction: Prediction, classes: int, config: ScreeningConfig) -> None:
+    def __init__(
+        self,
+        prediction: Prediction,
+        classes: int,
+        config: ScreeningConfig,
+        held_back: Mapping[int, str] = _NONE,
+    ) -> None:
         self.config = config
+        self._held_back = tuple(held_back.values())
         self._label = prediction.label
         self._codes = np.ascontiguousarray(prediction.confidence).view(np.uint16)
         label = prediction.label.ravel()
@@ -88,6 +104,7 @@ class Screening:
             self._statistic = np.where(counts > 0, self.mean_confidence, -1.0)
         if config.class_gate == "none":
             self._statistic = np.where(counts > 0, 2.0, -1.0)
+        self._statistic[list(held_back)] = -1.0
 
     def at(self, tau: float) -> Screened:
         """What this tau lets into training, in figures."""
@@ -100,6 +117,7 @@ class Screening:
             int(np.count_nonzero(passed[1:])),
             passed.size - 1,
             passed,
+            self._held_back,
         )
 
     def target(self, tau: float, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ LEFT = "left"
 STEP_SECONDS = "step_seconds"
 DEVICE = "device"
 WARNING = "warning"
+UNLEARNED = "unlearned"
 
 
 class InterruptedSeriesError(ValueError):
@@ -213,6 +214,7 @@ def _run(project: Project, plan: _Planned, place: Place, cancel: Cancel) -> Iter
                     STEP_SECONDS: clock.seconds_per_step(),
                     DEVICE: place.device,
                     **({WARNING: event.warning} if event.warning else {}),
+                    **({UNLEARNED: event.unlearned} if event.unlearned else {}),
                 }
             yield event
     except Exception as error:
@@ -233,7 +235,7 @@ class _Clock:
 
     def add(self, event: Event) -> None:
         now = time.monotonic()
-        if event.kind in ("step_end", "case_screened") and self._last is not None:
+        if event.kind in ("step_end", "case_screened", "case_judged") and self._last is not None:
             # A round's stages carry its number; the next round's steps cost the same.
             stage = re.sub(r"_\d+$", "", event.stage)
             self._steps.setdefault(stage, []).append(now - self._last)

@@ -32,6 +32,7 @@ from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.data.predictions import read_prediction, write_prediction
 from napari_jrss.engine.events import (
     Cancelled,
+    CaseJudged,
     CaseScreened,
     EpochEnd,
     Event,
@@ -115,6 +116,7 @@ def test_pretraining_leaves_both_networks_and_a_prediction_of_each_unlabelled_ca
         ("stage_started", "mono_registration"),
         ("stage_finished", "mono_registration"),
         ("stage_started", "prediction"),
+        *[("case_judged", "prediction")] * len(LABELLED),
         *[("case_screened", "prediction")] * len(UNLABELLED),
         ("stage_finished", "prediction"),
         ("round_finished", ""),
@@ -148,6 +150,7 @@ def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(
         ("stage_started", "student_1"),
         ("stage_finished", "student_1"),
         ("stage_started", "prediction"),
+        *[("case_judged", "prediction")] * len(LABELLED),
         *[("case_screened", "prediction")] * len(UNLABELLED),
         ("stage_finished", "prediction"),
         ("round_finished", ""),
@@ -172,9 +175,10 @@ def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(
 
 def test_metrics_are_the_events_that_outlive_a_run(finished: Straight) -> None:
     lines = (finished.this.folder / METRICS).read_text().splitlines()
-    kept = [e for e in finished.events if isinstance(e, EpochEnd | CaseScreened | StageFinished)]
+    kinds_kept = EpochEnd | CaseScreened | CaseJudged | StageFinished
+    kept = [e for e in finished.events if isinstance(e, kinds_kept)]
     assert [parse_event(line) for line in lines] == kept
-    assert {event.kind for event in kept} == {"case_screened", "epoch_end", "stage_finished"}
+    assert len({event.kind for event in kept}) == 4
 
 
 def test_the_configuration_tells_settings_cases_and_label_versions(
@@ -285,7 +289,7 @@ def test_a_round_cancelled_again_and_again_ends_like_the_straight_run(
     expected: Straight = request.getfixturevalue(name)
     broken = replace(expected.this, folder=tmp_path)
     # One more look than a stage and its screening repeat before they get on.
-    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 6):
+    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 8):
         events = run(broken, AfterSteps(look))
         if isinstance(events[-1], RoundFinished):
             break

@@ -107,6 +107,17 @@ def test_a_class_that_is_absent_does_not_pass_and_only_required_ones_count() -> 
     assert not screen(prediction([0, 0], [1.0, 1.0]), 3, (1, 2), config).accepted
 
 
+def test_a_class_held_back_passes_nowhere_is_not_asked_for_and_leaves_a_hole() -> None:
+    told = prediction([0, 1, 2, 2], [1.0, 1.0, 1.0, 1.0])
+    result = screen(told, 3, (1, 2), ScreeningConfig(tau=0.5), held_back=(2,))
+    assert result.classes_passed.tolist() == [True, True, False]
+    assert result.target.ravel().tolist() == [0, 1, IGNORED, IGNORED]
+    assert result.label.ravel().tolist() == [0, 1, IGNORED, IGNORED]
+    assert result.accepted
+    assert told.label.ravel().tolist() == [0, 1, 2, 2]
+    assert not screen(told, 3, (1, 2), ScreeningConfig(tau=0.5), held_back=(1, 2)).accepted
+
+
 @given(st.integers(1, 60), st.data())
 def test_n_of_m_classes_are_the_fraction_n_by_m(required: int, data: st.DataObject) -> None:
     passing = data.draw(st.integers(1, required))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from napari_jrss._tests.engine.phantoms import (
     tiny_config,
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig
-from napari_jrss.data.batches import Image, Label
 from napari_jrss.engine.fit import fit
 from napari_jrss.engine.pseudo_label import IGNORED, PseudoLabel
 from napari_jrss.engine.stages import (
@@ -35,7 +33,6 @@ from napari_jrss.engine.stages import (
     epoch_steps,
     registration_validation,
     segmentation_validation,
-    unlearned_structures,
 )
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
@@ -202,32 +199,6 @@ def test_pretraining_has_its_minimum_of_steps() -> None:
     config = tiny_config(segmentation={"epochs": 2, "minimum_steps": 50})
     network = build_segmentation_network(NetworkConfig(), C)
     assert MonoSegmentationStage(network, tensors(), config, cpu()).steps == 50
-
-
-class FindsOne(nn.Module):
-    """Finds class 1 and no other in images that are their labels."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = (image[:, 0] == 1).float()
-        return 20 * torch.stack([1 - found, found, torch.zeros_like(found)], 1)
-
-
-class LabelsOnly:
-    """Cases whose image is their label: "a" has both structures, any other only the first."""
-
-    def label(self, case_id: str) -> Label:
-        label = np.zeros(SHAPE, np.uint8)
-        label[:4], label[-4:] = 1, 2 * (case_id == "a")
-        return label
-
-    def image(self, case_id: str) -> Image:
-        return self.label(case_id).astype(np.float32)
-
-
-def test_a_structure_that_is_missed_in_the_scans_that_teach_it_is_named() -> None:
-    for labelled, missed in ((("a", "b"), [NAMES[2]]), (("b", "c"), [])):
-        cohort = replace(snapshot(labelled), arrays=LabelsOnly())
-        assert unlearned_structures(FindsOne(), cohort, CPU) == missed
 
 
 def test_validation_is_none_without_cases_and_leaves_the_mode_alone() -> None:

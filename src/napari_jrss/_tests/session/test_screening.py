@@ -24,22 +24,27 @@ CLASSES = 4
     ),
     gate=st.sampled_from(["mean", "max", "none"]),
     voxel_gate=st.booleans(),
+    held_back=st.sets(st.integers(1, CLASSES - 1)),
 )
-def test_it_equals_screening_at_any_tau(seed: int, tau: float, gate: str, voxel_gate: bool) -> None:
+def test_it_equals_screening_at_any_tau(
+    seed: int, tau: float, gate: str, voxel_gate: bool, held_back: set[int]
+) -> None:
     rng = np.random.default_rng(seed)
     label = rng.integers(0, rng.integers(1, CLASSES + 1), (3, 4, 5)).astype(np.uint8)
     # Few distinct values, so that many lie exactly at tau.
     confidence = rng.choice([0, 0.25, 0.5, tau, 0.7, 0.7001, 1], label.shape).astype(np.float16)
     prediction = Prediction(label, confidence)
     config = ScreeningConfig(tau=tau, class_gate=gate, voxel_gate=voxel_gate)
-    expected = screen(prediction, CLASSES, (1, 2, 3), config)
+    expected = screen(prediction, CLASSES, (1, 2, 3), config, held_back)
 
-    ready = Screening(prediction, CLASSES, config.model_copy(update={"tau": 0.3}))
+    names = {c: f"structure {c}" for c in held_back}
+    ready = Screening(prediction, CLASSES, config.model_copy(update={"tau": 0.3}), names)
     screened = ready.at(tau)
     np.testing.assert_array_equal(ready.target(tau), expected.target)
     np.testing.assert_array_equal(screened.classes_passed, expected.classes_passed)
     assert screened.kept_fraction == pytest.approx(expected.kept_fraction)
     assert screened.structures_passed == expected.classes_passed[1:].sum()
+    assert ("not learned yet: structure" in screened.words) == bool(held_back)
     out = np.empty_like(label)
     assert ready.target(tau, out) is out
     np.testing.assert_array_equal(out, expected.target)
