@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
     chosen = parser.parse_args(arguments)
 
     config = preset(chosen.preset)
-    epochs = chosen.epochs or (config.joint.segmentation_epochs if chosen.images else 24)
-    joint = config.joint.model_copy(update={"segmentation_epochs": epochs})
-    config = config.model_copy(update={"joint": joint})
+    if chosen.epochs is not None:
+        joint = config.joint.model_copy(update={"segmentation_epochs": chosen.epochs})
+        config = config.model_copy(update={"joint": joint})
 
     images, labels = chosen.images, chosen.labels
     if images is None:

@@ -254,6 +254,10 @@ def train(
         bool | None,
         typer.Option("--resume/--no-resume", help="Go on with, or leave, an interrupted series."),
     ] = None,
+    pretrain: Annotated[
+        bool,
+        typer.Option("--pretrain", help="Pre-train from nothing though there is a teacher."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pre-train where needed, then run joint rounds. Ctrl-C stops; --resume goes on."""
@@ -272,7 +276,14 @@ def train(
         if threads is not None:
             torch.set_num_threads(threads)
         events = run(
-            opened, settings, rounds, cancel, device=device, devices=devices, resume=resume
+            opened,
+            settings,
+            rounds,
+            cancel,
+            device=device,
+            devices=devices,
+            resume=resume,
+            pretrain=pretrain,
         )
         if first:
             events = _print_lines(events) if as_json else training_progress(events)

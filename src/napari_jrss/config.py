@@ -309,8 +309,10 @@ _SMOKE: dict[str, object] = {
     },
     "joint": {
         **_FAST["joint"],  # type: ignore[dict-item]
-        "segmentation_epochs": 6,
+        "segmentation_epochs": 40,
         "registration_epochs": 4,
+        "ema_decay": 0.95,
+        "dropout": 0.0,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ TINY = {
     "segmentation": {"minimum_steps": 6},
     "registration": {"minimum_steps": 6},
     "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
-    "screening": {"tau": 0.05},
+    "screening": {"tau": 0.05, "learned_gate": False},
 }
 
 
@@ -233,6 +234,16 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     first, last = json.loads(resumed[0]), json.loads(resumed[-1])
     assert first["first_step"] >= 1
     assert last["kind"] == "round_finished"
+
+
+def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(trained, tmp_path / "brain.jrss")
+    options = ["--rounds", 0, "--preset", "smoke", "--config", settings, "--json"]
+    assert "pre-trained already" in mistake("train", project, *options)
+    run("train", project, *options, "--pretrain")
+    report = json.loads(run("status", project, "--json").stdout)
+    assert report["teacher"] == 2
+    assert report["rounds"][-1]["parent"] is None
 
 
 def test_two_processes_train_one_project(cohort: Path, settings: Path, tmp_path: Path) -> None:

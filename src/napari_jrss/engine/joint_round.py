@@ -219,13 +219,13 @@ def _screen(
             return None
     if set(required) <= set(held_back):
         raise RoundError(
-            "the teacher finds no structure even in the labelled scans: train longer, or label "
-            "another case"
+            "the teacher finds no structure even in the labelled scans: label another case, or "
+            "pre-train again, for longer"
         )
     if not any(pseudo.classes_passed[list(required)].any() for pseudo in pseudo_labels.values()):
         raise RoundError(
             f"no structure of any unlabelled case passes tau = {screening.tau}: "
-            "label another case, train longer, or lower tau"
+            "label another case, pre-train again for longer, or lower tau"
         )
     return pseudo_labels
 

@@ -59,6 +59,7 @@ def warning(unlearned: Sequence[str], held_back: bool) -> str:
     names = ", ".join(unlearned)
     return (
         f"Not learned yet: {names}. Even in the labelled scans the Dice is below "
-        f"{LEARNED_DICE:g}: don't trust these labels, however sure the teacher is; train longer."
-        + (" The next round learns nothing from them." if held_back else "")
+        f"{LEARNED_DICE:g}: don't trust these labels, however sure the teacher is"
+        + ("; the next round doesn't learn from them." if held_back else ".")
+        + " Label another scan, or pre-train again for longer."
     )

@@ -116,10 +116,13 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
+    from napari_jrss.engine.learned import scans_to_judge
+
     cases = len(snapshot.training)
     segmentation = max(1, round(cases / config.segmentation.batch_size))
     registration = max(1, round(cases / config.registration.batch_size))
-    predictions = len(snapshot.unlabelled) * (rounds + (not pretrained))
+    judged = len(scans_to_judge(snapshot))
+    predictions = (judged + len(snapshot.unlabelled)) * (rounds + (not pretrained))
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
         "student": rounds * config.joint.segmentation_epochs * segmentation,
@@ -133,12 +136,18 @@ def steps_of(
 
 
 def estimated(
-    project: Project, config: TrainingConfig, rounds: int, measured: Measured
+    project: Project,
+    config: TrainingConfig,
+    rounds: int,
+    measured: Measured,
+    *,
+    pretrain: bool = False,
 ) -> Estimate:
     """What a series will cost: memory as measured; time as earlier rounds took, or measured."""
     snapshot = project.snapshot()
     voxels = math.prod(snapshot.shape)
-    steps = steps_of(config, snapshot, project.teacher is not None, rounds)
+    pretrained = project.teacher is not None and not pretrain
+    steps = steps_of(config, snapshot, pretrained, rounds)
     costs = {stage: cost.at(voxels) for stage, cost in measured.stages.items()}
     costs["mono_registration"] = costs["registration"]
     known: dict[str, float] = {}

@@ -11,7 +11,7 @@ from napari_jrss.data.atomic import write_text
 from napari_jrss.data.batches import CachedArrays
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome, Split
+from napari_jrss.project.records import Outcome, Round, Split
 
 if TYPE_CHECKING:
     from napari_jrss.engine.evaluate import CaseEvaluated, PairEvaluated, Pairs
@@ -99,7 +99,13 @@ def evaluate(
         write_text(entry.folder / ROWS, "".join(row.model_dump_json() + "\n" for row in rows))
         yield RoundEvaluated(
             number=entry.number,
-            name="Mono-Nets" if entry.parent is None else f"JRSS round {entry.number}",
+            name=_name(entry),
             segmentation=engine.summarise_segmentation(segmentation, names),
             registration=engine.summarise_registration(registration, names),
         )
+
+
+def _name(entry: Round) -> str:
+    if entry.parent is not None:
+        return f"JRSS round {entry.number}"
+    return "Mono-Nets" if entry.number == 0 else f"Mono-Nets, round {entry.number}"

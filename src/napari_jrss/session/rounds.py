@@ -155,7 +155,14 @@ class Rounds:
 
     # -- commands
 
-    def start(self, config: TrainingConfig, rounds: int, *, anew: bool = False) -> None:
+    def start(
+        self,
+        config: TrainingConfig,
+        rounds: int,
+        *,
+        anew: bool = False,
+        pretrain: bool = False,
+    ) -> None:
         """Pre-train where that is missing, then run joint rounds, in the background.
 
         Parameters
@@ -166,6 +173,9 @@ class Rounds:
             Joint rounds to run.
         anew
             Leave an interrupted series for good; without it, such a series is an error.
+        pretrain
+            Pre-train from nothing though there is a teacher, which stays in force until that is
+            done: with more labels, for longer, or another network.
 
         Raises
         ------
@@ -183,8 +193,8 @@ class Rounds:
                 f"round {entry.number} was interrupted ({entry.outcome}): resume it, or leave it "
                 "and start anew"
             )
-        check_series(project, config, rounds, resume=False)
-        self._begin(config, rounds, resume=False)
+        check_series(project, config, rounds, resume=False, pretrain=pretrain)
+        self._begin(config, rounds, resume=False, pretrain=pretrain)
 
     def resume(self) -> None:
         """Go on with the interrupted series, with the settings that it was started with.
@@ -225,7 +235,7 @@ class Rounds:
         self._session.rounds_changed.emit()
         self._session.notified.emit(f"the teacher of round {number} is in force")
 
-    def estimate(self, config: TrainingConfig, rounds: int) -> None:
+    def estimate(self, config: TrainingConfig, rounds: int, *, pretrain: bool = False) -> None:
         """Find out in the background what a series would take, before it is started.
 
         The estimator's event is an :class:`~napari_jrss.session.estimate.Estimate`. Measuring
@@ -260,7 +270,7 @@ class Rounds:
                 measured = measured_apart(config, snapshot.classes, snapshot.shape, device, cancel)
             if measured is not None:
                 self._measured[key] = measured
-                yield estimated(project, config, rounds, measured)
+                yield estimated(project, config, rounds, measured, pretrain=pretrain)
 
         self.estimator.start(work)
 
@@ -274,7 +284,9 @@ class Rounds:
 
     # -- the job
 
-    def _begin(self, config: TrainingConfig, rounds: int, resume: bool) -> None:
+    def _begin(
+        self, config: TrainingConfig, rounds: int, *, resume: bool, pretrain: bool = False
+    ) -> None:
         project, device = self._session.open_project, self._session.device
         project.check_writable()
 
@@ -285,7 +297,9 @@ class Rounds:
             if self.own_process:
                 place = InOwnProcess(project.path, device, at_once=at_once)
             try:
-                yield from train(project, config, rounds, cancel, resume=resume, place=place)
+                yield from train(
+                    project, config, rounds, cancel, resume=resume, pretrain=pretrain, place=place
+                )
             finally:
                 if leaving.is_set():
                     leave_series(project)

@@ -139,6 +139,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     resume: bool | None = None,
+    pretrain: bool = False,
     place: Place | None = None,
 ) -> Iterator[Event]:
     """Pre-train a project that has no teacher yet, then run joint rounds.
@@ -161,6 +162,9 @@ def train(
     resume
         True: go on with the interrupted series, as it was asked for. False: leave it and
         start anew. None: neither, an interrupted series is an error.
+    pretrain
+        Pre-train from nothing though there is a teacher, which stays in force until that is
+        done: with more labels, for longer, or another network.
     place
         Where rounds run; in this process, on `device` and `devices`, by default.
 
@@ -171,7 +175,7 @@ def train(
     """
     from napari_jrss.engine.events import Cancelled
 
-    plan = _plan(project, config, rounds, resume)
+    plan = _plan(project, config, rounds, resume, pretrain)
     place = InThisProcess(device, devices) if place is None else place
     try:
         while place.prepare(plan.config, cancel):
@@ -192,6 +196,7 @@ class _Planned:
 
     config: TrainingConfig
     rounds_left: int
+    pretraining: bool = False
     interrupted: LedgerRound | None = None
 
 
@@ -252,19 +257,25 @@ def _enter(project: Project, plan: _Planned) -> int:
     if plan.interrupted is not None:
         return project.resume_round(plan.interrupted.number).number
     snapshot, teacher = project.snapshot(), project.teacher
-    _check_trainable(project)
+    _check_trainable(project, plan)
     description = describe(snapshot, plan.config, plan.rounds_left)
-    parent = None if teacher is None else teacher.number
+    parent = None if plan.pretraining or teacher is None else teacher.number
     return project.start_round(parent, description, snapshot.label_versions).number
 
 
-def _check_trainable(project: Project) -> None:
+def _check_trainable(project: Project, plan: _Planned) -> None:
     from napari_jrss.engine.description import check_trainable
 
-    check_trainable(project.snapshot(), joint=project.teacher is not None)
+    check_trainable(project.snapshot(), joint=not plan.pretraining)
 
 
-def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | None) -> _Planned:
+def _plan(
+    project: Project,
+    config: TrainingConfig,
+    rounds: int,
+    resume: bool | None,
+    pretrain: bool,
+) -> _Planned:
     """The first round to run."""
     if rounds < 0:
         raise ValueError(f"rounds must be at least 0, not {rounds}")
@@ -282,26 +293,32 @@ def _plan(project: Project, config: TrainingConfig, rounds: int, resume: bool | 
             "--resume goes on with it, --no-resume starts anew"
         )
     if resume and interrupted is not None:
-        return _Planned(config_of(interrupted), left, interrupted)
+        return _Planned(config_of(interrupted), left, interrupted=interrupted)
     if resume and left > 0:
         return _Planned(config_of(history[-1]), left - 1)
     if resume:
         raise InterruptedSeriesError(f"{project.path}: there is no interrupted round to resume")
-    if project.teacher is None:
-        return _Planned(config, rounds)
+    if project.teacher is None or pretrain:
+        return _Planned(config, rounds, pretraining=True)
     if rounds == 0:
-        raise InterruptedSeriesError(f"{project.path}: is pre-trained already; ask for rounds")
+        raise InterruptedSeriesError(
+            f"{project.path}: is pre-trained already; ask for rounds, or to pre-train it again"
+        )
     return _Planned(config, rounds - 1)
 
 
 def check_series(
-    project: Project, config: TrainingConfig, rounds: int, resume: bool | None = None
+    project: Project,
+    config: TrainingConfig,
+    rounds: int,
+    resume: bool | None = None,
+    pretrain: bool = False,
 ) -> None:
     """Raise what :func:`train` would raise before its first round, but for the device."""
     project.check_writable()
-    plan = _plan(project, config, rounds, resume)
+    plan = _plan(project, config, rounds, resume, pretrain)
     if plan.interrupted is None:
-        _check_trainable(project)
+        _check_trainable(project, plan)
 
 
 def interrupted_round(project: Project) -> LedgerRound | None:

@@ -10,6 +10,7 @@ from napari.utils import progress
 from pydantic import ValidationError
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QGridLayout,
     QHBoxLayout,
@@ -67,6 +68,11 @@ class RoundsTab(QWidget):
         self.rounds.setRange(0, 100)
         self.rounds.setValue(3)
         self.rounds.setToolTip("Joint rounds to run, after the pre-training where that is missing")
+        self.pretrain = QCheckBox("Pre-train again")
+        self.pretrain.setToolTip(
+            "Start from nothing though there is a teacher: with more labels, for longer, or\n"
+            "another network. The teacher stays in force until the new one is there."
+        )
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu", "mps" if sys.platform == "darwin" else "cuda"])
         self.device.setToolTip("Where networks run; auto: a CUDA GPU where there is one")
@@ -98,7 +104,7 @@ class RoundsTab(QWidget):
         self.preset.changed.connect(self._show_preset)
         for signal in (self.preset.changed, self.seed.changed, self.tau.changed):
             signal.connect(self._forget_estimate)
-        for signal in (self.rounds.valueChanged, self.advanced.changed):
+        for signal in (self.rounds.valueChanged, self.pretrain.toggled, self.advanced.changed):
             signal.connect(self._forget_estimate)
         self.device.currentTextChanged.connect(self._set_device)
         self.table.itemSelectionChanged.connect(self._show_buttons)
@@ -131,6 +137,7 @@ class RoundsTab(QWidget):
             basic.addWidget(label, row, 2 * column)
             basic.addWidget(widget, row, 2 * column + 1)
         basic.addWidget(self.measure, 2, 2, 1, 2)
+        basic.addWidget(self.pretrain, 3, 0, 1, 4)
         basic.setColumnStretch(1, 1)
         basic.setColumnStretch(3, 1)
         fold = folded("Advanced settings")
@@ -206,7 +213,13 @@ class RoundsTab(QWidget):
                 "start anew?"
             ):
                 return
-            rounds.start(self.config(), self.rounds.value(), anew=entry is not None)
+            rounds.start(
+                self.config(),
+                self.rounds.value(),
+                anew=entry is not None,
+                pretrain=self.pretrain.isChecked(),
+            )
+            self.pretrain.setChecked(False)
 
     def _resume(self) -> None:
         with telling(self._session):
@@ -225,7 +238,9 @@ class RoundsTab(QWidget):
 
     def _estimate(self) -> None:
         with telling(self._session):
-            self._session.rounds.estimate(self.config(), self.rounds.value())
+            self._session.rounds.estimate(
+                self.config(), self.rounds.value(), pretrain=self.pretrain.isChecked()
+            )
 
     def _sure(self, question: str) -> bool:
         return QMessageBox.question(self, "JRSS", question) == QMessageBox.StandardButton.Yes
@@ -238,7 +253,7 @@ class RoundsTab(QWidget):
             self._progress = self._session.rounds.curves()
         self.device.setCurrentText(self._session.device)
         self._forget_estimate()
-        self._say("")
+        self._say(self._warning())
         self._show_rounds()
 
     def _show_rounds(self) -> None:
@@ -269,6 +284,7 @@ class RoundsTab(QWidget):
         self.resume.setEnabled(idle and session.rounds.resumable)
         self.cancel.setEnabled(state is JobState.RUNNING or entry is not None)
         self.measure.setEnabled(project is not None and not state.busy)
+        self.pretrain.setVisible(project is not None and project.teacher is not None)
         self.promote.setEnabled(writable and self.table.chosen is not None)
         if project is not None and project.read_only:
             self._say("The project is open read-only: rounds can be looked at, not started.")
@@ -293,8 +309,7 @@ class RoundsTab(QWidget):
             case JobState.CANCELLED:
                 self._say("")
             case _:
-                warnings = [row.warning for row in self._session.rounds.history() if row.is_teacher]
-                self._say(" ".join(filter(None, ["Finished.", *warnings])))
+                self._say(f"Finished. {self._warning()}".strip())
         if not state.busy:
             self._progress.stage = ""
             self._end_activity()
@@ -337,6 +352,10 @@ class RoundsTab(QWidget):
         if self._activity is not None:
             self._activity.close()
             self._activity = None
+
+    def _warning(self) -> str:
+        """What to know of the teacher in force."""
+        return " ".join(row.warning for row in self._session.rounds.history() if row.is_teacher)
 
     def _say(self, line: str) -> None:
         self.status.setText(line)

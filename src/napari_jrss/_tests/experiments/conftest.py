@@ -19,7 +19,7 @@ PROTOCOL = {
         "segmentation": {"minimum_steps": 20},
         "registration": {"minimum_steps": 5},
         "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
-        "screening": {"tau": 0.3},
+        "screening": {"tau": 0.3, "learned_gate": False},
     },
     "joint_rounds": 2,
     "runs": [

@@ -17,12 +17,14 @@ from napari_jrss._tests.engine.phantoms import (
     weights,
 )
 from napari_jrss.cli import app
+from napari_jrss.config import TrainingConfig
 from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.engine.joint_round import RoundError
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.journal import Journal
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome
+from napari_jrss.session.description import config_of
 from napari_jrss.session.evaluation import RoundEvaluated, evaluate
 from napari_jrss.session.networks import load_registration, load_student, load_teacher
 from napari_jrss.session.status import project_status
@@ -141,6 +143,45 @@ def test_there_must_be_something_to_resume_and_something_to_do(project: Project)
     with pytest.raises(InterruptedSeriesError, match="pre-trained already"):
         run(project, 0)
     assert outcomes(project) == [(0, None, Outcome.FINISHED)]
+
+
+def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
+    project: Project,
+) -> None:
+    run(project, 1)
+    config = tiny_config(
+        segmentation_network={"name": "vm_unet"},
+        segmentation={"include_background": False},
+        screening={"tau": 0.0, "class_gate": "none"},
+    )
+    again = train(project, config, 1, AfterSteps(3), device="cpu", pretrain=True)
+    assert isinstance([*again][-1], Cancelled)
+    assert outcomes(project)[-1] == (2, None, Outcome.CANCELLED)
+    assert teacher(project) == 1
+    run(project, 0, resume=True)
+    assert outcomes(project)[2:] == [(2, None, Outcome.FINISHED), (3, 2, Outcome.FINISHED)]
+    assert teacher(project) == 3
+    assert load_config(project, 2) == load_config(project, 3) == config
+    assert weights(project.round(2).folder).keys() < weights(project.round(3).folder).keys()
+    names = [e.name for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
+    assert names == ["Mono-Nets", "JRSS round 1", "Mono-Nets, round 2", "JRSS round 3"]
+
+
+def load_config(project: Project, number: int) -> TrainingConfig:
+    return config_of(project.round(number))
+
+
+def test_pre_training_again_needs_no_unlabelled_case(project: Project) -> None:
+    run(project, 0)
+    for case in project.snapshot().unlabelled:
+        label = np.zeros(project.snapshot().shape, np.uint8)
+        label[4:8] = 1
+        project.add_label_version(case, label, "a reader")
+    with pytest.raises(RoundError, match="all of them are labelled"):
+        run(project, 1)
+    events = [*train(project, tiny_config(), 0, Never(), device="cpu", pretrain=True)]
+    assert isinstance(events[-1], RoundFinished)
+    assert project.round(1).label_versions.keys() > project.round(0).label_versions.keys()
 
 
 def test_a_round_that_fails_leaves_the_teacher_and_its_reason(project: Project) -> None:

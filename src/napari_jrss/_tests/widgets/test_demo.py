@@ -43,7 +43,7 @@ def small_cohort(folder: Path) -> tuple[Source, PreprocessingConfig, SplitSizes,
     for task in ("segmentation", "registration"):
         settings[task]["minimum_steps"] = 4
     settings["joint"] |= {"segmentation_epochs": 1, "registration_epochs": 1}
-    settings["screening"]["tau"] = 0.05
+    settings["screening"] |= {"tau": 0.05, "learned_gate": False}
     training = TrainingConfig.model_validate(settings)
     return Source(folder / "scans"), PreprocessingConfig(), SplitSizes(2, 1, 1), training
 

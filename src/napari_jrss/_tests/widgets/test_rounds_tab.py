@@ -192,6 +192,28 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     assert "Not learned yet" in tab.table.item(0, 5).toolTip()
 
 
+def test_pre_training_again_is_offered_once_there_is_a_teacher_and_asked_for_once(
+    tab: RoundsTab, qtbot: QtBot
+) -> None:
+    session = tab._session
+    assert tab.pretrain.isHidden()
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Finished")
+    qtbot.waitUntil(lambda: not tab.pretrain.isHidden())
+    tab.pretrain.click()
+    click(qtbot, tab.start)
+    qtbot.waitUntil(lambda: session.training.state.busy)
+    qtbot.waitUntil(lambda: not session.training.state.busy, timeout=WAIT_MS)
+    rounds = [(row.number, row.parent, row.is_teacher) for row in session.rounds.history()]
+    assert rounds == [(0, None, False), (1, None, True)]
+    assert not tab.pretrain.isChecked()
+    # The warning of a teacher is there whenever its project is.
+    path = session.open_project.path
+    session.close()
+    session.open(path)
+    qtbot.waitUntil(lambda: tab.status.text().startswith("Not learned yet: frontal"))
+
+
 def test_the_form_shows_the_settings_of_a_round_that_a_script_started(
     tab: RoundsTab, qtbot: QtBot
 ) -> None:
