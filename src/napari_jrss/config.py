@@ -169,6 +169,12 @@ class SegmentationTraining(_Settings):
     weight_decay: float = Field(1e-4, ge=0, title="Weight decay")
     epochs: int = Field(300, ge=1, title="Pre-training epochs", description="Of K samples each.")
     minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
+    steps_per_structure: int = Field(
+        0,
+        ge=0,
+        title="Pre-training steps per structure, at least",
+        description="The more structures there are, the longer some of them stay unfound.",
+    )
     batch_size: int = Field(2, ge=1, title="Batch size")
     include_background: bool = Field(
         True,
@@ -176,6 +182,11 @@ class SegmentationTraining(_Settings):
         description="Whether the background counts as a class of the pre-training's loss (Eq. 1). "
         "Networks without normalisation learn to find nothing if it does.",
     )
+
+    def steps(self, steps_per_epoch: int, structures: int) -> int:
+        """Steps of the pre-training, with so many foreground classes."""
+        least = max(self.minimum_steps, self.steps_per_structure * structures)
+        return max(self.epochs * steps_per_epoch, least)
 
 
 class RegistrationTraining(_Settings):
@@ -278,7 +289,7 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
 # Few labels are learned in a few hundred steps; docs/method.md has the figures behind each value.
 _FAST: dict[str, object] = {
     "registration_network": {"output_scale": 10.0},
-    "segmentation": {"epochs": 1, "minimum_steps": 750},
+    "segmentation": {"epochs": 1, "minimum_steps": 750, "steps_per_structure": 225},
     "registration": {
         "learning_rate": 1e-3,
         "epochs": 1,

@@ -124,7 +124,7 @@ class MonoSegmentationStage:
         )
         self.network, self.optimizer = fabric.setup(network, adam)
         self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
-        self.steps = max(settings.epochs * self.steps_per_epoch, settings.minimum_steps)
+        self.steps = settings.steps(self.steps_per_epoch, tensors.snapshot.classes - 1)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         snapshot = self.tensors.snapshot

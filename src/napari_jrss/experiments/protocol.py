@@ -48,6 +48,9 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
                 }
             },
         ),
+        "no_learned_gate": Ablation(
+            "taught by unlearned structures", {"screening": {"learned_gate": False}}
+        ),
         "no_uncertainty": Ablation("without uncertainty loss", {"joint": {"lambda_u": 0.0}}),
         "no_warp": Ablation("without warped input", {"joint": {"registration_warp": False}}),
         "no_ema": Ablation("without averaged teacher", {"joint": {"ema_decay": 0.0}}),

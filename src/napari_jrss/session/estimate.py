@@ -130,7 +130,7 @@ def steps_of(
     }
     if not pretrained:
         seg, reg = config.segmentation, config.registration
-        steps["mono_segmentation"] = max(seg.epochs * segmentation, seg.minimum_steps)
+        steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
         steps["mono_registration"] = max(reg.epochs * registration, reg.minimum_steps)
     return {stage: count for stage, count in steps.items() if count}
 

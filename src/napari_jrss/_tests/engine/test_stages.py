@@ -195,10 +195,14 @@ def test_an_epoch_is_as_many_samples_as_training_cases(cases: int, batch: int, s
     assert epoch_steps(cohort, batch, cpu()) == steps
 
 
-def test_pretraining_has_its_minimum_of_steps() -> None:
-    config = tiny_config(segmentation={"epochs": 2, "minimum_steps": 50})
+@pytest.mark.parametrize(
+    ("minimum", "per_structure", "steps"), [(50, 0, 50), (50, 30, 60), (1, 1, 4)]
+)
+def test_pretraining_has_its_minimum_of_steps(minimum: int, per_structure: int, steps: int) -> None:
+    settings = {"epochs": 2, "minimum_steps": minimum, "steps_per_structure": per_structure}
     network = build_segmentation_network(NetworkConfig(), C)
-    assert MonoSegmentationStage(network, tensors(), config, cpu()).steps == 50
+    stage = MonoSegmentationStage(network, tensors(), tiny_config(segmentation=settings), cpu())
+    assert stage.steps == steps
 
 
 def test_validation_is_none_without_cases_and_leaves_the_mode_alone() -> None:

@@ -23,6 +23,7 @@ def written(folder: Path, **changes: Any) -> Path:
         "split": {"training": 4, "validation": 2, "test": 2},
         "seeds": [0],
         "preset": "smoke",
+        "settings": {"joint": {"dropout": 0.2}},
         "runs": [{"methods": ["mono", "jrss"], "labelled": [2]}],
     }
     path = folder / "protocol.yaml"
