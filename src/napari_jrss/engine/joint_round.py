@@ -303,15 +303,18 @@ def _conclude(
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         accepted += pseudo.accepted
         yield _screened(stage, case, pseudo)
-    yield StageFinished(stage=stage)
-
     metrics = {"labelled": float(len(snapshot.labelled)), "accepted": float(accepted)}
-    segmentation = segmentation_validation(teacher, snapshot, fabric.device)
-    pairs = registration_validation(registration, snapshot, fabric.device)
-    if segmentation is not None:
-        metrics["validation_segmentation_dice"] = segmentation
-    if pairs is not None:
-        metrics["validation_registration_dice"] = pairs
+    for task, network, validate in (
+        ("segmentation", teacher, segmentation_validation),
+        ("registration", registration, registration_validation),
+    ):
+        if stop_requested(cancel, fabric):
+            yield Cancelled(stage=stage, step=judged + len(cases))
+            return
+        dice = validate(network, snapshot, fabric.device)
+        if dice is not None:
+            metrics[f"validation_{task}_dice"] = dice
+    yield StageFinished(stage=stage)
     said = warning([snapshot.class_names[c] for c in unlearned], screening.learned_gate)
     yield RoundFinished(
         number=this.number, metrics=metrics, unlearned=list(unlearned), warning=said

@@ -289,7 +289,7 @@ def test_a_round_cancelled_again_and_again_ends_like_the_straight_run(
     expected: Straight = request.getfixturevalue(name)
     broken = replace(expected.this, folder=tmp_path)
     # One more look than a stage and its screening repeat before they get on.
-    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 8):
+    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 10):
         events = run(broken, AfterSteps(look))
         if isinstance(events[-1], RoundFinished):
             break
