@@ -304,7 +304,7 @@ _FAST: dict[str, object] = {
         "segmentation_epochs": 12,
         "registration_epochs": 10,
         "lambda_d": 0.0,
-        "dropout": 0.2,
+        "dropout": 0.0,
         "supervised_dice": True,
     },
     "screening": {"learned_gate": True},
@@ -323,7 +323,6 @@ _SMOKE: dict[str, object] = {
         "segmentation_epochs": 40,
         "registration_epochs": 4,
         "ema_decay": 0.95,
-        "dropout": 0.0,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
 }
