@@ -500,6 +500,7 @@ def export(
         export_predictions,
     )
     from napari_jrss.project.project import Project
+    from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
         if dataset is not None:
@@ -525,6 +526,9 @@ def export(
             parts["ome-zarr"] = "scans with their labels", files
         for name, (what, files) in parts.items():
             typer.echo(f"{sum(1 for _ in files)} {what} in {dest / name}")
+        warning = teacher_warning(opened)
+        if warning and predictions is not None:
+            typer.echo(warning)
 
 
 @app.command()
@@ -547,16 +551,19 @@ def segment(
     from napari_jrss.display import segmented_table
     from napari_jrss.project.project import Project
     from napari_jrss.session.inference import segment_scans
+    from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
         results = list(
             segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
         )
-        names = opened.table.names[1:]
+        names, warning = opened.table.names[1:], teacher_warning(opened)
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], default=str, indent=1))
     else:
         segmented_table(results, names)
+        if warning:
+            typer.echo(warning)
     failed = [result for result in results if result.problem]
     if failed:
         raise UsageError(f"{len(failed)} of {len(results)} scans left out: {failed[0].problem}")

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from napari_jrss.session.training import WARNING
+
 if TYPE_CHECKING:
     from napari_jrss.data.dicom import LeftOut
     from napari_jrss.data.ingest import IngestResult
@@ -158,6 +160,9 @@ def status_tables(report: ProjectStatus) -> None:
             )
         console.print(rounds)
         console.print("segmentation, registration: mean Dice on the validation cases")
+    for entry in report.rounds:
+        if entry.number == report.teacher and WARNING in entry.metrics:
+            console.print(f"round {entry.number}: {entry.metrics[WARNING]}")
     if report.interrupted_round is not None or report.rounds_left:
         which = (
             f"round {report.interrupted_round} was interrupted"

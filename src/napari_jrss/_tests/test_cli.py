@@ -118,7 +118,9 @@ def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_p
         confidence = nib.load(tmp_path / f"{name}_confidence.nii.gz").get_fdata()
         assert 0 < confidence.max() <= 1
         assert (tmp_path / f"{name}_uncertainty.nii.gz").exists()
-    run("segment", trained, *scans, "--out", tmp_path)  # its own files it may replace
+    told = run("segment", trained, *scans, "--out", tmp_path).stdout  # its own files it may replace
+    assert "Not learned yet" in told  # in six steps
+    assert "Not learned yet" in run("status", trained).stdout
     corrected = Path(result[1]["label"])
     corrected.write_bytes(b"by hand")
     said = mistake("segment", trained, *scans, "--out", tmp_path)

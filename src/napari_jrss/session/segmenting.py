@@ -14,6 +14,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.volume import Volume
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.session.training import teacher_warning
 
 if TYPE_CHECKING:
     from napari_jrss.session.session import Session
@@ -33,12 +34,15 @@ class VolumeSegmented:
         The classes.
     mean_confidence
         Mean probability of the structures' voxels, 0 to 1; NaN where there are none.
+    warning
+        What to know of the teacher before the label is trusted; empty for nothing.
     """
 
     name: str
     label: NDArray[np.integer]
     table: LabelTable
     mean_confidence: float
+    warning: str
 
 
 def segment_volume(session: Session, volume: Volume, name: str) -> None:
@@ -85,6 +89,7 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
             ready.chain.label_to_source(prediction.label),
             project.table,
             float("nan") if confidence is None else float(confidence),
+            teacher_warning(project),
         )
 
     session.inference.start(work)

@@ -335,6 +335,11 @@ def rounds_left(project: Project) -> int:
     return description_of(history[-1]).rounds_left
 
 
+def teacher_warning(project: Project) -> str:
+    """What to know of the teacher in force before its labels are trusted; empty for nothing."""
+    return "" if project.teacher is None else str(project.teacher.metrics.get(WARNING, ""))
+
+
 def leave_series(project: Project) -> None:
     """Say of the interrupted round, if there is one, that nobody will go on with it."""
     entry = interrupted_round(project)

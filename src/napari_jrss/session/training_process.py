@@ -295,8 +295,8 @@ def _listen(commands: queue.SimpleQueue[str], stop: threading.Event) -> None:
 
 def _step_back() -> None:
     """Let the window, and everything else a person works with, go first."""
-    windows = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", None)
-    psutil.Process().nice(NICENESS if windows is None else windows)
+    process, windows = psutil.Process(), getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", None)
+    process.nice(min(19, process.nice() + NICENESS) if windows is None else windows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import napari
 import numpy as np
 from napari.layers import Image, Layer
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject
 
 from napari_jrss.data.labels import LabelTable
@@ -272,3 +272,5 @@ class _LabelArriving(Arriving):
                 **_placement(self._layer),
             )
             show_info(f"{event.name}: mean confidence {event.mean_confidence:.2f}")
+            if event.warning:
+                show_warning(event.warning)

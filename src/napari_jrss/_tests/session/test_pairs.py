@@ -93,9 +93,12 @@ def test_views_are_made_at_the_desk_once_they_are_asked_for(session: Session) ->
     run(session, lambda: session.pairs.register(*two_labelled(session)))
     made: list[str] = []
     session.pairs.view_made.connect(made.append)
+    asked = threading.Event()
+    session.pairs.desk.submit(lambda: asked.wait(20))
     assert session.pairs.view("jacobian") is None
     assert session.pairs.view("jacobian") is None  # asked for already
     assert session.pairs.view("grid", 1) is None
+    asked.set()
     assert session.pairs.desk.wait(20)
     assert made == ["jacobian", "grid"]
     jacobian = session.pairs.view("jacobian")
