@@ -152,7 +152,7 @@ class ScreeningConfig(_Settings):
         False,
         title="Screen classes by the labelled scans",
         description="Hold back the structures that the teacher doesn't find even in the labelled "
-        "scans (Dice below 0.3), however sure it is of them elsewhere.",
+        "scans (Dice below 0.5), however sure it is of them elsewhere.",
     )
     accept_fraction: Probability = Field(
         1.0,

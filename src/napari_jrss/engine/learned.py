@@ -19,7 +19,7 @@ from napari_jrss.engine.fit import Cancel, stop_requested
 from napari_jrss.engine.predict import predict_case
 from napari_jrss.metrics import dice_per_class
 
-LEARNED_DICE, LOOKED_AT = 0.3, 5
+LEARNED_DICE, LOOKED_AT = 0.5, 5
 """Dice below which a structure counts as not learned, and on how many scans that is looked at."""
 
 
