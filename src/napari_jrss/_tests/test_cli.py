@@ -242,6 +242,7 @@ def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_p
     project = shutil.copytree(trained, tmp_path / "brain.jrss")
     options = ["--rounds", 0, "--preset", "smoke", "--config", settings, "--json"]
     assert "pre-trained already" in mistake("train", project, *options)
+    assert "not for both" in mistake("train", project, *options, "--pretrain", "--resume")
     run("train", project, *options, "--pretrain")
     report = json.loads(run("status", project, "--json").stdout)
     assert report["teacher"] == 2

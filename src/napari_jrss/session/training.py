@@ -171,7 +171,8 @@ def train(
     Raises
     ------
     InterruptedSeriesError
-        If there is an interrupted series and `resume` is None, or none and it is True.
+        If there is an interrupted series and `resume` is None, or none and it is True, or if
+        `resume` and `pretrain` are both asked for.
     """
     from napari_jrss.engine.events import Cancelled
 
@@ -279,6 +280,10 @@ def _plan(
     """The first round to run."""
     if rounds < 0:
         raise ValueError(f"rounds must be at least 0, not {rounds}")
+    if resume and pretrain:
+        raise InterruptedSeriesError(
+            "a series is resumed as it was begun: ask for that or to pre-train again, not for both"
+        )
     history = project.rounds()
     interrupted = interrupted_round(project)
     if resume is None and interrupted is not None:
