@@ -16,8 +16,7 @@ from torch import nn
 from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.engine.events import Cancelled, CaseJudged, Event
 from napari_jrss.engine.fit import Cancel, stop_requested
-from napari_jrss.engine.predict import predict_case
-from napari_jrss.metrics import dice_per_class
+from napari_jrss.engine.stages import segmentation_dice
 
 LEARNED_DICE, LOOKED_AT = 0.5, 5
 """Dice below which a structure counts as not learned, and on how many scans that is looked at."""
@@ -40,10 +39,9 @@ def judge(
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=len(scores))
             return None
-        label = snapshot.arrays.label(case)
-        found = predict_case(teacher, snapshot.arrays.image(case), fabric.device).label
-        voxels = np.bincount(label.ravel(), minlength=snapshot.classes)[1:]
-        dice = np.where(voxels > 0, dice_per_class(found, label, snapshot.classes), np.nan)
+        voxels = np.bincount(snapshot.arrays.label(case).ravel(), minlength=snapshot.classes)[1:]
+        found = segmentation_dice(teacher, snapshot, case, fabric.device)
+        dice = np.where(voxels > 0, found, np.nan)
         scores.append(dice)
         told = [None if np.isnan(value) else float(value) for value in dice]
         yield CaseJudged(stage=stage, case_id=case, dice=told)

@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
@@ -85,11 +86,16 @@ def segmentation_validation(
     """Mean foreground Dice on the validation cases; None without such cases."""
     if not snapshot.validation:
         return None
-    scores = []
-    for case in snapshot.validation:
-        prediction = predict_case(network, snapshot.arrays.image(case), device).label
-        scores.append(dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes))
+    scores = [segmentation_dice(network, snapshot, case, device) for case in snapshot.validation]
     return float(np.nanmean(np.nanmean(scores, axis=1)))
+
+
+def segmentation_dice(
+    network: nn.Module, snapshot: CohortSnapshot, case: str, device: torch.device
+) -> NDArray[np.float64]:
+    """Dice of each foreground class in one case, NaN where neither side has it: (C - 1,)."""
+    prediction = predict_case(network, snapshot.arrays.image(case), device).label
+    return dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes)
 
 
 def registration_validation(

@@ -17,7 +17,6 @@ from napari_jrss._tests.engine.phantoms import (
     weights,
 )
 from napari_jrss.cli import app
-from napari_jrss.config import TrainingConfig
 from napari_jrss.engine.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.engine.joint_round import RoundError
 from napari_jrss.project.errors import ProjectError
@@ -161,14 +160,10 @@ def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
     run(project, 0, resume=True)
     assert outcomes(project)[2:] == [(2, None, Outcome.FINISHED), (3, 2, Outcome.FINISHED)]
     assert teacher(project) == 3
-    assert load_config(project, 2) == load_config(project, 3) == config
+    assert config_of(project.round(2)) == config_of(project.round(3)) == config
     assert weights(project.round(2).folder).keys() < weights(project.round(3).folder).keys()
     names = [e.name for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
     assert names == ["Mono-Nets", "JRSS round 1", "Mono-Nets, round 2", "JRSS round 3"]
-
-
-def load_config(project: Project, number: int) -> TrainingConfig:
-    return config_of(project.round(number))
 
 
 def test_pre_training_again_needs_no_unlabelled_case(project: Project) -> None:
