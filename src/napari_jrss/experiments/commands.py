@@ -10,7 +10,11 @@ import typer
 
 def experiment(
     protocol: Annotated[
-        Path, typer.Argument(metavar="PROTOCOL", help="YAML file; or smoke, hippocampus, ixi.")
+        Path,
+        typer.Argument(
+            metavar="PROTOCOL",
+            help="YAML file; or smoke, synthetic, hippocampus, ixi, lpba40, tcia.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the experiment.")] = None,
     data: Annotated[

@@ -147,9 +147,9 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     qtbot.waitUntil(lambda: tab.bar.value() > 3 and bar.n > 3, timeout=WAIT_MS)
     assert tab.bar.maximum() == bar.total == 60
     click(qtbot, tab.pause)
-    qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
+    wait_for(qtbot, tab, "Round 0 is paused; Resume")
     assert session.training.state is JobState.CANCELLED
-    assert "Round 0 is paused; Resume" in tab.status.text()
+    assert enabled(tab) == {"Start", "Resume", "Cancel"}
     assert tab.table.item(0, 2).text() == "paused"
     assert not [p for p in progress._all_instances if p.desc.startswith("JRSS")]
     paused_at = seen[-1].step
