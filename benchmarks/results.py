@@ -19,9 +19,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from napari_jrss.experiments.folder import PROTOCOL, ROWS, RUN, RUNS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, load_protocol
 from napari_jrss.experiments.report import CAPTIONS, write_report
-from napari_jrss.experiments.run import PROTOCOL, ROWS, RUN, RUNS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results"

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import wilcoxon
 
+from napari_jrss.experiments.folder import ROWS, RUNS, finished_runs, read_rows
 from napari_jrss.experiments.methods import METHODS, Method
 from napari_jrss.experiments.protocol import ABLATIONS
-from napari_jrss.experiments.run import ROWS, RUNS, finished_runs, read_rows
 
 TaskName = Literal["segmentation", "registration"]
 Sample = tuple[int, str, str]

@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from napari_jrss.experiments.examples import EXAMPLES
+from napari_jrss.experiments.folder import RUNS
 from napari_jrss.experiments.outcome import Outcome, TaskName, mean_std, rank
-from napari_jrss.experiments.run import RUNS
 from napari_jrss.experiments.tables import TASKS, at, with_task
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_jrss.data.atomic import write_text
+from napari_jrss.experiments.folder import PROTOCOL, collect
 from napari_jrss.experiments.outcome import Outcome, rank, read_outcomes
 from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ABLATIONS, Protocol, ProtocolError, plan
-from napari_jrss.experiments.run import PROTOCOL, collect
 from napari_jrss.experiments.tables import (
     Table,
     by_round,

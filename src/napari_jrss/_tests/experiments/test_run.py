@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_jrss.experiments.folder import COLUMNS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
-from napari_jrss.experiments.run import COLUMNS, RunEnded, run_experiment
+from napari_jrss.experiments.run import RunEnded, run_experiment
 
 RUNS = [
     "initial-n0-seed0",
@@ -116,9 +117,34 @@ def test_figures_kept_without_weights_are_done_unless_another_run_starts_from_th
         weights.unlink()
     shutil.rmtree(out / "runs" / "jrss-n2-seed0-tau1.00")
     ended = run_experiment(protocol, out, resume=True, workers=1, threads=1, device="cpu")
+    log = out / "runs" / "mono-n2-seed0" / "events.jsonl"
+    first = len(log.read_text().splitlines())
     told = {e.run.id: (e.skipped, e.problem) for e in ended}
+    assert len(log.read_text().splitlines()) == first  # begun anew
     again = {"mono-n2-seed0", "jrss-n2-seed0-tau1.00"}
     assert told == {run: (run not in again, "") for run in RUNS}
+
+
+def test_a_killed_run_goes_on_with_its_log_and_its_time(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    folder = out / "runs" / "mono-n0-seed0"
+    seconds = json.loads((folder / "run.json").read_text())["train_seconds"]
+    (folder / "run.json").unlink()
+    log = folder / "events.jsonl"
+    whole = log.read_text()
+    logged = [json.loads(line)["seconds"] for line in whole.splitlines()]
+    assert logged == sorted(logged)
+    assert 0 < logged[-1] <= seconds + 0.1
+    log.write_text(whole + '{"kind": "epoch_e')  # killed while it wrote
+    list(run_experiment(protocol, out, resume=True, only=["mono-n0-seed0"], device="cpu"))
+    assert log.read_text().startswith(whole)
+    later = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    assert later == sorted(later)
+    about = json.loads((folder / "run.json").read_text())
+    assert about["train_seconds"] >= later[-1] - 0.1
+    assert about["train_seconds"] > logged[-1]
 
 
 def test_a_run_that_fails_leaves_the_others_alone_and_is_tried_again(

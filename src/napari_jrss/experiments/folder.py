@@ -1,0 +1,140 @@
+"""What lies in an experiment's folder.
+
+``protocol.json`` is what was asked for; ``runs/<run>/run.json`` says what was run, on what, and
+how it ended; ``rows.csv.gz`` beside it holds every figure of every test case; ``results.csv`` is
+all of them in one; ``events.jsonl`` has the losses and the validation of each epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from napari_jrss.data.atomic import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from napari_jrss.engine.events import Event
+    from napari_jrss.experiments.protocol import Run
+
+PROTOCOL, RUNS, RESULTS = "protocol.json", "runs", "results.csv"
+RUN, ROWS, EVENTS = "run.json", "rows.csv.gz", "events.jsonl"  # in the folder of each run
+COLUMNS = (
+    "run",
+    "method",
+    "variant",
+    "labelled",
+    "tau",
+    "seed",
+    "round",
+    "task",
+    "case",
+    "moving",
+    "structure",
+    "metric",
+    "value",
+)
+
+
+class EventLog:
+    """A run's ``events.jsonl``, each line with the seconds spent on the run so far.
+
+    Parameters
+    ----------
+    folder
+        Of the run. The log of a killed run goes on, time included; that of an ended one begins
+        anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / EVENTS
+        lines = [] if (folder / RUN).exists() else _whole_lines(path)
+        write_text(path, "".join(lines))
+        self._before = float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
+        self._started = time.perf_counter()
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run, in all its starts."""
+        return self._before + time.perf_counter() - self._started
+
+    def add(self, event: Event) -> None:
+        """Keep what outlives the run; single steps don't."""
+        if event.kind != "step_end":
+            line = {**event.model_dump(mode="json"), "seconds": round(self.seconds, 1)}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without the last one where the process was killed while it wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def collect(out: Path) -> Path:
+    """Put the rows of all finished runs into one tidy ``results.csv``."""
+    parts = [out / RUNS / run["run"] / ROWS for run in finished_runs(out)]
+    content = [",".join(COLUMNS) + "\n"]
+    for path in parts:
+        content += read_rows(path).splitlines(keepends=True)[1:]
+    write_text(out / RESULTS, "".join(content))
+    return out / RESULTS
+
+
+def finished_runs(out: Path) -> list[dict[str, Any]]:
+    """What ``run.json`` says of each finished run, in the order of their ids."""
+    paths = sorted((out / RUNS).glob(f"*/{RUN}"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def read_rows(path: Path) -> str:
+    """A run's rows as CSV."""
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def rows_of(
+    figures: dict[str, Any], about: dict[str, object], names: Sequence[str]
+) -> Iterator[dict[str, object]]:
+    """One row per figure: per structure for a list, one without a structure for a number."""
+    for metric, value in figures.items():
+        if isinstance(value, list):
+            for name, each in zip(names[1:], value, strict=True):
+                yield {**about, "structure": name, "metric": metric, "value": _digits(each)}
+        elif isinstance(value, float):
+            yield {**about, "structure": "", "metric": metric, "value": _digits(value)}
+
+
+def _digits(value: float | None) -> str:
+    """Six digits are more than any figure here is good for, and keep the files small."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def write_rows(path: Path, run: Run, rows: Sequence[dict[str, object]]) -> None:
+    """Keep a run's rows, each with what run it is of."""
+    about = {
+        "run": run.id,
+        "method": run.method,
+        "variant": run.variant,
+        "labelled": "K" if run.labelled is None else run.labelled,
+        "tau": run.config.screening.tau,
+        "seed": run.seed,
+    }
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**about, **row} for row in rows)
+    # without a time in it, the same figures make the same file
+    write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))

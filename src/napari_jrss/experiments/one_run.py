@@ -1,0 +1,192 @@
+"""One run, trained and evaluated in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_jrss import __version__
+from napari_jrss.data.atomic import write_text
+from napari_jrss.experiments.cohort import deal, snapshot_of
+from napari_jrss.experiments.folder import ROWS, RUN, RUNS, EventLog, rows_of, write_rows
+from napari_jrss.experiments.methods import METHODS
+from napari_jrss.experiments.protocol import Protocol, Run
+from napari_jrss.project.project import Project
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_jrss.data.batches import CaseArrays, CohortSnapshot
+    from napari_jrss.experiments.recipe import Trained
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Where a worker process computes: device, CPU threads, and which GPU it may see."""
+
+    number: int
+    device: str
+    threads: int
+    gpu: str | None = None
+
+
+def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: Worker) -> float:
+    """Train and evaluate one run; what :func:`run_experiment` does in its processes.
+
+    Returns
+    -------
+    float
+        Seconds it took, with those of starts that were killed.
+    """
+    _end_with_parent()
+    if place.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
+    import torch
+
+    from napari_jrss.data.batches import CachedArrays
+    from napari_jrss.engine.device import make_fabric
+    from napari_jrss.engine.evaluate import evaluation_pairs
+    from napari_jrss.experiments.examples import write_examples
+    from napari_jrss.experiments.recipe import Task
+
+    torch.set_num_threads(place.threads)
+    _flush_denormals()
+    folder = out / RUNS / run.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with Project.open(project_path, read_only=True) as project, EventLog(folder) as log:
+        dealt = deal(protocol, run, project)
+        snapshot = snapshot_of(dealt, project)
+        fabric = make_fabric(place.device, run.config.precision)
+        task = Task(
+            snapshot=snapshot,
+            config=run.config,
+            folder=folder,
+            fabric=fabric,
+            joint_rounds=protocol.joint_rounds,
+            start=None if run.start is None else out / RUNS / run.start.id,
+            report=log.add,
+        )
+        trained = METHODS[run.method].train(task)
+        train_seconds = log.seconds
+
+        arrays = CachedArrays(project.image, project.label)
+        pairs = evaluation_pairs(dealt.test, protocol.pairs, run.seed)
+        rows: list[dict[str, object]] = []
+        for each in (*trained.earlier, trained):
+            rows += _figures(each, snapshot, arrays, dealt.test, pairs, fabric.device)
+        write_examples(folder, trained, arrays, dealt.test[0], pairs[0], fabric.device)
+    write_rows(folder / ROWS, run, rows)
+    description = {
+        **describe(run, place),
+        "title": METHODS[run.method].title,
+        "device": str(fabric.device),
+        "device_name": _device_name(fabric.device.type),
+        "note": trained.note,
+        "parameters": trained.parameters(),
+        "train_seconds": train_seconds,
+        "seconds": log.seconds,
+        "structures": list(snapshot.class_names[1:]),
+        "cases": {
+            "labelled": dealt.labelled,
+            "training": dealt.train,
+            "validation": dealt.validation,
+            "test": dealt.test,
+        },
+    }
+    write_text(folder / RUN, json.dumps(description, indent=1))
+    return log.seconds
+
+
+def _figures(
+    trained: Trained,
+    snapshot: CohortSnapshot,
+    arrays: CaseArrays,
+    test: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    device: torch.device,
+) -> Iterator[dict[str, object]]:
+    """Every figure of what one round, or the whole training, ended with."""
+    from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
+
+    names, spacing = snapshot.class_names, snapshot.spacing_mm
+    about: dict[str, object] = {"round": trained.round}
+    if trained.segmentation is not None:
+        network = trained.segmentation.to(device).eval()
+        for case in evaluate_segmentation(network, arrays, test, len(names), spacing, device):
+            of = {**about, "task": "segmentation", "case": case.case_id}
+            yield from rows_of(case.model_dump(), of, names)
+    if trained.registration is not None:
+        network = trained.registration.to(device).eval()
+        for pair in evaluate_registration(network, arrays, pairs, len(names), spacing, device):
+            of = {**about, "task": "registration", "case": pair.fixed, "moving": pair.moving}
+            yield from rows_of(pair.model_dump(), of, names)
+
+
+def describe(run: Run, place: Worker) -> dict[str, Any]:
+    """What a run is, and the software and machine it ran on."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "run": run.id,
+        "method": run.method,
+        "variant": run.variant,
+        "labelled": "K" if run.labelled is None else run.labelled,
+        "seed": run.seed,
+        "config": run.config.model_dump(mode="json"),
+        "versions": {"napari-jrss": __version__, "python": platform.python_version(), **versions},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": place.threads,
+        },
+    }
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing beside the one that resumes."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _flush_denormals() -> None:
+    """Sure predictions are full of numbers below 1e-38, with which a CPU computes much slower."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    # numpy notices as soon as somebody asks for the properties of a type
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
+
+
+def _device_name(kind: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if kind == "cuda" else _processor()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
