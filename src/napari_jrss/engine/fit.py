@@ -7,7 +7,7 @@ training state repeats exactly what the straight run would have done.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -36,11 +36,15 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+Validation = Generator[None, None, float | None]
+"""Returns the mean foreground Dice, None without cases; yields between cases, to be left there."""
+
+
 class Stage(Protocol):
     """What a stage brings to :func:`fit`.
 
     `modules` are saved and restored together: the trained network and, where there is one,
-    its teacher. `validate` returns the mean foreground Dice that decides the best epoch.
+    its teacher. `validate` decides the best epoch.
     """
 
     name: str
@@ -52,7 +56,7 @@ class Stage(Protocol):
 
     def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]: ...
     def after_step(self, step: int) -> None: ...
-    def validate(self) -> float | None: ...
+    def validate(self) -> Validation: ...
 
 
 def fit(
@@ -71,7 +75,8 @@ def fit(
     config
         Seed, decay of the learning rate, and how often to validate.
     cancel
-        Checked before each step; the state is saved and :class:`Cancelled` yielded.
+        Checked before each step and between the cases of a validation; the state is saved and
+        :class:`Cancelled` yielded.
     """
     state = _restore(stage, fabric, state_path)
     yield StageStarted(
@@ -80,42 +85,17 @@ def fit(
         first_step=state.step,
         best=state.best_validation,
     )
-    while state.step < stage.steps:
-        if stop_requested(cancel, fabric):
-            _save(stage, fabric, state, state_path)
-            yield Cancelled(stage=stage.name, step=state.step)
-            return
-        started = time.perf_counter()
-        epoch = state.step // stage.steps_per_epoch
-        for group in stage.optimizer.param_groups:
-            # a stage of two networks may give one of them a multiple of its rate
-            group["lr"] = stage.learning_rate * group.get("factor", 1.0) * config.gamma**epoch
-        with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
-            losses = stage.losses(state.step, rng)
-            stage.optimizer.zero_grad()
-            fabric.backward(losses["total"])
-            stage.optimizer.step()
-        stage.after_step(state.step)
-        state.step += 1
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not np.isfinite(values["total"]):
-            raise FloatingPointError(
-                f"the loss of {stage.name} became {values['total']} at step {state.step}; "
-                "lower the learning rate or train in 32-bit precision"
-            )
-        yield StepEnd(
-            stage=stage.name,
-            step=state.step,
-            steps=stage.steps,
-            losses=values,
-            seconds=time.perf_counter() - started,
-        )
-        state.epoch_losses.append(values)
-
-        if state.step % stage.steps_per_epoch == 0 or state.step == stage.steps:
+    while True:
+        if state.epoch_losses and _ends_epoch(state.step, stage):
             done = state.step // stage.steps_per_epoch
             due = done % config.validation_interval == 0 or state.step == stage.steps
-            value = _validate(stage, state) if due else None
+            value = None
+            if due:
+                ended, value = run_validation(stage.validate(), fabric, cancel)
+                if not ended:
+                    yield _leave(stage, fabric, state, state_path)
+                    return
+                _keep_best(stage, state, value)
             yield EpochEnd(
                 stage=stage.name,
                 epoch=done,
@@ -127,13 +107,67 @@ def fit(
             state.epoch_losses = []
             if due:
                 _save(stage, fabric, state, state_path)
+        if state.step >= stage.steps:
+            break
+        if stop_requested(cancel, fabric):
+            yield _leave(stage, fabric, state, state_path)
+            return
+        taken = _step(stage, fabric, state, config)
+        yield taken
+        state.epoch_losses.append(taken.losses)
     if state.best:
         _put(stage, state.best)
+
+
+def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingConfig) -> StepEnd:
+    """One step of the optimiser, with the losses it descended."""
+    started = time.perf_counter()
+    epoch = state.step // stage.steps_per_epoch
+    for group in stage.optimizer.param_groups:
+        # a stage of two networks may give one of them a multiple of its rate
+        group["lr"] = stage.learning_rate * group.get("factor", 1.0) * config.gamma**epoch
+    with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
+        losses = stage.losses(state.step, rng)
+        stage.optimizer.zero_grad()
+        fabric.backward(losses["total"])
+        stage.optimizer.step()
+    stage.after_step(state.step)
+    state.step += 1
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    if not np.isfinite(values["total"]):
+        raise FloatingPointError(
+            f"the loss of {stage.name} became {values['total']} at step {state.step}; "
+            "lower the learning rate or train in 32-bit precision"
+        )
+    return StepEnd(
+        stage=stage.name,
+        step=state.step,
+        steps=stage.steps,
+        losses=values,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:
     """Whether to stop, as the first process sees it: all must leave before the same step."""
     return bool(fabric.broadcast(cancel.is_set()))
+
+
+def run_validation(
+    validation: Validation, fabric: Fabric, cancel: Cancel
+) -> tuple[bool, float | None]:
+    """Whether it came to its end, not asked to stop between two cases, and the Dice."""
+    while True:
+        try:
+            next(validation)
+        except StopIteration as end:
+            return True, end.value
+        if stop_requested(cancel, fabric):
+            return False, None
+
+
+def _ends_epoch(step: int, stage: Stage) -> bool:
+    return step % stage.steps_per_epoch == 0 or step == stage.steps
 
 
 @contextmanager
@@ -153,12 +187,10 @@ def _means(losses: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _validate(stage: Stage, state: TrainingState) -> float | None:
-    value = stage.validate()
+def _keep_best(stage: Stage, state: TrainingState, value: float | None) -> None:
     if value is not None and (state.best_validation is None or value > state.best_validation):
         state.best_validation = value
         state.best = _copies(stage)
-    return value
 
 
 def _copies(stage: Stage) -> dict[str, StateDict]:
@@ -171,6 +203,11 @@ def _copies(stage: Stage) -> dict[str, StateDict]:
 def _put(stage: Stage, states: dict[str, StateDict]) -> None:
     for name, module in stage.modules.items():
         module.load_state_dict(states[name])
+
+
+def _leave(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> Cancelled:
+    _save(stage, fabric, state, path)
+    return Cancelled(stage=stage.name, step=state.step)
 
 
 def _save(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> None:

@@ -41,7 +41,7 @@ from napari_jrss.engine.events import (
     StageFinished,
     StageStarted,
 )
-from napari_jrss.engine.fit import Cancel, Stage, fit, stop_requested
+from napari_jrss.engine.fit import Cancel, Stage, fit, run_validation, stop_requested
 from napari_jrss.engine.learned import judge, scans_to_judge, warning
 from napari_jrss.engine.predict import predict_case
 from napari_jrss.engine.pseudo_label import PseudoLabel, screen
@@ -308,10 +308,10 @@ def _conclude(
         ("segmentation", teacher, segmentation_validation),
         ("registration", registration, registration_validation),
     ):
-        if stop_requested(cancel, fabric):
+        ended, dice = run_validation(validate(network, snapshot, fabric.device), fabric, cancel)
+        if not ended:
             yield Cancelled(stage=stage, step=judged + len(cases))
             return
-        dice = validate(network, snapshot, fabric.device)
         if dice is not None:
             metrics[f"validation_{task}_dice"] = dice
     yield StageFinished(stage=stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from napari_jrss.data.augment import (
     sample_label,
 )
 from napari_jrss.data.batches import CohortSnapshot, draw_cases, draw_pairs
+from napari_jrss.engine.fit import Validation
 from napari_jrss.engine.predict import predict_case, warp_label
 from napari_jrss.engine.pseudo_label import IGNORED, PseudoLabel
 from napari_jrss.engine.steps import (
@@ -82,12 +83,13 @@ class TrainingTensors:
 
 def segmentation_validation(
     network: nn.Module, snapshot: CohortSnapshot, device: torch.device
-) -> float | None:
+) -> Validation:
     """Mean foreground Dice on the validation cases; None without such cases."""
-    if not snapshot.validation:
-        return None
-    scores = [segmentation_dice(network, snapshot, case, device) for case in snapshot.validation]
-    return float(np.nanmean(np.nanmean(scores, axis=1)))
+    scores = []
+    for case in snapshot.validation:
+        scores.append(segmentation_dice(network, snapshot, case, device))
+        yield
+    return _mean_dice(scores)
 
 
 def segmentation_dice(
@@ -100,17 +102,20 @@ def segmentation_dice(
 
 def registration_validation(
     network: nn.Module, snapshot: CohortSnapshot, device: torch.device
-) -> float | None:
+) -> Validation:
     """Mean foreground Dice over ordered validation pairs; None with fewer than two cases."""
-    pairs = list(permutations(snapshot.validation, 2))[:VALIDATION_PAIRS]
-    if not pairs:
-        return None
     scores = []
-    for moving, fixed in pairs:
+    for moving, fixed in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS):
         label = warp_label(network, snapshot.arrays, moving, fixed, device)
         truth = snapshot.arrays.label(fixed)
         scores.append(dice_per_class(label, truth, snapshot.classes))
-    return float(np.nanmean(np.nanmean(scores, axis=1)))
+        yield
+    return _mean_dice(scores)
+
+
+def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
+    """Over the structures of each case, then over cases."""
+    return float(np.nanmean(np.nanmean(scores, axis=1))) if scores else None
 
 
 class MonoSegmentationStage:
@@ -146,7 +151,7 @@ class MonoSegmentationStage:
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""
 
-    def validate(self) -> float | None:
+    def validate(self) -> Validation:
         return segmentation_validation(
             self.modules["network"], self.tensors.snapshot, self.tensors.device
         )
@@ -225,7 +230,7 @@ class RegistrationStage:
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""
 
-    def validate(self) -> float | None:
+    def validate(self) -> Validation:
         return registration_validation(
             self.modules["network"], self.tensors.snapshot, self.tensors.device
         )
@@ -305,7 +310,7 @@ class StudentStage:
         decay = self.config.joint.ema_decay
         update_teacher(self.modules["teacher"], self.modules["student"], decay)
 
-    def validate(self) -> float | None:
+    def validate(self) -> Validation:
         return segmentation_validation(
             self.modules["teacher"], self.tensors.snapshot, self.tensors.device
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from napari_jrss.engine.fit import Validation
 from napari_jrss.engine.stages import (
     MonoSegmentationStage,
     RegistrationStage,
@@ -67,12 +68,12 @@ class JointStage(RegistrationStage):
         )
         self.optimizer = task.fabric.setup_optimizers(adam)
 
-    def validate(self) -> float | None:
+    def validate(self) -> Validation:
         """Mean of the two networks' Dice, or the only one that there is."""
-        segmentation = segmentation_validation(
+        segmentation = yield from segmentation_validation(
             self.modules["segmentation"], self.tensors.snapshot, self.tensors.device
         )
-        registration = registration_validation(
+        registration = yield from registration_validation(
             self.modules["registration"], self.tensors.snapshot, self.tensors.device
         )
         values = [value for value in (segmentation, registration) if value is not None]

@@ -21,7 +21,7 @@ from napari_jrss.engine.events import (
     StepEnd,
     parse_event,
 )
-from napari_jrss.engine.fit import fit
+from napari_jrss.engine.fit import Validation, fit
 
 
 class OneWeight:
@@ -36,6 +36,7 @@ class OneWeight:
         steps: int = 12,
         validation: list[float | None] | None = None,
         fabric: Fabric | None = None,
+        cases: int = 0,
     ) -> None:
         module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(module.weight)
@@ -44,6 +45,7 @@ class OneWeight:
         self.network, self.optimizer = (fabric or cpu()).setup(module, adam)
         self.steps = steps
         self.values = validation
+        self.cases = cases
         self.seen: list[float] = []
         self.rates: list[float] = []
         self.after: list[int] = []
@@ -62,7 +64,9 @@ class OneWeight:
     def after_step(self, step: int) -> None:
         self.after.append(step)
 
-    def validate(self) -> float | None:
+    def validate(self) -> Validation:
+        for _ in range(self.cases):
+            yield
         self.seen.append(self.weight)
         if self.values is None:
             return None
@@ -159,6 +163,31 @@ def test_cancelled_before_the_next_step_and_resumed_as_if_nothing_were(
     losses = [e.losses for e in (*events, *rest) if isinstance(e, StepEnd)]
     assert losses == [e.losses for e in whole if isinstance(e, StepEnd)]
     ends = [TrainingState.read(tmp_path / name) for name in ("straight", "cancelled")]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("look", [3, 4, 9, 18, 19])
+def test_left_between_the_cases_of_a_validation_which_is_then_made_anew(
+    look: int, tmp_path: Path
+) -> None:
+    values: list[float | None] = [0.3, 0.2, 0.4, 0.2]
+    straight, first = (OneWeight(validation=list(values), cases=2) for _ in range(2))
+    whole = train(straight, tmp_path / "straight")
+    events = train(first, tmp_path / "left", AfterSteps(look))
+    done = look // 5  # epochs: three looks before steps, two between cases
+    assert events[-1] == Cancelled(stage="one_weight", step=3 * (done + 1))
+    assert len(first.seen) == done
+    second = OneWeight(validation=values[done:], cases=2)
+    rest = train(second, tmp_path / "left")
+    assert rest[1].kind == "epoch_end"
+    assert second.weight == straight.weight
+    kinds = StepEnd | EpochEnd
+
+    def told(events: list[Event]) -> list[Event]:
+        return [e.model_copy(update={"seconds": 0}) for e in events if isinstance(e, kinds)]
+
+    assert told(events + rest) == told(whole)
+    ends = [TrainingState.read(tmp_path / name) for name in ("straight", "left")]
     assert ends[0] == ends[1]
 
 

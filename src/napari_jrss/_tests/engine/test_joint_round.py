@@ -220,8 +220,10 @@ def test_validation_cases_have_no_part_in_a_step(
         this = Round(1, cohort, config, tmp_path / name, parent if origin else None)
         steps = [e for e in run(this, AfterSteps(6)) if isinstance(e, StepEnd)]
         losses.append([event.losses for event in steps if event.stage == stage])
-    assert len(losses[0]) >= 2
-    assert losses[0] == losses[1]
+    # a look between validation cases takes the place of one before a step
+    shared = min(map(len, losses))
+    assert shared >= 2
+    assert losses[0][:shared] == losses[1][:shared]
 
 
 def test_without_registration_epochs_the_parents_network_is_used(
@@ -294,7 +296,7 @@ def test_a_round_cancelled_again_and_again_ends_like_the_straight_run(
     expected: Straight = request.getfixturevalue(name)
     broken = replace(expected.this, folder=tmp_path)
     # One more look than a stage and its screening repeat before they get on.
-    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 10):
+    for look in (0, 1, 2, 4, 4, 5, 5, 6, 6, 8, 10, 12):
         events = run(broken, AfterSteps(look))
         if isinstance(events[-1], RoundFinished):
             break
@@ -326,7 +328,7 @@ def test_the_seed_decides(pretrained: Straight, tmp_path: Path) -> None:
 
 def test_a_resumed_stage_tells_where_it_goes_on(tmp_path: Path) -> None:
     this = Round(0, snapshot(), tiny_config(), tmp_path)
-    cancelled = run(this, AfterSteps(3))[-1]
+    cancelled = run(this, AfterSteps(5))[-1]  # three steps, two validation cases
     assert cancelled == Cancelled(stage="mono_segmentation", step=3)
     started = run(this, AfterSteps(0))[0]
     assert isinstance(started, StageStarted)
@@ -336,7 +338,7 @@ def test_a_resumed_stage_tells_where_it_goes_on(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_and_half_a_line_are_swept(tmp_path: Path) -> None:
     this = Round(0, snapshot(), tiny_config(), tmp_path)
-    run(this, AfterSteps(3))
+    run(this, AfterSteps(5))
     whole = (tmp_path / METRICS).read_text()
     (tmp_path / METRICS).write_text(whole + '{"kind":"epoch_e')
     (tmp_path / ".1a2b-teacher.safetensors.partial").write_bytes(b"half")

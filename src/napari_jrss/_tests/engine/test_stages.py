@@ -23,7 +23,7 @@ from napari_jrss._tests.engine.phantoms import (
     tiny_config,
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig
-from napari_jrss.engine.fit import fit
+from napari_jrss.engine.fit import Validation, fit, run_validation
 from napari_jrss.engine.pseudo_label import IGNORED, PseudoLabel
 from napari_jrss.engine.stages import (
     MonoSegmentationStage,
@@ -205,13 +205,19 @@ def test_pretraining_has_its_minimum_of_steps(minimum: int, per_structure: int, 
     assert stage.steps == steps
 
 
+def validated(validation: Validation) -> float | None:
+    ended, value = run_validation(validation, cpu(), Never())
+    assert ended
+    return value
+
+
 def test_validation_is_none_without_cases_and_leaves_the_mode_alone() -> None:
     segmenter = build_segmentation_network(NetworkConfig(), C).train()
     registration = build_registration_network(NetworkConfig()).train()
     nobody, one = snapshot(validation=()), snapshot(validation=("x",))
-    assert segmentation_validation(segmenter, nobody, CPU) is None
-    assert registration_validation(registration, one, CPU) is None
-    value = segmentation_validation(segmenter, one, CPU)
+    assert validated(segmentation_validation(segmenter, nobody, CPU)) is None
+    assert validated(registration_validation(registration, one, CPU)) is None
+    value = validated(segmentation_validation(segmenter, one, CPU))
     assert value is not None
     assert 0 <= value <= 1
     assert segmenter.training
@@ -221,5 +227,5 @@ def test_validation_is_none_without_cases_and_leaves_the_mode_alone() -> None:
         2 * ((first == c) & (second == c)).sum() / ((first == c).sum() + (second == c).sum())
         for c in (1, 2)
     ]
-    value = registration_validation(registration, snapshot(), CPU)
+    value = validated(registration_validation(registration, snapshot(), CPU))
     assert value == pytest.approx(np.mean(dice), abs=1e-6)

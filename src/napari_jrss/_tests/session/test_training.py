@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,12 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
     assert outcomes(project) == [(0, None, Outcome.CANCELLED)]
     assert teacher(project) is None
     # Settings of the command that resumes do not count.
-    second = run(project, 7, AfterSteps(16), resume=True, seed=99)
-    assert isinstance(second[-1], Cancelled)
+    stop = threading.Event()
+    settings = tiny_config(seed=99)
+    for event in train(project, settings, 7, stop, device="cpu", resume=True):
+        if isinstance(event, StepEnd) and event.stage == "student_1":
+            stop.set()
+    assert isinstance(event, Cancelled)
     assert outcomes(project) == [(0, None, Outcome.FINISHED), (1, 0, Outcome.CANCELLED)]
     assert teacher(project) == 0
     third = run(project, 5, resume=True)
