@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -320,11 +320,15 @@ def next_case(
     as_json: AsJson = False,
 ) -> None:
     """Which case to label next, and why."""
+    from napari_jrss.display import counting
     from napari_jrss.project.project import Project
     from napari_jrss.session.suggest import suggest_now
 
+    def watch(cases: Sequence[str]) -> Iterable[str]:
+        return cases if as_json else counting(cases, "propagating", len(cases))
+
     with Project.open(project, read_only=True) as opened:
-        suggestion = suggest_now(opened, propagate=propagate, device=device)
+        suggestion = suggest_now(opened, propagate=propagate, device=device, watch=watch)
     if as_json:
         typer.echo(json.dumps(None if suggestion is None else asdict(suggestion), indent=1))
     elif suggestion is None:
@@ -492,6 +496,7 @@ def export(
 ) -> None:
     """Labels in force and the teacher's labels, in each scan's own geometry."""
     from napari_jrss.data.predictions import PREDICTIONS
+    from napari_jrss.display import counting
     from napari_jrss.project.dicom_seg import export_segmentations
     from napari_jrss.project.export import (
         export_dataset,
@@ -504,8 +509,7 @@ def export(
 
     with Project.open(project, read_only=True) as opened:
         if dataset is not None:
-            written = export_dataset(opened, dest, dataset, modality, dicom_source)
-            typer.echo(f"{written}")
+            typer.echo(export_dataset(opened, dest, dataset, modality, dicom_source))
             return
         teacher = opened.teacher
         predictions = None if teacher is None else teacher.folder / PREDICTIONS
@@ -525,7 +529,8 @@ def export(
             files = export_ome_zarr(opened, dest / "ome-zarr", dicom_source)
             parts["ome-zarr"] = "scans with their labels", files
         for name, (what, files) in parts.items():
-            typer.echo(f"{sum(1 for _ in files)} {what} in {dest / name}")
+            written = sum(1 for _ in counting(files, name))
+            typer.echo(f"{written} {what} in {dest / name}")
         warning = teacher_warning(opened)
         if warning and predictions is not None:
             typer.echo(warning)
@@ -548,15 +553,14 @@ def segment(
     as_json: AsJson = False,
 ) -> None:
     """Segment scans with the current teacher."""
-    from napari_jrss.display import segmented_table
+    from napari_jrss.display import counting, segmented_table
     from napari_jrss.project.project import Project
     from napari_jrss.session.inference import segment_scans
     from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
-        results = list(
-            segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
-        )
+        made = segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
+        results = list(made if as_json else counting(made, "segmenting", len(scans)))
         names, warning = opened.table.names[1:], teacher_warning(opened)
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], default=str, indent=1))

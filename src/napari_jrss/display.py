@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from napari_jrss.session.inference import RegistrationReport, SegmentedScan
     from napari_jrss.session.status import ProjectStatus
 
+T = TypeVar("T")
+
 
 def _progress() -> Progress:
     return Progress(
@@ -53,6 +55,15 @@ def ingest_progress(results: Iterable[IngestResult], total: int) -> Iterator[Ing
             failed += not result.ok
             progress.update(task, advance=1, note=f"{failed} failed" if failed else "")
             yield result
+
+
+def counting(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """A bar over items as they come, one by one."""
+    with _progress() as progress:
+        task = progress.add_task(what, total=total, note="")
+        for item in items:
+            progress.advance(task)
+            yield item
 
 
 def import_report(

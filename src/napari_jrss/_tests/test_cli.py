@@ -81,6 +81,21 @@ def trained(cohort: Path, settings: Path, tmp_path_factory: pytest.TempPathFacto
     return project
 
 
+def test_what_needs_networks_says_so_before_there_are_any(cohort: Path, tmp_path: Path) -> None:
+    project, scan = tmp_path / "brain.jrss", next((cohort / "images").iterdir())
+    scans = ["--images", cohort / "images", "--labels", cohort / "labels"]
+    run("init", project, *scans, "--groups", cohort / "groups.csv")
+    out = ["--out", tmp_path / "out"]
+    for command in (
+        ["segment", project, scan, *out],
+        ["register", project, "--moving", scan, "--fixed", scan, *out],
+        ["next", project, "--propagate"],
+    ):
+        result = run(*command, code=2)
+        assert result.stderr == f"error: {project}: has no trained networks yet (train)\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_status_names_rounds_and_teacher(trained: Path) -> None:
     report = json.loads(run("status", trained, "--json").stdout)
     assert report["labelled"] == 2

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +194,6 @@ def segment_scans(
         export wrote or that was edited since.
     """
     from napari_jrss.engine.device import make_fabric
-    from napari_jrss.engine.predict import predict_case
     from napari_jrss.session.networks import load_student, load_teacher
 
     entry = _teacher(project)
@@ -212,27 +212,50 @@ def segment_scans(
     folder.make()
     for file, content in about.items():
         folder.write(file, content)
-    for scan, name in zip(scans, names, strict=True):
-        try:
-            series = dicom_series_of(scan)
-            volume = read_volume(series or scan)
-            ready = preprocess(volume, None, project.preprocessing, project.grid)
-        except ScanError as error:
-            yield SegmentedScan(scan, problem=str(error))
-            continue
-        started = time.perf_counter()
-        prediction = predict_case(teacher, ready.image, torch_device, student)
-        seconds = time.perf_counter() - started
-        file = f"{name}_label.nii.gz"
-        content = label_bytes(prediction.label, ready.chain, project.table, out / file)
-        path = folder.write(file, content)
-        if maps:
-            _write_maps(prediction, ready.chain, volume, out, name)
-        if dicom_seg and series is not None:
-            file = f"{name}_label.dcm"
-            content = segmentation_bytes(prediction.label, ready.chain, project.table, series, file)
-            folder.write(file, content)
-        yield _summary(scan, path, prediction, ready.chain, project, seconds)
+    segment = partial(
+        _segment_scan,
+        project=project,
+        networks=(teacher, student),
+        device=torch_device,
+        folder=folder,
+        maps=maps,
+        dicom_seg=dicom_seg,
+    )
+    return map(segment, scans, names)
+
+
+def _segment_scan(
+    scan: Path,
+    name: str,
+    *,
+    project: Project,
+    networks: tuple[Module, Module | None],
+    device: Device,
+    folder: ExportFolder,
+    maps: bool,
+    dicom_seg: bool,
+) -> SegmentedScan:
+    from napari_jrss.engine.predict import predict_case
+
+    try:
+        series = dicom_series_of(scan)
+        volume = read_volume(series or scan)
+        ready = preprocess(volume, None, project.preprocessing, project.grid)
+    except ScanError as error:
+        return SegmentedScan(scan, problem=str(error))
+    started = time.perf_counter()
+    prediction = predict_case(networks[0], ready.image, device, networks[1])
+    seconds = time.perf_counter() - started
+    file = f"{name}_label.nii.gz"
+    content = label_bytes(prediction.label, ready.chain, project.table, folder.path / file)
+    path = folder.write(file, content)
+    if maps:
+        _write_maps(prediction, ready.chain, volume, folder.path, name)
+    if dicom_seg and series is not None:
+        file = f"{name}_label.dcm"
+        content = segmentation_bytes(prediction.label, ready.chain, project.table, series, file)
+        folder.write(file, content)
+    return _summary(scan, path, prediction, ready.chain, project, seconds)
 
 
 def register_pair(

@@ -8,7 +8,7 @@ the mean of its ranks; no label that is hidden from training is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from napari_jrss.data.predictions import PREDICTIONS, read_prediction
 from napari_jrss.metrics import dice_per_class
+from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Split
 from napari_jrss.session.survey import CaseFigures, figures_of, view_of
@@ -116,7 +117,11 @@ def suggest(
 
 
 def suggest_now(
-    project: Project, *, propagate: bool = False, device: str = "auto"
+    project: Project,
+    *,
+    propagate: bool = False,
+    device: str = "auto",
+    watch: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Suggestion | None:
     """Look at every case and suggest one: for scripts, where nothing is known beforehand.
 
@@ -129,6 +134,8 @@ def suggest_now(
         vote for against the teacher's. Takes about N registrations per case.
     device
         For that, see :func:`napari_jrss.engine.device.make_fabric`.
+    watch
+        Goes through the cases to propagate to, such as a progress bar.
 
     Raises
     ------
@@ -136,6 +143,8 @@ def suggest_now(
         A case can't be read, or there is nothing to propagate with.
     """
     teacher = project.teacher
+    if propagate and teacher is None:
+        raise ProjectError(f"{project.path}: has no trained networks yet (train)")
     cases = [case for case in project.cases() if case.split is Split.TRAIN]
     appearances = {case.case_id: view_of(project, case.case_id).appearance for case in cases}
     figures = {}
@@ -144,11 +153,11 @@ def suggest_now(
             known = figures_of(project, case, teacher, measure=False)
             if known is not None:
                 figures[case.case_id] = known
-    agreement = _agreement(project, list(figures), device) if propagate else None
+    agreement = _agreement(project, watch(list(figures)), device) if propagate else None
     return suggest(project, appearances, figures, agreement)
 
 
-def _agreement(project: Project, case_ids: list[str], device: str) -> dict[str, float]:
+def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[str, float]:
     """Mean Dice of propagated labels and the teacher's, by case."""
     from napari_jrss.session.inference import propagate
 
