@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -23,6 +24,11 @@ from napari_jrss import __version__
 from napari_jrss.config import PresetName
 from napari_jrss.experiments import commands
 from napari_jrss.session.errors import is_ours
+
+if TYPE_CHECKING:
+    from napari_jrss.config import PreprocessingConfig
+    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.project.project import Project
 
 app = typer.Typer(
     name="napari-jrss",
@@ -152,7 +158,6 @@ def init(
     from napari_jrss.data.labels import LabelTable
     from napari_jrss.data.layouts import discover, discover_dicom
     from napari_jrss.display import import_report, ingest_progress
-    from napari_jrss.project.project import Project
 
     if sum(given is not None for given in (folder, images, dicom)) != 1:
         raise UsageError("give either --folder or --images or --dicom")
@@ -186,16 +191,12 @@ def init(
         from napari_jrss.data.dicom import write_map
 
         write_map(keep_map, cohort.cases)
-    with Project.create(project, table, config) as made:
-        results = list(
-            ingest_progress(
-                made.add_cases(cohort.cases, workers=workers, groups=cohort.groups),
-                len(cohort.cases),
-            )
-        )
-    import_report(results, cohort.unmatched_labels, cohort.left_out)
-    if not any(result.ok for result in results):
-        raise UsageError(f"{project}: none of {len(results)} scans could be used")
+    with _made(project, table, config) as made:
+        added = made.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
+        results = list(ingest_progress(added, len(cohort.cases)))
+        import_report(results, cohort.unmatched_labels, cohort.left_out)
+        if not any(result.ok for result in results):
+            raise UsageError(f"none of {len(results)} scans could be used: {project} wasn't made")
 
 
 @app.command()
@@ -271,8 +272,12 @@ def train(
     with Project.open(project, read_only=not first) as opened, _cancel_on_interrupt() as cancel:
         import torch
 
+        from napari_jrss.session.training import check_series, series_in_words
         from napari_jrss.session.training import train as run
 
+        if resume and first:
+            check_series(opened, settings, rounds, resume, pretrain)
+            typer.echo(series_in_words(opened), err=True)
         if threads is not None:
             torch.set_num_threads(threads)
         events = run(
@@ -608,6 +613,23 @@ def doctor(as_json: AsJson = False) -> None:
         doctor_report(report)
     if report.problems:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _made(path: Path, table: LabelTable, config: PreprocessingConfig) -> Iterator[Project]:
+    """A new project, which isn't left behind if no case comes of it."""
+    from napari_jrss.project.project import Project
+
+    empty = False
+    try:
+        with Project.create(path, table, config) as project:
+            try:
+                yield project
+            finally:
+                empty = not project.cases()
+    finally:
+        if empty:
+            shutil.rmtree(path)
 
 
 app.command()(commands.experiment)

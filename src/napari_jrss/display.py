@@ -258,7 +258,7 @@ def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str])
             table.add_row(result.scan.name, *("-" for _ in structures), "-", "-")
             continue
         volumes = [f"{volume:.3g}" for volume in result.volumes_ml]
-        confidence = f"{result.mean_confidence:.3f}"
+        confidence = _figure(result.mean_confidence)
         table.add_row(result.scan.name, *volumes, confidence, f"{result.seconds:.2f}")
     Console(markup=False).print(table)
 

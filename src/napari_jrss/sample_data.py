@@ -23,6 +23,11 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+
+class SampleError(ValueError):
+    """A cohort that can't be made as asked."""
+
+
 Array: TypeAlias = npt.NDArray[np.float64]
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -117,7 +122,7 @@ def make_cohort(
         The folder.
     """
     if cases < 1:
-        raise ValueError(f"cases must be at least 1, not {cases}")
+        raise SampleError(f"cases must be at least 1, not {cases}")
     folder = Path(folder)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -143,9 +148,9 @@ def make_case(
 ) -> SyntheticCase:
     """Case `index` (from 0) of the cohort that `seed` decides; see :func:`make_cohort`."""
     if not 1 <= structures <= len(STRUCTURES):
-        raise ValueError(f"structures must be 1 to {len(STRUCTURES)}, not {structures}")
+        raise SampleError(f"structures must be 1 to {len(STRUCTURES)}, not {structures}")
     if min(shape) < 8:
-        raise ValueError(f"shape must be at least 8 voxels along each axis, not {shape}")
+        raise SampleError(f"shape must be at least 8 voxels along each axis, not {shape}")
     tissue, labels = template(deformation(index, seed).to_template(grid_points(shape)))
     labels[labels > structures] = 0
     rng = np.random.default_rng((seed, index, 1))

@@ -247,7 +247,9 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert json.loads(rest.splitlines()[-1])["kind"] == "cancelled"
     assert "--resume" in errors
     assert "--resume" in mistake("train", project, "--preset", "smoke")
-    resumed = run("train", project, "--resume", "--json").stdout.splitlines()
+    told = run("train", project, "--resume", "--json", "--tau", "0.9")
+    assert "going on with round 0 as it was begun: preset smoke, seed 0, tau 0.05" in told.stderr
+    resumed = told.stdout.splitlines()
     first, last = json.loads(resumed[0]), json.loads(resumed[-1])
     assert first["first_step"] >= 1
     assert last["kind"] == "round_finished"
@@ -306,6 +308,82 @@ def test_mistakes_with_a_project_are_one_line(trained: Path, cohort: Path, tmp_p
     assert "not a readable JSON file" in mistake("train", trained, "--config", wrong)
     assert "FILE.csv:COLUMN" in mistake("split", trained, "--group-by", "nothing")
     assert "cuda" in mistake("train", trained, "--device", "cudda")
+
+
+def test_a_series_that_can_not_be_run_to_its_end_is_not_begun(
+    cohort: Path, trained: Path, settings: Path, tmp_path: Path
+) -> None:
+    labelled = tmp_path / "all.jrss"
+    run("init", labelled, "--images", cohort / "images", "--labels", cohort / "labels")
+    tiny = ["--preset", "smoke", "--config", settings]
+    assert "all of them are labelled" in mistake("train", labelled, "--rounds", 1, *tiny)
+    assert json.loads(run("status", labelled, "--json").stdout)["rounds"] == []
+    project = shutil.copytree(trained, tmp_path / "brain.jrss")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**TINY, "segmentation_network": {"name": "vm_unet"}}))
+    said = mistake("train", project, "--rounds", 1, "--preset", "smoke", "--config", other)
+    assert "the segmentation network of round 1" in said
+    assert "pre-train again" in said
+    assert len(json.loads(run("status", project, "--json").stdout)["rounds"]) == 2
+
+
+def test_a_project_of_which_nothing_came_is_not_left_behind(cohort: Path, tmp_path: Path) -> None:
+    project = tmp_path / "brain.jrss"
+    scans = ["--images", cohort / "images", "--labels", cohort / "labels"]
+    assert "no case 'nope'" in mistake("init", project, *scans, "--reference", "nope")
+    assert not project.exists()
+    empty = tmp_path / "labels"
+    empty.mkdir()
+    for image in (cohort / "images").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((16, 24, 16), np.uint8), np.eye(4)), empty / image.name)
+    wrong = ["--images", cohort / "images", "--labels", empty, "--groups", cohort / "groups.csv"]
+    assert "none of 8 scans could be used" in mistake("init", project, *wrong)
+    assert not project.exists()
+    run("init", project, *scans)
+    assert "exists already" in mistake("init", project, *scans, "--reference", "nope")
+    assert project.exists()
+
+
+def test_the_reason_is_told_where_nothing_can_be_read(cohort: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "images" / "a.nii.gz"
+    scan.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 4), np.float32), np.eye(4)), scan)
+    groups = ["--groups", cohort / "groups.csv"]
+    said = mistake("init", tmp_path / "p.jrss", "--images", scan.parent, *groups)
+    assert "no scan can be read" in said
+    assert "(8, 8, 8, 4)" in said
+    label = tmp_path / "labels" / "case_001.nii.gz"
+    label.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.full((16, 24, 16), 1.5), np.eye(4)), label)
+    scans = ["--images", cohort / "images", "--labels", label.parent]
+    said = mistake("init", tmp_path / "p.jrss", *scans)
+    assert "no label can be read" in said
+    assert "1.5" in said
+    assert "at least 8 voxels" in mistake("sample", tmp_path / "s", "--shape", 1, 1, 1)
+
+
+def test_volumes_are_those_of_the_written_label(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    whole = nib.load(sorted((cohort / "images").iterdir())[0])
+    scan = tmp_path / "half.nii.gz"
+    nib.save(whole.slicer[2:12, 4:18, 3:13], scan)  # the rest of the training grid is padding
+    nothing = tmp_path / "broken.nii.gz"
+    nothing.write_bytes(b"")
+    out = tmp_path / "out"
+    command = ["segment", trained, scan, nothing, "--out", out, "--json"]
+    text = run(*command, code=2).stdout
+    half, broken = json.loads(text, parse_constant=pytest.fail)
+    assert broken["mean_confidence"] is None
+    written = nib.load(half["label"])
+    ids = np.asarray(written.dataobj)
+    voxel_ml = float(np.prod(written.header.get_zooms()[:3])) / 1000
+    volumes = [(ids == label).sum() * voxel_ml for label in (1, 2)]
+    assert half["volumes_ml"] == pytest.approx(volumes)
+    assert sum(volumes) > 0
+    inside = mistake("segment", trained, scan, "--out", trained / "labels")
+    assert f"lies in the project {trained}" in inside
+    assert "lies in the project" in mistake("export", trained, trained / "out")
 
 
 def test_doctor_finds_nothing_missing() -> None:

@@ -84,6 +84,15 @@ class Chain(_Record):
         back = np.linalg.inv(self.matrix)
         return np.asarray(np.rint(back) if self.copies else back)
 
+    def inside_scan(self) -> NDArray[np.bool_]:
+        """Which voxels (z, y, x) of the training grid lie in the scan; the others are padding."""
+        z, y, x = np.ogrid[tuple(map(slice, self.shape))]
+        inside = np.ones(self.shape, bool)
+        for (a, b, c, start), size in zip(self.matrix[:3], self.source_shape[::-1], strict=True):
+            place = a * x + b * y + c * z + start
+            inside &= (place > -0.5) & (place < size - 0.5)
+        return inside
+
     def label_to_source(self, label: NDArray[Any]) -> NDArray[Any]:
         """A label (z, y, x) of the training grid on the scan's own grid; background elsewhere.
 

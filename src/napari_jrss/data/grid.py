@@ -130,13 +130,15 @@ def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> Found
             if case.case_id == config.reference_case:
                 return case
         raise ScanError(f"there is no case {config.reference_case!r} to be the reference")
+    first: ScanError | None = None
     for case in sorted(cases, key=lambda case: case.label is None):
         try:
             read_volume(case.image)
-        except ScanError:
+        except ScanError as error:
+            first = first or error
             continue  # ingesting it says why; the next one serves as well
         return case
-    raise ScanError("no scan can be read")
+    raise ScanError("no scan can be read" + (f" ({first})" if first else ""))
 
 
 def _turned(image: Scan) -> tuple[Shape, Matrix]:

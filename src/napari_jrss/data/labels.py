@@ -174,10 +174,18 @@ class LabelTable(BaseModel):
         """
         path = Path(path)
         header, *table = read_rows(path) or [[]]
+        if not header:
+            raise ScanError(f"{path}: is empty")
         if len(set(header)) < len(header):
             raise ScanError(f"{path}: two columns have one name")
         grouped = "class_id" in header
         index_column, name_column = ("class_id", "class_name") if grouped else ("label", "name")
+        missing = [name for name in ("label", index_column, name_column) if name not in header]
+        if missing:
+            raise ScanError(
+                f"{path}: has no column {missing[0]}, only {', '.join(header)[:100]}; columns are "
+                "parted by commas"
+            )
         ids: dict[int, list[int]] = {}
         names: dict[int, str] = {}
         colours: dict[int, str] = {}
@@ -240,6 +248,8 @@ class LabelTable(BaseModel):
                 raise ScanError(f"{path}: label {key[:100]!r} has no number or name") from error
         if len(ids) != len(entries):
             raise ScanError(f"{path}: two labels share a number")
+        if len(set(ids.values())) < len(ids):
+            raise ScanError(f"{path}: two labels share a name")
         try:
             return cls.from_ids(ids, ids)
         except ValidationError as error:
@@ -255,13 +265,19 @@ class LabelTable(BaseModel):
             No file holds an id other than 0, or there are more ids than there can be classes.
         """
         ids: set[int] = set()
+        first: ScanError | None = None
         for path in paths:
-            ids |= ids_in(path)
+            try:
+                ids.update(np.unique(read_label_volume(path).array).tolist())
+            except ScanError as error:
+                first = first or error  # reading the case will report it
             if len(ids) > _MOST_CLASSES:
                 raise ScanError(
                     f"{path}: the labels have more than {_MOST_CLASSES - 1} ids; say with a CSV of "
                     "groups which of them make one structure"
                 )
+        if not ids and first is not None:
+            raise ScanError(f"no label can be read ({first})")
         if not ids - {0}:
             raise ScanError("no label file holds anything but background")
         return cls.from_ids(ids)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from unicodedata import combining, normalize
+from zlib import crc32
 
 from napari_jrss.data.labels import (
     LPBA40_GROUPS,
@@ -180,7 +182,7 @@ def _cohort(
 ) -> FoundCohort:
     cases: dict[str, FoundCase] = {}
     for name, image, label in found:
-        case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")
+        case_id = _case_id(name)
         if not case_id:
             raise ScanError(f"{' '.join(str(image).split())}: its name makes no case id")
         # Two ids that differ in case only would be one file on many machines.
@@ -195,6 +197,18 @@ def _cohort(
         table,
         tuple(unmatched),
     )
+
+
+def _case_id(name: str) -> str:
+    """A name that can be a file's anywhere; one that loses letters gets a checksum in their place.
+
+    Accents are taken off, "müller" becomes "muller".
+    """
+    plain = "".join(c for c in normalize("NFKD", name) if not combining(c))
+    case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
+    if any(c.isalnum() and not c.isascii() for c in plain):
+        case_id = f"{case_id}-{crc32(normalize('NFC', name).encode()):08x}".strip("-")
+    return case_id
 
 
 def _pairs(images: Path, labels: Path | None) -> FoundCohort:
@@ -215,6 +229,12 @@ def _pairs(images: Path, labels: Path | None) -> FoundCohort:
         if not matched:
             continue
         name = of_image if layout == "nnunet" else str
+        channels = {stem(p) for p in image_files} if layout == "nnunet" else set()
+        for other in channels:
+            if other.endswith("_0001") and other.removesuffix("1") + "0" in channels:
+                raise ScanError(
+                    f"{images}: scans with several channels are not supported ({other})"
+                )
         table = None
         if layout == "numbered":
             table = _tcia_table(image_files, [by_key[key] for key in sorted(matched, key=str)])

@@ -41,4 +41,7 @@ def check_trainable(snapshot: CohortSnapshot, joint: bool) -> None:
     if snapshot.classes < 2:
         raise RoundError("there is no structure to learn: the label table has a background only")
     if joint and not snapshot.unlabelled:
-        raise RoundError("a joint round needs unlabelled training cases; all of them are labelled")
+        raise RoundError(
+            "a joint round needs unlabelled training cases, and all of them are labelled: add "
+            "scans, or ask for no round after the pre-training"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from napari_jrss.engine.predict import displacement_field, predict_case, warp_ar
 from napari_jrss.metrics import dice_per_class, hd95_mm, jacobian_statistics
 
 Pairs = Literal["two-fixed", "all"]
+SpacingOf = Callable[[str], Sequence[float]]
+"""Voxel size (z, y, x) in mm of a case."""
 
 
 class CaseEvaluated(BaseModel):
@@ -67,7 +69,7 @@ def evaluate_segmentation(
     arrays: CaseArrays,
     cases: Sequence[str],
     classes: int,
-    spacing_mm: Sequence[float],
+    spacing_of: SpacingOf,
     device: torch.device,
 ) -> Iterator[CaseEvaluated]:
     """Segment each test case and compare it with its label, on the training grid."""
@@ -79,7 +81,7 @@ def evaluate_segmentation(
         yield CaseEvaluated(
             case_id=case,
             dice=_listed(dice_per_class(label, truth, classes)),
-            hd95_mm=_listed(hd95_mm(label, truth, classes, spacing_mm)),
+            hd95_mm=_listed(hd95_mm(label, truth, classes, spacing_of(case))),
             seconds=seconds,
         )
 
@@ -89,7 +91,7 @@ def evaluate_registration(
     arrays: CaseArrays,
     pairs: Sequence[tuple[str, str]],
     classes: int,
-    spacing_mm: Sequence[float],
+    spacing_of: SpacingOf,
     device: torch.device,
 ) -> Iterator[PairEvaluated]:
     """Register each pair of test cases and compare the warped label with the fixed one."""
@@ -106,7 +108,7 @@ def evaluate_registration(
             fixed=fixed,
             dice_before=_listed(dice_per_class(label, truth, classes, "absent_in_either")),
             dice=_listed(dice_per_class(warped, truth, classes, "absent_in_either")),
-            hd95_mm=_listed(hd95_mm(warped, truth, classes, spacing_mm)),
+            hd95_mm=_listed(hd95_mm(warped, truth, classes, spacing_of(fixed))),
             std_jacobian=regularity.std,
             sdlogj_plus3=regularity.sdlogj_plus3,
             folded_percent=regularity.folded_percent,

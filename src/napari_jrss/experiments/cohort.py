@@ -46,7 +46,21 @@ def deal(protocol: Protocol, run: Run, project: Project) -> Assignment:
     """Which cases train, validate and test in a run, and which N are labelled.
 
     A project that was given and is split already keeps its sides; only N is taken anew.
+
+    Raises
+    ------
+    ProtocolError
+        Fewer than two test cases have labels.
     """
+    dealt = _sides(protocol, run, project)
+    if len(dealt.test) < 2:
+        raise ProtocolError(
+            f"evaluating needs two test cases with labels, and there are {len(dealt.test)}"
+        )
+    return dealt
+
+
+def _sides(protocol: Protocol, run: Run, project: Project) -> Assignment:
     cases = project.cases()
     with_label = {c.case_id for c in cases if c.label_version}
     own = {c.case_id: c.split for c in cases if c.split is not None}

@@ -2,7 +2,8 @@
 
 ``protocol.json`` is what was asked for; ``runs/<run>/run.json`` says what was run, on what, and
 how it ended; ``rows.csv.gz`` beside it holds every figure of every test case; ``results.csv`` is
-all of them in one; ``events.jsonl`` has the losses and the validation of each epoch.
+all of them in one; ``events.jsonl`` has the losses and the validation of each epoch, and
+``settings.json`` what a run was begun with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from napari_jrss.config import TrainingConfig
 from napari_jrss.data.atomic import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 PROTOCOL, RUNS, RESULTS = "protocol.json", "runs", "results.csv"
 RUN, ROWS, EVENTS = "run.json", "rows.csv.gz", "events.jsonl"  # in the folder of each run
+SETTINGS = "settings.json"  # there from its first start
 COLUMNS = (
     "run",
     "method",
@@ -82,6 +85,16 @@ def _whole_lines(path: Path) -> list[str]:
     """Without the last one where the process was killed while it wrote."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
+
+
+def begun_with(folder: Path) -> TrainingConfig | None:
+    """Settings of a run that was begun or has ended; None for a new one."""
+    settings, ended = folder / SETTINGS, folder / RUN
+    if settings.exists():
+        return TrainingConfig.model_validate_json(settings.read_text(encoding="utf-8"))
+    if ended.exists():  # kept without the other files
+        return TrainingConfig.model_validate(json.loads(ended.read_text())["config"])
+    return None
 
 
 def collect(out: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from napari_jrss import __version__
 from napari_jrss.data.atomic import write_text
 from napari_jrss.experiments.cohort import deal, snapshot_of
-from napari_jrss.experiments.folder import ROWS, RUN, RUNS, EventLog, rows_of, write_rows
+from napari_jrss.experiments.folder import ROWS, RUN, RUNS, SETTINGS, EventLog, rows_of, write_rows
 from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, Run
 from napari_jrss.project.project import Project
@@ -26,7 +26,7 @@ from napari_jrss.project.project import Project
 if TYPE_CHECKING:
     import torch
 
-    from napari_jrss.data.batches import CaseArrays, CohortSnapshot
+    from napari_jrss.data.batches import CaseArrays
     from napari_jrss.experiments.recipe import Trained
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
@@ -65,6 +65,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
     _flush_denormals()
     folder = out / RUNS / run.id
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SETTINGS, run.config.model_dump_json(indent=1))
     with Project.open(project_path, read_only=True) as project, EventLog(folder) as log:
         dealt = deal(protocol, run, project)
         snapshot = snapshot_of(dealt, project)
@@ -85,7 +86,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
         pairs = evaluation_pairs(dealt.test, protocol.pairs, run.seed)
         rows: list[dict[str, object]] = []
         for each in (*trained.earlier, trained):
-            rows += _figures(each, snapshot, arrays, dealt.test, pairs, fabric.device)
+            rows += _figures(each, project, arrays, dealt.test, pairs, fabric.device)
         write_examples(folder, trained, arrays, dealt.test[0], pairs[0], fabric.device)
     write_rows(folder / ROWS, run, rows)
     description = {
@@ -111,7 +112,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
 
 def _figures(
     trained: Trained,
-    snapshot: CohortSnapshot,
+    project: Project,
     arrays: CaseArrays,
     test: Sequence[str],
     pairs: Sequence[tuple[str, str]],
@@ -120,7 +121,7 @@ def _figures(
     """Every figure of what one round, or the whole training, ended with."""
     from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
 
-    names, spacing = snapshot.class_names, snapshot.spacing_mm
+    names, spacing = project.table.names, project.spacing_of
     about: dict[str, object] = {"round": trained.round}
     if trained.segmentation is not None:
         network = trained.segmentation.to(device).eval()

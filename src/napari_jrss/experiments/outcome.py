@@ -98,7 +98,7 @@ def read_outcomes(out: Path) -> list[Outcome]:
         parts = [_read_rows(out / RUNS / run["run"] / ROWS) for run in runs]
         values = _together(part[max(part)] for part in parts if part)
         numbers = sorted({number for part in parts for number in part if number > 0})
-        rounds = {n: _together(part[n] for part in parts if n in part) for n in numbers}
+        rounds = {n: _together(_after(n, part) for part in parts if part) for n in numbers}
         n = runs[0]["labelled"]
         outcomes.append(Outcome(METHODS[name], n, variant, tuple(runs), values, rounds))
     order = list(METHODS)
@@ -117,11 +117,16 @@ def mean_std(values: Iterable[float]) -> tuple[float, float]:
 
 
 def paired_p(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> float | None:
-    """Two-sided Wilcoxon signed-rank test over the common samples; None if there are none."""
-    common = sorted(first.keys() & second.keys())
-    difference = np.array([first[s] - second[s] for s in common])
-    if len(common) == 0:
+    """Two-sided Wilcoxon signed-rank test over the common cases or pairs; None if there are none.
+
+    A case that several seeds have in their test set is one case: its differences are averaged.
+    """
+    differences: dict[tuple[str, str], list[float]] = {}
+    for sample in sorted(first.keys() & second.keys()):
+        differences.setdefault(sample[1:], []).append(first[sample] - second[sample])
+    if not differences:
         return None
+    difference = np.array([np.mean(values) for values in differences.values()])
     if not difference.any():
         return 1.0
     return float(wilcoxon(difference).pvalue)
@@ -148,6 +153,11 @@ def _read_rows(path: Path) -> dict[int, Values]:
         figure = float(row["value"]) if row["value"] else np.nan
         by_sample.setdefault(sample, {})[row["structure"]] = figure
     return dict(rounds)
+
+
+def _after(number: int, rounds: Mapping[int, Values]) -> Values:
+    """A run's figures after a round; one that couldn't be run leaves those of the one before."""
+    return rounds[max((n for n in rounds if n <= number), default=min(rounds))]
 
 
 def _together(parts: Iterable[Values]) -> Values:

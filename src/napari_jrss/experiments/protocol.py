@@ -296,7 +296,7 @@ def plan(protocol: Protocol) -> list[Run]:
 
 def _runs(protocol: Protocol, block: Block) -> Iterator[Run]:
     varied: list[tuple[str, Changes]] = [
-        *((f"tau{tau:.2f}", {"screening": {"tau": tau}}) for tau in block.tau),
+        *((f"tau{tau_text(tau)}", {"screening": {"tau": tau}}) for tau in block.tau),
         *((name, ABLATIONS[name].changes) for name in block.ablations),
     ]
     for seed in block.seeds or protocol.seeds:
@@ -313,6 +313,11 @@ def _runs(protocol: Protocol, block: Block) -> Iterator[Run]:
                     if config == plain:  # a sweep passes through the plain settings
                         variant = ""
                     yield _with_start(Run(name, n, seed, variant, config), plain)
+
+
+def tau_text(tau: float) -> str:
+    """With two digits, or as many as it has."""
+    return f"{tau:.2f}" if round(tau, 2) == tau else f"{tau:g}"
 
 
 def _with_start(run: Run, plain: TrainingConfig) -> Run:

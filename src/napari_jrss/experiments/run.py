@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from napari_jrss.config import TrainingConfig
 from napari_jrss.data.atomic import write_text
 from napari_jrss.experiments.cohort import COHORT, prepare_cohort
-from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS, collect
+from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS, begun_with, collect
 from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.one_run import Worker, run_one
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
@@ -76,7 +75,10 @@ def run_experiment(
     ProtocolError
         Before anything is trained, in one line.
     """
-    runs = _chosen(plan(protocol), only)
+    planned = plan(protocol)
+    runs = _chosen(planned, only)
+    for run in planned:
+        _check_settings(run, out)
     _check_packages([run for run in runs if not _is_done(run, out)])
     begun = _claim(protocol, out, resume)
     try:
@@ -198,21 +200,25 @@ def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
     return begun
 
 
+def _check_settings(run: Run, out: Path) -> None:
+    """A run that was begun with other settings is not the same run."""
+    config = begun_with(out / RUNS / run.id)
+    if config is not None and config != run.config:
+        raise ProtocolError(
+            f"{out / RUNS / run.id}: was begun with other settings; use another folder"
+        )
+
+
 def _is_done(run: Run, out: Path) -> bool:
-    """Whether the run has its figures; one with other settings is not the same run."""
-    path = out / RUNS / run.id / RUN
-    if not path.exists():
-        return False
-    config = json.loads(path.read_text(encoding="utf-8"))["config"]
-    if TrainingConfig.model_validate(config) != run.config:
-        raise ProtocolError(f"{path.parent}: was run with other settings; use another folder")
-    return True
+    return (out / RUNS / run.id / RUN).exists()
 
 
 def _workers(count: int | None, threads: int | None, device: str) -> list[Worker]:
     """One per GPU, or per core without one."""
     import torch
 
+    if device not in ("auto", "cpu", "cuda"):
+        raise ProtocolError(f"--device {device}: auto, cpu or cuda")
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and gpus == 0:
         raise ProtocolError("this machine has no cuda device; try --device cpu")

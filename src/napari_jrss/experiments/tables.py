@@ -18,6 +18,7 @@ from napari_jrss.experiments.outcome import (
     rank,
 )
 from napari_jrss.experiments.paper import PaperFigures
+from napari_jrss.experiments.protocol import tau_text
 
 NONE = "–"  # noqa: RUF001
 
@@ -174,7 +175,7 @@ def variants(
         chosen.sort(key=lambda o: o.tau)
     rows = []
     for outcome in chosen:
-        cells = [Cell(f"tau = {outcome.tau:.2f}" if kind == "tau" else outcome.title)]
+        cells = [Cell(f"tau = {tau_text(outcome.tau)}" if kind == "tau" else outcome.title)]
         for task in TASKS:
             here, there = outcome.samples(task, "dice"), whole.samples(task, "dice")
             common = here.keys() & there.keys()

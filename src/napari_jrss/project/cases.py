@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from napari_jrss.data import store
 from napari_jrss.data.batches import Image
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult, ingest
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.store import DICOM_SOURCE, CaseAttributes
+from napari_jrss.data.volume import Triple, spacing_mm
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
@@ -46,6 +49,17 @@ class ProjectCases(ProjectFolder):
     def attributes(self, case_id: str) -> CaseAttributes:
         """Where a case came from, and the chain back to its scan's own grid."""
         return store.read_attributes(self.case_path(self.case(case_id).case_id))
+
+    def voxel_ml(self, case_id: str) -> float:
+        """Millilitres of a voxel of the training grid, as the scan itself measures them."""
+        affine = self.attributes(case_id).chain.grid_affine
+        return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+    def spacing_of(self, case_id: str) -> Triple:
+        """Voxel size (z, y, x) in mm: of the common frame, else of this scan by itself."""
+        if self.grid.affine is not None:
+            return self.grid.spacing_mm
+        return spacing_mm(self.attributes(case_id).chain.grid_affine)
 
     def image(self, case_id: str) -> Image:
         """Preprocessed image (z, y, x) of a case on the training grid."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from napari_jrss.data.atomic import write_bytes, write_text
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.project.folder import LEDGER
 
 RECORD = "napari-jrss.sha256"
 
@@ -28,13 +29,17 @@ class ExportFolder:
     Raises
     ------
     ProjectError
-        One of these files is there and isn't as an export wrote it, or `path` is a file.
+        One of these files is there and isn't as an export wrote it, `path` is a file, or it lies
+        in a project.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
         self.path = path
         self._record = path / RECORD
         self._written: defaultdict[str, set[str]] = defaultdict(set)
+        for parent in (path.resolve(), *path.resolve().parents):
+            if (parent / LEDGER).is_file():
+                raise ProjectError(f"{path}: lies in the project {parent}; choose another folder")
         if path.exists() and not path.is_dir():
             raise ProjectError(f"{path}: can't be made (it is a file)")
         if self._record.is_file():

@@ -77,7 +77,6 @@ def evaluate(
         raise ProjectError(f"{project.path}: evaluating needs a finished round (train)")
 
     names = tuple(project.table.names)
-    spacing = project.snapshot().spacing_mm
     arrays = CachedArrays(project.image, project.label)
     torch_device = make_fabric(device).device
     ordered_pairs = engine.evaluation_pairs(cases, pairs, seed)
@@ -85,13 +84,13 @@ def evaluate(
         segmentation, registration = [], []
         teacher = load_teacher(entry, torch_device)
         for case in engine.evaluate_segmentation(
-            teacher, arrays, cases, len(names), spacing, torch_device
+            teacher, arrays, cases, len(names), project.spacing_of, torch_device
         ):
             segmentation.append(case)
             yield case
         network = load_registration(entry, torch_device)
         for pair in engine.evaluate_registration(
-            network, arrays, ordered_pairs, len(names), spacing, torch_device
+            network, arrays, ordered_pairs, len(names), project.spacing_of, torch_device
         ):
             registration.append(pair)
             yield pair

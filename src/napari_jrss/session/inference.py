@@ -67,7 +67,7 @@ class SegmentedScan:
     volumes_ml
         Volume of each structure in millilitres.
     mean_confidence
-        Mean probability of the structures' voxels, 0 to 1; NaN where there are none.
+        Mean probability of the structures' voxels, 0 to 1; None where there are none.
     seconds
         Time of the network alone.
     """
@@ -76,7 +76,7 @@ class SegmentedScan:
     problem: str = ""
     label: Path | None = None
     volumes_ml: tuple[float, ...] = ()
-    mean_confidence: float = float("nan")
+    mean_confidence: float | None = None
     seconds: float = 0.0
 
 
@@ -503,17 +503,19 @@ def _summary(
     project: Project,
     seconds: float,
 ) -> SegmentedScan:
-    counts = np.bincount(prediction.label.ravel(), minlength=len(project.table.names))[1:]
-    voxel_ml = abs(float(np.linalg.det(chain.grid_affine[:3, :3]))) / 1000
-    inside = prediction.label > 0
+    on_scan = chain.label_to_source(prediction.label)
+    counts = np.bincount(on_scan.ravel(), minlength=len(project.table.names))[1:]
+    voxel_ml = abs(float(np.linalg.det(np.array(chain.source_affine)[:3, :3]))) / 1000
     return SegmentedScan(
         scan=scan,
         label=path,
         volumes_ml=tuple(float(count) * voxel_ml for count in counts),
-        mean_confidence=(
-            float(prediction.confidence[inside].mean(dtype=np.float64))
-            if inside.any()
-            else float("nan")
-        ),
+        mean_confidence=mean_confidence(prediction, chain),
         seconds=seconds,
     )
+
+
+def mean_confidence(prediction: Prediction, chain: Chain) -> float | None:
+    """Mean probability of the structures' voxels in the scan; None where there are none."""
+    found = prediction.confidence[(prediction.label > 0) & chain.inside_scan()]
+    return float(found.mean(dtype=np.float64)) if found.size else None

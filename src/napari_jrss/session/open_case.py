@@ -90,6 +90,8 @@ class OpenCase:
         The project's.
     image
         Preprocessed.
+    voxel_ml
+        Millilitres of a voxel, as the scan itself measures them.
     versions
         Labels that may be looked at, oldest first; one that is hidden from training isn't.
     editor, autosave
@@ -112,6 +114,7 @@ class OpenCase:
     grid: TrainingGrid
     table: LabelTable
     image: Image
+    voxel_ml: float
     versions: tuple[LabelVersion, ...]
     editor: LabelEditor
     autosave: Autosave
@@ -166,7 +169,6 @@ class OpenCase:
 
     def structures(self) -> list[Structure]:
         """The table of structures as it is now."""
-        voxel_ml = float(np.prod(self.spacing_mm)) / 1000
         confidence = None if self.screening is None else self.screening.mean_confidence
         passed = None if self.screened is None else self.screened.classes_passed
         return [
@@ -174,7 +176,7 @@ class OpenCase:
                 each.index,
                 each.name,
                 each.colour,
-                float(self.editor.counts[each.index]) * voxel_ml,
+                float(self.editor.counts[each.index]) * self.voxel_ml,
                 None
                 if confidence is None or np.isnan(confidence[each.index])
                 else float(confidence[each.index]),
@@ -238,6 +240,7 @@ def read_case(
         project.grid,
         project.table,
         image,
+        project.voxel_ml(case_id),
         tuple(visible_versions(project, case)),
         editor,
         autosave,

@@ -14,6 +14,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.preprocess import preprocess
 from napari_jrss.data.volume import Volume
 from napari_jrss.project.errors import ProjectError
+from napari_jrss.session.inference import mean_confidence
 from napari_jrss.session.training import teacher_warning
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class VolumeSegmented:
     table
         The classes.
     mean_confidence
-        Mean probability of the structures' voxels, 0 to 1; NaN where there are none.
+        Mean probability of the structures' voxels, 0 to 1; None where there are none.
     warning
         What to know of the teacher before the label is trusted; empty for nothing.
     """
@@ -41,7 +42,7 @@ class VolumeSegmented:
     name: str
     label: NDArray[np.integer]
     table: LabelTable
-    mean_confidence: float
+    mean_confidence: float | None
     warning: str
 
 
@@ -82,13 +83,11 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
         if cancel.is_set():
             return
         prediction = predict_case(load_teacher(teacher, torch_device), ready.image, torch_device)
-        inside = prediction.label > 0
-        confidence = prediction.confidence[inside].mean(dtype=np.float64) if inside.any() else None
         yield VolumeSegmented(
             name,
             ready.chain.label_to_source(prediction.label),
             project.table,
-            float("nan") if confidence is None else float(confidence),
+            mean_confidence(prediction, ready.chain),
             teacher_warning(project),
         )
 

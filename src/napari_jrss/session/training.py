@@ -265,9 +265,20 @@ def _enter(project: Project, plan: _Planned) -> int:
 
 
 def _check_trainable(project: Project, plan: _Planned) -> None:
-    from napari_jrss.engine.description import check_trainable
+    """Whether all that is left of a series can be run, as far as that can be told before it."""
+    from napari_jrss.engine.description import RoundError, check_trainable
 
-    check_trainable(project.snapshot(), joint=not plan.pretraining)
+    check_trainable(project.snapshot(), joint=not plan.pretraining or plan.rounds_left > 0)
+    teacher = project.teacher
+    if plan.pretraining or teacher is None:
+        return
+    trained = config_of(teacher)
+    for task in ("segmentation_network", "registration_network"):
+        if getattr(plan.config, task) != getattr(trained, task):
+            raise RoundError(
+                f"the {task.replace('_', ' ')} of round {teacher.number}, from which the next one "
+                "starts, has other settings: pre-train again, or leave it as it is"
+            )
 
 
 def _plan(
@@ -324,6 +335,23 @@ def check_series(
     plan = _plan(project, config, rounds, resume, pretrain)
     if plan.interrupted is None:
         _check_trainable(project, plan)
+
+
+def series_in_words(project: Project) -> str:
+    """What a resumed series goes on with: the settings that it was begun with."""
+    entry = interrupted_round(project)
+    config = config_of(entry or project.rounds()[-1])
+    left = rounds_left(project)
+    if entry is not None:
+        what = f"round {entry.number}" + (f" and {left} more" if left else "")
+    else:
+        what = "the round" if left == 1 else f"the {left} rounds"
+        what += " still to come"
+    begun = "as it was begun" if entry is not None and not left else "as the series was begun"
+    return (
+        f"going on with {what} {begun}: preset {config.preset}, seed {config.seed}, "
+        f"tau {config.screening.tau:g}"
+    )
 
 
 def interrupted_round(project: Project) -> LedgerRound | None:

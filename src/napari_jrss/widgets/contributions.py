@@ -271,6 +271,8 @@ class _LabelArriving(Arriving):
                 **_look_of(event.table),
                 **_placement(self._layer),
             )
-            show_info(f"{event.name}: mean confidence {event.mean_confidence:.2f}")
+            sure = event.mean_confidence
+            found = "nothing found" if sure is None else f"mean confidence {sure:.2f}"
+            show_info(f"{event.name}: {found}")
             if event.warning:
                 show_warning(event.warning)

@@ -58,8 +58,10 @@ def test_groups_from_csv(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "at least one class"),
-        ("id,name\n1,a\n", "line 2 needs whole numbers"),
+        ("", "is empty"),
+        ("id,name\n1,a\n", "has no column label, only id, name"),
+        ("label;name\n1;a\n", "has no column label, only label;name; columns are parted by commas"),
+        ("label,class_id\n1,1\n", "has no column class_name"),
         (GROUPS + "x,d,2,right\n", "line 5 needs whole numbers"),
         (GROUPS + "12,d,2,wrong\n", "line 5: class 2 has two names"),
         (GROUPS + "3,d,2,right\n", "id 3 belongs to two classes"),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -157,7 +158,27 @@ def test_numbered_files_of_something_else_are_no_tcia(tmp_path):
 def test_case_ids_can_name_files(tmp_path):
     scans(tmp_path, "a b..nii", "héé$%.nii", "..c.nii", "-rf.nii")
     ids = {c.case_id for c in discover(tmp_path).cases}
-    assert ids == {"a_b", "h", "rf"}  # hidden files are no scans
+    assert ids == {"a_b", "hee", "rf"}  # hidden files are no scans
+
+
+def test_names_in_any_script_make_case_ids_of_their_own(tmp_path):
+    names = ("müller", "möller", "患者甲", "患者乙", "患者1", "病人1")
+    scans(tmp_path, *(f"{name}.nii" for name in names))
+    ids = {case.image.name: case.case_id for case in discover(tmp_path).cases}
+    assert len(set(ids.values())) == len(names)
+    assert (ids["müller.nii"], ids["möller.nii"]) == ("muller", "moller")
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", case_id) for case_id in ids.values())
+    assert ids["患者1.nii"].startswith("1-")
+
+
+def test_a_second_channel_is_no_further_patient(tmp_path):
+    scans(tmp_path / "images", "P1_0000.nii", "P1_0001.nii", "P2_0000.nii", "P2_0001.nii")
+    scans(tmp_path / "labels", "P1.nii", "P2.nii")
+    with pytest.raises(ScanError, match=r"several channels are not supported \(P._0001\)"):
+        discover(images=tmp_path / "images", labels=tmp_path / "labels")
+    # numbered scans, on the other hand, are what they seem
+    found = discover(images=tmp_path / "images")
+    assert len(found.cases) == 4
 
 
 def test_what_cannot_be_found_is_said(tmp_path):

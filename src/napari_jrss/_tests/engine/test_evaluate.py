@@ -26,7 +26,13 @@ from napari_jrss.networks.build import build_registration_network
 
 CPU = torch.device("cpu")
 C = len(NAMES)
-SPACING = (2.0, 1.0, 1.0)
+
+
+def spacing_of(case_id: str) -> tuple[float, float, float]:
+    """Twice the scale for case z."""
+    scale = 2.0 if case_id == "z" else 1.0
+    return 2.0 * scale, scale, scale
+
 
 case_ids = st.lists(st.text("abcdefg", min_size=1, max_size=3), min_size=2, max_size=7, unique=True)
 
@@ -72,7 +78,7 @@ class NoStructure(RecordingArrays):
 
 
 def test_a_segmented_case_is_compared_with_its_label() -> None:
-    (row,) = evaluate_segmentation(Threshold(), RecordingArrays(), ["x"], C, SPACING, CPU)
+    (row,) = evaluate_segmentation(Threshold(), RecordingArrays(), ["x"], C, spacing_of, CPU)
     assert row.case_id == "x"
     assert row.dice[0] is not None
     assert row.dice[0] > 0.95
@@ -81,8 +87,27 @@ def test_a_segmented_case_is_compared_with_its_label() -> None:
     assert CaseEvaluated.model_validate_json(row.model_dump_json()) == row
 
 
+def test_distances_are_in_the_cases_own_millimetres() -> None:
+    class SameAgain(RecordingArrays):
+        """Case z is case x, in larger voxels."""
+
+        def image(self, case_id: str) -> np.ndarray:
+            return phantom("x")[0]
+
+        def label(self, case_id: str) -> np.ndarray:
+            return np.roll(phantom("x")[1], 2, 2)
+
+    rows = list(evaluate_segmentation(Threshold(), SameAgain(), ["x", "z"], C, spacing_of, CPU))
+    assert rows[0].hd95_mm[0] == pytest.approx(2)
+    assert rows[1].hd95_mm[0] == pytest.approx(4)
+    identity = build_registration_network(NetworkConfig())
+    pairs = [("y", "x"), ("y", "z")]
+    pair_rows = list(evaluate_registration(identity, SameAgain(), pairs, C, spacing_of, CPU))
+    assert pair_rows[0].hd95_mm[0] == 0
+
+
 def test_a_structure_that_was_invented_scores_zero_and_has_no_distance() -> None:
-    (row,) = evaluate_segmentation(Threshold(), NoStructure(), ["x"], C, SPACING, CPU)
+    (row,) = evaluate_segmentation(Threshold(), NoStructure(), ["x"], C, spacing_of, CPU)
     assert row.dice[1] == 0
     assert row.hd95_mm[1] is None
 
@@ -93,7 +118,7 @@ def test_the_identity_changes_no_dice_and_is_regular() -> None:
         network.backbone.head.weight.zero_()  # type: ignore[union-attr, operator]
     arrays = RecordingArrays()
     pairs = [("x", "y"), ("y", "x")]
-    rows = list(evaluate_registration(network, arrays, pairs, C, SPACING, CPU))
+    rows = list(evaluate_registration(network, arrays, pairs, C, spacing_of, CPU))
     assert [(row.moving, row.fixed) for row in rows] == pairs
     for row in rows:
         assert row.dice == row.dice_before
@@ -104,7 +129,7 @@ def test_the_identity_changes_no_dice_and_is_regular() -> None:
 
 def test_a_structure_missing_in_a_pair_is_undefined() -> None:
     network = build_registration_network(NetworkConfig())
-    (row,) = evaluate_registration(network, NoStructure(), [("x", "y")], C, SPACING, CPU)
+    (row,) = evaluate_registration(network, NoStructure(), [("x", "y")], C, spacing_of, CPU)
     assert row.dice[0] is not None
     assert row.dice[1] is None
     assert row.dice_before[1] is None

@@ -45,6 +45,10 @@ PAIRS = (("s", "f"), ("f", "h"), ("h", "s"))
 CPU = torch.device("cpu")
 
 
+def millimetre(case_id: str) -> tuple[float, float, float]:
+    return 1, 1, 1
+
+
 def settings(**registration: object) -> TrainingConfig:
     """Some dozens of steps; tau low enough for barely trained teachers."""
     values = preset("smoke").model_dump() | {"validation_interval": 100}
@@ -66,7 +70,7 @@ def task_of(name: str, folder: Path, start: Path | None = None, **registration: 
 def dice_of_segmentation(network: nn.Module | None) -> float:
     """On phantoms that nobody trained on."""
     assert network is not None
-    rows = evaluate_segmentation(network, RecordingArrays(), UNSEEN, len(NAMES), (1, 1, 1), CPU)
+    rows = evaluate_segmentation(network, RecordingArrays(), UNSEEN, len(NAMES), millimetre, CPU)
     return float(np.mean([row.dice for row in rows]))
 
 
@@ -76,7 +80,7 @@ def dice_of_registration(
     """Before and after, on pairs that nobody trained on."""
     assert network is not None
     rows = list(
-        evaluate_registration(network, RecordingArrays(), pairs, len(NAMES), (1, 1, 1), CPU)
+        evaluate_registration(network, RecordingArrays(), pairs, len(NAMES), millimetre, CPU)
     )
     before, after = ([getattr(row, name) for row in rows] for name in ("dice_before", "dice"))
     return float(np.mean(before)), float(np.mean(after))

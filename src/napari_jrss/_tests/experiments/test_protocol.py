@@ -103,13 +103,15 @@ def test_the_grid_holds_each_run_once_after_the_one_it_starts_from(tmp_path: Pat
 
 def test_a_sweep_passes_through_the_plain_run_and_shares_its_pretraining(tmp_path: Path) -> None:
     blocks = [
-        {"methods": ["jrss"], "labelled": [2], "tau": [0.4, 0.5]},
+        {"methods": ["jrss"], "labelled": [2], "tau": [0.4, 0.994, 0.995, 0.5]},
         {"methods": ["jrss"], "labelled": [2], "ablations": ["no_dropout", "unet"]},
     ]
     runs = {run.id: run for run in plan(load_protocol(written(tmp_path, runs=blocks)))}
     assert list(runs) == [
         "mono-n2-seed0",
         "jrss-n2-seed0-tau0.40",
+        "jrss-n2-seed0-tau0.994",
+        "jrss-n2-seed0-tau0.995",
         "jrss-n2-seed0",
         "jrss-n2-seed0-no_dropout",
         "mono-n2-seed0-unet",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.outcome import Outcome, holm, paired_p
+from napari_jrss.experiments.outcome import Outcome, holm, paired_p, read_outcomes
 from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.experiments.report import write_report
@@ -70,6 +73,12 @@ def test_the_test_pairs_the_common_cases() -> None:
     assert paired_p(first, second | {(1, "case0", ""): 9.0}) == pytest.approx(2 / 2**8)
     assert paired_p(first, first) == 1.0
     assert paired_p(first, {}) is None
+
+
+def test_a_case_of_several_seeds_counts_once() -> None:
+    first = {(seed, case, ""): HIGH[case] for seed in range(3) for case in HIGH}
+    second = {(seed, case, ""): LOW[case] for seed in range(3) for case in LOW}
+    assert paired_p(first, second) == pytest.approx(2 / 2**8)
 
 
 def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
@@ -132,6 +141,29 @@ def test_n_runs_up_with_k_last() -> None:
     assert [row[0].text for row in over_labelled(outcomes).rows] == ["1", "7", "10", "K"]
 
 
+def test_a_round_that_could_not_be_run_leaves_its_seed_the_figures_of_the_one_before(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    runs = shutil.copytree(experiment[0], tmp_path / "copy") / "runs"
+    other = shutil.copytree(runs / "jrss-n2-seed0", runs / "jrss-n2-seed1")
+    about = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**about, "run": "jrss-n2-seed1", "seed": 1}))
+    rows = list(
+        csv.DictReader(gzip.decompress((other / "rows.csv.gz").read_bytes()).decode().splitlines())
+    )
+    kept = [{**row, "seed": "1"} for row in rows if row["round"] == "1"]
+    written = io.StringIO()
+    writer = csv.DictWriter(written, rows[0])
+    writer.writeheader()
+    writer.writerows(kept)
+    (other / "rows.csv.gz").write_bytes(gzip.compress(written.getvalue().encode()))
+    jrss = next(o for o in read_outcomes(runs.parent) if o.method.name == "jrss" and not o.variant)
+    first, second = (jrss.rounds[n]["segmentation", "dice"] for n in (1, 2))
+    assert {seed for seed, *_ in second} == {0, 1}
+    for sample, figures in second.items():
+        assert (figures == first[sample]) == (sample[0] == 1)
+
+
 def test_rounds_are_told_from_the_mono_nets_on() -> None:
     first = outcome("jrss", {case: value + 0.05 for case, value in LOW.items()}).values
     jrss = outcome("jrss", HIGH, rounds={1: first, 2: outcome("jrss", HIGH).values})
@@ -166,7 +198,7 @@ def test_the_report_of_a_real_experiment(experiment: Experiment, tmp_path: Path)
         assert (page.parent / f"{name}.png").stat().st_size > 5000
         assert (page.parent / f"{name}.svg").read_text().startswith("<?xml")
     assert text.count("<figure>") == len(list(page.parent.glob("*.png")))
-    assert "jrss-n2-seed0-tau1.00: round 1 not run" in tables
+    assert "jrss-n2-seed0-tau0.999: round 1 not run" in tables
     with (out / "results.csv").open(newline="") as file:
         rows = [
             row

@@ -19,7 +19,7 @@ RUNS = [
     "mono-n2-seed0",
     "jrss-n2-seed0",
     "mono-n0-seed0",
-    "jrss-n2-seed0-tau1.00",
+    "jrss-n2-seed0-tau0.999",
 ]
 Experiment = tuple[Path, list[RunEnded]]
 
@@ -84,13 +84,13 @@ def test_methods_are_compared_on_the_same_cases(experiment: Experiment) -> None:
 
 def test_a_tau_that_nothing_passes_leaves_the_mono_nets_and_says_so(experiment: Experiment) -> None:
     out, _ = experiment
-    about = json.loads((out / "runs" / "jrss-n2-seed0-tau1.00" / "run.json").read_text())
+    about = json.loads((out / "runs" / "jrss-n2-seed0-tau0.999" / "run.json").read_text())
     assert "round 1 not run: no structure" in about["note"]
     by_run = {
         run: [r["value"] for r in rows(out) if r["run"] == run and r["metric"] == "dice"]
-        for run in ("mono-n2-seed0", "jrss-n2-seed0-tau1.00")
+        for run in ("mono-n2-seed0", "jrss-n2-seed0-tau0.999")
     }
-    assert by_run["mono-n2-seed0"] == by_run["jrss-n2-seed0-tau1.00"]
+    assert by_run["mono-n2-seed0"] == by_run["jrss-n2-seed0-tau0.999"]
 
 
 def test_what_is_done_is_not_done_again(
@@ -115,13 +115,13 @@ def test_figures_kept_without_weights_are_done_unless_another_run_starts_from_th
     out = shutil.copytree(experiment[0], tmp_path / "copy")
     for weights in (out / "runs").glob("**/*.safetensors"):
         weights.unlink()
-    shutil.rmtree(out / "runs" / "jrss-n2-seed0-tau1.00")
+    shutil.rmtree(out / "runs" / "jrss-n2-seed0-tau0.999")
     ended = run_experiment(protocol, out, resume=True, workers=1, threads=1, device="cpu")
     log = out / "runs" / "mono-n2-seed0" / "events.jsonl"
     first = len(log.read_text().splitlines())
     told = {e.run.id: (e.skipped, e.problem) for e in ended}
     assert len(log.read_text().splitlines()) == first  # begun anew
-    again = {"mono-n2-seed0", "jrss-n2-seed0-tau1.00"}
+    again = {"mono-n2-seed0", "jrss-n2-seed0-tau0.999"}
     assert told == {run: (run not in again, "") for run in RUNS}
 
 
@@ -171,8 +171,37 @@ def test_an_experiment_is_not_continued_with_other_data_or_settings(
     with pytest.raises(ProtocolError, match="begun with other pairs"):
         next(run_experiment(other, out, resume=True))
     other = protocol.model_copy(update={"settings": {}})
-    with pytest.raises(ProtocolError, match="run with other settings"):
+    with pytest.raises(ProtocolError, match="begun with other settings"):
         list(run_experiment(other, out, resume=True, only=["initial"]))
+    # nor where only one that was killed, or isn't asked for now, was begun
+    for file in (out / "runs").glob("*/run.json"):
+        file.unlink()
+    for folder in (out / "runs").iterdir():
+        if folder.name != "mono-n2-seed0":
+            shutil.rmtree(folder)
+    with pytest.raises(ProtocolError, match=r"mono-n2-seed0: was begun with other settings"):
+        list(run_experiment(other, out, resume=True, only=["initial"]))
+
+
+def test_an_unknown_device_is_not_taken_for_the_cpu(protocol: Protocol, tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match="--device gpu: auto, cpu or cuda"):
+        list(run_experiment(protocol, tmp_path / "out", device="gpu"))
+
+
+def test_a_split_project_with_a_single_test_case_is_refused_before_anything_is_trained(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    from napari_jrss.experiments.cohort import COHORT
+    from napari_jrss.project.project import Project
+
+    path = shutil.copytree(experiment[0] / COHORT, tmp_path / "own.jrss")
+    with Project.open(path) as project:
+        project.split(labelled=2, validation=1, test=1)
+    data = protocol.data.model_copy(update={"synthetic": None, "project": path})
+    own = protocol.model_copy(update={"data": data})
+    with pytest.raises(ProtocolError, match="two test cases with labels, and there are 1"):
+        list(run_experiment(own, tmp_path / "out", device="cpu"))
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_only_takes_methods_and_patterns(experiment: Experiment, protocol: Protocol) -> None:

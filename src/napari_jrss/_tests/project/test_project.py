@@ -12,12 +12,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data import store
-from napari_jrss.data.layouts import FoundCase, FoundCohort
+from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.layouts import FoundCase, FoundCohort, discover
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project, check_case_id
 from napari_jrss.project.records import Event, Outcome, Split, Status
@@ -485,3 +487,24 @@ def test_a_leftover_with_a_persons_labels_is_put_aside(project: Project) -> None
     assert not other.exists()
     (kept,) = (project.path / "leftovers").iterdir()
     assert tree(kept) == before
+
+
+def test_scans_of_other_sizes_brought_to_one_grid_keep_their_own_millimetres(
+    tmp_path: Path,
+) -> None:
+    for name, edge in (("a", 16), ("b", 32)):
+        ids = np.zeros((edge,) * 3, np.uint8)
+        ids[4 : edge // 2, 4:8, 4:8] = 1
+        for part, array in (("images", ids * 100.0), ("labels", ids)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            scan = nib.Nifti1Image(array, np.eye(4))
+            nib.save(scan, tmp_path / part / f"{name}.nii.gz")
+    config = PreprocessingConfig(shape=(16, 16, 16), resize=True, reference_case="a")
+    table = LabelTable.of_groups({"block": (1,)})
+    with Project.create(tmp_path / "p.jrss", table, config) as project:
+        results = list(project.add_cases(discover(tmp_path).cases, workers=1))
+        assert all(result.ok for result in results)
+        assert project.spacing_of("a") == (1, 1, 1)
+        assert project.spacing_of("b") == (2, 2, 2)
+        assert project.voxel_ml("a") == pytest.approx(0.001)
+        assert project.voxel_ml("b") == pytest.approx(0.008)
