@@ -239,8 +239,7 @@ class Pairs:
 
     def _draft(self, case_id: str, label: Label, moving: Sequence[str]) -> None:
         review = self._session.review
-        on_table = review.case is not None and review.case.case_id == case_id
-        if on_table or review.open(case_id):
+        if review.open(case_id):
             review.draft_from(label, "case:" + ",".join(moving))
 
     def export(self, folder: Path) -> None:

@@ -28,6 +28,7 @@ from napari_jrss.session.proposal import Proposal
 from napari_jrss.session.tools import Tools
 
 if TYPE_CHECKING:
+    from napari_jrss.project.project import Project
     from napari_jrss.session.session import Session
     from napari_jrss.session.suggest import Suggestion
 
@@ -92,6 +93,7 @@ class Review:
         self._wanted: str | None = None
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         session.project_changed.connect(self._project_changed)
+        session.cases_changed.connect(self._cases_changed)
         self.proposal = Proposal(session, self)
         self.tools = Tools(session, self)
 
@@ -135,27 +137,53 @@ class Review:
         """
         project = self._session.open_project
         project.case(case_id)
+        here = self.case is not None and self.case.case_id == case_id
+        if here and unsaved is None and self._wanted == case_id:
+            self.case_changed.emit()
+            return True
         if not self._leave(unsaved):
             return False
         self._wanted = case_id
-
-        def put_on_table() -> None:
-            if self._wanted != case_id or self._session.project is not project:
-                return  # another one was asked for meanwhile
-            self._put_away()
-            known = self._kept.get(case_id)
-            session = self._session
-            case = read_case(project, case_id, self.desk, session.author, known, session.autosave_s)
-            case.editor.changed.connect(self._edited)
-            self.case, self.proposal.region = case, None
-            self.case_changed.emit()
-            self.proposal.screen(case)
-            if case.prediction is None and case.teacher is not None:
-                self.proposal.predict(case)
-            self.suggest_next()
-
-        self.desk.submit(put_on_table)
+        if here:  # its own journal is read again
+            self.desk.submit(self._clear)
+        self.desk.submit(lambda: self._fetch(project, case_id))
         return True
+
+    def _fetch(self, project: Project, case_id: str) -> None:
+        """Read a case; the present one stays on the table until that is done; the desk's own."""
+        if not self._is_wanted(project, case_id):
+            return
+        known, session = self._kept.get(case_id), self._session
+        try:
+            case = read_case(project, case_id, self.desk, session.author, known, session.autosave_s)
+        except Exception:
+            if self._wanted == case_id:
+                self._wanted = None if self.case is None else self.case.case_id
+            if self.case is None:
+                self.case_changed.emit()
+            raise
+        if self.case is not None:
+            # What was painted meanwhile is journalled before the case is put away.
+            self.case.editor.sync()
+        self.desk.submit(lambda: self._put_on_table(project, case))
+
+    def _put_on_table(self, project: Project, case: OpenCase) -> None:
+        if not self._is_wanted(project, case.case_id):
+            case.autosave.keep()
+            return
+        self._put_away()
+        case.editor.changed.connect(self._edited)
+        self.case, self.proposal.region = case, None
+        self._list_unfinished()
+        self.case_changed.emit()
+        self.proposal.screen(case)
+        if case.prediction is None and case.teacher is not None:
+            self.proposal.predict(case)
+        self.suggest_next()
+
+    def _is_wanted(self, project: Project, case_id: str) -> bool:
+        """Not if another one was asked for meanwhile, or another project."""
+        return self._wanted == case_id and self._session.project is project
 
     def close_case(self, unsaved: Leave | str | None = None) -> None:
         """Take the case off the table."""
@@ -164,8 +192,8 @@ class Review:
         self._wanted = None
 
         def clear() -> None:
-            self._put_away()
-            self.case = self.proposal.region = None
+            self._clear()
+            self._list_unfinished()
             self.case_changed.emit()
 
         self.desk.submit(clear)
@@ -215,7 +243,8 @@ class Review:
     def draft_from(self, label: Label, draft: str) -> None:
         """Begin with a label that came from elsewhere; undo takes that back.
 
-        A case that was asked for just before gets it as soon as it is on the table.
+        A case that was asked for just before gets it as soon as it is on the table. Where there
+        are corrections already, they stay, and the label is one more source to start from.
 
         Parameters
         ----------
@@ -231,19 +260,41 @@ class Review:
         array = project.checked_label(wanted, label)
 
         def begin() -> None:
+            if self._wanted == wanted and (self.case is None or self.case.case_id != wanted):
+                self.desk.submit(begin)  # once it is on the table
+                return
             case = self.on_table
             if case.case_id != wanted:
                 return
             case.drafts[draft] = array
-            case.editor.begin(f"start from {draft_in_words(draft)}", array, draft)
+            words = draft_in_words(draft)
+            case.editor.sync()
+            if case.editor.voxels_changed:
+                told = f"was corrected, which stays; to start from it, choose {words!r} as draft"
+            else:
+                case.editor.begin(f"start from {words}", array, draft)
+                told = f"starts from a label {words}"
+            self._session.notified.emit(f"{case.case_id}: {told}")
             self.proposal.changed.emit()
 
         self.desk.submit(begin)
 
-    def start_from(self, draft: str) -> None:
-        """Begin with one of the case's sources; undo takes that back."""
+    def start_from(self, draft: str, *, replace: bool = False) -> None:
+        """Begin with one of the case's sources; undo takes that back.
+
+        Raises
+        ------
+        UnsavedError
+            There are corrections, and `replace` doesn't say that they are to go. Undo brings
+            them back, but only as long as the case is on the table.
+        """
         self._require_writable()
         case = self.on_table
+        if self.unsaved and not replace:
+            raise UnsavedError(
+                f"case {case.case_id} has {case.editor.voxels_changed} corrected voxels, which "
+                "another draft would replace: accept them first, or say that they are to go"
+            )
         self.desk.submit(
             lambda: case.editor.begin(
                 f"start from {draft_in_words(draft)}", self.source(case, draft), draft
@@ -298,10 +349,14 @@ class Review:
             raise ProjectError(f"case {case.case_id}: nothing was changed since {in_force}")
 
         def accept() -> None:
+            ours = case.editor.origin
+            if ours is not origin and np.array_equal(label, ours.label):
+                return  # asked for twice
             version = case.autosave.accept(label, author)
             case.editor.rebase(f"version:{version}", label)
             if case.editor.voxels_changed:  # painted meanwhile
                 case.autosave.restart()
+            case.recovered = None
             self._refresh(case)
             changed = case.versions[-1].voxels_changed or 0
             how = f"{changed} voxels corrected" if changed else "unchanged"
@@ -339,7 +394,7 @@ class Review:
 
         def discard() -> None:
             journal.discard(project, case_id)
-            self._look_for_journals()
+            self._list_unfinished()
 
         self.desk.submit(discard)
 
@@ -377,8 +432,31 @@ class Review:
 
     # -- what others do
 
+    def _cases_changed(self) -> None:
+        self.desk.submit(self._follow)
+
+    def _follow(self) -> None:
+        """Take over what others did to the case on the table, such as a split or new names."""
+        case, project = self.case, self._session.project
+        if case is None or project is None or self._wanted != case.case_id:
+            return
+        now, before = project.case(case.case_id), case.case
+        case.case, case.table = now, project.table
+        if (now.label_version, now.reference_version, now.split) != (
+            before.label_version,
+            before.reference_version,
+            before.split,
+        ):
+            self.open(case.case_id, Leave.KEEP)
+        else:
+            self.status_changed.emit()
+
     def _edited(self, edit: Edit) -> None:
         self.label_changed.emit(edit)
+
+    def _clear(self) -> None:
+        self._put_away()
+        self.case = self.proposal.region = None
 
     def _put_away(self) -> None:
         """Keep the case's corrections on the disk, and its volumes in memory for a while."""
@@ -392,13 +470,13 @@ class Review:
 
     def _project_changed(self) -> None:
         if self._session.project is not None and not self._session.project.read_only:
-            self.desk.submit(self._look_for_journals)
+            self.desk.submit(self._list_unfinished)
             self.suggest_next()
 
-    def _look_for_journals(self) -> None:
-        """Corrections that were left by a closed or killed program."""
+    def _list_unfinished(self) -> None:
+        """Corrections that wait in journals, whether for later or left by a killed program."""
         project = self._session.project
-        if project is None:
+        if project is None or project.read_only:
             return
         here = None if self.case is None else self.case.case_id
         self.unfinished = [e for e in journal.unsaved(project) if e.case_id != here]

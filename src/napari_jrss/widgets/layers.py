@@ -35,18 +35,22 @@ def labels_layer(
     array: NDArray[Any], grid: TrainingGrid, table: LabelTable, name: str, **options: Any
 ) -> Labels:
     """Class indices of the training grid as a layer with the structures' names and colours."""
-    features = {
-        "index": [c.index for c in table.classes],
-        "structure": [c.name for c in table.classes],
-    }
     return Labels(
         array,
         name=name,
         colormap=colormap(table),
-        features=features,
+        features=structures(table),
         **placement(grid),
         **options,
     )
+
+
+def structures(table: LabelTable) -> dict[str, list[Any]]:
+    """What napari's status bar says of each class."""
+    return {
+        "index": [c.index for c in table.classes],
+        "structure": [c.name for c in table.classes],
+    }
 
 
 def colormap(table: LabelTable) -> DirectLabelColormap:

@@ -71,6 +71,8 @@ class MainWidget(QWidget):
         self._viewer = napari_viewer
         self._viewer.dims.events.order.connect(self._turned)
 
+        self.tabs.currentChanged.connect(self._show_tabs_layers)
+
         self._relay = Relay(self)
         for signal in (self.session.project_changed, self.session.cases_changed):
             self._relay.connect(signal, self._show_heading)
@@ -78,6 +80,7 @@ class MainWidget(QWidget):
         self._relay.connect(self.session.project_changed, lambda: self._tell(""))
         self._relay.connect(self.session.notified, self._tell)
         self._relay.connect(self.session.review.case_changed, self._show_review)
+        self._relay.connect(self.session.pairs.pair_changed, self._show_tabs_layers)
         self._end_preferences: Callable[[], None] | None = None
         if session is None:
             with telling(self.session):
@@ -105,6 +108,16 @@ class MainWidget(QWidget):
     def _show_review(self) -> None:
         if self.session.review.case is not None:
             self.tabs.setCurrentWidget(self.review)
+
+    def _show_tabs_layers(self) -> None:
+        """Of a case under review and a pair, only one is on the canvas."""
+        current = self.tabs.currentWidget()
+        if current is self.review:
+            self.registration.layers.put_aside(True)
+            self.review.layers.take_up()
+        elif current is self.registration and self.session.pairs.pair is not None:
+            self.review.layers.put_aside()
+            self.registration.layers.put_aside(False)
 
     def _turned(self) -> None:
         if self.session.project is not None:

@@ -307,6 +307,7 @@ class PairLayers:
         self._layers: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
         self._stale: set[str] = set()
+        self._aside = False
         viewer.layers.events.removed.connect(self._removed)
         viewer.dims.events.order.connect(self._turn_soon)
 
@@ -354,6 +355,19 @@ class PairLayers:
             layer.visible = visible
         self._fill(title)
 
+    def put_aside(self, aside: bool) -> None:
+        """Hide all layers while something else is at work on the canvas, or bring them back.
+
+        A layer that a person shows meanwhile is shown.
+        """
+        self._aside = aside
+        for title, layer in list(self._layers.items()):
+            with layer.events.visible.blocker(self._visible):
+                layer.visible = not aside and title in self._wanted
+        if not aside:
+            for title in TITLES:
+                self._fill(title)
+
     def view_made(self, view: str) -> None:
         """Show what had to be made first."""
         for kind in KINDS:
@@ -372,6 +386,8 @@ class PairLayers:
         layer = self._layers.get(title)
         if scene is None or title not in self._wanted or (layer and title not in self._stale):
             return
+        if self._aside and layer is None:
+            return  # made when it is looked at
         data = kind.data(scene)
         if data is None:
             # Nothing of another pair stays on the screen.

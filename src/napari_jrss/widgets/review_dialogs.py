@@ -31,6 +31,23 @@ def ask_leave(parent: QWidget, case: OpenCase) -> Leave | None:
     return buttons.get(box.clickedButton())
 
 
+def ask_replace(parent: QWidget, case: OpenCase) -> bool:
+    """Whether another draft may take the place of corrections."""
+    box = QMessageBox(parent)
+    box.setIcon(QMessageBox.Icon.Question)
+    box.setWindowTitle("Start from another draft")
+    box.setText(f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels.")
+    box.setInformativeText(
+        "The draft takes their place. Undo brings them back, but only until the case is left."
+    )
+    replace = box.addButton("Replace them", QMessageBox.ButtonRole.DestructiveRole)
+    stay = box.addButton("Stay here", QMessageBox.ButtonRole.RejectRole)
+    box.setDefaultButton(stay)
+    box.setEscapeButton(stay)
+    box.exec()
+    return box.clickedButton() is replace
+
+
 def ask_name(parent: QWidget) -> str:
     """The person's name; empty if they don't say."""
     name, given = QInputDialog.getText(

@@ -14,12 +14,14 @@ from napari_jrss.widgets.layers import (
     image_layer,
     labels_layer,
     show_axially,
+    structures,
     without_brush_box,
 )
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+    from napari_jrss.data.labels import LabelTable
     from napari_jrss.session.editing import Edit
     from napari_jrss.session.open_case import OpenCase
 
@@ -68,6 +70,8 @@ class ReviewLayers:
         self._chosen = chosen
         self._seen = seen
         self._case: OpenCase | None = None
+        self._table: LabelTable | None = None
+        self._aside: list[Layer] = []
         self._layers: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
         self._stale: set[str] = set()
@@ -104,6 +108,7 @@ class ReviewLayers:
             if (layer := self.layer(kind)) is not None and case.prediction is None:
                 layer.visible = False
         self._show_label(case, read_only)
+        self.recolour(case)
         if fresh:
             show_axially(self._viewer.dims, case.image.shape)
             self._viewer.reset_view()
@@ -126,6 +131,21 @@ class ReviewLayers:
         self._stale.add(ABOVE)
         self._fill(ABOVE)
 
+    def put_aside(self) -> None:
+        """Hide the layers while something else is at work on the canvas."""
+        for kind in self._layers:
+            if (layer := self.layer(kind)) is not None and layer.visible:
+                self._aside.append(layer)
+                layer.visible = False
+
+    def take_up(self) -> None:
+        """Bring them back, the label as the layer that the brush and the keys work on."""
+        for layer in self._aside:
+            layer.visible = True
+        self._aside = []
+        if self.label is not None:
+            self._viewer.layers.selection.active = self.label
+
     def show_edit(self, edit: Edit) -> None:
         """Show a change of the label that wasn't painted."""
         if self.label is not None and not edit.shown:
@@ -133,9 +153,13 @@ class ReviewLayers:
 
     def recolour(self, case: OpenCase) -> None:
         """Show the structures' present colours and names."""
+        if case.table == self._table:
+            return
+        self._table = case.table
         for kind in (PSEUDO, ABOVE, LABEL):
             if (layer := self.layer(kind)) is not None:
                 layer.colormap = colormap(case.table)
+                layer.features = structures(case.table)
 
     def set_visible(self, kind: str, visible: bool) -> None:
         """Show or hide an overlay."""

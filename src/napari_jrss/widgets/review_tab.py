@@ -17,7 +17,7 @@ from napari_jrss.session.open_case import OpenCase, draft_in_words
 from napari_jrss.session.review import Leave
 from napari_jrss.session.runner import JobState
 from napari_jrss.widgets.bridge import Relay, telling
-from napari_jrss.widgets.review_dialogs import ask_leave, ask_name, ask_reason
+from napari_jrss.widgets.review_dialogs import ask_leave, ask_name, ask_reason, ask_replace
 from napari_jrss.widgets.review_layers import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.review_panels import (
     DraftPanel,
@@ -70,7 +70,7 @@ class ReviewTab(QWidget):
         connect(review.proposal.changed, self._show_prediction)
         connect(review.proposal.screened, self._show_tau)
         connect(review.label_changed, self._show_edit)
-        connect(review.status_changed, self._redraw_soon)
+        connect(review.status_changed, self._show_status)
         connect(review.suggestion_changed, self._show_suggestion)
         connect(review.proposal.region_changed, self._show_region)
         connect(review.unfinished_changed, self._show_unfinished)
@@ -108,7 +108,7 @@ class ReviewTab(QWidget):
             lambda index, on: self._do(review.accept_structure, index, on)()
         )
         self.draft = DraftPanel(self._do(review.proposal.propagate))
-        self.draft.start.connect(lambda draft: self._do(review.start_from, draft)())
+        self.draft.start.connect(self._start_from)
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
 
         self.tools = ToolsPanel(
@@ -199,6 +199,12 @@ class ReviewTab(QWidget):
             return bool(name)
         return False
 
+    def _start_from(self, draft: str) -> None:
+        case = self._review.case
+        if case is None or not self._review.unsaved or ask_replace(self, case):
+            with telling(self._session):
+                self._review.start_from(draft, replace=True)
+
     def _open_next(self) -> None:
         suggestion = self._review.suggestion
         if suggestion is None:
@@ -238,6 +244,9 @@ class ReviewTab(QWidget):
         if edit is not None and not edit.shown:
             self._session.notified.emit(
                 "An accepted structure stays as it is; take its tick away to paint on it"
+                if case.editor.locked
+                else f"There is no such structure; choose one of the {len(case.table.names) - 1} "
+                "in the table"
             )
 
     # -- what the session says
@@ -282,6 +291,13 @@ class ReviewTab(QWidget):
         self.tools.buttons[NEXT].setEnabled(case is not None and case.prediction is not None)
         self.draft.show_sources(case)
         self._redraw_numbers()
+
+    def _show_status(self) -> None:
+        case = self._review.case
+        if case is not None:
+            self.layers.recolour(case)
+        self.draft.show_sources(case)
+        self._redraw_soon()
 
     def _show_tau(self) -> None:
         case = self._review.case

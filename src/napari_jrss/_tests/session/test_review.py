@@ -16,7 +16,8 @@ from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project import journal
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Status
+from napari_jrss.project.records import Split, Status
+from napari_jrss.session.cohort import SplitSizes
 from napari_jrss.session.review import Leave, Review, UnsavedError
 from napari_jrss.session.session import Session
 
@@ -320,6 +321,11 @@ def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Except
     assert editor.label[6, 9, 7] == 1
     do(review.tools.smooth, 1)
     do(review.draft_from, np.ones_like(start), "case:A")
+    assert editor.origin.draft == "blank"  # what was corrected stays
+    with pytest.raises(UnsavedError, match="accept them first, or say that they are to go"):
+        review.start_from("case:A")
+    review.start_from("case:A", replace=True)
+    assert review.wait(10)
     assert editor.origin.draft == "case:A"
     while editor.undo_name is not None:
         review.tools.undo()
@@ -505,3 +511,116 @@ def test_labelled_cases_propagate_to_a_draft(session: Session) -> None:
     assert review.wait(10)
     version = session.open_project.label_versions(review.on_table.case_id)[-1]
     assert (version.draft, version.status) == (draft, Status.ACCEPTED)
+
+
+def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
+    session: Session, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    case.editor.label[0, 0, :2] = 1
+    case.editor.sync()
+    assert review.wait(10)
+    session.open_project.journal_path(other).write_bytes(b"damaged")
+    review.open(other, Leave.KEEP)
+    assert review.wait(10)
+    assert [type(error) for error in failures] == [ProjectError]
+    assert review.case is case
+    case.editor.label[0, 0, 2:5] = 1
+    case.editor.sync()
+    assert review.wait(10)
+    review.draft_from(case.editor.snapshot(), "case:A")  # of the case that is here
+    assert review.wait(10)
+    assert "case:A" in case.drafts
+    review.accept()
+    assert review.wait(10)
+    assert not session.open_project.journal_path(case.case_id).exists()
+    review.close_case()
+    again = opened(session, case.case_id).on_table
+    assert again.editor.origin.draft == f"version:{again.versions[-1].version}"
+    assert (again.editor.label[0, 0, :5] == 1).all()
+
+
+def test_what_is_painted_while_the_next_case_is_read_is_kept_for_later(
+    session: Session, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    gate = threading.Event()
+    review.desk.submit(gate.wait)  # a slow disk
+    assert review.open(other)
+    case.editor.label[0, 0, :3] = 1
+    case.editor.sync()
+    case.editor.label[0, 1, :3] = 1  # a stroke under way
+    gate.set()
+    assert review.wait(10)
+    assert review.on_table.case_id == other
+    [entry] = review.unfinished
+    assert (entry.case_id, entry.voxels_changed) == (case.case_id, 6)
+    assert not [t for t in threading.enumerate() if t.name.startswith("journal")]
+    back = opened(session, case.case_id).on_table
+    assert (back.editor.label[0, :2, :3] == 1).all()
+    assert review.unfinished == []
+    assert failures == []
+
+
+def test_accepting_twice_at_once_makes_one_version(session: Session) -> None:
+    review = opened(session)
+    case = review.on_table
+    case.editor.label[0, 0, :3] = 1
+    gate = threading.Event()
+    review.desk.submit(gate.wait)
+    review.accept()
+    review.accept()
+    gate.set()
+    assert review.wait(10)
+    before, version = session.open_project.label_versions(case.case_id)
+    assert before.author == "import"
+    assert (version.status, version.voxels_changed) == (Status.CORRECTED, 3)
+    assert case.recovered is None
+
+
+def test_asking_for_the_case_that_is_here_asks_nothing_and_keeps_the_undo(
+    session: Session,
+) -> None:
+    review = opened(session)
+    case = review.on_table
+    case.editor.label[0, 0, :3] = 1
+    case.editor.sync()
+    assert review.open(case.case_id)
+    assert review.wait(10)
+    assert review.on_table is case
+    assert case.editor.undo_name == "paint"
+    # asked for with an answer, it is read again with its corrections
+    assert review.open(case.case_id, Leave.KEEP)
+    assert review.wait(10)
+    assert review.on_table is not case
+    assert (review.on_table.editor.label[0, 0, :3] == 1).all()
+    assert review.on_table.recovered is not None
+
+
+def test_the_case_on_the_table_follows_a_split_and_new_names(
+    trainable_once: Path, tmp_path: Path
+) -> None:
+    session = Session(author="anna")
+    session.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
+    project = session.open_project
+    review = opened(session, project.snapshot().labelled[0])
+    session.cohort.rename(1, "first")
+    assert review.wait(10)
+    case = review.on_table
+    assert case.structures()[0].name == "first"
+    assert case.case.labelled
+    for seed in range(50):
+        session.cohort.split(SplitSizes(labelled=1, validation=1, test=1), seed=seed)
+        now = project.case(case.case_id)
+        if now.split is Split.TRAIN and not now.labelled:
+            break
+    else:
+        pytest.fail("no seed hides its label")
+    assert review.wait(10)
+    assert review.on_table.case == now
+    # its label is hidden from training, so from the person who labels it as well
+    assert [source.draft for source in review.on_table.sources] == ["blank"]
+    assert not review.on_table.editor.label.any()
+    session.close()
