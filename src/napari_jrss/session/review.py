@@ -375,13 +375,18 @@ class Review:
             raise ProjectError("say why the case is skipped")
         self._decide("skip", reason)
 
-    def suggest_next(self) -> None:
-        """Look for the case to label next, soon; :attr:`suggestion_changed` tells it."""
+    def suggest_next(self, *, tell: bool = False) -> None:
+        """Look for the case to label next, soon; :attr:`suggestion_changed` tells it.
+
+        `tell`: whether to say so if there is none.
+        """
         after = None if self.case is None else self.case.case_id
 
         def look() -> None:
             self.suggestion = self._session.cohort.suggest(after)
             self.suggestion_changed.emit()
+            if tell and self.suggestion is None:
+                self._session.notified.emit("There is no other training case without a label")
 
         self.desk.submit(look)
 

@@ -208,7 +208,8 @@ class ReviewTab(QWidget):
     def _open_next(self) -> None:
         suggestion = self._review.suggestion
         if suggestion is None:
-            self._do(self._review.suggest_next)()
+            with telling(self._session):
+                self._review.suggest_next(tell=True)
         else:
             self._do(self._review.open, suggestion.case_id)()
 

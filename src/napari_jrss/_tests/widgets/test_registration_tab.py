@@ -20,6 +20,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.pair_layers import TITLES
 from napari_jrss.widgets.registration_tab import RegistrationTab
+from napari_jrss.widgets.review_layers import IMAGE
 
 SHIFT = (0, 2, -1)
 
@@ -340,6 +341,8 @@ def test_the_warped_label_opens_in_review(person: Person) -> None:
     fixed = person.session.open_project.snapshot().unlabelled[0]
     person.choose(moving, fixed)
     person.click(person.tab.register)
+    seen, ticked = person.shown(), person.ticked()
+    assert seen
     person.click(person.tab.draft)
     person.wait(lambda: not person.session.review.desk.busy)
     person.wait(lambda: not person.session.inference.state.busy)
@@ -349,6 +352,39 @@ def test_the_warped_label_opens_in_review(person: Person) -> None:
     assert case.case_id == fixed
     np.testing.assert_array_equal(case.editor.label, pair.registered.label)
     person.wait(lambda: person.dock.tabs.currentWidget() is person.dock.review)
+    # One thing on the canvas at a time, and the brush on the label.
+    assert person.shown() == set()
+    review = person.dock.review.layers
+    assert review.label is not None
+    assert person.viewer.layers.selection.active == review.label
+    assert review.layer(IMAGE).visible
+    assert any("starts from a label propagated from" in line for line in person.said)
+    person.dock.tabs.setCurrentWidget(person.tab)
+    person.settle()
+    assert person.shown() == seen
+    assert not review.layer(IMAGE).visible
+    assert not review.label.visible
+    person.dock.tabs.setCurrentWidget(person.dock.review)
+    person.settle()
+    assert review.layer(IMAGE).visible
+    assert review.label.visible
+    assert person.ticked() == ticked
+
+
+def test_a_pair_that_is_ready_while_a_case_is_reviewed_stays_in_the_background(
+    person: Person,
+) -> None:
+    person.session.review.open(person.session.open_project.snapshot().unlabelled[0])
+    person.wait(lambda: not person.session.review.desk.busy)
+    person.wait(lambda: person.dock.tabs.currentWidget() is person.dock.review)
+    person.settle()
+    person.tab.register.click()
+    person.settle()
+    assert person.session.pairs.pair is not None
+    assert person.shown() == set()
+    person.dock.tabs.setCurrentWidget(person.tab)
+    person.settle()
+    assert person.shown() == person.ticked() != set()
 
 
 def test_an_error_of_the_job_is_one_line(person: Person) -> None:

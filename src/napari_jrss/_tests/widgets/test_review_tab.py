@@ -318,3 +318,83 @@ def test_the_chosen_structures_swatch_keeps_its_colour(person: Person) -> None:
     chosen = table.item(table.currentRow(), NAME).icon()
     swatch = chosen.pixmap(12, 12, QIcon.Mode.Selected).toImage().pixelColor(6, 6).name()
     assert swatch == person.review.on_table.structures()[table.currentRow()].colour.lower()
+
+
+def test_a_draft_takes_the_place_of_corrections_only_if_the_person_says_so(person: Person) -> None:
+    case_id = person.open()
+    person.stroke(2)
+    mine = person.label.copy()
+    changed = person.review.on_table.editor.voxels_changed
+    sources = person.tab.draft.sources
+    sources.setCurrentIndex(sources.findData("blank"))
+    with answering(press("Stay here")) as asked:
+        person.click(person.tab.draft.begin)
+    assert asked == [f"{case_id} has {changed:,} corrected voxels."]
+    np.testing.assert_array_equal(person.label, mine)
+    assert person.review.unsaved
+    with answering(press("Replace them")):
+        person.click(person.tab.draft.begin)
+    person.settle()
+    assert not person.label.any()
+    person.click(person.tab.draft.begin)  # nothing is lost by this, so nothing is asked
+    person.press(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    person.press(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    np.testing.assert_array_equal(person.label, mine)
+    assert person.review.unsaved
+
+
+def test_an_accepted_version_is_a_source_at_once(person: Person) -> None:
+    person.open()
+    person.stroke(2)
+    person.click(person.tab.accept)
+    version = person.review.on_table.versions[-1].version
+    assert person.tab.draft.sources.findData(f"version:{version}") >= 0
+    assert "are back" not in person.tab.notice.text()
+
+
+def test_a_structure_that_there_is_not_is_not_painted_and_that_is_said(person: Person) -> None:
+    person.open()
+    before = person.label.copy()
+    person.stroke(9)
+    np.testing.assert_array_equal(person.label, before)
+    assert person.said[-1] == "There is no such structure; choose one of the 2 in the table"
+
+
+def test_new_names_and_colours_reach_the_case_on_the_table(person: Person) -> None:
+    person.open()
+    person.session.cohort.rename(1, "first")
+    person.session.cohort.recolour(1, "#112233")
+    person.settle()
+    assert person.layer.features["structure"][1] == "first"
+    red, green, blue, _ = person.layer.colormap.color_dict[1]
+    assert (red, green, blue) == pytest.approx((0x11 / 255, 0x22 / 255, 0x33 / 255), abs=0.01)
+    names = [person.tab.table.item(row, 0).text() for row in range(person.tab.table.rowCount())]
+    assert any("first" in name for name in names)
+
+
+def test_corrections_that_wait_are_listed_while_they_do(person: Person) -> None:
+    first = person.open(0)
+    person.stroke(2)
+    second = person.session.open_project.snapshot().unlabelled[1]
+    with answering(press("Keep for later")):
+        person.review.open(second)
+    person.settle()
+    assert [entry.case_id for entry in person.review.unfinished] == [first]
+    assert not person.tab.unfinished.isHidden()
+    person.review.open(first)
+    person.settle()
+    assert person.review.unfinished == []
+    person.click(person.tab.accept)
+    assert person.review.unfinished == []
+    assert person.tab.unfinished.isHidden()
+
+
+def test_where_every_case_has_a_label_suggest_says_so(person: Person) -> None:
+    for case_id in person.session.open_project.snapshot().unlabelled:
+        person.review.open(case_id)
+        person.settle()
+        person.click(person.tab.accept)
+    person.settle()
+    assert person.tab.open_next.text() == "Suggest"
+    person.click(person.tab.open_next)
+    assert person.said[-1] == "There is no other training case without a label"
