@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from napari_jrss.config import TrainingConfig
 from napari_jrss.data.atomic import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -87,14 +86,15 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-def begun_with(folder: Path) -> TrainingConfig | None:
+def begun_with(folder: Path) -> dict[str, Any] | None:
     """Settings of a run that was begun or has ended; None for a new one."""
     settings, ended = folder / SETTINGS, folder / RUN
+    found: dict[str, Any] | None = None
     if settings.exists():
-        return TrainingConfig.model_validate_json(settings.read_text(encoding="utf-8"))
-    if ended.exists():  # kept without the other files
-        return TrainingConfig.model_validate(json.loads(ended.read_text())["config"])
-    return None
+        found = json.loads(settings.read_text(encoding="utf-8"))
+    elif ended.exists():  # kept without the other files
+        found = json.loads(ended.read_text(encoding="utf-8"))["config"]
+    return found
 
 
 def collect(out: Path) -> Path:

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from napari_jrss.data.atomic import write_text
 from napari_jrss.experiments.cohort import COHORT, prepare_cohort
@@ -201,12 +202,26 @@ def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
 
 
 def _check_settings(run: Run, out: Path) -> None:
-    """A run that was begun with other settings is not the same run."""
-    config = begun_with(out / RUNS / run.id)
-    if config is not None and config != run.config:
+    """A run that was begun with other settings is not the same run.
+
+    Settings that one of the two versions of this program doesn't know, and the screening of a
+    method without pseudo-labels, make no difference.
+    """
+    now = run.config.model_dump(mode="json")
+    if not METHODS[run.method].needs_unlabelled:
+        del now["screening"]
+    before = begun_with(out / RUNS / run.id)
+    if before is not None and not _agree(before, now):
         raise ProtocolError(
             f"{out / RUNS / run.id}: was begun with other settings; use another folder"
         )
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """Whether two nested settings have the same values where both have one."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(_agree(before[name], now[name]) for name in before.keys() & now.keys())
+    return bool(before == now)
 
 
 def _is_done(run: Run, out: Path) -> bool:

@@ -183,6 +183,21 @@ def test_an_experiment_is_not_continued_with_other_data_or_settings(
         list(run_experiment(other, out, resume=True, only=["initial"]))
 
 
+def test_figures_of_an_earlier_version_are_not_made_again(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    for folder in (out / "runs").iterdir():
+        (folder / "settings.json").unlink()
+        about = json.loads((folder / "run.json").read_text())
+        about["config"]["segmentation"]["lambda_that_was"] = 0.0
+        del about["config"]["joint"]["dropout"]
+        if about["method"] != "jrss":
+            about["config"]["screening"]["tau"] = 0.9
+        (folder / "run.json").write_text(json.dumps(about))
+    assert all(ended.skipped for ended in run_experiment(protocol, out, resume=True))
+
+
 def test_an_unknown_device_is_not_taken_for_the_cpu(protocol: Protocol, tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="--device gpu: auto, cpu or cuda"):
         list(run_experiment(protocol, tmp_path / "out", device="gpu"))
