@@ -168,7 +168,14 @@ class CohortTab(QWidget):
             self.ask_import(path)
 
     def open_project(self, path: Path) -> None:
-        """Open a project; read-only, and saying why, where it can't be written."""
+        """Open a project; read-only, and saying why, where it can't be written.
+
+        The one that is open for writing already stays so.
+        """
+        here = self._session.project
+        if here is not None and not here.read_only and path.resolve() == here.path.resolve():
+            self._session.notified.emit(f"{here.path}: is open already")
+            return
         with telling(self._session):
             self._require_quiet()
             try:

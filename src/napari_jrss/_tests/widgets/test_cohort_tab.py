@@ -304,6 +304,26 @@ def test_a_project_that_another_holds_opens_read_only(
         assert not tab.structures.isEnabled()
 
 
+def test_the_project_that_is_open_already_stays_writable(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
+) -> None:
+    drop(dock, taught)
+    settled(tab, qtbot)
+    project = dock.session.open_project
+    (tmp_path / "link.jrss").symlink_to(taught)
+    drop(dock, taught)
+    drop(dock, tmp_path / "link.jrss")
+    with answering(choose_folder(taught)):
+        click(tab.open)
+    tab._fill_recent()
+    tab.recent.menu().actions()[0].trigger()
+    settled(tab, qtbot)
+    assert dock.session.project is project
+    assert not project.read_only
+    assert tab.structures.isEnabled()
+    assert "is open already" in dock._message.text()
+
+
 def test_a_folder_that_is_no_project_leaves_the_open_one(
     dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
 ) -> None:
