@@ -216,7 +216,8 @@ class Rounds:
     def cancel(self) -> None:
         """Stop, and leave the series for good: the next start begins anew.
 
-        A paused series can be left, too. The teacher in force stays.
+        A series that is paused, or was stopped between two rounds, can be left, too. The teacher
+        in force stays.
         """
         project = self._session.open_project
         project.check_writable()

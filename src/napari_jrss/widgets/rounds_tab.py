@@ -229,6 +229,8 @@ class RoundsTab(QWidget):
         if self._sure("Leave this series for good? Pause keeps it, to be resumed later."):
             with telling(self._session):
                 self._session.rounds.cancel()
+                if not self._session.training.state.busy:
+                    self._say(self._warning())
 
     def _promote(self) -> None:
         number = self.table.chosen
@@ -281,8 +283,9 @@ class RoundsTab(QWidget):
         entry = session.rounds.interrupted if idle else None
         self.start.setEnabled(idle)
         self.pause.setEnabled(state is JobState.RUNNING)
-        self.resume.setEnabled(idle and session.rounds.resumable)
-        self.cancel.setEnabled(state is JobState.RUNNING or entry is not None)
+        resumable = idle and session.rounds.resumable
+        self.resume.setEnabled(resumable)
+        self.cancel.setEnabled(state is JobState.RUNNING or resumable)
         self.measure.setEnabled(project is not None and not state.busy)
         self.pretrain.setVisible(project is not None and project.teacher is not None)
         self.promote.setEnabled(writable and self.table.chosen is not None)
@@ -291,6 +294,8 @@ class RoundsTab(QWidget):
         elif entry is not None and not self.status.text():
             how = "failed" if entry.outcome is Outcome.FAILED else "is paused"
             self._say(f"Round {entry.number} {how}; Resume goes on with it.")
+        elif resumable and not self.status.text():
+            self._say("Rounds of this series are still to come; Resume goes on with them.")
 
     def _add(self, event: Event) -> None:
         self._progress.add(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
 from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.config import JointConfig, TrainingConfig, preset
-from napari_jrss.engine.events import StepEnd
+from napari_jrss.engine.events import RoundFinished, StepEnd
 from napari_jrss.session.estimate import Measured, StepCost, steps_of
 from napari_jrss.session.progress import Curve
 from napari_jrss.session.runner import JobState
 from napari_jrss.session.settings import SettingsError
+from napari_jrss.session.training import train
 from napari_jrss.widgets.curves import COLOURS, Line, Plot
 from napari_jrss.widgets.forms import Form, NumberBox
 from napari_jrss.widgets.main_widget import MainWidget
@@ -190,6 +192,23 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     assert tab.status.text().startswith("Finished. Not learned yet: frontal")
     assert tab.table.item(0, 5).text().endswith(" (!)")
     assert "Not learned yet" in tab.table.item(0, 5).toolTip()
+
+
+def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: QtBot) -> None:
+    session = tab._session
+    events = train(session.open_project, tiny_config(), 2, threading.Event(), device="cpu")
+    while not isinstance(next(events), RoundFinished):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    session.rounds_changed.emit()
+    wait_for(qtbot, tab, "still to come; Resume goes on")
+    assert enabled(tab) == {"Start", "Resume", "Cancel"}
+    with answering(press("Yes")) as asked:
+        click(qtbot, tab.cancel)
+    assert "Leave this series for good?" in asked[0]
+    qtbot.waitUntil(lambda: enabled(tab) == {"Start"})
+    assert tab.table.item(0, 2).text() == "finished"
+    assert "still to come" not in tab.status.text()
 
 
 def test_pre_training_again_is_offered_once_there_is_a_teacher_and_asked_for_once(
