@@ -189,7 +189,11 @@ class RegistrationTab(QWidget):
         self.draft.setEnabled(writable and pair is not None and pair.registered.label is not None)
         self.vote.setEnabled(writable and comparison is not None and comparison.draft is not None)
         if not self._asked:
-            self.message.setText(missing)
+            self.message.setText(missing or self._pairs.outdated)
+
+    def _forget_outdated(self) -> None:
+        with telling(self._session):
+            self._pairs.forget_outdated()
 
     def _show_pair(self) -> None:
         pair, project = self._pairs.pair, self._session.project
@@ -276,6 +280,8 @@ class RegistrationTab(QWidget):
         self._relay.connect(self._session.project_changed, self._show_cases)
         self._relay.connect(self._session.cases_changed, self._show_cases)
         self._relay.connect(self._session.rounds_changed, self._show_what_can_be_done)
+        for signal in (self._session.cases_changed, self._session.rounds_changed):
+            self._relay.connect(signal, self._forget_outdated)
         self._relay.connect(self._session.inference.state_changed, self._show_state)
         self._relay.connect(self._pairs.pair_changed, self._show_pair)
         self._relay.connect(self._pairs.view_made, self.layers.view_made)
