@@ -250,9 +250,7 @@ class RoundsTab(QWidget):
     # -- what there is to see
 
     def _show_project(self) -> None:
-        self._progress = Progress()
-        with telling(self._session):
-            self._progress = self._session.rounds.curves()
+        self._progress = self._curves()
         self.device.setCurrentText(self._session.device)
         self._forget_estimate()
         self._say(self._warning())
@@ -276,6 +274,10 @@ class RoundsTab(QWidget):
         self._redraw()
 
     def _show_buttons(self) -> None:
+        with telling(self._session):
+            self._show_what_can_be_done()
+
+    def _show_what_can_be_done(self) -> None:
         session = self._session
         state, project = session.training.state, session.project
         writable = project is not None and not project.read_only
@@ -305,7 +307,7 @@ class RoundsTab(QWidget):
         error = self._session.training.error
         match state:
             case JobState.RUNNING:
-                self._progress = self._session.rounds.curves()
+                self._progress = self._curves()
                 self._say("Starting…")
             case JobState.CANCELLING:
                 self._say("Stopping after this step…")
@@ -360,7 +362,16 @@ class RoundsTab(QWidget):
 
     def _warning(self) -> str:
         """What to know of the teacher in force."""
-        return " ".join(row.warning for row in self._session.rounds.history() if row.is_teacher)
+        with telling(self._session):
+            rows = self._session.rounds.history()
+            return " ".join(row.warning for row in rows if row.is_teacher)
+        return ""
+
+    def _curves(self) -> Progress:
+        """What the rounds so far have recorded."""
+        with telling(self._session):
+            return self._session.rounds.curves()
+        return Progress()
 
     def _say(self, line: str) -> None:
         self.status.setText(line)

@@ -280,6 +280,37 @@ def test_a_project_open_read_only_can_only_be_looked_at(tab: RoundsTab, qtbot: Q
     assert enabled(tab) == set()
 
 
+def test_a_round_that_can_not_be_read_is_told_in_a_line(
+    dock: MainWidget, qtbot: QtBot, taught: Path
+) -> None:
+    session, tab = dock.session, dock.rounds
+    (taught / "rounds" / "0000" / "config.json").unlink()
+    session.open(taught)
+    qtbot.waitUntil(lambda: "unreadable description of a round" in dock._message.text())
+    assert not session.rounds.resumable
+    assert enabled(tab) == {"Start"}
+    shutil.rmtree(taught)
+    session.notified.emit("")
+    session.rounds_changed.emit()
+    qtbot.waitUntil(lambda: "unreadable description of a round" in dock._message.text())
+    assert enabled(tab) == {"Start"}
+
+
+def test_a_history_that_can_not_be_read_is_told_in_a_line(
+    dock: MainWidget, qtbot: QtBot, taught: Path
+) -> None:
+    session, said = dock.session, list[str]()
+    rounds = taught / "rounds"
+    rounds.rename(taught / "moved")
+    rounds.symlink_to(taught / "moved")
+    session.notified.connect(said.append)
+    session.open(taught)
+    qtbot.waitUntil(lambda: "a link, which" in dock._message.text())
+    session.training.start(lambda cancel: iter(()))
+    qtbot.waitUntil(lambda: dock.rounds.status.text() == "Finished.")
+    assert {line for line in said if line} == {f"{rounds}: a link, which a project doesn't follow"}
+
+
 def test_the_estimate_is_shown_before_the_start(
     tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
