@@ -251,6 +251,7 @@ class CohortTab(QWidget):
         self.add.setEnabled(project is not None)
         self.filter.clear()
         self.group.setCurrentIndex(0)
+        self.table.cases.set_rows([])  # nor their thumbnails: another project's may have the ids
         if project is not None:
             remember(project.path)
         self._show_news()

@@ -177,6 +177,35 @@ def test_every_case_has_its_thumbnail(
     assert all(icon is not None and not icon.isNull() for icon in icons)
 
 
+def test_another_project_with_cases_of_the_same_names_shows_its_own_thumbnails(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(taught, tmp_path / "other.jrss"))
+    with Project.open(other) as project:
+        ids = [case.case_id for case in project.cases()]
+        # each case has the scan of the next one
+        paths = [project.case_path(case_id) for case_id in ids]
+    for path in paths:
+        path.rename(path.with_suffix(".moved"))
+    for path, source in zip(paths, [*paths[1:], paths[0]], strict=True):
+        source.with_suffix(".moved").rename(path)
+
+    def pictures() -> list[Any]:
+        proxy = tab.table.shown
+        icons = [proxy.index(row, CASE).data(Qt.ItemDataRole.DecorationRole) for row in range(10)]
+        return [icon.pixmap(64).toImage() for icon in icons]
+
+    dock.cohort.open_project(taught)
+    settled(tab, qtbot)
+    first = pictures()
+    dock.cohort.open_project(other)
+    settled(tab, qtbot)
+    assert pictures() == [*first[1:], first[0]]
+    dock.cohort.open_project(taught)
+    settled(tab, qtbot)
+    assert pictures() == first
+
+
 def test_thumbnails_show_anterior_up_and_the_left_on_the_right(
     dock: MainWidget, tab: CohortTab, qtbot: QtBot, tmp_path: Path
 ) -> None:
