@@ -284,7 +284,6 @@ class CohortTab(QWidget):
                 else f"Next: {suggestion.case_id}. {_capital(suggestion.reason)}."
             )
             missing = len(cohort.without_prediction())
-            self.predict.setEnabled(missing > 0)
             self.predict.setToolTip(
                 f"Let the teacher predict {missing} cases that it hasn't yet, such as those for "
                 "validation and test: their confidence and Dice become known"
@@ -292,6 +291,7 @@ class CohortTab(QWidget):
             writable = project is not None and not project.read_only
             for button in (self.add, self.structures):
                 button.setEnabled(writable)
+            self.predict.setEnabled(writable and missing > 0)
             self.export.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))

@@ -17,6 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
 
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
+from napari_jrss.data.predictions import PREDICTIONS, prediction_path
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.case_table import CASE, CONFIDENCE, DICE, LABEL
@@ -323,7 +324,10 @@ def test_labels_are_exported_to_a_folder_that_is_chosen(
 def test_a_project_that_another_holds_opens_read_only(
     dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    with Project.open(taught):
+    with Project.open(taught) as project:
+        assert project.teacher is not None
+        case_id = project.cases()[0].case_id
+        shutil.rmtree(prediction_path(project.teacher.folder / PREDICTIONS, case_id))
         drop(dock, taught)
         settled(tab, qtbot)
         assert dock.session.open_project.read_only
@@ -331,6 +335,11 @@ def test_a_project_that_another_holds_opens_read_only(
         assert "held by this program" in dock._message.text()
         assert not tab.split.isEnabled()
         assert not tab.structures.isEnabled()
+        assert dock.session.cohort.without_prediction() == [case_id]
+        assert not tab.predict.isEnabled()
+    drop(dock, taught)
+    settled(tab, qtbot)
+    assert tab.predict.isEnabled()
 
 
 def test_the_project_that_is_open_already_stays_writable(
