@@ -378,6 +378,12 @@ class Ledger:
             if promote:
                 _log(connection, Event.PROMOTED, None, None, None, number, "")
 
+    def set_metrics(self, number: int, metrics: str, reason: str) -> None:
+        """Record other metrics of a round that has ended, and why."""
+        with self.writing() as connection:
+            connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
+            _log(connection, Event.ROUND_ENDED, None, None, None, number, reason)
+
     def rounds(self, folder: Path) -> list[Round]:
         """All rounds by number; `folder` is where their folders lie."""
         with self.reading() as connection:

@@ -120,6 +120,11 @@ class ProjectRounds(ProjectCases):
         self._ledger.end_round(number, outcome, json.dumps(dict(metrics or {})), promote)
         return self.round(number)
 
+    def add_metrics(self, number: int, metrics: Mapping[str, object], reason: str) -> None:
+        """Record more of a round that has ended, which it stays as it did; the history says why."""
+        known = self.round(number).metrics
+        self._ledger.set_metrics(number, json.dumps({**known, **metrics}), reason)
+
     def unfinished_round(self) -> Round | None:
         """The latest round, if it can still be resumed."""
         rounds = self.rounds()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 from psygnal import Signal
@@ -70,6 +70,29 @@ class RegisteredVolumes:
     warp: ScanWarp
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a registration was made from: the networks of a round, and labels of cases."""
+
+    round_number: int | None
+    versions: Mapping[str, str | None]
+
+    @classmethod
+    def of(cls, project: Project, case_ids: Collection[str]) -> Self:
+        """The teacher's round and the labels in force, as they are now."""
+        teacher = project.teacher
+        versions = {c.case_id: c.label_version for c in project.cases() if c.case_id in case_ids}
+        return cls(None if teacher is None else teacher.number, versions)
+
+    def outdated(self, project: Project) -> str:
+        """What is another now; empty if nothing is."""
+        now = self.of(project, self.versions)
+        if now.round_number != self.round_number:
+            return f"the networks in force are those of round {now.round_number}"
+        changed = [name for name in self.versions if now.versions[name] != self.versions[name]]
+        return f"{changed[0]} has another label now" if changed else ""
+
+
 class Pairs:
     """Commands of the tab of this name; made by its session.
 
@@ -91,6 +114,8 @@ class Pairs:
         The latest registered pair.
     comparison
         The latest case that all labelled cases were registered to.
+    outdated
+        Why one of these two was forgotten, see :meth:`forget_outdated`; empty if it wasn't.
     """
 
     pair_changed = Signal()
@@ -104,6 +129,8 @@ class Pairs:
         self.desk = Desk("pairs")
         self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
         self.comparison: Comparison | None = None
+        self.outdated = ""
+        self._pair_basis = self._comparison_basis = Basis(None, {})
         session.project_changed.connect(self._forget)
 
     def register(self, moving: str, fixed: str) -> None:
@@ -121,10 +148,12 @@ class Pairs:
             raise ProjectError(f"{moving}: choose two different cases")
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
+            basis = Basis.of(project, (moving, fixed))
             network, device = registration_network(project, self._session.device)
             sides = read_side(project, moving), read_side(project, fixed)
             pair = register_sides(network, *sides, project.table.names, device)
             if not cancel.is_set() and self._session.project is project:
+                self.outdated, self._pair_basis = "", basis
                 self.pair, self._views = pair, {}
                 self.pair_changed.emit()
             yield pair.report
@@ -159,10 +188,11 @@ class Pairs:
             As :meth:`register`.
         """
         project = self._ready()
-        total = len(set(project.snapshot().labelled) - {case_id})
+        atlases = set(project.snapshot().labelled) - {case_id}
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            comparison = Comparison(case_id, total)
+            comparison = Comparison(case_id, len(atlases))
+            basis = Basis.of(project, {case_id, *atlases})
             for each in register_labelled(project, case_id, device=self._session.device):
                 if cancel.is_set() or self._session.project is not project:
                     return
@@ -171,6 +201,7 @@ class Pairs:
                     yield each
                 else:
                     comparison = replace(comparison, draft=each)
+                self.outdated, self._comparison_basis = "", basis
                 self.comparison = comparison
                 self.comparison_changed.emit()
 
@@ -205,6 +236,20 @@ class Pairs:
 
         self._session.inference.start(work)
 
+    def forget_outdated(self) -> None:
+        """Forget what was registered by networks, or from labels, that aren't in force any more."""
+        project, pair, comparison = self._session.project, self.pair, self.comparison
+        if project is None:
+            return
+        if pair is not None and (why := self._pair_basis.outdated(project)):
+            self.outdated = f"{why}: register {pair.moving.name} to {pair.fixed.name} anew"
+            self.pair, self._views = None, {}
+            self.pair_changed.emit()
+        if comparison is not None and (why := self._comparison_basis.outdated(project)):
+            self.outdated = f"{why}: register all labelled cases to {comparison.fixed} anew"
+            self.comparison = None
+            self.comparison_changed.emit()
+
     def following(self, moving: str, fixed: str) -> tuple[str, str]:
         """The pair after this one: the next moving case, and after the last the next fixed one."""
         ids = [case.case_id for case in self._session.open_project.cases()]
@@ -220,10 +265,12 @@ class Pairs:
         Raises
         ------
         ProjectError
-            If no pair has been registered, or its moving case has no label.
+            If no pair has been registered, or one of its labels or the networks are others now,
+            or its moving case has no label.
         UnsavedError
             See :meth:`napari_jrss.session.review.Review.open`.
         """
+        self.forget_outdated()
         pair = self._present()
         if pair.registered.label is None:
             raise ProjectError(f"{pair.moving.name} has no label that could be warped")
@@ -231,9 +278,10 @@ class Pairs:
 
     def send_draft_to_review(self) -> None:
         """The same with the label that all labelled cases vote for, see :meth:`compare`."""
+        self.forget_outdated()
         comparison = self.comparison
         if comparison is None or comparison.draft is None:
-            raise ProjectError("register all labelled cases to a case first")
+            raise ProjectError(self.outdated or "register all labelled cases to a case first")
         moving = sorted(report.moving for report in comparison.reports)
         self._draft(comparison.fixed, comparison.draft.label, moving)
 
@@ -250,10 +298,11 @@ class Pairs:
         Raises
         ------
         ProjectError
-            If no pair has been registered.
+            As :meth:`send_to_review`, but for the label.
         BusyError
             While another short job runs.
         """
+        self.forget_outdated()
         pair, table = self._present(), self._session.open_project.table
         out = folder / f"{pair.moving.name}_to_{pair.fixed.name}"
 
@@ -271,11 +320,11 @@ class Pairs:
 
     def _present(self) -> Pair:
         if self.pair is None:
-            raise ProjectError("register a pair first")
+            raise ProjectError(self.outdated or "register a pair first")
         return self.pair
 
     def _forget(self) -> None:
-        self.pair, self.comparison, self._views = None, None, {}
+        self.pair, self.comparison, self._views, self.outdated = None, None, {}, ""
         self.pair_changed.emit()
         self.comparison_changed.emit()
 

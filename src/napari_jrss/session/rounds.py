@@ -116,17 +116,33 @@ class Rounds:
 
     @property
     def resumable(self) -> bool:
-        """Whether :meth:`resume` has something to go on with, a round or what follows it."""
+        """Whether :meth:`resume` has something to go on with, a round or what follows it.
+
+        What can't be read can't be resumed.
+        """
         project = self._session.project
         if project is None or project.read_only or self._session.training.state.busy:
             return False
-        return interrupted_round(project) is not None or rounds_left(project) > 0
+        try:
+            return rounds_left(project) > 0 or interrupted_round(project) is not None
+        except ProjectError:
+            return False
 
     @property
     def unfinished_config(self) -> TrainingConfig | None:
-        """Settings of the round that runs or can be resumed, whoever started it."""
+        """Settings of what runs or can be resumed, whoever started it.
+
+        Raises
+        ------
+        ProjectError
+            They can't be read.
+        """
         project = self._session.project
-        entry = None if project is None else project.unfinished_round()
+        if project is None:
+            return None
+        entry = project.unfinished_round()
+        if entry is None and rounds_left(project) > 0:
+            entry = project.rounds()[-1]
         return None if entry is None else config_of(entry)
 
     def history(self) -> list[RoundRow]:
@@ -216,7 +232,8 @@ class Rounds:
     def cancel(self) -> None:
         """Stop, and leave the series for good: the next start begins anew.
 
-        A paused series can be left, too. The teacher in force stays.
+        A series that is paused, or was stopped between two rounds, can be left, too. The teacher
+        in force stays.
         """
         project = self._session.open_project
         project.check_writable()

@@ -374,10 +374,13 @@ def teacher_warning(project: Project) -> str:
 
 
 def leave_series(project: Project) -> None:
-    """Say of the interrupted round, if there is one, that nobody will go on with it."""
+    """Say that nobody will go on with the last series: its interrupted round, or the next ones."""
     entry = interrupted_round(project)
     if entry is not None:
         project.finish_round(entry.number, Outcome.CANCELLED, {**entry.metrics, LEFT: True})
+    elif rounds_left(project) > 0:
+        latest = project.rounds()[-1].number
+        project.add_metrics(latest, {LEFT: True}, "the rounds still to come were left")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

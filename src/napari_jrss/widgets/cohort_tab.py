@@ -168,7 +168,14 @@ class CohortTab(QWidget):
             self.ask_import(path)
 
     def open_project(self, path: Path) -> None:
-        """Open a project; read-only, and saying why, where it can't be written."""
+        """Open a project; read-only, and saying why, where it can't be written.
+
+        The one that is open for writing already stays so.
+        """
+        here = self._session.project
+        if here is not None and not here.read_only and path.resolve() == here.path.resolve():
+            self._session.notified.emit(f"{here.path}: is open already")
+            return
         with telling(self._session):
             self._require_quiet()
             try:
@@ -244,6 +251,7 @@ class CohortTab(QWidget):
         self.add.setEnabled(project is not None)
         self.filter.clear()
         self.group.setCurrentIndex(0)
+        self.table.cases.set_rows([])  # nor their thumbnails: another project's may have the ids
         if project is not None:
             remember(project.path)
         self._show_news()
@@ -276,7 +284,6 @@ class CohortTab(QWidget):
                 else f"Next: {suggestion.case_id}. {_capital(suggestion.reason)}."
             )
             missing = len(cohort.without_prediction())
-            self.predict.setEnabled(missing > 0)
             self.predict.setToolTip(
                 f"Let the teacher predict {missing} cases that it hasn't yet, such as those for "
                 "validation and test: their confidence and Dice become known"
@@ -284,6 +291,7 @@ class CohortTab(QWidget):
             writable = project is not None and not project.read_only
             for button in (self.add, self.structures):
                 button.setEnabled(writable)
+            self.predict.setEnabled(writable and missing > 0)
             self.export.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))

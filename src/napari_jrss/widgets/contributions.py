@@ -258,21 +258,21 @@ class _LabelArriving(Arriving):
 
     def __init__(self, viewer: Viewer, widget: MainWidget, layer: Image) -> None:
         super().__init__(widget)
-        self._viewer, self._layer = viewer, layer
+        self._viewer, self._layer, self._asked = viewer, layer, layer.name
         self._relay.connect(widget.session.inference.event, self._show)
 
     def _show(self, event: object) -> None:
-        if isinstance(event, VolumeSegmented) and event.name == self._layer.name:
-            metadata = dict(self._layer.metadata)
+        if isinstance(event, VolumeSegmented) and event.name == self._asked:
+            name, metadata = self._layer.name, dict(self._layer.metadata)
             self._viewer.add_labels(
                 event.label,
-                name=f"{event.name} by the teacher",
+                name=f"{name} by the teacher",
                 metadata=metadata,
                 **_look_of(event.table),
                 **_placement(self._layer),
             )
             sure = event.mean_confidence
             found = "nothing found" if sure is None else f"mean confidence {sure:.2f}"
-            show_info(f"{event.name}: {found}")
+            show_info(f"{name}: {found}")
             if event.warning:
                 show_warning(event.warning)

@@ -173,13 +173,9 @@ class RegistrationTab(QWidget):
 
     def _show_what_can_be_done(self) -> None:
         project, busy = self._session.project, self._session.inference.state.busy
-        missing = ""
-        if project is None:
-            missing = "Open a project in Cohort first."
-        elif project.teacher is None:
-            missing = "The project has no trained networks yet: train them in Rounds."
-        elif self.fixed.count() < 2:
-            missing = "Registration needs two cases."
+        missing = "The project's rounds can't be read."
+        with telling(self._session):
+            missing = self._missing()
         for button in (self.register, self.swap, self.next, self.compare):
             button.setEnabled(not busy and not missing)
         self.stop.setEnabled(busy and bool(self._asked))
@@ -189,7 +185,20 @@ class RegistrationTab(QWidget):
         self.draft.setEnabled(writable and pair is not None and pair.registered.label is not None)
         self.vote.setEnabled(writable and comparison is not None and comparison.draft is not None)
         if not self._asked:
-            self.message.setText(missing)
+            self.message.setText(missing or self._pairs.outdated)
+
+    def _missing(self) -> str:
+        """What has to be there before anything is registered."""
+        project = self._session.project
+        if project is None:
+            return "Open a project in Cohort first."
+        if project.teacher is None:
+            return "The project has no trained networks yet: train them in Rounds."
+        return "" if self.fixed.count() > 1 else "Registration needs two cases."
+
+    def _forget_outdated(self) -> None:
+        with telling(self._session):
+            self._pairs.forget_outdated()
 
     def _show_pair(self) -> None:
         pair, project = self._pairs.pair, self._session.project
@@ -276,6 +285,8 @@ class RegistrationTab(QWidget):
         self._relay.connect(self._session.project_changed, self._show_cases)
         self._relay.connect(self._session.cases_changed, self._show_cases)
         self._relay.connect(self._session.rounds_changed, self._show_what_can_be_done)
+        for signal in (self._session.cases_changed, self._session.rounds_changed):
+            self._relay.connect(signal, self._forget_outdated)
         self._relay.connect(self._session.inference.state_changed, self._show_state)
         self._relay.connect(self._pairs.pair_changed, self._show_pair)
         self._relay.connect(self._pairs.view_made, self.layers.view_made)

@@ -229,6 +229,8 @@ class RoundsTab(QWidget):
         if self._sure("Leave this series for good? Pause keeps it, to be resumed later."):
             with telling(self._session):
                 self._session.rounds.cancel()
+                if not self._session.training.state.busy:
+                    self._say(self._warning())
 
     def _promote(self) -> None:
         number = self.table.chosen
@@ -248,9 +250,7 @@ class RoundsTab(QWidget):
     # -- what there is to see
 
     def _show_project(self) -> None:
-        self._progress = Progress()
-        with telling(self._session):
-            self._progress = self._session.rounds.curves()
+        self._progress = self._curves()
         self.device.setCurrentText(self._session.device)
         self._forget_estimate()
         self._say(self._warning())
@@ -274,6 +274,10 @@ class RoundsTab(QWidget):
         self._redraw()
 
     def _show_buttons(self) -> None:
+        with telling(self._session):
+            self._show_what_can_be_done()
+
+    def _show_what_can_be_done(self) -> None:
         session = self._session
         state, project = session.training.state, session.project
         writable = project is not None and not project.read_only
@@ -281,8 +285,9 @@ class RoundsTab(QWidget):
         entry = session.rounds.interrupted if idle else None
         self.start.setEnabled(idle)
         self.pause.setEnabled(state is JobState.RUNNING)
-        self.resume.setEnabled(idle and session.rounds.resumable)
-        self.cancel.setEnabled(state is JobState.RUNNING or entry is not None)
+        resumable = idle and session.rounds.resumable
+        self.resume.setEnabled(resumable)
+        self.cancel.setEnabled(state is JobState.RUNNING or resumable)
         self.measure.setEnabled(project is not None and not state.busy)
         self.pretrain.setVisible(project is not None and project.teacher is not None)
         self.promote.setEnabled(writable and self.table.chosen is not None)
@@ -291,6 +296,8 @@ class RoundsTab(QWidget):
         elif entry is not None and not self.status.text():
             how = "failed" if entry.outcome is Outcome.FAILED else "is paused"
             self._say(f"Round {entry.number} {how}; Resume goes on with it.")
+        elif resumable and not self.status.text():
+            self._say("Rounds of this series are still to come; Resume goes on with them.")
 
     def _add(self, event: Event) -> None:
         self._progress.add(event)
@@ -300,7 +307,7 @@ class RoundsTab(QWidget):
         error = self._session.training.error
         match state:
             case JobState.RUNNING:
-                self._progress = self._session.rounds.curves()
+                self._progress = self._curves()
                 self._say("Starting…")
             case JobState.CANCELLING:
                 self._say("Stopping after this step…")
@@ -355,7 +362,16 @@ class RoundsTab(QWidget):
 
     def _warning(self) -> str:
         """What to know of the teacher in force."""
-        return " ".join(row.warning for row in self._session.rounds.history() if row.is_teacher)
+        with telling(self._session):
+            rows = self._session.rounds.history()
+            return " ".join(row.warning for row in rows if row.is_teacher)
+        return ""
+
+    def _curves(self) -> Progress:
+        """What the rounds so far have recorded."""
+        with telling(self._session):
+            return self._session.rounds.curves()
+        return Progress()
 
     def _say(self, line: str) -> None:
         self.status.setText(line)

@@ -241,6 +241,51 @@ def test_the_voted_draft_names_everyone_who_voted(session: Session) -> None:
     assert session.review.case.editor.origin.draft == expected
 
 
+def correct(session: Session, case_id: str, index: int = 1) -> None:
+    """A person corrects the label of a case and accepts it."""
+    session.review.open(case_id)
+    assert session.review.wait(20)
+    session.inference.wait(60)
+    label = np.full(session.open_project.grid.shape, index, np.uint8)
+    session.review.on_table.editor.replace("all", label)
+    session.review.accept()
+    assert session.review.wait(20)
+
+
+def test_what_was_warped_from_another_label_is_no_draft(session: Session, tmp_path: Path) -> None:
+    moving, other = two_labelled(session)
+    fixed = session.open_project.snapshot().unlabelled[0]
+    pairs = session.pairs
+    run(session, lambda: pairs.register(other, fixed))
+    run(session, lambda: pairs.compare(fixed))
+    correct(session, moving)
+    pairs.forget_outdated()
+    assert pairs.pair is not None
+    with pytest.raises(ProjectError, match=f"{moving} has another label .* all labelled cases"):
+        pairs.send_draft_to_review()
+    assert pairs.comparison is None
+
+    run(session, lambda: pairs.register(moving, fixed))
+    correct(session, moving, 2)
+    for command in (pairs.send_to_review, lambda: pairs.export(tmp_path)):
+        with pytest.raises(ProjectError, match=f"{moving} has another label now: register .* anew"):
+            command()
+    assert pairs.pair is None
+    run(session, lambda: pairs.register(moving, fixed))
+    pairs.send_to_review()
+    assert session.review.wait(20)
+    assert (session.review.on_table.editor.label == 2).any()
+
+
+def test_what_the_networks_of_another_round_warped_is_no_draft(session: Session) -> None:
+    moving, fixed = two_labelled(session)
+    run(session, lambda: session.pairs.register(moving, fixed))
+    number = add_translating_round(session.open_project, (1, 0, 0))
+    with pytest.raises(ProjectError, match=f"are those of round {number}: register {moving} to"):
+        session.pairs.send_to_review()
+    assert session.pairs.pair is None
+
+
 def test_a_person_who_stays_with_a_case_gets_no_draft_for_another(session: Session) -> None:
     first, second = session.open_project.snapshot().unlabelled
     review = session.review

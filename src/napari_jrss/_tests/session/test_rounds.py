@@ -161,6 +161,21 @@ def test_a_paused_series_can_be_left_and_started_anew(session: Session) -> None:
     assert outcomes(session)[-1] == (2, "finished", True)
 
 
+def test_a_series_cancelled_between_two_rounds_is_left_for_good(session: Session) -> None:
+    session.rounds.own_process = True
+    session.training.event.connect(
+        lambda event: session.rounds.cancel() if isinstance(event, RoundFinished) else None
+    )
+    run(session, tiny_config(), 2)
+    assert session.training.state is JobState.CANCELLED
+    assert outcomes(session) == [(0, "finished", True)]
+    assert not session.rounds.resumable
+    assert session.open_project.history()[-1].detail == "the rounds still to come were left"
+    assert session.rounds.history()[0].segmentation_dice is not None
+    with pytest.raises(InterruptedSeriesError, match="no interrupted round to resume"):
+        session.rounds.resume()
+
+
 def test_a_round_that_fails_says_why_and_leaves_the_teacher(session: Session) -> None:
     run(session, tiny_config(), 0)
     run(session, tiny_config(screening={"tau": 1.0}), 1)

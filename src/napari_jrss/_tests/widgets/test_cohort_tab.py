@@ -17,6 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
 
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
+from napari_jrss.data.predictions import PREDICTIONS, prediction_path
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.case_table import CASE, CONFIDENCE, DICE, LABEL
@@ -177,6 +178,35 @@ def test_every_case_has_its_thumbnail(
     assert all(icon is not None and not icon.isNull() for icon in icons)
 
 
+def test_another_project_with_cases_of_the_same_names_shows_its_own_thumbnails(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(taught, tmp_path / "other.jrss"))
+    with Project.open(other) as project:
+        ids = [case.case_id for case in project.cases()]
+        # each case has the scan of the next one
+        paths = [project.case_path(case_id) for case_id in ids]
+    for path in paths:
+        path.rename(path.with_suffix(".moved"))
+    for path, source in zip(paths, [*paths[1:], paths[0]], strict=True):
+        source.with_suffix(".moved").rename(path)
+
+    def pictures() -> list[Any]:
+        proxy = tab.table.shown
+        icons = [proxy.index(row, CASE).data(Qt.ItemDataRole.DecorationRole) for row in range(10)]
+        return [icon.pixmap(64).toImage() for icon in icons]
+
+    dock.cohort.open_project(taught)
+    settled(tab, qtbot)
+    first = pictures()
+    dock.cohort.open_project(other)
+    settled(tab, qtbot)
+    assert pictures() == [*first[1:], first[0]]
+    dock.cohort.open_project(taught)
+    settled(tab, qtbot)
+    assert pictures() == first
+
+
 def test_thumbnails_show_anterior_up_and_the_left_on_the_right(
     dock: MainWidget, tab: CohortTab, qtbot: QtBot, tmp_path: Path
 ) -> None:
@@ -294,7 +324,10 @@ def test_labels_are_exported_to_a_folder_that_is_chosen(
 def test_a_project_that_another_holds_opens_read_only(
     dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
 ) -> None:
-    with Project.open(taught):
+    with Project.open(taught) as project:
+        assert project.teacher is not None
+        case_id = project.cases()[0].case_id
+        shutil.rmtree(prediction_path(project.teacher.folder / PREDICTIONS, case_id))
         drop(dock, taught)
         settled(tab, qtbot)
         assert dock.session.open_project.read_only
@@ -302,6 +335,31 @@ def test_a_project_that_another_holds_opens_read_only(
         assert "held by this program" in dock._message.text()
         assert not tab.split.isEnabled()
         assert not tab.structures.isEnabled()
+        assert dock.session.cohort.without_prediction() == [case_id]
+        assert not tab.predict.isEnabled()
+    drop(dock, taught)
+    settled(tab, qtbot)
+    assert tab.predict.isEnabled()
+
+
+def test_the_project_that_is_open_already_stays_writable(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
+) -> None:
+    drop(dock, taught)
+    settled(tab, qtbot)
+    project = dock.session.open_project
+    (tmp_path / "link.jrss").symlink_to(taught)
+    drop(dock, taught)
+    drop(dock, tmp_path / "link.jrss")
+    with answering(choose_folder(taught)):
+        click(tab.open)
+    tab._fill_recent()
+    tab.recent.menu().actions()[0].trigger()
+    settled(tab, qtbot)
+    assert dock.session.project is project
+    assert not project.read_only
+    assert tab.structures.isEnabled()
+    assert "is open already" in dock._message.text()
 
 
 def test_a_folder_that_is_no_project_leaves_the_open_one(

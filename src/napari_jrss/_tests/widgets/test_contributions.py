@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import napari
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from napari.layers import Image, Labels
 from napari.settings import get_plugin_settings
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from npe2 import PluginManifest
+from pytestqt.qtbot import QtBot
 
-from napari_jrss._tests.session.phantoms import make_project
+from napari_jrss._tests.session.phantoms import give_networks, make_project
+from napari_jrss.project.project import Project
 from napari_jrss.sample_data import STRUCTURES
 from napari_jrss.widgets import contributions
 from napari_jrss.widgets.contributions import SaveError, get_reader
@@ -152,6 +155,23 @@ def test_segmenting_without_a_project_says_so(
     viewer.layers.selection.active = viewer.layers[0]
     contributions.segment_selected(viewer)
     assert shown == ["select the layer of one scan first", "no project is open"]
+
+
+def test_a_scan_renamed_while_it_is_segmented_gets_its_label(
+    dock: MainWidget, qtbot: QtBot, taught: Path
+) -> None:
+    with Project.open(taught) as project:
+        give_networks(project)
+    dock.session.device = "cpu"
+    dock.session.open(taught)
+    viewer = napari.current_viewer()
+    scan, _ = viewer.open_sample(PLUGIN, "synthetic_brain")
+    viewer.layers.selection.active = scan
+    contributions.segment_selected(viewer)
+    scan.name = "my brain"
+    qtbot.waitUntil(lambda: "my brain by the teacher" in viewer.layers, timeout=60_000)
+    assert viewer.layers["my brain by the teacher"].data.shape == scan.data.shape
+    dock.session.close()
 
 
 def test_preferences_reach_the_session(dock: MainWidget) -> None:

@@ -387,6 +387,28 @@ def test_a_pair_that_is_ready_while_a_case_is_reviewed_stays_in_the_background(
     assert person.shown() == person.ticked() != set()
 
 
+def test_a_corrected_label_takes_its_pair_away_and_says_so(person: Person) -> None:
+    session, tab = person.session, person.tab
+    session.author = "Ada"
+    moving, fixed = session.open_project.snapshot().labelled[:2]
+    person.click(tab.register)
+    assert tab.draft.isEnabled()
+    session.review.open(moving)
+    person.wait(lambda: session.review.case is not None and not session.review.desk.busy)
+    session.review.on_table.editor.replace("all", np.ones((16, 24, 16), np.uint8))
+    session.review.accept()
+    person.wait(lambda: not tab.draft.isEnabled())
+    said = f"{moving} has another label now: register {moving} to {fixed} anew"
+    person.wait(lambda: tab.message.text() == said)
+    assert not person.shown()
+    assert not tab.export.isEnabled()
+    person.dock.tabs.setCurrentWidget(tab)
+    person.choose(moving, fixed)
+    person.click(tab.register)
+    assert tab.draft.isEnabled()
+    assert "finished" in tab.message.text()
+
+
 def test_an_error_of_the_job_is_one_line(person: Person) -> None:
     entry = person.session.open_project.teacher
     assert entry is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
 from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.config import JointConfig, TrainingConfig, preset
-from napari_jrss.engine.events import StepEnd
+from napari_jrss.engine.events import RoundFinished, StepEnd
 from napari_jrss.session.estimate import Measured, StepCost, steps_of
 from napari_jrss.session.progress import Curve
 from napari_jrss.session.runner import JobState
 from napari_jrss.session.settings import SettingsError
+from napari_jrss.session.training import train
 from napari_jrss.widgets.curves import COLOURS, Line, Plot
 from napari_jrss.widgets.forms import Form, NumberBox
 from napari_jrss.widgets.main_widget import MainWidget
@@ -192,6 +194,23 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     assert "Not learned yet" in tab.table.item(0, 5).toolTip()
 
 
+def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: QtBot) -> None:
+    session = tab._session
+    events = train(session.open_project, tiny_config(), 2, threading.Event(), device="cpu")
+    while not isinstance(next(events), RoundFinished):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    session.rounds_changed.emit()
+    wait_for(qtbot, tab, "still to come; Resume goes on")
+    assert enabled(tab) == {"Start", "Resume", "Cancel"}
+    with answering(press("Yes")) as asked:
+        click(qtbot, tab.cancel)
+    assert "Leave this series for good?" in asked[0]
+    qtbot.waitUntil(lambda: enabled(tab) == {"Start"})
+    assert tab.table.item(0, 2).text() == "finished"
+    assert "still to come" not in tab.status.text()
+
+
 def test_pre_training_again_is_offered_once_there_is_a_teacher_and_asked_for_once(
     tab: RoundsTab, qtbot: QtBot
 ) -> None:
@@ -259,6 +278,37 @@ def test_a_project_open_read_only_can_only_be_looked_at(tab: RoundsTab, qtbot: Q
     tab._session.open(path, read_only=True)
     wait_for(qtbot, tab, "read-only")
     assert enabled(tab) == set()
+
+
+def test_a_round_that_can_not_be_read_is_told_in_a_line(
+    dock: MainWidget, qtbot: QtBot, taught: Path
+) -> None:
+    session, tab = dock.session, dock.rounds
+    (taught / "rounds" / "0000" / "config.json").unlink()
+    session.open(taught)
+    qtbot.waitUntil(lambda: "unreadable description of a round" in dock._message.text())
+    assert not session.rounds.resumable
+    assert enabled(tab) == {"Start"}
+    shutil.rmtree(taught)
+    session.notified.emit("")
+    session.rounds_changed.emit()
+    qtbot.waitUntil(lambda: "unreadable description of a round" in dock._message.text())
+    assert enabled(tab) == {"Start"}
+
+
+def test_a_history_that_can_not_be_read_is_told_in_a_line(
+    dock: MainWidget, qtbot: QtBot, taught: Path
+) -> None:
+    session, said = dock.session, list[str]()
+    rounds = taught / "rounds"
+    rounds.rename(taught / "moved")
+    rounds.symlink_to(taught / "moved")
+    session.notified.connect(said.append)
+    session.open(taught)
+    qtbot.waitUntil(lambda: "a link, which" in dock._message.text())
+    session.training.start(lambda cancel: iter(()))
+    qtbot.waitUntil(lambda: dock.rounds.status.text() == "Finished.")
+    assert {line for line in said if line} == {f"{rounds}: a link, which a project doesn't follow"}
 
 
 def test_the_estimate_is_shown_before_the_start(
