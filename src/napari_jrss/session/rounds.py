@@ -203,12 +203,14 @@ class Rounds:
             No project is open, or it is read-only.
         """
         project = self._session.open_project
-        entry = self.interrupted
-        if entry is not None and not anew:
-            raise InterruptedSeriesError(
-                f"round {entry.number} was interrupted ({entry.outcome}): resume it, or leave it "
-                "and start anew"
+        if self.resumable and not anew:
+            entry = self.interrupted
+            what = (
+                "the series has rounds still to come"
+                if entry is None
+                else f"round {entry.number} was interrupted ({entry.outcome})"
             )
+            raise InterruptedSeriesError(f"{what}: resume it, or leave it and start anew")
         check_series(project, config, rounds, resume=False, pretrain=pretrain)
         self._begin(config, rounds, resume=False, pretrain=pretrain)
 

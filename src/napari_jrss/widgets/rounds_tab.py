@@ -208,15 +208,20 @@ class RoundsTab(QWidget):
     def _start(self) -> None:
         with telling(self._session):
             rounds, entry = self._session.rounds, self._session.rounds.interrupted
-            if entry is not None and not self._sure(
-                f"Round {entry.number} isn't finished and can be resumed. Leave it for good and "
-                "start anew?"
+            unfinished = (
+                "This series has rounds still to come"
+                if entry is None
+                else f"Round {entry.number} isn't finished"
+            )
+            anew = rounds.resumable
+            if anew and not self._sure(
+                f"{unfinished} and can be resumed. Leave it for good and start anew?"
             ):
                 return
             rounds.start(
                 self.config(),
                 self.rounds.value(),
-                anew=entry is not None,
+                anew=anew,
                 pretrain=self.pretrain.isChecked(),
             )
             self.pretrain.setChecked(False)

@@ -186,8 +186,9 @@ def test_a_round_that_fails_says_why_and_leaves_the_teacher(session: Session) ->
     run(
         session,
         tiny_config(segmentation_network={"name": f"{__name__}:cannot_allocate"}),
-        1,
+        0,
         anew=True,
+        pretrain=True,
     )
     assert isinstance(session.training.error, OutOfMemoryError)
     assert "lower the batch sizes (now 2 and 2)" in str(session.training.error)

@@ -203,6 +203,10 @@ def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: 
     session.rounds_changed.emit()
     wait_for(qtbot, tab, "still to come; Resume goes on")
     assert enabled(tab) == {"Start", "Resume", "Cancel"}
+    with answering(press("No")) as asked:
+        click(qtbot, tab.start)
+    assert "This series has rounds still to come" in asked[0]
+    assert session.training.state is JobState.IDLE
     with answering(press("Yes")) as asked:
         click(qtbot, tab.cancel)
     assert "Leave this series for good?" in asked[0]
