@@ -15,7 +15,7 @@ from napari_jrss.data.batches import Image
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult, ingest
 from napari_jrss.data.layouts import FoundCase
-from napari_jrss.data.store import DICOM_SOURCE, CaseAttributes
+from napari_jrss.data.store import CaseAttributes
 from napari_jrss.data.volume import Triple, spacing_mm
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
@@ -74,8 +74,8 @@ class ProjectCases(ProjectFolder):
         """Preprocess scans in worker processes and make each a case as it gets ready.
 
         The first scans added settle the training grid. A scan that fails is recorded with the
-        reason, see :meth:`failed_imports`, and the others go on; scans may be added again. A
-        DICOM series has another pseudonym each time, so it is known by its voxels.
+        reason, see :meth:`failed_imports`, and the others go on; scans may be added again. The
+        same scan under another name, or pseudonym, is left out: it could train and be tested on.
 
         Parameters
         ----------
@@ -123,9 +123,8 @@ class ProjectCases(ProjectFolder):
             if chosen.reference is not None:  # as seen from the project, which may be moved
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
-        dicom = {scan.case_id for scan in fresh if not isinstance(scan.image, Path)}
-        about = [self.attributes(case.case_id) for case in self.cases()] if dicom else []
-        series = {one.checksum: one.case_id for one in about if one.source == DICOM_SOURCE}
+        about = [self.attributes(case.case_id) for case in self.cases()]
+        scans = {one.checksum: one.case_id for one in about}
         for result in ingest(
             fresh,
             self.preprocessing,
@@ -135,9 +134,9 @@ class ProjectCases(ProjectFolder):
             grid=self.grid,
             version=FIRST_VERSION,
         ):
-            if result.ok and result.case_id in dicom:
+            if result.ok:
                 path = self.case_path(result.case_id)
-                twin = series.setdefault(store.read_attributes(path).checksum, result.case_id)
+                twin = scans.setdefault(store.read_attributes(path).checksum, result.case_id)
                 if twin != result.case_id:
                     self._clear(path)
                     result = IngestResult(result.case_id, False, f"the same scan as {twin}")

@@ -508,3 +508,16 @@ def test_scans_of_other_sizes_brought_to_one_grid_keep_their_own_millimetres(
         assert project.spacing_of("b") == (2, 2, 2)
         assert project.voxel_ml("a") == pytest.approx(0.001)
         assert project.voxel_ml("b") == pytest.approx(0.008)
+
+
+def test_a_scan_under_another_name_is_no_other_case(project: Project, tmp_path: Path) -> None:
+    write_scan(tmp_path, "one", "LPS", seed=77)
+    image, label = (tmp_path / part / "one.nii.gz" for part in ("images", "labels"))
+    assert [r.ok for r in project.add_cases([FoundCase("one", image, label)], workers=1)] == [True]
+    again = image.with_name("two.nii.gz")
+    shutil.copy(image, again)
+    [result] = project.add_cases([FoundCase("two", again)], workers=1)
+    assert (result.ok, result.reason) == (False, "the same scan as one")
+    assert "two" not in {case.case_id for case in project.cases()}
+    assert not project.case_path("two").exists()
+    assert [f.reason for f in project.failed_imports()] == ["the same scan as one"]
