@@ -107,3 +107,11 @@ def sync_tree(path: Path) -> None:
         for name in files:
             sync_file(Path(folder) / name)
         sync_folder(Path(folder))
+
+
+def end_with_whole_line(path: Path) -> None:
+    """Cut off what a killed process had half written at the end of a file of lines."""
+    ours = path.is_file() and not path.is_symlink()
+    content = path.read_bytes() if ours else b""
+    if content and not content.endswith(b"\n"):
+        write_bytes(path, content[: content.rfind(b"\n") + 1])

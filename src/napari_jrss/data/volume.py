@@ -199,6 +199,11 @@ class Volume:
         return replace(self, array=copy(self.array, matrix, (z, y, x)), affine=affine, header=None)
 
 
+def voxel_ml(affine: Matrix) -> float:
+    """Volume of a voxel in millilitres, of a grid with this affine to mm."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 def spacing_mm(affine: Matrix) -> Triple:
     """Voxel size (z, y, x) in mm of a grid with this affine."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.data.atomic import sweep, write_bytes, write_text
+from napari_jrss.data.atomic import end_with_whole_line, sweep, write_text
 from napari_jrss.data.batches import CohortSnapshot
 from napari_jrss.data.predictions import (
     PREDICTIONS,
@@ -388,8 +388,4 @@ def _sweep(folder: Path) -> None:
     """Remove what a killed run was still writing: hidden names, and half a line of metrics."""
     sweep(folder)
     sweep(folder / PREDICTIONS)
-    metrics = folder / METRICS
-    ours = metrics.is_file() and not metrics.is_symlink()
-    content = metrics.read_bytes() if ours else b""
-    if content and not content.endswith(b"\n"):
-        write_bytes(metrics, content[: content.rfind(b"\n") + 1])
+    end_with_whole_line(folder / METRICS)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from napari_jrss.data.atomic import write_bytes, write_text
+from napari_jrss.data.atomic import end_with_whole_line, write_bytes, write_text
 
 if TYPE_CHECKING:
     from napari_jrss.engine.events import Event
@@ -55,8 +55,10 @@ class EventLog:
 
     def __init__(self, folder: Path) -> None:
         path = folder / EVENTS
-        lines = [] if (folder / RUN).exists() else _whole_lines(path)
-        write_text(path, "".join(lines))
+        if (folder / RUN).exists():
+            path.unlink(missing_ok=True)
+        end_with_whole_line(path)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._before = float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
         self._started = time.perf_counter()
         self._file = path.open("a", encoding="utf-8")
@@ -78,12 +80,6 @@ class EventLog:
             line = {**event.model_dump(mode="json"), "seconds": round(self.seconds, 1)}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Without the last one where the process was killed while it wrote."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
 
 
 def begun_with(folder: Path) -> dict[str, Any] | None:

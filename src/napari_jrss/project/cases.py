@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from napari_jrss.data import store
 from napari_jrss.data.batches import Image
 from napari_jrss.data.grid import training_grid
 from napari_jrss.data.ingest import IngestResult, ingest
 from napari_jrss.data.layouts import FoundCase
 from napari_jrss.data.store import CaseAttributes
-from napari_jrss.data.volume import Triple, spacing_mm
+from napari_jrss.data.volume import Triple, spacing_mm, voxel_ml
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
@@ -52,8 +50,7 @@ class ProjectCases(ProjectFolder):
 
     def voxel_ml(self, case_id: str) -> float:
         """Millilitres of a voxel of the training grid, as the scan itself measures them."""
-        affine = self.attributes(case_id).chain.grid_affine
-        return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        return voxel_ml(self.attributes(case_id).chain.grid_affine)
 
     def spacing_of(self, case_id: str) -> Triple:
         """Voxel size (z, y, x) in mm: of the common frame, else of this scan by itself."""

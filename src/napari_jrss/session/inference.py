@@ -27,6 +27,7 @@ from napari_jrss.data.volume import (
     dicom_series_of,
     nifti_bytes,
     read_volume,
+    voxel_ml,
     write_nifti,
 )
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
@@ -505,11 +506,11 @@ def _summary(
 ) -> SegmentedScan:
     on_scan = chain.label_to_source(prediction.label)
     counts = np.bincount(on_scan.ravel(), minlength=len(project.table.names))[1:]
-    voxel_ml = abs(float(np.linalg.det(np.array(chain.source_affine)[:3, :3]))) / 1000
+    each_ml = voxel_ml(np.array(chain.source_affine))
     return SegmentedScan(
         scan=scan,
         label=path,
-        volumes_ml=tuple(float(count) * voxel_ml for count in counts),
+        volumes_ml=tuple(float(count) * each_ml for count in counts),
         mean_confidence=mean_confidence(prediction, chain),
         seconds=seconds,
     )

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from qtpy.QtWidgets import QComboBox, QInputDialog, QLineEdit, QMessageBox, QWidget
 
 from napari_jrss.session.open_case import OpenCase
 from napari_jrss.session.review import Leave
 
+T = TypeVar("T")
+
 
 def ask_leave(parent: QWidget, case: OpenCase) -> Leave | None:
     """What to do with the corrections of a case that is left; None to stay."""
-    box = QMessageBox(parent)
-    box.setIcon(QMessageBox.Icon.Question)
-    box.setWindowTitle("Unsaved corrections")
-    box.setText(f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels.")
-    box.setInformativeText(
+    choices = {
+        "Accept case": (QMessageBox.ButtonRole.AcceptRole, Leave.ACCEPT),
+        "Keep for later": (QMessageBox.ButtonRole.ActionRole, Leave.KEEP),
+        "Give up": (QMessageBox.ButtonRole.DestructiveRole, Leave.DISCARD),
+    }
+    question = (
         "Accept them as a new label version, keep them for later (they come back when the case "
         "is opened), or give them up?"
     )
-    role = QMessageBox.ButtonRole
-    buttons = {
-        box.addButton("Accept case", role.AcceptRole): Leave.ACCEPT,
-        box.addButton("Keep for later", role.ActionRole): Leave.KEEP,
-        box.addButton("Give up", role.DestructiveRole): Leave.DISCARD,
-    }
-    stay = box.addButton("Stay here", role.RejectRole)
-    box.setDefaultButton(stay)
-    box.setEscapeButton(stay)
-    box.exec()
-    return buttons.get(box.clickedButton())
+    return _ask_of_corrections(parent, case, "Unsaved corrections", question, choices)
 
 
 def ask_replace(parent: QWidget, case: OpenCase) -> bool:
     """Whether another draft may take the place of corrections."""
-    box = QMessageBox(parent)
-    box.setIcon(QMessageBox.Icon.Question)
-    box.setWindowTitle("Start from another draft")
-    box.setText(f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels.")
-    box.setInformativeText(
+    choices = {"Replace them": (QMessageBox.ButtonRole.DestructiveRole, True)}
+    question = (
         "The draft takes their place. Undo brings them back, but only until the case is left."
     )
-    replace = box.addButton("Replace them", QMessageBox.ButtonRole.DestructiveRole)
+    return _ask_of_corrections(parent, case, "Start from another draft", question, choices) is True
+
+
+def _ask_of_corrections(
+    parent: QWidget,
+    case: OpenCase,
+    title: str,
+    question: str,
+    choices: dict[str, tuple[QMessageBox.ButtonRole, T]],
+) -> T | None:
+    """The meaning of the button that was clicked; None for "Stay here"."""
+    box = QMessageBox(parent)
+    box.setIcon(QMessageBox.Icon.Question)
+    box.setWindowTitle(title)
+    box.setText(f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels.")
+    box.setInformativeText(question)
+    meanings = {box.addButton(text, role): meaning for text, (role, meaning) in choices.items()}
     stay = box.addButton("Stay here", QMessageBox.ButtonRole.RejectRole)
     box.setDefaultButton(stay)
     box.setEscapeButton(stay)
     box.exec()
-    return box.clickedButton() is replace
+    return meanings.get(box.clickedButton())
 
 
 def ask_name(parent: QWidget) -> str:
