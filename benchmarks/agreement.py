@@ -43,6 +43,7 @@ from napari_jrss.engine.steps import PairBatch
 from napari_jrss.experiments.methods import deep_atlas, pdd_net, syn
 from napari_jrss.experiments.pdd_network import PddNet, control_shape, displacements
 from napari_jrss.losses import (
+    class_weights,
     diffusion_regulariser,
     local_normalized_cross_correlation,
     one_hot,
@@ -291,7 +292,7 @@ def compare_pdd_net(checkout: Path) -> Iterator[Row]:
     flat = probabilities.view_as(script["cost_soft"])
     yield row("PDD-Net", f"{what}: probabilities", name, flat, script["cost_soft"])
     yield row("PDD-Net", f"{what}: field", name, field, script["pred_xyz"])
-    weight = pdd_net.class_weights(labels.flatten().bincount())
+    weight = class_weights(labels.flatten().bincount(), pdd_net.BACKGROUND)
     loss = pdd_net.expected_label_loss(probabilities, labels[:1], labels[1:], weight)
     yield row("PDD-Net", "label loss", name, loss, found["labelloss"])
     smoothness = pdd_net.SMOOTHNESS * pdd_net.AXES * diffusion_regulariser(field.movedim(-1, 1))

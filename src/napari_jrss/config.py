@@ -237,6 +237,12 @@ class JointConfig(_Settings):
         title="Weight of pseudo-labelled voxels",
         description="exp(-KL) of teacher and student, or none (Eq. 4 to the letter).",
     )
+    class_weighting: Literal["none", "inverse_sqrt"] = Field(
+        "none",
+        title="Weight of classes",
+        description="Of the student's cross-entropy: none (Eq. 4 to the letter), or one over the "
+        "square root of the number of voxels, as in OBELISK's reference training.",
+    )
     registration_warp: bool = Field(
         True,
         title="Registration-warped input",

@@ -49,7 +49,11 @@ _SMOOTH = 1e-5
 
 
 def screened_cross_entropy(
-    logits: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
     """Weighted cross-entropy over the accepted voxels of each image, Eq. 4 of the paper.
 
@@ -62,8 +66,10 @@ def screened_cross_entropy(
     mask
         Accepted voxels (B, z, y, x), bool; all by default.
     weight
-        Factor per voxel (B, z, y, x), such as exp(-KL); 1 by default. The sum is divided by the
-        number of accepted voxels, not by the sum of the weights: doubt lowers the loss.
+        Factor per voxel (B, z, y, x), such as exp(-KL); 1 by default. The sum is not divided by
+        the sum of these weights: doubt lowers the loss.
+    class_weight
+        Factor per class (C,), by which the mean over voxels is weighted; 1 by default.
 
     Returns
     -------
@@ -72,14 +78,44 @@ def screened_cross_entropy(
     """
     if mask is not None:
         target = target.masked_fill(~mask, _IGNORED)
-    loss = F.cross_entropy(logits.float(), target, ignore_index=_IGNORED, reduction="none")
+    accepted = target != _IGNORED
+    loss = F.cross_entropy(
+        logits.float(), target, class_weight, ignore_index=_IGNORED, reduction="none"
+    )
     if weight is not None:
         loss = loss * weight
-    accepted = (target != _IGNORED).flatten(1).sum(1)
-    return loss.flatten(1).sum(1) / accepted.clamp(min=1)
+    if class_weight is None:
+        share = accepted.float()
+    else:
+        share = class_weight[target.clamp(min=0)] * accepted
+    return loss.flatten(1).sum(1) / share.flatten(1).sum(1).clamp(min=_SMOOTH)
 
 
 _IGNORED = -100
+
+
+def class_weights(counts: Tensor, background: float = 0.5) -> Tensor:
+    """Weight of each class by its rarity, as in the reference training of OBELISK and PDD-Net.
+
+    One over the square root of the number of voxels, over the mean of these; 0 for a class
+    without voxels.
+
+    Parameters
+    ----------
+    counts
+        Voxels of each class (C,), background first.
+    background
+        Its weight, whatever its number of voxels: 0.5 for OBELISK, 0.15 for PDD-Net.
+
+    Returns
+    -------
+    Tensor
+        (C,), float32.
+    """
+    weight = counts.clamp(min=1).float().rsqrt() * (counts > 0)
+    weight = weight / weight.mean()
+    weight[0] = background
+    return weight
 
 
 def symmetric_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from napari_jrss.losses import (
+    class_weights,
     diffusion_regulariser,
     local_normalized_cross_correlation,
     mean_squared_error,
@@ -76,6 +78,26 @@ def test_cross_entropy_is_the_mean_over_accepted_voxels() -> None:
         wanted = (nll * weight)[image][chosen].mean()
         got = screened_cross_entropy(logits, target, mask, weight)[image]
         torch.testing.assert_close(got, wanted)
+
+
+def test_class_weights_are_the_originals() -> None:
+    counts = torch.tensor([900, 100, 25, 0])
+    rarity = torch.tensor([1 / 10, 1 / 5, 0])
+    wanted = rarity / ((1 / 30 + rarity.sum()) / 4)
+    for background in (0.5, 0.15):
+        weight = class_weights(counts, background)
+        torch.testing.assert_close(weight, torch.cat([torch.tensor([background]), wanted]))
+
+
+def test_cross_entropy_with_class_weights_is_torchs() -> None:
+    logits = torch.randn(2, 3, 4, 5, 6)
+    target = torch.randint(0, 3, (2, 4, 5, 6))
+    mask = torch.rand(2, 4, 5, 6) > 0.5
+    class_weight = torch.tensor([0.5, 2.0, 0.25])
+    got = screened_cross_entropy(logits, target, mask, class_weight=class_weight)
+    for image in range(2):
+        chosen = logits[image].movedim(0, -1)[mask[image]], target[image][mask[image]]
+        torch.testing.assert_close(got[image], F.cross_entropy(*chosen, class_weight))
 
 
 def test_rejected_voxels_may_hold_any_target_and_give_no_gradient() -> None:

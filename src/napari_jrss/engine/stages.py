@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import islice, permutations
 
 import numpy as np
@@ -31,6 +32,7 @@ from napari_jrss.engine.steps import (
     student_step,
     update_teacher,
 )
+from napari_jrss.losses import class_weights
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.spatial import warp
 
@@ -69,6 +71,20 @@ class TrainingTensors:
             for case in cases
         ]
         return self._stack(arrays)
+
+    def class_weights(self, background: float = 0.5) -> Tensor:
+        """(C,), by the rarity of each class in the manual labels."""
+        weights = class_weights(self._voxels, background)
+        return weights.to(self.device)
+
+    @cached_property
+    def _voxels(self) -> Tensor:
+        """(C,), of each class in the manual labels."""
+        counts = torch.zeros(self.snapshot.classes, dtype=torch.int64)
+        for case in self.snapshot.labelled:
+            label = torch.from_numpy(self.snapshot.arrays.label(case)).flatten()
+            counts += torch.bincount(label, minlength=self.snapshot.classes)
+        return counts
 
     def _label(self, case: str) -> np.ndarray:
         if case in self.manual:
@@ -265,7 +281,10 @@ class StudentStage:
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         self.student.train()
-        return student_step(self.student, self._batch(rng), self.config.joint)
+        settings = self.config.joint
+        weighted = settings.class_weighting != "none"
+        class_weight = self.tensors.class_weights() if weighted else None
+        return student_step(self.student, self._batch(rng), settings, class_weight)
 
     @torch.no_grad()
     def _batch(self, rng: np.random.Generator) -> StudentBatch:

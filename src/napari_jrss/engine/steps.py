@@ -127,8 +127,16 @@ class StudentBatch:
     warped_usable: Tensor
 
 
-def student_step(network: nn.Module, batch: StudentBatch, config: JointConfig) -> Losses:
-    """Student's loss: cross-entropy, uncertainty, registration Dice (Eq. 4 to 6)."""
+def student_step(
+    network: nn.Module,
+    batch: StudentBatch,
+    config: JointConfig,
+    class_weight: Tensor | None = None,
+) -> Losses:
+    """Student's loss: cross-entropy, uncertainty, registration Dice (Eq. 4 to 6).
+
+    `class_weight` (C,) weights the classes of the cross-entropy.
+    """
     logits = network(batch.images).float()
     manual = batch.manual
     kl = symmetric_kl(batch.teacher_logits[~manual], logits[~manual])
@@ -136,7 +144,7 @@ def student_step(network: nn.Module, batch: StudentBatch, config: JointConfig) -
     if config.uncertainty_weighting == "exp_kl":
         weight[~manual] = torch.exp(-kl.detach())
     cross_entropy = screened_cross_entropy(
-        logits, batch.labels, mask=batch.labels != IGNORED, weight=weight
+        logits, batch.labels, batch.labels != IGNORED, weight, class_weight
     )
     on_manual, on_pseudo = cross_entropy[manual].mean(), cross_entropy[~manual].mean()
     uncertainty = kl.mean()

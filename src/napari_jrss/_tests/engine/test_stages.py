@@ -34,6 +34,7 @@ from napari_jrss.engine.stages import (
     registration_validation,
     segmentation_validation,
 )
+from napari_jrss.losses import class_weights, screened_cross_entropy
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
 CPU = torch.device("cpu")
@@ -132,6 +133,26 @@ def test_a_student_sees_labelled_and_unlabelled_cases_in_every_step() -> None:
         # Half a pseudo-label was screened out, and stays so wherever it is moved.
         assert (batch.labels[~batch.manual] == IGNORED).any()
         assert batch.labels[batch.labels != IGNORED].max() < C
+
+
+def test_classes_weigh_by_their_rarity_in_the_manual_labels() -> None:
+    labels = torch.from_numpy(np.stack([phantom(case)[1] for case in LABELLED])).flatten()
+    weights = tensors().class_weights()
+    torch.testing.assert_close(weights, class_weights(labels.bincount(minlength=C)))
+
+    stage = student_stage(tiny_config(joint={"class_weighting": "inverse_sqrt", "dropout": 0}))
+    batch = stage._batch(np.random.default_rng(0))
+    with torch.no_grad():
+        logits = stage.student.train()(batch.images)
+    manual = batch.manual
+    expected = screened_cross_entropy(
+        logits[manual],
+        batch.labels[manual],
+        batch.labels[manual] != IGNORED,
+        class_weight=weights,
+    )
+    losses = stage.losses(0, np.random.default_rng(0))
+    assert losses["ce_manual"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_nothing_but_the_student_learns_and_the_teacher_follows_in_evaluation_mode() -> None:

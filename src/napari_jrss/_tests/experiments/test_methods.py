@@ -24,7 +24,7 @@ from napari_jrss.config import NetworkConfig, TrainingConfig, preset
 from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
 from napari_jrss.engine.predict import displacement_field, warp_array
 from napari_jrss.experiments.methods import METHODS, deep_atlas
-from napari_jrss.experiments.methods.pdd_net import class_weights, expected_label_loss
+from napari_jrss.experiments.methods.pdd_net import expected_label_loss
 from napari_jrss.experiments.pdd_network import (
     RANGE,
     WIDTH,
@@ -246,13 +246,6 @@ def test_pdd_nets_label_loss_is_zero_where_the_sure_displacement_is_right() -> N
     # each of both classes is off by one at every point
     wrong = expected_label_loss(probabilities, label, 1 - label, weight)
     assert float(wrong) == pytest.approx(2)
-
-
-def test_pdd_nets_class_weights_are_the_originals() -> None:
-    weight = class_weights(torch.tensor([900, 100, 25, 0]))
-    rarity = torch.tensor([1 / 10, 1 / 5, 0])
-    wanted = rarity / ((1 / 30 + rarity.sum()) / 4)
-    torch.testing.assert_close(weight, torch.cat([torch.tensor([0.15]), wanted]))
 
 
 def test_bending_energy_of_a_parabola() -> None:

@@ -7,8 +7,6 @@ difference (Eq. 8).
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,14 +44,6 @@ def train(task: Task) -> Trained:
 class PddStage(RegistrationStage):
     """PDD-Net's losses; a pair without two labels counts with its image difference alone."""
 
-    @cached_property
-    def class_weight(self) -> Tensor:
-        """Of the labelled cases."""
-        snapshot = self.tensors.snapshot
-        labels = [snapshot.arrays.label(case).ravel() for case in snapshot.labelled]
-        counts = np.bincount(np.concatenate(labels), minlength=snapshot.classes)
-        return class_weights(torch.from_numpy(counts)).to(self.tensors.device)
-
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         batch = self.draw(rng)
         self.network.train()
@@ -74,19 +64,11 @@ class PddStage(RegistrationStage):
                 probabilities[chosen],
                 batch.moving_label[chosen],
                 batch.fixed_label[chosen],
-                self.class_weight,
+                self.tensors.class_weights(BACKGROUND),
             )
             total = total + labels * chosen.float().mean()
             losses["labels"] = labels
         return {"total": total, **losses}
-
-
-def class_weights(counts: Tensor) -> Tensor:
-    """From the number of voxels of each class, by rarity; the background's is fixed. (C,)."""
-    weight = counts.clamp(min=1).float().rsqrt() * (counts > 0)
-    weight = weight / weight.mean()
-    weight[0] = BACKGROUND
-    return weight
 
 
 def expected_label_loss(
