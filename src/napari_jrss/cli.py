@@ -44,6 +44,10 @@ Author = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Improve each field on its pair, by what the teacher sees."),
+]
 Triple = tuple[float, float, float]
 
 
@@ -461,6 +465,7 @@ def evaluate(
         list[int] | None, typer.Option("--round", help="Only this round (repeatable).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the two fixed cases.")] = 0,
+    refine: Refine = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -471,7 +476,7 @@ def evaluate(
     from napari_jrss.session.evaluation import evaluate as run
 
     with Project.open(project) as opened:
-        events = run(opened, rounds=rounds, pairs=pairs, seed=seed, device=device)
+        events = run(opened, rounds=rounds, pairs=pairs, seed=seed, refined=refine, device=device)
         shown = events if as_json else evaluation_progress(events)
         summaries = [event for event in shown if isinstance(event, RoundEvaluated)]
     if as_json:
@@ -584,6 +589,7 @@ def register(
     moving: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
     fixed: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the warped scan and the field.")],
+    refine: Refine = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -593,7 +599,7 @@ def register(
     from napari_jrss.session.inference import register_pair
 
     with Project.open(project, read_only=True) as opened:
-        report = register_pair(opened, moving, fixed, out, device=device)
+        report = register_pair(opened, moving, fixed, out, refined=refine, device=device)
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:

@@ -255,6 +255,27 @@ class JointConfig(_Settings):
     )
 
 
+class RefinementConfig(_Settings):
+    """How the field of one pair is improved after the network (docs/method.md)."""
+
+    steps: int = Field(50, ge=1, title="Steps")
+    learning_rate: float = Field(
+        0.3, gt=0, title="Learning rate", description="Of Adam, in voxels of the control grid."
+    )
+    control_spacing: int = Field(2, ge=1, title="Voxels between two control points")
+    similarity: Literal["mse", "lncc"] = Field("mse", title="Image similarity")
+    lambda_d: float = Field(
+        2.0, ge=0, title="Dice weight", description="Of the teacher's probabilities."
+    )
+    lambda_r: float = Field(2.0, ge=0, title="Smoothness weight", description="Eq. 9.")
+    lambda_j: float = Field(
+        10.0,
+        ge=0,
+        title="Folding weight",
+        description="Of what the Jacobian's determinant lacks of 0.3.",
+    )
+
+
 class TrainingConfig(_Settings):
     """Everything that decides the weights, given the data."""
 

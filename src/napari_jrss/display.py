@@ -271,9 +271,10 @@ def registration_table(report: RegistrationReport, out: Path) -> None:
         for row in zip(report.structures, report.dice_before, report.dice, strict=True):
             table.add_row(row[0], _figure(row[1]), _figure(row[2]))
         console.print(table)
+    seconds = f"{report.seconds:.2f} s" + (", refined" if report.refined else "")
     console.print(
         f"std(Jac) {report.std_jacobian:.3f}, folded voxels {report.folded_percent:.2f} %, "
-        f"{report.seconds:.2f} s; warped scan and displacement field in {out}"
+        f"{seconds}; warped scan and displacement field in {out}"
     )
 
 

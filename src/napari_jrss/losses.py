@@ -5,6 +5,8 @@ Each is computed in float32, whatever precision the network ran in.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -176,6 +178,13 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
 
 # variance of a window, images having standard deviation 1, below which it is flat
 _FLAT = 1e-5
+
+
+def image_difference(warped: Tensor, fixed: Tensor, kind: Literal["mse", "lncc"]) -> Tensor:
+    """The image term of Eq. 10: squared difference, or local correlation; (B, 1, z, y, x) each."""
+    if kind == "mse":
+        return mean_squared_error(warped, fixed)
+    return local_normalized_cross_correlation(warped, fixed)
 
 
 def diffusion_regulariser(displacement: Tensor) -> Tensor:

@@ -118,6 +118,19 @@ def test_evaluate_gives_every_figure_for_every_round(trained: Path) -> None:
             assert entry["registration"][figure]["mean"] is not None
         assert "hd95_mm" in entry["segmentation"]
         assert entry["registration"]["seconds_per_pair"]["mean"] > 0
+    refined = json.loads(
+        run("evaluate", trained, "--pairs", "all", "--round", 1, "--refine", "--json").stdout
+    )["rounds"]
+    assert [entry["name"] for entry in refined] == ["JRSS round 1, refined"]
+    assert refined[0]["segmentation"]["dice"] == rounds[1]["segmentation"]["dice"]
+    assert refined[0]["registration"]["dice"] != rounds[1]["registration"]["dice"]
+    with Project.open(trained, read_only=True) as project:
+        folder = project.round(1).folder
+    plain, other = (
+        (folder / name).read_text() for name in ("evaluation.jsonl", "evaluation_refined.jsonl")
+    )
+    assert plain.count("\n") == other.count("\n") == 4
+    assert plain != other
 
 
 def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_path: Path) -> None:
@@ -166,7 +179,12 @@ def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -
     assert corrected.read_bytes() == b"by hand"
     files = sorted((cohort / "images").iterdir())
     run("register", trained, "--moving", files[0], "--fixed", files[1], "--out", tmp_path / "files")
-    assert nib.load(tmp_path / "files" / "displacement.nii.gz").shape[-1] == 3
+    plain = nib.load(tmp_path / "files" / "displacement.nii.gz")
+    assert plain.shape[-1] == 3
+    pair = ("--moving", files[0], "--fixed", files[1], "--out", tmp_path / "refined")
+    assert "s, refined;" in run("register", trained, *pair, "--refine").stdout
+    refined = nib.load(tmp_path / "refined" / "displacement.nii.gz")
+    assert np.abs(refined.get_fdata() - plain.get_fdata()).max() > 0.1
 
 
 def test_a_dicom_series_is_segmented_and_registered_like_its_nifti(

@@ -15,8 +15,7 @@ from napari_jrss.config import JointConfig, RegistrationTraining
 from napari_jrss.engine.pseudo_label import IGNORED
 from napari_jrss.losses import (
     diffusion_regulariser,
-    local_normalized_cross_correlation,
-    mean_squared_error,
+    image_difference,
     one_hot,
     screened_cross_entropy,
     soft_dice_loss,
@@ -76,10 +75,7 @@ def registration_step(
     """
     displacement = network(batch.moving, batch.fixed).float()
     warped = warp(batch.moving, displacement, padding="border")
-    if config.similarity == "mse":
-        similarity = mean_squared_error(warped, batch.fixed)
-    else:
-        similarity = local_normalized_cross_correlation(warped, batch.fixed)
+    similarity = image_difference(warped, batch.fixed, config.similarity)
     smoothness = diffusion_regulariser(displacement)
     losses = {"similarity": similarity, "smoothness": smoothness}
     total = similarity + lambda_r * smoothness

@@ -219,6 +219,11 @@ class Run:
         name = f"{self.method}-n{n}-seed{self.seed}"
         return f"{name}-{self.variant}" if self.variant else name
 
+    @property
+    def before(self) -> tuple[Run, ...]:
+        """The runs that have to be done before it, in their order."""
+        return () if self.start is None else (*self.start.before, self.start)
+
 
 def load_protocol(path: Path, data: Path | None = None) -> Protocol:
     """Read and check a protocol.
@@ -288,9 +293,8 @@ def plan(protocol: Protocol) -> list[Run]:
                 f"{', '.join(map(str, block.labelled))}"
             )
         for run in found:
-            if run.start is not None:
-                runs.setdefault(run.start.id, run.start)
-            runs.setdefault(run.id, run)
+            for each in (*run.before, run):
+                runs.setdefault(each.id, each)
     return list(runs.values())
 
 
@@ -322,13 +326,17 @@ def tau_text(tau: float) -> str:
 
 def _with_start(run: Run, plain: TrainingConfig) -> Run:
     """The run with the one that it starts from: the plain one where its stages are the same."""
-    method = METHODS[run.method].starts_from
-    if method is None:
+    name = METHODS[run.method].starts_from
+    if name is None:
         return run
-    joint_only = {"joint": plain.joint, "screening": plain.screening}
-    before = run.config.model_copy(update=joint_only)
-    variant = "" if before == plain else run.variant
-    return replace(run, start=Run(method, run.labelled, run.seed, variant, before))
+    before, variant = run.config, run.variant
+    if not METHODS[name].needs_unlabelled:
+        joint_only = {"joint": plain.joint, "screening": plain.screening}
+        before = before.model_copy(update=joint_only)
+        variant = "" if before == plain else variant
+    return replace(
+        run, start=_with_start(Run(name, run.labelled, run.seed, variant, before), plain)
+    )
 
 
 def _known(name: str, names: Mapping[str, object], what: str) -> str:

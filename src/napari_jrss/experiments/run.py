@@ -109,7 +109,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     # One pool of one process for each place, so that a crash takes no neighbour with it.
     pools = {place: ProcessPoolExecutor(1, context) for place in places}
-    started_from = {run.start.id for run in runs if run.start and not _is_done(run, out)}
+    missing = _missing(runs, out)
     waiting, free = list(runs), list(places)
     busy: dict[Future[float], tuple[Run, Worker]] = {}
     problems: dict[str, str] = {}  # of each run that ended
@@ -117,10 +117,7 @@ def _in_processes(
         while waiting or busy:
             for run in list(waiting):
                 ready = run.start is None or problems.get(run.start.id) == ""
-                weights = run.id not in started_from or any(
-                    (out / RUNS / run.id).glob("**/*.safetensors")
-                )
-                if _is_done(run, out) and weights:
+                if run.id not in missing:
                     ended = RunEnded(run, 0.0, skipped=True)
                 elif run.start is not None and problems.get(run.start.id):
                     ended = RunEnded(run, 0.0, f"{run.start.id} failed")
@@ -152,6 +149,18 @@ def _in_processes(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _missing(runs: Sequence[Run], out: Path) -> set[str]:
+    """Ids of the runs that aren't done, or whose weights are gone that one of these starts from."""
+    missing: set[str] = set()
+    started_from: set[str] = set()
+    for run in reversed(runs):  # each comes after those that it starts from
+        weights = any((out / RUNS / run.id).glob("**/*.safetensors"))
+        if not _is_done(run, out) or (run.id in started_from and not weights):
+            missing.add(run.id)
+            started_from |= {each.id for each in run.before[-1:]}
+    return missing
+
+
 def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
     if not only:
         return runs
@@ -162,7 +171,8 @@ def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
             methods = ", ".join(dict.fromkeys(run.method for run in runs))
             raise ProtocolError(f"--only {name}: no such run; methods: {methods}")
         wanted |= {run.id: run for run in found}
-    wanted |= {run.start.id: run.start for run in list(wanted.values()) if run.start is not None}
+    for run in list(wanted.values()):
+        wanted |= {each.id: each for each in run.before}
     return [run for run in runs if run.id in wanted]
 
 

@@ -16,7 +16,7 @@ from napari_jrss.project.records import Outcome, Round, Split
 if TYPE_CHECKING:
     from napari_jrss.engine.evaluate import CaseEvaluated, PairEvaluated, Pairs
 
-ROWS = "evaluation.jsonl"
+ROWS, REFINED_ROWS = "evaluation.jsonl", "evaluation_refined.jsonl"
 
 
 class RoundEvaluated(BaseModel):
@@ -36,6 +36,7 @@ def evaluate(
     rounds: Sequence[int] | None = None,
     pairs: Pairs = "two-fixed",
     seed: int = 0,
+    refined: bool = False,
     device: str = "auto",
 ) -> Iterator[CaseEvaluated | PairEvaluated | RoundEvaluated]:
     """Evaluate rounds on the test cases, on the training grid.
@@ -50,6 +51,8 @@ def evaluate(
     pairs, seed
         Which pairs to register, see
         :func:`napari_jrss.engine.evaluate.evaluation_pairs`.
+    refined
+        Whether each field is improved on its pair, see :mod:`napari_jrss.engine.refine`.
     device
         See :func:`napari_jrss.engine.device.make_fabric`.
 
@@ -57,7 +60,7 @@ def evaluate(
     ------
     CaseEvaluated, PairEvaluated, RoundEvaluated
         The rows of a round, then its summary. Rows are written to the round's
-        ``evaluation.jsonl``.
+        ``evaluation.jsonl``, or ``evaluation_refined.jsonl``.
 
     Raises
     ------
@@ -66,7 +69,7 @@ def evaluate(
     """
     from napari_jrss.engine import evaluate as engine
     from napari_jrss.engine.device import make_fabric
-    from napari_jrss.session.networks import load_registration, load_teacher
+    from napari_jrss.session.networks import load_refined, load_registration, load_teacher
 
     cases = [c.case_id for c in project.cases() if c.split is Split.TEST and c.label_version]
     if len(cases) < 2:
@@ -88,17 +91,18 @@ def evaluate(
         ):
             segmentation.append(case)
             yield case
-        network = load_registration(entry, torch_device)
+        network = (load_refined if refined else load_registration)(entry, torch_device)
         for pair in engine.evaluate_registration(
             network, arrays, ordered_pairs, len(names), project.spacing_of, torch_device
         ):
             registration.append(pair)
             yield pair
         rows = [*segmentation, *registration]
-        write_text(entry.folder / ROWS, "".join(row.model_dump_json() + "\n" for row in rows))
+        lines = "".join(row.model_dump_json() + "\n" for row in rows)
+        write_text(entry.folder / (REFINED_ROWS if refined else ROWS), lines)
         yield RoundEvaluated(
             number=entry.number,
-            name=_name(entry),
+            name=_name(entry) + (", refined" if refined else ""),
             segmentation=engine.summarise_segmentation(segmentation, names),
             registration=engine.summarise_registration(registration, names),
         )

@@ -86,7 +86,8 @@ class RegistrationReport(BaseModel):
 
     Residuals are root mean square differences of the two normalised images, whose standard
     deviation is 1, before and after the registration. The folds in each structure of the warped
-    label, in % of its voxels, say which of them not to trust.
+    label, in % of its voxels, say which of them not to trust. `refined` is whether the network's
+    field was improved on the pair.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -102,6 +103,7 @@ class RegistrationReport(BaseModel):
     folded_percent: float
     folded_in_structures: list[float | None]
     seconds: float
+    refined: bool = False
 
     @property
     def mean_dice(self) -> float | None:
@@ -260,7 +262,13 @@ def _segment_scan(
 
 
 def register_pair(
-    project: Project, moving: str, fixed: str, out: Path, *, device: str = "auto"
+    project: Project,
+    moving: str,
+    fixed: str,
+    out: Path,
+    *,
+    refined: bool = False,
+    device: str = "auto",
 ) -> RegistrationReport:
     """Register a moving case or scan to a fixed one with the current registration network.
 
@@ -276,24 +284,37 @@ def register_pair(
         Case ids, NIfTI files or folders of a DICOM series.
     out
         Folder to write to; made if missing.
-    device
-        See :func:`napari_jrss.engine.device.make_fabric`.
+    refined, device
+        See :func:`registration_network`.
     """
-    network, torch_device = registration_network(project, device)
+    network, torch_device = registration_network(project, device, refined)
     here, there = read_side(project, moving), read_side(project, fixed)
     pair = register_sides(network, here, there, project.table.names, torch_device)
     write_pair(pair, project.table, out)
     return pair.report
 
 
-def registration_network(project: Project, device: str = "auto") -> tuple[Module, Device]:
-    """The current registration network and the device that it was put on."""
+def registration_network(
+    project: Project, device: str = "auto", refined: bool = False
+) -> tuple[Module, Device]:
+    """The current registration network and the device that it was put on.
+
+    Parameters
+    ----------
+    project
+        With trained networks.
+    device
+        See :func:`napari_jrss.engine.device.make_fabric`.
+    refined
+        Whether each field is improved on its pair, see :mod:`napari_jrss.engine.refine`.
+    """
     from napari_jrss.engine.device import make_fabric
-    from napari_jrss.session.networks import load_registration
+    from napari_jrss.session.networks import load_refined, load_registration
 
     entry = _teacher(project)
     torch_device = make_fabric(device).device
-    return load_registration(entry, torch_device), torch_device
+    load = load_refined if refined else load_registration
+    return load(entry, torch_device), torch_device
 
 
 def register_sides(
@@ -313,6 +334,7 @@ def register_sides(
         Where the network is.
     """
     from napari_jrss.engine.predict import displacement_field, follow
+    from napari_jrss.engine.refine import RefinedRegistration
 
     started = time.perf_counter()
     field = displacement_field(network, moving.image, fixed.image, device)
@@ -343,6 +365,7 @@ def register_sides(
         folded_percent=regularity.folded_percent,
         folded_in_structures=folds,
         seconds=seconds,
+        refined=isinstance(network, RefinedRegistration),
     )
     return Pair(moving, fixed, registered, report)
 
@@ -399,7 +422,7 @@ def propagate(project: Project, case_id: str, *, device: str = "auto") -> Predic
 
 
 def register_labelled(
-    project: Project, case_id: str, *, device: str = "auto"
+    project: Project, case_id: str, *, refined: bool = False, device: str = "auto"
 ) -> Iterator[RegistrationReport | Prediction]:
     """Register every other labelled case to a case.
 
@@ -410,7 +433,7 @@ def register_labelled(
     """
     from napari_jrss.engine.predict import Votes
 
-    network, torch_device = registration_network(project, device)
+    network, torch_device = registration_network(project, device, refined)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no labelled case to propagate from")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from napari_jrss.config import RefinementConfig
 from napari_jrss.engine.checkpoint import load_into, load_tensors
 from napari_jrss.engine.joint_round import REGISTRATION, STUDENT, TEACHER
+from napari_jrss.engine.refine import RefinedRegistration
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.project.records import Round
 from napari_jrss.session.description import config_of, description_of
@@ -28,6 +30,14 @@ def load_registration(entry: Round, device: torch.device) -> nn.Module:
     network = build_registration_network(config_of(entry).registration_network)
     load_into(network, load_tensors(path)[0], path)
     return network.to(device).eval()
+
+
+def load_refined(entry: Round, device: torch.device) -> nn.Module:
+    """The same, each field improved on its pair with what the round's teacher sees."""
+    config = RefinementConfig(similarity=config_of(entry).registration.similarity)
+    return RefinedRegistration(
+        load_registration(entry, device), load_teacher(entry, device), config
+    )
 
 
 def _segmentation(entry: Round, name: str, device: torch.device) -> nn.Module:

@@ -114,6 +114,9 @@ class Pairs:
         The latest registered pair.
     comparison
         The latest case that all labelled cases were registered to.
+    refined
+        Whether the next registrations improve each field on its pair, see
+        :mod:`napari_jrss.engine.refine`.
     outdated
         Why one of these two was forgotten, see :meth:`forget_outdated`; empty if it wasn't.
     """
@@ -129,6 +132,7 @@ class Pairs:
         self.desk = Desk("pairs")
         self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
         self.comparison: Comparison | None = None
+        self.refined = False
         self.outdated = ""
         self._pair_basis = self._comparison_basis = Basis(None, {})
         session.project_changed.connect(self._forget)
@@ -147,9 +151,11 @@ class Pairs:
         if moving == fixed:
             raise ProjectError(f"{moving}: choose two different cases")
 
+        refined = self.refined
+
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             basis = Basis.of(project, (moving, fixed))
-            network, device = registration_network(project, self._session.device)
+            network, device = registration_network(project, self._session.device, refined)
             sides = read_side(project, moving), read_side(project, fixed)
             pair = register_sides(network, *sides, project.table.names, device)
             if not cancel.is_set() and self._session.project is project:
@@ -189,11 +195,12 @@ class Pairs:
         """
         project = self._ready()
         atlases = set(project.snapshot().labelled) - {case_id}
+        refined, device = self.refined, self._session.device
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             comparison = Comparison(case_id, len(atlases))
             basis = Basis.of(project, {case_id, *atlases})
-            for each in register_labelled(project, case_id, device=self._session.device):
+            for each in register_labelled(project, case_id, refined=refined, device=device):
                 if cancel.is_set() or self._session.project is not project:
                     return
                 if isinstance(each, RegistrationReport):
@@ -222,10 +229,10 @@ class Pairs:
         ProjectError, BusyError
             As :meth:`register`.
         """
-        project = self._ready()
+        project, refined = self._ready(), self.refined
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            network, device = registration_network(project, self._session.device)
+            network, device = registration_network(project, self._session.device, refined)
             here = prepare_side(project, names[0], moving)
             there = prepare_side(project, names[1], fixed)
             pair = register_sides(network, here, there, project.table.names, device)

@@ -115,6 +115,30 @@ def test_jrss_goes_on_from_mono_net(mono: tuple[Path, Trained], tmp_path: Path) 
     assert dice_of_segmentation(trained.segmentation) > dice_of_segmentation(mono[1].segmentation)
 
 
+def test_refined_fields_are_those_of_the_last_round_and_better(
+    mono: tuple[Path, Trained], tmp_path: Path
+) -> None:
+    jrss = METHODS["jrss"].train(task_of("jrss", tmp_path, mono[0]))
+    for start, trained in ((mono[0], mono[1]), (tmp_path / "jrss", jrss)):
+        refined = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, start))
+        assert refined.segmentation is None
+        assert refined.registration is not None
+        assert trained.registration is not None
+        weights = refined.registration.registration.state_dict()
+        for name, value in trained.registration.state_dict().items():
+            assert torch.equal(weights[name], value)
+        _, plain = dice_of_registration(trained.registration)
+        _, better = dice_of_registration(refined.registration)
+        assert better > plain + 0.02
+
+
+def test_nothing_is_refined_where_no_round_was_run(tmp_path: Path) -> None:
+    (tmp_path / "jrss").mkdir()
+    trained = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, tmp_path / "jrss"))
+    assert trained.registration is None
+    assert "no joint round" in trained.note
+
+
 def test_propagated_labels_vote(mono: tuple[Path, Trained], tmp_path: Path) -> None:
     trained = METHODS["propagation"].train(task_of("propagation", tmp_path, mono[0]))
     before, _ = dice_of_registration(

@@ -125,6 +125,15 @@ def test_a_sweep_passes_through_the_plain_run_and_shares_its_pretraining(tmp_pat
     assert start.config.joint.dropout > 0
 
 
+def test_a_run_comes_after_all_that_it_starts_from(tmp_path: Path) -> None:
+    blocks = [{"methods": ["jrss_refined"], "labelled": [2, "K"]}]
+    with pytest.raises(ProtocolError, match="can't be run with N = K"):
+        plan(load_protocol(written(tmp_path, runs=[{**blocks[0], "labelled": ["K"]}])))
+    runs = plan(load_protocol(written(tmp_path, runs=blocks)))
+    assert [run.id for run in runs] == ["mono-n2-seed0", "jrss-n2-seed0", "jrss_refined-n2-seed0"]
+    assert runs[2].before == tuple(runs[:2])
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_the_settings(tmp_path: Path, name: str) -> None:
     protocol = load_protocol(written(tmp_path))

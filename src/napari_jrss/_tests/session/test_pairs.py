@@ -89,6 +89,28 @@ def test_a_pair_is_warped_by_the_field_and_its_figures_are_those_of_the_arrays(
     assert report.residual != pytest.approx(report.residual_before, rel=1e-3)
 
 
+def test_a_refined_pair_fits_the_images_better_and_says_that_it_is_refined(
+    session: Session,
+) -> None:
+    moving, fixed = two_labelled(session)
+    run(session, lambda: session.pairs.register(moving, fixed))
+    plain = session.pairs.pair
+    session.pairs.refined = True
+    run(session, lambda: session.pairs.register(moving, fixed))
+    pair = session.pairs.pair
+    assert plain is not None
+    assert pair is not None
+    assert (plain.report.refined, pair.report.refined) == (False, True)
+    assert pair.report.residual < plain.report.residual
+    assert pair.report.folded_percent == 0
+    assert np.ptp(pair.registered.field) > 1  # no translation any more
+    run(session, lambda: session.pairs.compare(fixed))
+    comparison = session.pairs.comparison
+    assert comparison is not None
+    assert [report.refined for report in comparison.reports] == [True]
+    np.testing.assert_allclose(comparison.reports[0].residual, pair.report.residual, rtol=1e-3)
+
+
 def test_views_are_made_at_the_desk_once_they_are_asked_for(session: Session) -> None:
     run(session, lambda: session.pairs.register(*two_labelled(session)))
     made: list[str] = []

@@ -130,6 +130,22 @@ def test_a_pair_is_shown_with_its_figures(person: Person) -> None:
     assert tuple(person.viewer.dims.order) == (0, 1, 2)
 
 
+def test_a_pair_is_refined_when_the_box_is_ticked(person: Person) -> None:
+    person.click(person.tab.register)
+    assert "refined" not in person.tab.figures.text()
+    box = person.tab.refine
+    person.qtbot.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
+    assert person.session.pairs.refined
+    person.click(person.tab.register)
+    assert person.tab.figures.text().endswith("s, refined")
+    pair = person.session.pairs.pair
+    assert pair is not None
+    layer = person.tab.layers.layer("Warped image")
+    assert layer is not None
+    np.testing.assert_array_equal(layer.data, pair.registered.image)
+    assert "std(Jac) 0.000" not in person.tab.figures.text()
+
+
 def test_fixed_moving_and_warped_contours_are_told_apart(person: Person) -> None:
     person.click(person.tab.register)
     person.tick("Moving contours")

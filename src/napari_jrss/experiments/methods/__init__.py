@@ -112,7 +112,22 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 gives="segmentation",
                 package="ants",
             ),
+            Method(
+                "mono_refined",
+                "Mono-Net, refined",
+                "refined:train",
+                gives="registration",
+                starts_from="mono",
+            ),
             Method("jrss", "JRSS", "jrss:train", needs_unlabelled=True, starts_from="mono"),
+            Method(
+                "jrss_refined",
+                "JRSS, refined",
+                "refined:train",
+                gives="registration",
+                needs_unlabelled=True,
+                starts_from="jrss",
+            ),
         )
     }
 )
