@@ -29,6 +29,7 @@ ROWS = {
     "segmentation": "JRSS segmentation, 11 classes",
     "registration": "JRSS registration, field and warped image",
     "velocity": "JRSS registration, velocity field in 7 steps",
+    "refined": "JRSS registration, field refined on the pair, 11 classes",
     "step": "JRSS segmentation, one training step, batch 2",
     "monai": "MONAI VoxelMorph, field and warped image",
     "ants": "ANTs SyN, its defaults",
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--training-step", action="store_true", help="also one step, batch 2")
     arguments = parser.parse_args()
 
-    rows = ["segmentation", "registration", "velocity", *arguments.peers]
+    rows = ["segmentation", "registration", "velocity", "refined", *arguments.peers]
     if arguments.training_step:
         rows.append("step")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
@@ -137,6 +138,12 @@ def prepare(row: str, images: list[np.ndarray], threads: int) -> Callable[[], ob
         displacement = network(moving, fixed)
         return warp(moving, displacement)
 
+    if row == "refined":
+        from napari_jrss.engine.refine import RefinedRegistration
+
+        teacher = build_segmentation_network(NetworkConfig(), CLASSES).eval()
+        network = RefinedRegistration(network, teacher)
+        return torch.no_grad()(register)
     return torch.inference_mode()(register)
 
 

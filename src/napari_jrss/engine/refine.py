@@ -81,9 +81,7 @@ def refine(
     """
     shape = displacement.shape[2:]
     grid = [max(2, -(-size // config.control_spacing)) for size in shape]
-    (image, probabilities), (target, wanted) = (
-        (_shrink(one, grid), _shrink(other, grid)) for one, other in (moving, fixed)
-    )
+    here, there = (_shrink(torch.cat(side, dim=1), grid) for side in (moving, fixed))
     # whoever asks for a field has switched gradients off, and perhaps autocast on
     with torch.enable_grad(), torch.autocast(displacement.device.type, enabled=False):
         points = resize_displacement(displacement.float(), grid).detach().requires_grad_()
@@ -91,10 +89,9 @@ def refine(
         for step in range(config.steps):
             adam.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
             field = _smooth(points)
-            similarity = image_difference(
-                warp(image, field, padding="border"), target, config.similarity
-            )
-            dice = disagreement(warp(probabilities, field, padding="border"), wanted)
+            warped = warp(here, field, padding="border")
+            similarity = image_difference(warped[:, :1], there[:, :1], config.similarity)
+            dice = disagreement(warped[:, 1:], there[:, 1:])
             total = (
                 similarity
                 + config.lambda_d * dice
@@ -112,11 +109,12 @@ def disagreement(first: Tensor, second: Tensor) -> Tensor:
 
     The Dice loss of Eq. 7, whose intersection is the product, isn't least where two soft
     segmentations are the same, and would drag a field that is perfect. ``first`` and ``second``
-    are (B, C, z, y, x); the mean is over images and classes.
+    are (B, C, z, y, x); the mean is over images and classes. A class that neither has a voxel of
+    counts next to nothing: its probabilities are noise.
     """
     difference = (first - second).abs().flatten(2).sum(2)
     total = (first + second).flatten(2).sum(2)
-    return (difference / total.clamp(min=1e-5)).mean()
+    return (difference / total.clamp(min=1)).mean()
 
 
 def folding(displacement: Tensor, least: float = 0.3) -> Tensor:

@@ -90,6 +90,20 @@ def test_disagreement_is_least_where_two_soft_segmentations_are_the_same() -> No
     torch.testing.assert_close(disagreement(hard, other), soft_dice_loss(hard, other))
 
 
+def test_a_structure_that_is_in_neither_scan_has_no_say() -> None:
+    """Its probabilities differ wildly, and mean nothing."""
+    config = RefinementConfig(steps=5)
+    (image, first), (target, second) = side("a"), side("v")
+    noise = [torch.rand(1, 1, *SHAPE) * 1e-8 for _ in range(2)]
+    start = torch.zeros(1, 3, *SHAPE)
+    plain = refine(start, (image, first), (target, second), config)
+    more = [torch.cat(each, dim=1) for each in zip((first, second), noise, strict=True)]
+    # as one more class it thins the mean of the others
+    config = config.model_copy(update={"lambda_d": config.lambda_d * (C + 1) / C})
+    field = refine(start, (image, more[0]), (target, more[1]), config)
+    torch.testing.assert_close(field, plain, atol=1e-2, rtol=0)
+
+
 def test_folds_are_penalised_and_taken_out() -> None:
     field = fold(SHAPE)
     assert folding(torch.zeros(1, 3, *SHAPE)) == 0
