@@ -208,6 +208,12 @@ class RegistrationTraining(_Settings):
     lambda_d: float = Field(
         0.1, ge=0, title="Dice weight", description="Eq. 7, where both sides have labels."
     )
+    lambda_j: float = Field(
+        0.0,
+        ge=0,
+        title="Folding weight",
+        description="Of what the Jacobian's determinant lacks of 0.3; not in the paper.",
+    )
     similarity: Literal["mse", "lncc"] = Field("mse", title="Image similarity")
     labelled_pair_fraction: Probability = Field(
         0.0,

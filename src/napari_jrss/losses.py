@@ -201,3 +201,18 @@ def diffusion_regulariser(displacement: Tensor) -> Tensor:
     field = displacement.float()
     terms = [field.diff(dim=axis).square().mean() for axis in (2, 3, 4)]
     return torch.stack(terms).mean()
+
+
+def folding(determinant: Tensor, least: float = 0.3) -> Tensor:
+    """Mean over voxels of what the Jacobian's determinant lacks of `least`; not in the paper.
+
+    A determinant of 0 or less is a fold; the margin leaves room for interpolation.
+
+    Parameters
+    ----------
+    determinant
+        (B, z, y, x), see :func:`napari_jrss.networks.spatial.jacobian_determinant`.
+    least
+        What it may fall to without a penalty.
+    """
+    return F.relu(least - determinant).mean()

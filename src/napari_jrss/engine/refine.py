@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from napari_jrss.config import RefinementConfig
 from napari_jrss.engine.predict import segmentation_logits
-from napari_jrss.losses import diffusion_regulariser, image_difference
+from napari_jrss.losses import diffusion_regulariser, folding, image_difference
 from napari_jrss.networks.spatial import jacobian_determinant, resize_displacement, warp
 
 
@@ -96,7 +96,7 @@ def refine(
                 similarity
                 + config.lambda_d * dice
                 + config.lambda_r * diffusion_regulariser(field)
-                + config.lambda_j * folding(field)
+                + config.lambda_j * folding(jacobian_determinant(field))
             )
             adam.zero_grad()
             (total * len(points)).backward()  # each pair as if alone
@@ -115,14 +115,6 @@ def disagreement(first: Tensor, second: Tensor) -> Tensor:
     difference = (first - second).abs().flatten(2).sum(2)
     total = (first + second).flatten(2).sum(2)
     return (difference / total.clamp(min=1)).mean()
-
-
-def folding(displacement: Tensor, least: float = 0.3) -> Tensor:
-    """Mean over voxels of how far the Jacobian's determinant is below `least`; 0 if it nowhere is.
-
-    ``displacement`` is (B, 3, z, y, x) in voxels. A determinant of 0 or less is a fold.
-    """
-    return F.relu(least - jacobian_determinant(displacement)).mean()
 
 
 def _smooth(volume: Tensor) -> Tensor:

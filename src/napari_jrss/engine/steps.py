@@ -15,13 +15,14 @@ from napari_jrss.config import JointConfig, RegistrationTraining
 from napari_jrss.engine.pseudo_label import IGNORED
 from napari_jrss.losses import (
     diffusion_regulariser,
+    folding,
     image_difference,
     one_hot,
     screened_cross_entropy,
     soft_dice_loss,
     symmetric_kl,
 )
-from napari_jrss.networks.spatial import warp
+from napari_jrss.networks.spatial import jacobian_determinant, warp
 
 Losses = dict[str, Tensor]
 
@@ -79,6 +80,9 @@ def registration_step(
     smoothness = diffusion_regulariser(displacement)
     losses = {"similarity": similarity, "smoothness": smoothness}
     total = similarity + lambda_r * smoothness
+    if config.lambda_j > 0:
+        losses["folding"] = folding(jacobian_determinant(displacement))
+        total = total + config.lambda_j * losses["folding"]
     if bool(batch.supervised.any()):
         chosen = batch.supervised
         warped_label = warp(

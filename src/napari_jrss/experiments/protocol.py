@@ -59,6 +59,9 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
             "registration without labels",
             {"registration": {"lambda_d": 0.0}},
         ),
+        "folding_penalty": Ablation(
+            "with a penalty of folds", {"registration": {"lambda_j": 10.0}}
+        ),
         "unet": Ablation(
             "U-Net instead of obelisk",
             {

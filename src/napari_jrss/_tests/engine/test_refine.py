@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from napari_jrss._tests.engine.phantoms import NAMES, SHAPE, phantom
 from napari_jrss.config import NetworkConfig, RefinementConfig
 from napari_jrss.engine.predict import displacement_field, warp_array
-from napari_jrss.engine.refine import RefinedRegistration, disagreement, folding, refine
-from napari_jrss.losses import one_hot, soft_dice_loss
+from napari_jrss.engine.refine import RefinedRegistration, disagreement, refine
+from napari_jrss.losses import folding, one_hot, soft_dice_loss
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.spatial import jacobian_determinant
 
 C = len(NAMES)
 CPU = torch.device("cpu")
@@ -106,8 +107,8 @@ def test_a_structure_that_is_in_neither_scan_has_no_say() -> None:
 
 def test_folds_are_penalised_and_taken_out() -> None:
     field = fold(SHAPE)
-    assert folding(torch.zeros(1, 3, *SHAPE)) == 0
-    assert folding(field) > 0
+    assert folding(jacobian_determinant(torch.zeros(1, 3, *SHAPE))) == 0
+    assert folding(jacobian_determinant(field)) > 0
     before = jacobian_statistics(field[0].numpy()).folded_percent
     refined = refine(field, side("a"), side("a"), RefinementConfig(lambda_r=0, lambda_d=0))
     assert before > 3

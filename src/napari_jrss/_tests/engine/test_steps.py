@@ -145,6 +145,20 @@ def test_local_correlation_replaces_the_squared_difference() -> None:
     )
 
 
+def test_folds_cost_what_the_determinant_lacks() -> None:
+    batch = pair_batch((False, False))
+    field = torch.zeros(2, 3, *SHAPE)
+    field[0, 2, ..., 8:] = -4.0  # turns two columns of voxels over, determinant -1
+    config = SETTINGS.model_copy(update={"lambda_j": 10.0})
+    with_penalty, without = (
+        registration_step(Says(field), batch, C, 0.5, each) for each in (config, SETTINGS)
+    )
+    assert with_penalty["folding"].item() == pytest.approx(1.3 * 2 / (2 * SHAPE[2]))
+    difference = with_penalty["total"] - without["total"]
+    assert difference.item() == pytest.approx(10 * with_penalty["folding"].item(), rel=1e-4)
+    assert "folding" not in without
+
+
 def test_the_registration_network_learns_from_all_its_losses() -> None:
     network = build_registration_network(NetworkConfig())
     losses = registration_step(network, pair_batch((True, False)), C, 0.025, SETTINGS)
