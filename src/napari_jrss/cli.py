@@ -318,6 +318,22 @@ def status(project: ProjectPath, as_json: AsJson = False) -> None:
         status_tables(report)
 
 
+@app.command()
+def teacher(
+    project: ProjectPath,
+    number: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
+    author: Author = None,
+) -> None:
+    """Put an earlier round's networks in force again; the next round goes on from them."""
+    from napari_jrss.project.project import Project
+    from napari_jrss.session.author import author as known
+
+    name = known(author)
+    with Project.open(project) as opened:
+        opened.promote(number, name, "chosen by command")
+    typer.echo(f"the teacher of round {number} is in force, chosen by {name}")
+
+
 @app.command(name="next")
 def next_case(
     project: ProjectPath,

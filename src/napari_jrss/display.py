@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from napari_jrss.session.training import WARNING
+from napari_jrss.session.training import VALIDATION_DICE, WARNING
 
 if TYPE_CHECKING:
     from napari_jrss.data.dicom import LeftOut
@@ -166,7 +166,7 @@ def status_tables(report: ProjectStatus) -> None:
                 "-" if entry.parent is None else str(entry.parent),
                 entry.outcome,
                 _figure(entry.metrics.get("accepted"), 0),
-                _figure(entry.metrics.get("validation_segmentation_dice")),
+                _figure(entry.metrics.get(VALIDATION_DICE)),
                 _figure(entry.metrics.get("validation_registration_dice")),
             )
         console.print(rounds)

@@ -17,6 +17,7 @@ from napari_jrss.session.estimate import Estimate, Measured, estimated, measured
 from napari_jrss.session.progress import Progress
 from napari_jrss.session.runner import BusyError, JobRunner, JobState
 from napari_jrss.session.training import (
+    VALIDATION_DICE,
     WARNING,
     InterruptedSeriesError,
     InThisProcess,
@@ -352,7 +353,7 @@ def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
         seed=None if config is None else config.seed,
         labelled=_whole(entry.metrics.get("labelled")),
         accepted=_whole(entry.metrics.get("accepted")),
-        segmentation_dice=_number(entry.metrics.get("validation_segmentation_dice")),
+        segmentation_dice=_number(entry.metrics.get(VALIDATION_DICE)),
         registration_dice=_number(entry.metrics.get("validation_registration_dice")),
         label_versions=dict(entry.label_versions),
         problem=str(entry.metrics.get("error", "")),

@@ -24,6 +24,8 @@ LEFT = "left"
 STEP_SECONDS = "step_seconds"
 DEVICE = "device"
 WARNING = "warning"
+VALIDATION_DICE = "validation_segmentation_dice"
+CLEARLY = 0.005  # in Dice; of less nothing is said
 UNLEARNED = "unlearned"
 
 
@@ -214,6 +216,8 @@ def _run(project: Project, plan: _Planned, place: Place, cancel: Cancel) -> Iter
         for event in place.run(project, entry, cancel):
             clock.add(event)
             if isinstance(event, RoundFinished):
+                said = (event.warning, _behind(project, entry, event.metrics))
+                event = event.model_copy(update={"warning": " ".join(filter(None, said))})
                 outcome = Outcome.FINISHED
                 metrics = {
                     **event.metrics,
@@ -230,6 +234,26 @@ def _run(project: Project, plan: _Planned, place: Place, cancel: Cancel) -> Iter
         if place.first:
             finished = outcome is Outcome.FINISHED
             project.finish_round(entry.number, outcome, metrics, promote=finished)
+
+
+def _behind(project: Project, entry: LedgerRound, metrics: dict[str, float]) -> str:
+    """Which round before this one left a clearly better segmentation; empty if none did."""
+    reached: dict[int, float] = {}
+    parent = entry.parent
+    while parent is not None:
+        earlier = project.round(parent)
+        dice = earlier.metrics.get(VALIDATION_DICE)
+        if isinstance(dice, float):
+            reached[parent] = dice
+        parent = earlier.parent
+    now = metrics.get(VALIDATION_DICE)
+    best = max(reached, key=reached.__getitem__, default=None)
+    if now is None or best is None or now >= reached[best] - CLEARLY:
+        return ""
+    return (
+        f"On the validation cases round {best} segments better (Dice {reached[best]:.3f}, now "
+        f"{now:.3f}); its teacher can be put in force again."
+    )
 
 
 class _Clock:

@@ -26,6 +26,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome
 from napari_jrss.session.description import config_of
 from napari_jrss.session.evaluation import RoundEvaluated, evaluate
+from napari_jrss.session.history import history
 from napari_jrss.session.networks import load_registration, load_student, load_teacher
 from napari_jrss.session.status import project_status
 from napari_jrss.session.training import InterruptedSeriesError, train
@@ -83,6 +84,29 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     run(project, 1)
     assert outcomes(project)[-1] == (2, 0, Outcome.FINISHED)
     assert teacher(project) == 2
+
+
+def test_a_round_that_falls_behind_says_so_and_the_earlier_teacher_comes_back(
+    project: Project,
+) -> None:
+    run(project, 1)
+    for number, dice in ((0, 0.99), (1, 0.5)):
+        project.add_metrics(number, {"validation_segmentation_dice": dice}, "for this test")
+    *_, last = run(project, 1)
+    assert isinstance(last, RoundFinished)
+    said = "On the validation cases round 0 segments better (Dice 0.990, now 0."
+    assert said in last.warning
+    assert said in str(project.round(2).metrics["warning"])
+    assert "segments better" not in str(project.round(1).metrics.get("warning", ""))
+
+    project.close()
+    command = ["teacher", str(project.path), "0", "--author", "Ada"]
+    told = CliRunner().invoke(app, command)
+    assert told.output == "the teacher of round 0 is in force, chosen by Ada\n"
+    with Project.open(project.path) as again:
+        assert teacher(again) == 0
+        (event,) = [e for e in history(again) if e.round == 0 and "command" in e.detail]
+        assert event.author == "Ada"
 
 
 def test_test_cases_and_hidden_labels_never_train(project: Project) -> None:
