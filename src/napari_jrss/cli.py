@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -610,12 +610,13 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register a moving case or scan to a fixed one."""
-    from napari_jrss.display import registration_table
+    from napari_jrss.display import refining, registration_table
     from napari_jrss.project.project import Project
     from napari_jrss.session.inference import register_pair
 
-    with Project.open(project, read_only=True) as opened:
-        report = register_pair(opened, moving, fixed, out, refined=refine, device=device)
+    watching = refining() if refine else nullcontext()
+    with Project.open(project, read_only=True) as opened, watching as watch:
+        report = register_pair(opened, moving, fixed, out, refine=watch, device=device)
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:

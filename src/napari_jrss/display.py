@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,6 +65,20 @@ def counting(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         for item in items:
             progress.advance(task)
             yield item
+
+
+@contextmanager
+def refining() -> Iterator[Callable[[float], bool]]:
+    """A bar over the refinement of one pair, see :data:`napari_jrss.engine.refine.Watch`."""
+    with _progress() as progress:
+        task = progress.add_task("refining", total=100, note="")
+
+        def watch(done: float) -> bool:
+            progress.update(task, completed=round(100 * done))
+            return True
+
+        yield watch
+        progress.update(task, completed=100)
 
 
 def import_report(

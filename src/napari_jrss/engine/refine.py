@@ -9,6 +9,8 @@ recipe (Siebert et al.), which feeds on features of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,14 @@ from napari_jrss.config import RefinementConfig
 from napari_jrss.engine.predict import segmentation_logits
 from napari_jrss.losses import diffusion_regulariser, folding, image_difference
 from napari_jrss.networks.spatial import jacobian_determinant, resize_displacement, warp
+
+Watch = Callable[[float], bool]
+"""Is told before each step what share of the work is done, and says whether to go on."""
+
+
+def to_the_end(done: float) -> bool:
+    """Watches nothing, stops nothing."""
+    return True
 
 
 class RefinedRegistration(nn.Module):
@@ -29,24 +39,29 @@ class RefinedRegistration(nn.Module):
         :class:`napari_jrss.networks.build.RegistrationNetwork`.
     teacher
         Segmentation network, (B, 1, z, y, x) -> logits (B, C, z, y, x).
-    config
-        Of the refinement.
+    config, watch
+        See :func:`refine`.
     """
 
     def __init__(
-        self, registration: nn.Module, teacher: nn.Module, config: RefinementConfig | None = None
+        self,
+        registration: nn.Module,
+        teacher: nn.Module,
+        config: RefinementConfig | None = None,
+        watch: Watch = to_the_end,
     ) -> None:
         super().__init__()
         self.registration = registration
         self.teacher = teacher
         self.config = config or RefinementConfig()
+        self.watch = watch
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Images (B, 1, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32."""
         with torch.no_grad():
             displacement = self.registration(moving, fixed).float()
         here, there = (moving, self._probabilities(moving)), (fixed, self._probabilities(fixed))
-        return refine(displacement, here, there, self.config)
+        return refine(displacement, here, there, self.config, self.watch)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         """What the teacher makes of them, (B, C, z, y, x)."""
@@ -62,6 +77,7 @@ def refine(
     moving: tuple[Tensor, Tensor],
     fixed: tuple[Tensor, Tensor],
     config: RefinementConfig,
+    watch: Watch = to_the_end,
 ) -> Tensor:
     """Improve fields by gradient descent on control points, at the control points' resolution.
 
@@ -73,6 +89,8 @@ def refine(
         Image (B, 1, z, y, x) and class probabilities (B, C, z, y, x) of each side.
     config
         Steps and weights.
+    watch
+        Sees how far it is. Where it ends the work early, the fields are what they had become.
 
     Returns
     -------
@@ -87,6 +105,8 @@ def refine(
         points = resize_displacement(displacement.float(), grid).detach().requires_grad_()
         adam = torch.optim.Adam([points], config.learning_rate)
         for step in range(config.steps):
+            if not watch(step / config.steps):
+                break
             adam.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
             field = _smooth(points)
             warped = warp(here, field, padding="border")

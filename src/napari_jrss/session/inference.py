@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from napari_jrss.data.labels import LabelTable
     from napari_jrss.data.predictions import Prediction
     from napari_jrss.engine.predict import RegisteredPair
+    from napari_jrss.engine.refine import Watch
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def register_pair(
     fixed: str,
     out: Path,
     *,
-    refined: bool = False,
+    refine: Watch | None = None,
     device: str = "auto",
 ) -> RegistrationReport:
     """Register a moving case or scan to a fixed one with the current registration network.
@@ -284,10 +285,10 @@ def register_pair(
         Case ids, NIfTI files or folders of a DICOM series.
     out
         Folder to write to; made if missing.
-    refined, device
+    refine, device
         See :func:`registration_network`.
     """
-    network, torch_device = registration_network(project, device, refined)
+    network, torch_device = registration_network(project, device, refine)
     here, there = read_side(project, moving), read_side(project, fixed)
     pair = register_sides(network, here, there, project.table.names, torch_device)
     write_pair(pair, project.table, out)
@@ -295,7 +296,7 @@ def register_pair(
 
 
 def registration_network(
-    project: Project, device: str = "auto", refined: bool = False
+    project: Project, device: str = "auto", refine: Watch | None = None
 ) -> tuple[Module, Device]:
     """The current registration network and the device that it was put on.
 
@@ -305,16 +306,18 @@ def registration_network(
         With trained networks.
     device
         See :func:`napari_jrss.engine.device.make_fabric`.
-    refined
-        Whether each field is improved on its pair, see :mod:`napari_jrss.engine.refine`.
+    refine
+        Given, each field is improved on its pair while this watches, see
+        :mod:`napari_jrss.engine.refine`.
     """
     from napari_jrss.engine.device import make_fabric
     from napari_jrss.session.networks import load_refined, load_registration
 
     entry = _teacher(project)
     torch_device = make_fabric(device).device
-    load = load_refined if refined else load_registration
-    return load(entry, torch_device), torch_device
+    if refine is None:
+        return load_registration(entry, torch_device), torch_device
+    return load_refined(entry, torch_device, refine), torch_device
 
 
 def register_sides(
@@ -422,7 +425,7 @@ def propagate(project: Project, case_id: str, *, device: str = "auto") -> Predic
 
 
 def register_labelled(
-    project: Project, case_id: str, *, refined: bool = False, device: str = "auto"
+    project: Project, case_id: str, *, refine: Watch | None = None, device: str = "auto"
 ) -> Iterator[RegistrationReport | Prediction]:
     """Register every other labelled case to a case.
 
@@ -433,7 +436,7 @@ def register_labelled(
     """
     from napari_jrss.engine.predict import Votes
 
-    network, torch_device = registration_network(project, device, refined)
+    network, torch_device = registration_network(project, device, refine)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no labelled case to propagate from")

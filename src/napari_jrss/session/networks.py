@@ -8,7 +8,7 @@ from torch import nn
 from napari_jrss.config import RefinementConfig
 from napari_jrss.engine.checkpoint import load_into, load_tensors
 from napari_jrss.engine.joint_round import REGISTRATION, STUDENT, TEACHER
-from napari_jrss.engine.refine import RefinedRegistration
+from napari_jrss.engine.refine import RefinedRegistration, Watch, to_the_end
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.project.records import Round
 from napari_jrss.session.description import config_of, description_of
@@ -32,11 +32,11 @@ def load_registration(entry: Round, device: torch.device) -> nn.Module:
     return network.to(device).eval()
 
 
-def load_refined(entry: Round, device: torch.device) -> nn.Module:
+def load_refined(entry: Round, device: torch.device, watch: Watch = to_the_end) -> nn.Module:
     """The same, each field improved on its pair with what the round's teacher sees."""
     config = RefinementConfig(similarity=config_of(entry).registration.similarity)
     return RefinedRegistration(
-        load_registration(entry, device), load_teacher(entry, device), config
+        load_registration(entry, device), load_teacher(entry, device), config, watch
     )
 
 

@@ -32,6 +32,7 @@ from napari_jrss.session.pair_views import View, view_of
 
 if TYPE_CHECKING:
     from napari_jrss.data.predictions import Prediction
+    from napari_jrss.engine.refine import Watch
     from napari_jrss.session.session import Session
 
 
@@ -106,6 +107,8 @@ class Pairs:
         Another pair is in :attr:`comparison`, or its draft, or there is none.
     view_made
         A view of the pair that was asked for is there, see :meth:`view`.
+    refining
+        What share of the present pair's refinement is done, from 0 to 1.
     volumes_registered
         The :class:`RegisteredVolumes` that :meth:`register_volumes` was asked for.
     desk
@@ -124,6 +127,7 @@ class Pairs:
     pair_changed = Signal()
     comparison_changed = Signal()
     view_made = Signal(str)
+    refining = Signal(float)
     volumes_registered = Signal(object)
 
     def __init__(self, session: Session) -> None:
@@ -154,8 +158,9 @@ class Pairs:
         refined = self.refined
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
+            refine = self._watch(cancel) if refined else None
             basis = Basis.of(project, (moving, fixed))
-            network, device = registration_network(project, self._session.device, refined)
+            network, device = registration_network(project, self._session.device, refine)
             sides = read_side(project, moving), read_side(project, fixed)
             pair = register_sides(network, *sides, project.table.names, device)
             if not cancel.is_set() and self._session.project is project:
@@ -200,7 +205,8 @@ class Pairs:
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             comparison = Comparison(case_id, len(atlases))
             basis = Basis.of(project, {case_id, *atlases})
-            for each in register_labelled(project, case_id, refined=refined, device=device):
+            refine = self._watch(cancel) if refined else None
+            for each in register_labelled(project, case_id, refine=refine, device=device):
                 if cancel.is_set() or self._session.project is not project:
                     return
                 if isinstance(each, RegistrationReport):
@@ -232,7 +238,8 @@ class Pairs:
         project, refined = self._ready(), self.refined
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            network, device = registration_network(project, self._session.device, refined)
+            refine = self._watch(cancel) if refined else None
+            network, device = registration_network(project, self._session.device, refine)
             here = prepare_side(project, names[0], moving)
             there = prepare_side(project, names[1], fixed)
             pair = register_sides(network, here, there, project.table.names, device)
@@ -318,6 +325,15 @@ class Pairs:
             self._session.notified.emit(f"field and warped volumes are in {out}")
 
         self._session.inference.start(work)
+
+    def _watch(self, cancel: threading.Event) -> Watch:
+        """Tells how far the refinement of a pair is, and ends it when the job is to stop."""
+
+        def watch(done: float) -> bool:
+            self.refining.emit(done)
+            return not cancel.is_set()
+
+        return watch
 
     def _ready(self) -> Project:
         project = self._session.open_project

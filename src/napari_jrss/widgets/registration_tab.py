@@ -62,7 +62,9 @@ class RegistrationTab(QWidget):
             "Goes on from the network's field on this pair alone, by the images and what the "
             "teacher sees in them: a better fit and next to no folds, for some seconds more"
         )
-        self.stop = _button("Stop", "End the job after the pair at work")
+        self.stop = _button(
+            "Stop", "End the job: a refinement at once, else after the pair at work"
+        )
         self.compare = _button(
             "All labelled cases onto the fixed one",
             "Registers every labelled case to the fixed one: a table of how well each fits, and "
@@ -233,6 +235,10 @@ class RegistrationTab(QWidget):
                 f"to {comparison.fixed} …"
             )
 
+    def _show_refining(self, done: float) -> None:
+        if self._asked:
+            self.message.setText(f"{self._asked} … refining, {done:.0%}")
+
     def _show_state(self, state: JobState) -> None:
         if not state.busy and self._asked:
             doing, self._asked = self._asked, ""
@@ -298,6 +304,7 @@ class RegistrationTab(QWidget):
         self._relay.connect(self._pairs.pair_changed, self._show_pair)
         self._relay.connect(self._pairs.view_made, self.layers.view_made)
         self._relay.connect(self._pairs.comparison_changed, self._show_comparison)
+        self._relay.connect(self._pairs.refining, self._show_refining)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Undo what was connected."""

@@ -115,6 +115,21 @@ def test_folds_are_penalised_and_taken_out() -> None:
     assert jacobian_statistics(refined[0].numpy()).folded_percent < before / 10
 
 
+def test_who_watches_sees_each_step_and_can_end_the_work() -> None:
+    seen: list[float] = []
+
+    def watch(done: float) -> bool:
+        seen.append(done)
+        return done < 0.5
+
+    start = torch.zeros(1, 3, *SHAPE)
+    field = refine(start, side("a"), side("v"), RefinementConfig(steps=4), watch)
+    assert seen == [0, 0.25, 0.5]
+    assert field.abs().max() > 0.1
+    untouched = refine(start, side("a"), side("v"), RefinementConfig(), lambda done: False)
+    assert torch.equal(untouched, start)
+
+
 def test_every_pair_of_a_batch_is_refined_as_if_alone() -> None:
     config = RefinementConfig(steps=3)
     sides = [side("a"), side("w"), side("v")]

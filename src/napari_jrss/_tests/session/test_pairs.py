@@ -111,6 +111,24 @@ def test_a_refined_pair_fits_the_images_better_and_says_that_it_is_refined(
     np.testing.assert_allclose(comparison.reports[0].residual, pair.report.residual, rtol=1e-3)
 
 
+def test_a_refinement_tells_how_far_it_is_and_stops_when_asked(session: Session) -> None:
+    moving, fixed = two_labelled(session)
+    session.pairs.refined = True
+    seen: list[float] = []
+    session.pairs.refining.connect(seen.append)
+    run(session, lambda: session.pairs.register(moving, fixed))
+    assert seen == sorted(set(seen))
+    assert len(seen) > 10
+    assert seen[0] == 0
+    kept, seen[:] = session.pairs.pair, []
+    session.pairs.refining.connect(lambda done: session.inference.cancel())
+    session.pairs.register(fixed, moving)
+    assert session.inference.wait(60)
+    assert session.inference.state is JobState.CANCELLED
+    assert seen == [0]
+    assert session.pairs.pair is kept
+
+
 def test_views_are_made_at_the_desk_once_they_are_asked_for(session: Session) -> None:
     run(session, lambda: session.pairs.register(*two_labelled(session)))
     made: list[str] = []
