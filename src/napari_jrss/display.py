@@ -195,7 +195,15 @@ def status_tables(report: ProjectStatus) -> None:
             if report.interrupted_round is not None
             else f"the series was interrupted after round {report.rounds[-1].number}"
         )
-        console.print(f"{which}, {report.rounds_left} more to come: train --resume goes on")
+        at_work = f", unless it is still at work: {report.held}" if report.held else ""
+        console.print(
+            f"{which}, {report.rounds_left} more to come: train --resume goes on{at_work}"
+        )
+    if report.missing_files:
+        console.print(
+            f"{report.missing_files} files that cases were made from aren't where they were: "
+            "'napari-jrss relink' finds them"
+        )
     for left in report.unsaved:
         console.print(
             left.problem
@@ -266,16 +274,24 @@ def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
 
 
 def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str]) -> None:
-    """Volume of each structure in each scan."""
-    table = Table("scan", *(f"{name} (ml)" for name in structures), "confidence", "seconds")
+    """Volume of each structure in each scan, or why a scan was left out."""
+    table = Table("scan", "confidence", "seconds", "volumes (ml)")
     for result in results:
         if result.problem:
-            table.add_row(result.scan.name, *("-" for _ in structures), "-", "-")
+            table.add_row(result.scan.name, "-", "-", result.problem)
             continue
-        volumes = [f"{volume:.3g}" for volume in result.volumes_ml]
-        confidence = _figure(result.mean_confidence)
-        table.add_row(result.scan.name, *volumes, confidence, f"{result.seconds:.2f}")
+        volumes = zip(structures, result.volumes_ml, strict=True)
+        table.add_row(
+            result.scan.name,
+            _figure(result.mean_confidence),
+            f"{result.seconds:.2f}",
+            ", ".join(f"{name} {_volume(volume)}" for name, volume in volumes),
+        )
     Console(markup=False).print(table)
+
+
+def _volume(ml: float) -> str:
+    return f"{ml:.2f}" if ml < 10 else f"{ml:.0f}" if ml >= 1000 else f"{ml:.1f}"
 
 
 def registration_table(report: RegistrationReport, out: Path) -> None:

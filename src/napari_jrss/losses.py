@@ -166,9 +166,11 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
     means = torch.cat([first, second, first * first, second * second, first * second], dim=1)
     # three means of a row, column and stick cost 27 reads per voxel, one of the cube 729
     for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = window, window // 2
-        means = F.avg_pool3d(means, kernel, stride=1, padding=padding)
+        kernel, padding = [1, 1, 1], [0] * 6
+        kernel[axis] = window
+        padding[4 - 2 * axis : 6 - 2 * axis] = [window // 2] * 2  # the last axis comes first
+        # padded apart: the pooling's own padding refuses a volume smaller than the window
+        means = F.avg_pool3d(F.pad(means, padding), kernel, stride=1)
     mean_a, mean_b, square_a, square_b, product = means.unbind(1)
     variance_a = (square_a - mean_a * mean_a).clamp(min=_FLAT)
     variance_b = (square_b - mean_b * mean_b).clamp(min=_FLAT)

@@ -149,6 +149,12 @@ def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_p
     told = run("segment", trained, *scans, "--out", tmp_path).stdout  # its own files it may replace
     assert "Not learned yet" in told  # in six steps
     assert "Not learned yet" in run("status", trained).stdout
+    gone = tmp_path / "gone.nii.gz"
+    left = run("segment", trained, scans[0], gone, "--out", tmp_path / "two", code=2)
+    assert str(gone) in left.stderr
+    told = " ".join(left.stdout.split())
+    assert "volumes (ml)" in told
+    assert "gone.nii.gz" in told
     corrected = Path(result[1]["label"])
     corrected.write_bytes(b"by hand")
     said = mistake("segment", trained, *scans, "--out", tmp_path)
@@ -265,6 +271,15 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert json.loads(rest.splitlines()[-1])["kind"] == "cancelled"
     assert "--resume" in errors
     assert "--resume" in mistake("train", project, "--preset", "smoke")
+    said = "round 0 was interrupted, 0 more to come: train --resume goes on"
+    assert said in run("status", project).stdout.replace("\n", " ")
+    assert "still at work" not in run("status", project).stdout
+    with Project.open(project):  # as the training itself has it
+        now = " ".join(run("status", project).stdout.split())
+        assert f"{said}, unless it is still at work: held by process {os.getpid()}" in now
+        held = mistake("train", project, "--preset", "smoke", "--resume")
+        assert "held by process" in held
+        assert "read-only" not in held
     told = run("train", project, "--resume", "--json", "--tau", "0.9")
     assert "going on with round 0 as it was begun: preset smoke, seed 0, tau 0.05" in told.stderr
     resumed = told.stdout.splitlines()

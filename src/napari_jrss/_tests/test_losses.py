@@ -148,15 +148,17 @@ def test_mean_squared_error() -> None:
     )
 
 
-def test_lncc_equals_monais() -> None:
+@pytest.mark.parametrize(("shape", "window"), [((11, 14, 12), 5), ((5, 14, 8), 9)])
+def test_lncc_equals_monais(shape: tuple[int, int, int], window: int) -> None:
+    """Also in a volume smaller than the window."""
     from monai.losses import LocalNormalizedCrossCorrelationLoss
 
-    fixed = torch.randn(2, 1, 11, 14, 12)
-    warped = (0.5 * fixed + torch.randn(2, 1, 11, 14, 12)).requires_grad_()
+    fixed = torch.randn(2, 1, *shape)
+    warped = (0.5 * fixed + torch.randn(2, 1, *shape)).requires_grad_()
     fixed[:, :, :, :7] = 0
-    wanted = LocalNormalizedCrossCorrelationLoss(kernel_size=5)(warped, fixed)
+    wanted = LocalNormalizedCrossCorrelationLoss(kernel_size=window)(warped, fixed)
     (expected,) = torch.autograd.grad(wanted, warped)
-    loss = local_normalized_cross_correlation(warped, fixed, window=5)
+    loss = local_normalized_cross_correlation(warped, fixed, window=window)
     (gradient,) = torch.autograd.grad(loss, warped)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-2)

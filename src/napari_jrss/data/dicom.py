@@ -116,6 +116,26 @@ class LeftOut:
     reason: str
 
 
+_NOT_DICOM = "not DICOM"
+
+
+def most_telling(left: Sequence[LeftOut]) -> LeftOut | None:
+    """What to name where there is room for one: before any file that isn't DICOM at all."""
+    return min(left, key=lambda each: each.reason == _NOT_DICOM, default=None)
+
+
+def holds_dicom(left: Sequence[LeftOut]) -> bool:
+    """Whether any of what was left out is DICOM."""
+    return any(each.reason != _NOT_DICOM for each in left)
+
+
+def no_series(path: Path | str, left: Sequence[LeftOut]) -> ScanError:
+    """Why there is nothing to read, in a line."""
+    first = most_telling(left)
+    why = "" if first is None else f" ({first.what}: {first.reason})"
+    return ScanError(f"{path}: holds no image series that can be used{why}")
+
+
 @dataclass(frozen=True)
 class _Plane:
     """An image and its place: origin (x, y, z) in LPS mm, directions of a row and a column."""
@@ -200,8 +220,7 @@ def series_at(path: Path) -> DicomSeries:
         siblings = sorted(p for p in path.parent.iterdir() if p.is_file()) if uid else [path]
         series, left = _sorted(path.parent, siblings, only=uid)
     if not series:
-        why = f" ({left[0].what}: {left[0].reason})" if left else ""
-        raise ScanError(f"{path}: holds no image series that can be used{why}")
+        raise no_series(path, left)
     return replace(series[0], name=str(path))
 
 
@@ -348,7 +367,7 @@ def _planes(file: Path) -> list[_Plane]:
     """The images of one file, each with its place; a ScanError says why there is none."""
     header = read_dataset(file, _TAGS)
     if header is None:
-        raise ScanError(f"{file}: not DICOM")
+        raise ScanError(f"{file}: {_NOT_DICOM}")
     modality = str(header.get("Modality", "") or "unknown kind")
     if file.name.upper() == "DICOMDIR":
         raise ScanError(f"{file}: a table of contents, no image")

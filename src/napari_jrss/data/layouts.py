@@ -136,12 +136,11 @@ def discover_dicom(folder: Path | str) -> FoundCohort:
     ScanError
         No such folder, or no series that can be used.
     """
-    from napari_jrss.data.dicom import find_series, patient_groups
+    from napari_jrss.data.dicom import find_series, no_series, patient_groups
 
     series, left = find_series(folder)
     if not series:
-        why = f" ({left[0].what}: {left[0].reason})" if left else ""
-        raise ScanError(f"{folder}: holds no image series that can be used{why}")
+        raise no_series(folder, left)
     return FoundCohort(
         "dicom",
         tuple(FoundCase(s.name, s) for s in series),

@@ -76,7 +76,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
             folder=folder,
             fabric=fabric,
             joint_rounds=protocol.joint_rounds,
-            start=None if run.start is None else out / RUNS / run.start.id,
+            before=tuple(out / RUNS / each.id for each in run.before),
             report=log.add,
         )
         trained = METHODS[run.method].train(task)

@@ -45,8 +45,8 @@ class Task:
         Device and precision.
     joint_rounds
         Rounds of joint training.
-    start
-        Folder of the run that this one starts from.
+    before
+        Folders of the runs that this one starts from, the last one at the end.
     report
         Takes each event of the training.
     """
@@ -56,7 +56,7 @@ class Task:
     folder: Path
     fabric: Fabric
     joint_rounds: int = 3
-    start: Path | None = None
+    before: tuple[Path, ...] = ()
     report: Callable[[Event], None] = field(default=lambda event: None)
 
     @property

@@ -437,7 +437,8 @@ def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Pa
             checksum = file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ProjectError(
-            f"{path}: the scan of case {attributes.case_id} can't be read ({error.strerror})"
+            f"{path}: the scan of case {attributes.case_id} can't be read ({error.strerror}); "
+            "'napari-jrss relink' finds scans that were moved"
         ) from error
     if checksum != attributes.checksum:
         raise ProjectError(

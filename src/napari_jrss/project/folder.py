@@ -17,7 +17,7 @@ from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.labels import LabelClass, LabelTable
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.ledger import Ledger
-from napari_jrss.project.lock import WriterLock
+from napari_jrss.project.lock import WriterLock, holder
 
 LEDGER = "project.sqlite"
 LOCK = "project.lock"
@@ -47,6 +47,11 @@ class ProjectFolder:
         except (ValidationError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ProjectError(f"{path / LEDGER}: unreadable settings ({reason})") from error
+
+    @property
+    def held(self) -> str:
+        """Who else said to be writing, see :func:`~napari_jrss.project.lock.holder`."""
+        return "" if self._lock is not None else holder(self.path / LOCK)
 
     # -- open and close
 

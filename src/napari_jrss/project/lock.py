@@ -72,12 +72,10 @@ class WriterLock:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
-            raise ProjectError(
-                f"{project}: can't be written ({error.strerror}); open it read-only"
-            ) from error
+            raise ProjectError(f"{project}: can't be written ({error.strerror})") from error
         try:
             if not _try_lock(descriptor):
-                raise ProjectError(f"{project}: {_holder(path)}; open it read-only")
+                raise ProjectError(f"{project}: {_holder(path)}")
             text = json.dumps(
                 {
                     "process": os.getpid(),
@@ -118,6 +116,13 @@ def _forget(lock: WriterLock | None) -> None:
     if lock is not None and lock._descriptor is not None:
         os.close(lock._descriptor)
         lock._descriptor = None
+
+
+def holder(path: Path) -> str:
+    """Who said last to hold the project, and since when; empty if that one let go of it."""
+    with suppress(OSError):
+        return _holder(path) if path.stat().st_size else ""
+    return ""
 
 
 def _holder(path: Path) -> str:

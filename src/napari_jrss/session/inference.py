@@ -129,7 +129,18 @@ class Side:
 
     def volume(self) -> Volume:
         """The scan itself, read if it is a file."""
-        return self.scan if isinstance(self.scan, Volume) else read_volume(self.scan)
+        if isinstance(self.scan, Volume):
+            return self.scan
+        self.require_scan()
+        return read_volume(self.scan)
+
+    def require_scan(self) -> None:
+        """Raise a ProjectError if the scan's file isn't where it was."""
+        if isinstance(self.scan, Path) and not self.scan.exists():
+            raise ProjectError(
+                f"{self.scan}: the scan of {self.name} isn't there any more; "
+                "'napari-jrss relink' finds scans that were moved"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +301,8 @@ def register_pair(
     """
     network, torch_device = registration_network(project, device, refine)
     here, there = read_side(project, moving), read_side(project, fixed)
+    for side in (here, there):
+        side.require_scan()
     pair = register_sides(network, here, there, project.table.names, torch_device)
     write_pair(pair, project.table, out)
     return pair.report
@@ -393,11 +406,10 @@ def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
     """
     about = label_names(table) if pair.moving.label is not None else {}
     folder = ExportFolder(out, [*about, "warped_label.nii.gz"] if about else [])
-    folder.make()
     files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
-    warp = on_fixed_scan(pair)
+    warp, scan = on_fixed_scan(pair), pair.fixed.volume()
+    folder.make()
     write_displacement(warp.displacement, warp.affine, files[0])
-    scan = pair.fixed.volume()
     shape = warp.image.shape
     like = scan if shape == scan.shape else Volume(np.zeros(shape, np.float32), warp.affine)
     write_nifti(files[1], warp.image, like)
@@ -439,7 +451,7 @@ def register_labelled(
     network, torch_device = registration_network(project, device, refine)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
-        raise ProjectError(f"{project.path}: no labelled case to propagate from")
+        raise ProjectError(f"{project.path}: no other labelled case to propagate from")
     names = project.table.names
     fixed = read_side(project, case_id)
     votes = Votes(fixed.image, len(names))
@@ -510,7 +522,10 @@ def _pull(
     ]
     order = 0 if nearest else 1
     array = moving.array if nearest else moving.array.astype(np.float32)
-    warped: NDArray[Any] = ndimage.map_coordinates(array, coordinates, order=order)
+    # as ITK does: a voxel reaches half a voxel beyond its centre, and further out is nothing
+    warped: NDArray[Any] = ndimage.map_coordinates(array, coordinates, order=order, mode="nearest")
+    for along, size in zip(coordinates, array.shape, strict=True):
+        warped[(along < -0.5) | (along >= size - 0.5)] = 0
     return warped
 
 

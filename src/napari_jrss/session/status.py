@@ -43,6 +43,11 @@ class ProjectStatus(BaseModel):
         Round that can be resumed, and how many were to follow the latest one.
     unsaved
         Corrections that were neither accepted nor given up.
+    missing_files
+        Scans and labels that aren't where they were when the cases were made of them.
+    held
+        Who said last to be writing into the project, and since when; empty if that one has ended
+        in an orderly way.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +64,8 @@ class ProjectStatus(BaseModel):
     interrupted_round: int | None
     rounds_left: int
     unsaved: list[UnsavedCorrections]
+    missing_files: int
+    held: str
 
 
 def project_status(project: Project) -> ProjectStatus:
@@ -102,4 +109,6 @@ def project_status(project: Project) -> ProjectStatus:
             )
             for entry in unsaved(project)
         ],
+        missing_files=len(project.missing_sources()),
+        held=project.held,
     )

@@ -182,7 +182,7 @@ class CohortTab(QWidget):
                 self._session.open(path)
             except ProjectError as error:
                 self._session.open(path, read_only=True)
-                self._session.notified.emit(f"{one_line(error)}: opened so")
+                self._session.notified.emit(f"{one_line(error)}: opened read-only")
 
     def open_case(self, case_id: str) -> None:
         """Put a case on the table of the Review tab."""

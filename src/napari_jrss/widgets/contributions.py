@@ -82,17 +82,19 @@ def read_scan(path: str) -> list[LayerTuple]:
 
 def read_dicom(path: str) -> list[LayerTuple]:
     """Each image series of a folder as an image; what can't be used is said."""
-    from napari_jrss.data.dicom import find_series
+    from napari_jrss.data.dicom import find_series, most_telling, no_series
 
     series, left = find_series(Path(path))
     if not series:
-        why = f" ({left[0].what}: {left[0].reason})" if left else ""
-        raise ScanError(f"{path}: holds no image series that can be used{why}")
+        raise no_series(path, left)
     if len(series) > _MOST_SERIES:
         raise ScanError(f"{path}: holds {len(series)} image series; open the folder of one")
-    if left:
-        show_info(f"left out: {left[0].what}: {left[0].reason} ({len(left)} in all)")
-    return [layer_of(read_volume(each), each.name) for each in series]
+    first = most_telling(left)
+    if first is not None:
+        show_info(f"left out: {first.what}: {first.reason} ({len(left)} in all)")
+    name = Path(path).name
+    names = [name] if len(series) == 1 else [f"{name} {i + 1}" for i in range(len(series))]
+    return [layer_of(read_volume(each), name) for each, name in zip(series, names, strict=True)]
 
 
 def read_ome_zarr(path: str) -> list[LayerTuple]:

@@ -199,6 +199,8 @@ class ImportDialog(QDialog):
         self._runner.start(lambda cancel: look_into(source, config, cancel))
 
     def _show_found(self, found: Found) -> None:
+        from napari_jrss.data.dicom import most_telling
+
         if self._stale:
             return
         scans = len(found.cohort.cases)
@@ -206,12 +208,12 @@ class ImportDialog(QDialog):
         if found.cohort.unmatched_labels:
             names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")
-        if found.cohort.left_out:
-            first = found.cohort.left_out[0]
-            lines.append(
-                f"{len(found.cohort.left_out)} things left out, such as {first.what}: "
-                f"{first.reason}"
-            )
+        left = found.cohort.left_out
+        self._preview.setToolTip("\n".join(f"{each.what}: {each.reason}" for each in left))
+        first = most_telling(left)
+        if first is not None:
+            more = f", and {len(left) - 1} more (point here)" if len(left) > 1 else ""
+            lines.append(f"left out: {first.what}: {first.reason}{more}")
         if self._adding:
             self.found = found if found.complete else None
         elif found.table is not None:

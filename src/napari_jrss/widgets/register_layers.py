@@ -115,5 +115,5 @@ class _WarpArriving(Arriving):
         show_info(
             f"{report.moving} on {report.fixed}: residual {report.residual_before:.2f} → "
             f"{report.residual:.2f} SD, folded {report.folded_percent:.2f} %, "
-            f"{report.seconds:.1f} s"
+            f"{report.seconds:.1f} s" + (", refined" if report.refined else "")
         )

@@ -30,7 +30,13 @@ from napari_jrss.data.chain import Chain, Intensity, rows
 from napari_jrss.data.dicom import checksum, find_series, find_sources, read_series
 from napari_jrss.data.layouts import discover_dicom
 from napari_jrss.data.store import CaseAttributes
-from napari_jrss.data.volume import ScanError, Volume, read_header, read_volume
+from napari_jrss.data.volume import (
+    ScanError,
+    Volume,
+    dicom_series_of,
+    read_header,
+    read_volume,
+)
 
 SPACING = (0.7, 0.8, 2.5)
 ORDERS = ("LPS", "RAS", "LIP", "PIR", "SAL", "IPL")
@@ -178,6 +184,17 @@ def test_compressed_pixels_are_decoded_exactly(tmp_path: Path, codec: str) -> No
 
 
 # -- what is found, and what is left out
+
+
+def test_a_series_that_is_refused_is_named_before_any_other_file(tmp_path: Path) -> None:
+    made = slices(voxels((12, 8, 10)), lps_affine("LPS", SPACING))
+    save(tmp_path / "gap", _drop(made, 5))
+    for name in ("AAA.txt", "gap/README.txt"):
+        (tmp_path / name).write_text("no DICOM")
+    with pytest.raises(ScanError, match="a slice is missing"):
+        discover_dicom(tmp_path)
+    with pytest.raises(ScanError, match="a slice is missing"):
+        read_volume(dicom_series_of(tmp_path / "gap") or tmp_path)
 
 
 def test_several_patients_and_series_in_one_heap(tmp_path: Path) -> None:

@@ -159,10 +159,12 @@ def test_as_a_network_it_gives_the_same_and_trains_nothing() -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_real_networks_and_odd_grids_give_a_finite_field() -> None:
+@pytest.mark.parametrize("similarity", ["mse", "lncc"])
+def test_real_networks_and_odd_grids_give_a_finite_field(similarity: str) -> None:
     registration = build_registration_network(NetworkConfig())
     teacher = build_segmentation_network(NetworkConfig(), C)
-    network = RefinedRegistration(registration, teacher, RefinementConfig(steps=2)).eval()
+    config = RefinementConfig(steps=2, similarity=similarity)
+    network = RefinedRegistration(registration, teacher, config).eval()
     generator = np.random.default_rng(0)
     image, target = generator.normal(size=(2, 13, 18, 15)).astype(np.float32)
     with torch.autocast("cpu", torch.bfloat16):

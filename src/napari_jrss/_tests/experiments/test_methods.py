@@ -59,12 +59,12 @@ def settings(**registration: object) -> TrainingConfig:
     return TrainingConfig.model_validate(values)
 
 
-def task_of(name: str, folder: Path, start: Path | None = None, **registration: object) -> Task:
+def task_of(name: str, folder: Path, *before: Path, **registration: object) -> Task:
     """The phantoms as a method may see them."""
     blind = METHODS[name].labels == "none"
     cases = snapshot((), (*LABELLED, *UNLABELLED)) if blind else snapshot()
     config = settings(**registration)
-    return Task(cases, config, folder / name, cpu(), joint_rounds=1, start=start)
+    return Task(cases, config, folder / name, cpu(), joint_rounds=1, before=before)
 
 
 def dice_of_segmentation(network: nn.Module | None) -> float:
@@ -119,8 +119,8 @@ def test_refined_fields_are_those_of_the_last_round_and_better(
     mono: tuple[Path, Trained], tmp_path: Path
 ) -> None:
     jrss = METHODS["jrss"].train(task_of("jrss", tmp_path, mono[0]))
-    for start, trained in ((mono[0], mono[1]), (tmp_path / "jrss", jrss)):
-        refined = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, start))
+    for before, trained in (((mono[0],), mono[1]), ((mono[0], tmp_path / "jrss"), jrss)):
+        refined = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, *before))
         assert refined.segmentation is None
         assert refined.registration is not None
         assert trained.registration is not None
@@ -132,11 +132,17 @@ def test_refined_fields_are_those_of_the_last_round_and_better(
         assert better > plain + 0.02
 
 
-def test_nothing_is_refined_where_no_round_was_run(tmp_path: Path) -> None:
+def test_where_no_round_was_run_the_mono_nets_are_refined_as_jrss_falls_back_to_them(
+    mono: tuple[Path, Trained], tmp_path: Path
+) -> None:
     (tmp_path / "jrss").mkdir()
-    trained = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, tmp_path / "jrss"))
-    assert trained.registration is None
-    assert "no joint round" in trained.note
+    task = task_of("jrss_refined", tmp_path, mono[0], tmp_path / "jrss")
+    refined = METHODS["jrss_refined"].train(task).registration
+    assert refined is not None
+    assert mono[1].registration is not None
+    weights = refined.registration.state_dict()
+    for name, value in mono[1].registration.state_dict().items():
+        assert torch.equal(weights[name], value)
 
 
 def test_propagated_labels_vote(mono: tuple[Path, Trained], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.lock import WriterLock
+from napari_jrss.project.lock import WriterLock, holder
 
 HOLD = textwrap.dedent(
     """
@@ -54,6 +54,15 @@ def test_a_second_program_is_told_who_holds_it_and_since_when(tmp_path: Path) ->
     finally:
         process.kill()
         process.wait()
+
+
+def test_who_writes_is_told_to_those_who_only_look(tmp_path: Path) -> None:
+    path = tmp_path / "project.lock"
+    assert holder(path) == ""
+    lock = WriterLock(path)
+    assert holder(path).startswith("held by this program already, since ")
+    lock.release()
+    assert holder(path) == ""
 
 
 def test_a_killed_programs_lock_is_taken_over(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_jrss._tests.data.dicom_phantoms import lps_affine, save, slices
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover
 from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
-from napari_jrss.data.volume import read_volume
+from napari_jrss.data.volume import ScanError, read_volume
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Outcome
@@ -210,6 +211,11 @@ def test_an_import_can_be_stopped(tmp_path: Path) -> None:
 
 def test_looking_into_a_folder_without_scans(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no scans"):
+        list(look_into(Source(tmp_path), PreprocessingConfig(), threading.Event()))
+    made = slices(np.arange(960, dtype=np.int16).reshape(12, 8, 10), lps_affine())
+    save(tmp_path / "gap", made[:5] + made[6:])
+    (tmp_path / "AAA.txt").write_text("no DICOM")
+    with pytest.raises(ScanError, match="a slice is missing"):
         list(look_into(Source(tmp_path), PreprocessingConfig(), threading.Event()))
 
 

@@ -16,6 +16,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from npe2 import PluginManifest
 from pytestqt.qtbot import QtBot
 
+from napari_jrss._tests.data.dicom_phantoms import lps_affine, save, slices
 from napari_jrss._tests.session.phantoms import give_networks, make_project
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import STRUCTURES
@@ -127,6 +128,17 @@ def test_a_project_opens_in_the_dock(
     image, label = viewer.open(str(cases), plugin=PLUGIN)
     assert (type(image), type(label)) == (Image, Labels)
     assert image.data.shape == label.data.shape == widget.session.open_project.grid.shape
+
+
+def test_dicom_layers_are_named_after_their_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "head"
+    values = np.arange(480, dtype=np.int16).reshape(6, 8, 10)
+    for patient in ("a", "b"):
+        save(folder / patient, slices(values, lps_affine()))
+    names = [layer[1]["name"] for layer in contributions.read_dicom(str(folder))]
+    assert names == ["head 1", "head 2"]
+    (layer,) = contributions.read_dicom(str(folder / "a"))
+    assert layer[1]["name"] == "a"
 
 
 def test_other_folders_and_files_are_left_to_others(tmp_path: Path) -> None:

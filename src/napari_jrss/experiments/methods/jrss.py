@@ -12,8 +12,7 @@ from napari_jrss.experiments.recipe import NEVER, Task, Trained
 
 def train(task: Task) -> Trained:
     """The joint rounds, as many as the pseudo-labels allow."""
-    assert task.start is not None
-    parent = task.start / ROUND
+    parent = task.before[-1] / ROUND
     done: list[Trained] = []
     for number in range(1, task.joint_rounds + 1):
         this = Round(number, task.snapshot, task.config, task.folder / f"round{number}", parent)

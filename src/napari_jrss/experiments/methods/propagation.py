@@ -19,8 +19,7 @@ from napari_jrss.experiments.recipe import FieldModule, Task, Trained
 
 def train(task: Task) -> Trained:
     """With the registration network of Mono-Reg."""
-    assert task.start is not None
-    registration = networks_of(task, task.start / ROUND).registration
+    registration = networks_of(task, task.before[-1] / ROUND).registration
     assert registration is not None
     return Trained(segmentation=Propagation(registration, task.snapshot))
 

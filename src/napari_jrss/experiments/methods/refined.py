@@ -13,12 +13,9 @@ from napari_jrss.experiments.recipe import Task, Trained
 
 
 def train(task: Task) -> Trained:
-    """Nothing is trained: the networks are those of the last round of the run before."""
-    assert task.start is not None
-    rounds = {_number(path.parent): path.parent for path in task.start.glob(f"round*/{TEACHER}")}
-    if not rounds:
-        return Trained(note="no joint round was run")
-    trained = networks_of(task, rounds[max(rounds)])
+    """Nothing is trained: the networks are those of the last round of the runs before."""
+    *_, last = (path.parent for run in task.before for path in _teachers(run))
+    trained = networks_of(task, last)
     assert trained.registration is not None
     assert trained.segmentation is not None
     config = RefinementConfig(similarity=task.config.registration.similarity)
@@ -26,5 +23,8 @@ def train(task: Task) -> Trained:
     return replace(trained, segmentation=None, registration=refined)
 
 
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix("round"))
+def _teachers(run: Path) -> list[Path]:
+    """Of a run's rounds, in their order."""
+    return sorted(
+        run.glob(f"round*/{TEACHER}"), key=lambda path: int(path.parent.name.removeprefix("round"))
+    )
