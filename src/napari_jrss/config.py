@@ -331,6 +331,7 @@ _FAST: dict[str, object] = {
         "lambda_r_warmup": 2.0,
         "warmup_steps": 50,
         "lambda_d": 1.0,
+        "lambda_j": 10.0,
         "labelled_pair_fraction": 0.5,
     },
     "joint": {
