@@ -23,7 +23,7 @@ def written(folder: Path, **changes: Any) -> Path:
         "split": {"training": 4, "validation": 2, "test": 2},
         "seeds": [0],
         "preset": "smoke",
-        "settings": {"joint": {"dropout": 0.2}},
+        "settings": {"joint": {"dropout": 0.2}, "registration": {"lambda_j": 0}},
         "runs": [{"methods": ["mono", "jrss"], "labelled": [2]}],
     }
     path = folder / "protocol.yaml"
@@ -136,7 +136,7 @@ def test_a_run_comes_after_all_that_it_starts_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_the_settings(tmp_path: Path, name: str) -> None:
-    protocol = load_protocol(written(tmp_path, settings={"registration": {"lambda_j": 0}}))
+    protocol = load_protocol(written(tmp_path))
     assert protocol.config(0, ABLATIONS[name].changes) != protocol.config(0)
 
 
