@@ -124,16 +124,17 @@ def most_telling(left: Sequence[LeftOut]) -> LeftOut | None:
     return min(left, key=lambda each: each.reason == _NOT_DICOM, default=None)
 
 
-def holds_dicom(left: Sequence[LeftOut]) -> bool:
-    """Whether any of what was left out is DICOM."""
-    return any(each.reason != _NOT_DICOM for each in left)
+class UnusableDicomError(ScanError):
+    """There is DICOM, but no image series that can be used."""
 
 
 def no_series(path: Path | str, left: Sequence[LeftOut]) -> ScanError:
     """Why there is nothing to read, in a line."""
     first = most_telling(left)
     why = "" if first is None else f" ({first.what}: {first.reason})"
-    return ScanError(f"{path}: holds no image series that can be used{why}")
+    is_dicom = first is not None and first.reason != _NOT_DICOM
+    kind = UnusableDicomError if is_dicom else ScanError
+    return kind(f"{path}: holds no image series that can be used{why}")
 
 
 @dataclass(frozen=True)

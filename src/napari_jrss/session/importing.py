@@ -128,20 +128,17 @@ def look_into(source: Source, config: PreprocessingConfig, cancel: Event) -> Ite
 def _discover(source: Source) -> FoundCohort:
     if source.labels is not None:
         return discover(images=source.images, labels=source.labels)
+    from napari_jrss.data.dicom import UnusableDicomError
+
     try:
         return discover(source.images)
     except ScanError as error:
         try:
             return discover_dicom(source.images)
-        except ScanError as other:
-            raise (other if _is_dicom(source.images) else error) from None
-
-
-def _is_dicom(folder: Path) -> bool:
-    """Whether a folder without a series that can be used holds DICOM all the same."""
-    from napari_jrss.data.dicom import find_series, holds_dicom
-
-    return folder.is_dir() and holds_dicom(find_series(folder)[1])
+        except UnusableDicomError:
+            raise
+        except ScanError:
+            raise error from None
 
 
 def fitting_spacing(grid: TrainingGrid) -> float | None:

@@ -31,6 +31,9 @@ from napari_jrss.session.inference import (
 from napari_jrss.session.pair_views import View, view_of
 
 if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.nn import Module
+
     from napari_jrss.data.predictions import Prediction
     from napari_jrss.engine.refine import Watch
     from napari_jrss.session.session import Session
@@ -155,12 +158,9 @@ class Pairs:
         if moving == fixed:
             raise ProjectError(f"{moving}: choose two different cases")
 
-        refined = self.refined
-
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            refine = self._watch(cancel) if refined else None
             basis = Basis.of(project, (moving, fixed))
-            network, device = registration_network(project, self._session.device, refine)
+            network, device = self._network(project, cancel)
             sides = read_side(project, moving), read_side(project, fixed)
             pair = register_sides(network, *sides, project.table.names, device)
             if not cancel.is_set() and self._session.project is project:
@@ -200,12 +200,12 @@ class Pairs:
         """
         project = self._ready()
         atlases = set(project.snapshot().labelled) - {case_id}
-        refined, device = self.refined, self._session.device
+        device = self._session.device
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             comparison = Comparison(case_id, len(atlases))
             basis = Basis.of(project, {case_id, *atlases})
-            refine = self._watch(cancel) if refined else None
+            refine = self._watch(cancel)
             for each in register_labelled(project, case_id, refine=refine, device=device):
                 if cancel.is_set() or self._session.project is not project:
                     return
@@ -235,11 +235,10 @@ class Pairs:
         ProjectError, BusyError
             As :meth:`register`.
         """
-        project, refined = self._ready(), self.refined
+        project = self._ready()
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            refine = self._watch(cancel) if refined else None
-            network, device = registration_network(project, self._session.device, refine)
+            network, device = self._network(project, cancel)
             here = prepare_side(project, names[0], moving)
             there = prepare_side(project, names[1], fixed)
             pair = register_sides(network, here, there, project.table.names, device)
@@ -326,8 +325,16 @@ class Pairs:
 
         self._session.inference.start(work)
 
-    def _watch(self, cancel: threading.Event) -> Watch:
-        """Tells how far the refinement of a pair is, and ends it when the job is to stop."""
+    def _network(self, project: Project, cancel: threading.Event) -> tuple[Module, Device]:
+        return registration_network(project, self._session.device, self._watch(cancel))
+
+    def _watch(self, cancel: threading.Event) -> Watch | None:
+        """Tells how far the refinement of a pair is, and ends it when the job is to stop.
+
+        None where pairs aren't to be refined.
+        """
+        if not self.refined:
+            return None
 
         def watch(done: float) -> bool:
             self.refining.emit(done)
