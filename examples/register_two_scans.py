@@ -27,7 +27,8 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.inference import RegistrationReport, register_pair
+from napari_jrss.session.pair_files import register_pair
+from napari_jrss.session.registering import RegistrationReport
 from napari_jrss.session.training import train
 
 

@@ -581,7 +581,7 @@ def segment(
     """Segment scans with the current teacher."""
     from napari_jrss.display import counting, segmented_table
     from napari_jrss.project.project import Project
-    from napari_jrss.session.inference import segment_scans
+    from napari_jrss.session.segmenting import segment_scans
     from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
@@ -612,7 +612,7 @@ def register(
     """Register a moving case or scan to a fixed one."""
     from napari_jrss.display import refining, registration_table
     from napari_jrss.project.project import Project
-    from napari_jrss.session.inference import register_pair
+    from napari_jrss.session.pair_files import register_pair
 
     watching = refining() if refine else nullcontext()
     with Project.open(project, read_only=True) as opened, watching as watch:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from napari_jrss.engine.events import Event
     from napari_jrss.session.evaluation import RoundEvaluated
     from napari_jrss.session.history import HistoryLine
-    from napari_jrss.session.inference import RegistrationReport, SegmentedScan
+    from napari_jrss.session.registering import RegistrationReport
+    from napari_jrss.session.segmenting import SegmentedScan
     from napari_jrss.session.status import ProjectStatus
 
 T = TypeVar("T")

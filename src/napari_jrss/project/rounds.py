@@ -142,6 +142,13 @@ class ProjectRounds(ProjectCases):
         number = self._ledger.teacher()
         return None if number is None else self.round(number)
 
+    def require_teacher(self) -> Round:
+        """The round whose teacher is the current one; a ProjectError before the first."""
+        entry = self.teacher
+        if entry is None:
+            raise ProjectError(f"{self.path}: has no trained networks yet (train)")
+        return entry
+
     def _unfinished(self, number: int) -> None:
         if self.round(number).outcome is Outcome.FINISHED:
             raise ProjectError(f"{self.path}: round {number} is finished")

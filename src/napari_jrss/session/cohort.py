@@ -334,9 +334,7 @@ class Cohort:
             Another short job is under way.
         """
         project = self._session.open_project
-        teacher = project.teacher
-        if teacher is None:
-            raise ProjectError(f"{project.path}: has no teacher yet; train it first")
+        teacher = project.require_teacher()
         project.check_writable()
         wanted = self.without_prediction()
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from napari_jrss.data.batches import Image, Label
 
 if TYPE_CHECKING:
-    from napari_jrss.session.inference import Pair
+    from napari_jrss.session.registering import Pair
 
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]

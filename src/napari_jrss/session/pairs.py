@@ -16,19 +16,17 @@ from napari_jrss.data.volume import Volume
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.session.desk import Desk
-from napari_jrss.session.inference import (
+from napari_jrss.session.pair_files import ScanWarp, on_fixed_scan, write_pair
+from napari_jrss.session.pair_views import View, view_of
+from napari_jrss.session.registering import (
     Pair,
     RegistrationReport,
-    ScanWarp,
-    on_fixed_scan,
     prepare_side,
     read_side,
     register_labelled,
     register_sides,
     registration_network,
-    write_pair,
 )
-from napari_jrss.session.pair_views import View, view_of
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -306,7 +304,7 @@ class Pairs:
     def export(self, folder: Path) -> None:
         """Write the present pair into ``<moving>_to_<fixed>`` of a folder.
 
-        The files are those of :func:`napari_jrss.session.inference.write_pair`.
+        The files are those of :func:`napari_jrss.session.pair_files.write_pair`.
 
         Raises
         ------
@@ -344,8 +342,7 @@ class Pairs:
 
     def _ready(self) -> Project:
         project = self._session.open_project
-        if project.teacher is None:
-            raise ProjectError(f"{project.path}: has no trained networks yet (Rounds)")
+        project.require_teacher()
         return project
 
     def _present(self) -> Pair:

@@ -92,11 +92,10 @@ class Proposal:
             Another short job is under way.
         """
         case, project = self._review.on_table, self._session.open_project
-        if project.teacher is None:
-            raise ProjectError(f"{project.path}: has no trained networks yet (train)")
+        project.require_teacher()
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.session.inference import register_labelled
+            from napari_jrss.session.registering import register_labelled
 
             cases = [c for c in project.snapshot().labelled if c != case.case_id]
             for found in register_labelled(project, case.case_id, device=self._session.device):

@@ -1,24 +1,71 @@
-"""The teacher at work on a scan that lies in memory, on the scan's own grid."""
+"""The teacher at work on scans that are no cases, from files or in memory, on their own grids."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_jrss.data.chain import Chain
 from napari_jrss.data.labels import LabelTable
+from napari_jrss.data.layouts import stem
 from napari_jrss.data.preprocess import preprocess
-from napari_jrss.data.volume import Volume
+from napari_jrss.data.volume import (
+    ScanError,
+    Volume,
+    dicom_series_of,
+    read_volume,
+    voxel_ml,
+    write_nifti,
+)
+from napari_jrss.project.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.errors import ProjectError
-from napari_jrss.session.inference import mean_confidence
+from napari_jrss.project.export import label_bytes, label_names
+from napari_jrss.project.exported import ExportFolder
+from napari_jrss.project.project import Project
 from napari_jrss.session.training import teacher_warning
 
 if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.nn import Module
+
+    from napari_jrss.data.predictions import Prediction
     from napari_jrss.session.session import Session
+
+
+@dataclass(frozen=True)
+class SegmentedScan:
+    """What became of one scan.
+
+    Attributes
+    ----------
+    scan
+        The file.
+    problem
+        Why it could not be segmented; empty if it was.
+    label
+        The label file, on the scan's own grid.
+    volumes_ml
+        Volume of each structure in millilitres.
+    mean_confidence
+        Mean probability of the structures' voxels, 0 to 1; None where there are none.
+    seconds
+        Time of the network alone.
+    """
+
+    scan: Path
+    problem: str = ""
+    label: Path | None = None
+    volumes_ml: tuple[float, ...] = ()
+    mean_confidence: float | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +93,104 @@ class VolumeSegmented:
     warning: str
 
 
+def segment_scans(
+    project: Project,
+    scans: Sequence[Path],
+    out: Path,
+    *,
+    maps: bool = False,
+    dicom_seg: bool = False,
+    device: str = "auto",
+) -> Iterator[SegmentedScan]:
+    """Segment scans with the current teacher, onto their own grids.
+
+    Parameters
+    ----------
+    project
+        With a teacher.
+    scans
+        NIfTI files, or folders of one DICOM series each.
+    out
+        Folder for ``<scan>_label.nii.gz`` and the names of the labels; made if missing.
+    maps
+        Write ``<scan>_confidence.nii.gz`` and, after a joint round, ``<scan>_uncertainty.nii.gz``
+        (KL divergence of teacher and student, in nats).
+    dicom_seg
+        Write ``<scan>_label.dcm`` for each DICOM series, a DICOM SEG in the patient's study.
+    device
+        See :func:`napari_jrss.engine.device.make_fabric`.
+
+    Raises
+    ------
+    ProjectError
+        Without a teacher, if two scans would write the same files, or if a label is there that no
+        export wrote or that was edited since.
+    """
+    from napari_jrss.engine.device import make_fabric
+    from napari_jrss.session.networks import load_student, load_teacher
+
+    entry = project.require_teacher()
+    names = [stem(scan.absolute()) for scan in scans]
+    if len(set(names)) < len(names):
+        raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
+    if dicom_seg:
+        require_outside(project, out)
+    endings = (".nii.gz", ".dcm") if dicom_seg else (".nii.gz",)
+    about = label_names(project.table)
+    labels = [f"{name}_label{ending}" for name in names for ending in endings]
+    folder = ExportFolder(out, [*about, *labels])
+    torch_device = make_fabric(device).device
+    teacher = load_teacher(entry, torch_device)
+    student = load_student(entry, torch_device) if maps else None
+    folder.make()
+    for file, content in about.items():
+        folder.write(file, content)
+    segment = partial(
+        _segment_scan,
+        project=project,
+        networks=(teacher, student),
+        device=torch_device,
+        folder=folder,
+        maps=maps,
+        dicom_seg=dicom_seg,
+    )
+    return map(segment, scans, names)
+
+
+def _segment_scan(
+    scan: Path,
+    name: str,
+    *,
+    project: Project,
+    networks: tuple[Module, Module | None],
+    device: Device,
+    folder: ExportFolder,
+    maps: bool,
+    dicom_seg: bool,
+) -> SegmentedScan:
+    from napari_jrss.engine.predict import predict_case
+
+    try:
+        series = dicom_series_of(scan)
+        volume = read_volume(series or scan)
+        ready = preprocess(volume, None, project.preprocessing, project.grid)
+    except ScanError as error:
+        return SegmentedScan(scan, problem=str(error))
+    started = time.perf_counter()
+    prediction = predict_case(networks[0], ready.image, device, networks[1])
+    seconds = time.perf_counter() - started
+    file = f"{name}_label.nii.gz"
+    content = label_bytes(prediction.label, ready.chain, project.table, folder.path / file)
+    path = folder.write(file, content)
+    if maps:
+        _write_maps(prediction, ready.chain, volume, folder.path, name)
+    if dicom_seg and series is not None:
+        file = f"{name}_label.dcm"
+        content = segmentation_bytes(prediction.label, ready.chain, project.table, series, file)
+        folder.write(file, content)
+    return _summary(scan, path, prediction, ready.chain, project, seconds)
+
+
 def segment_volume(session: Session, volume: Volume, name: str) -> None:
     """Segment a scan with the current teacher in the background; nothing is written.
 
@@ -68,9 +213,7 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
         Another short job is under way.
     """
     project = session.open_project
-    teacher = project.teacher
-    if teacher is None:
-        raise ProjectError(f"{project.path}: has no teacher yet; train it first")
+    teacher = project.require_teacher()
     device = session.device
 
     def work(cancel: threading.Event) -> Iterator[VolumeSegmented]:
@@ -92,3 +235,37 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
         )
 
     session.inference.start(work)
+
+
+def _write_maps(prediction: Prediction, chain: Chain, scan: Volume, out: Path, name: str) -> None:
+    maps = {"confidence": prediction.confidence, "uncertainty": prediction.uncertainty}
+    for kind, values in maps.items():
+        if values is not None:
+            on_scan = chain.values_to_source(values.astype(np.float32))
+            write_nifti(out / f"{name}_{kind}.nii.gz", on_scan, scan)
+
+
+def _summary(
+    scan: Path,
+    path: Path,
+    prediction: Prediction,
+    chain: Chain,
+    project: Project,
+    seconds: float,
+) -> SegmentedScan:
+    on_scan = chain.label_to_source(prediction.label)
+    counts = np.bincount(on_scan.ravel(), minlength=len(project.table.names))[1:]
+    each_ml = voxel_ml(np.array(chain.source_affine))
+    return SegmentedScan(
+        scan=scan,
+        label=path,
+        volumes_ml=tuple(float(count) * each_ml for count in counts),
+        mean_confidence=mean_confidence(prediction, chain),
+        seconds=seconds,
+    )
+
+
+def mean_confidence(prediction: Prediction, chain: Chain) -> float | None:
+    """Mean probability of the structures' voxels in the scan; None where there are none."""
+    found = prediction.confidence[(prediction.label > 0) & chain.inside_scan()]
+    return float(found.mean(dtype=np.float64)) if found.size else None

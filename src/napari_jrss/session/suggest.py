@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from napari_jrss.data.predictions import PREDICTIONS, read_prediction
 from napari_jrss.metrics import dice_per_class
-from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Split
 from napari_jrss.session.survey import CaseFigures, figures_of, view_of
@@ -142,9 +141,9 @@ def suggest_now(
     ProjectError
         A case can't be read, or there is nothing to propagate with.
     """
+    if propagate:
+        project.require_teacher()
     teacher = project.teacher
-    if propagate and teacher is None:
-        raise ProjectError(f"{project.path}: has no trained networks yet (train)")
     cases = [case for case in project.cases() if case.split is Split.TRAIN]
     appearances = {case.case_id: view_of(project, case.case_id).appearance for case in cases}
     figures = {}
@@ -159,7 +158,7 @@ def suggest_now(
 
 def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[str, float]:
     """Mean Dice of propagated labels and the teacher's, by case."""
-    from napari_jrss.session.inference import propagate
+    from napari_jrss.session.registering import propagate
 
     teacher = project.teacher
     assert teacher is not None

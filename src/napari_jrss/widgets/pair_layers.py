@@ -16,7 +16,6 @@ from qtpy.QtCore import QTimer
 from napari_jrss.data.batches import Label
 from napari_jrss.data.chain import TrainingGrid
 from napari_jrss.data.labels import LabelTable
-from napari_jrss.session.inference import Pair
 from napari_jrss.session.pair_views import (
     View,
     dashed_outline,
@@ -24,6 +23,7 @@ from napari_jrss.session.pair_views import (
     magnified,
     shown_range,
 )
+from napari_jrss.session.registering import Pair
 from napari_jrss.widgets.layers import (
     colormap,
     image_layer,

@@ -7,8 +7,8 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_jrss.data.labels import LabelTable
-from napari_jrss.session.inference import RegistrationReport
 from napari_jrss.session.pairs import Comparison
+from napari_jrss.session.registering import RegistrationReport
 
 _RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_jrss.session.errors import one_line
-from napari_jrss.session.inference import RegistrationReport
+from napari_jrss.session.registering import RegistrationReport
 from napari_jrss.session.runner import JobState
 from napari_jrss.widgets.bridge import Relay, telling
 from napari_jrss.widgets.pair_layers import KINDS, PairLayers, Scene

@@ -12,8 +12,8 @@ from superqt.utils import qthrottled
 from napari_jrss.session.author import known_author, remember_author
 from napari_jrss.session.editing import Edit
 from napari_jrss.session.errors import is_ours, one_line
-from napari_jrss.session.inference import RegistrationReport
 from napari_jrss.session.open_case import OpenCase, draft_in_words
+from napari_jrss.session.registering import RegistrationReport
 from napari_jrss.session.review import Leave
 from napari_jrss.session.runner import JobState
 from napari_jrss.widgets.bridge import Relay, telling

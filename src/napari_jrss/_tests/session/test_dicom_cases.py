@@ -13,7 +13,7 @@ from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import discover_dicom
 from napari_jrss.data.volume import read_volume
 from napari_jrss.project.project import Project
-from napari_jrss.session.inference import read_side
+from napari_jrss.session.registering import read_side
 
 
 def test_a_side_of_a_pair_is_the_scan_as_the_project_holds_it(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from napari_jrss.engine.predict import warp_array
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
-from napari_jrss.session.inference import RegistrationReport, propagate, write_pair
+from napari_jrss.session.pair_files import write_pair
 from napari_jrss.session.pairs import Comparison, RegisteredVolumes
+from napari_jrss.session.registering import RegistrationReport, propagate
 from napari_jrss.session.runner import BusyError, JobState
 from napari_jrss.session.session import Session
 
