@@ -62,6 +62,13 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
         "folding_penalty": Ablation(
             "with a penalty of folds", {"registration": {"lambda_j": 10.0}}
         ),
+        "unet_segmenter": Ablation(
+            "U-Net as the segmenter",
+            {
+                "segmentation_network": {"name": "vm_unet"},
+                "segmentation": {"include_background": False},
+            },
+        ),
         "unet": Ablation(
             "U-Net instead of obelisk",
             {
@@ -152,7 +159,7 @@ class Block(_Part):
 
     @model_validator(mode="after")
     def _varied_is_jrss(self) -> Block:
-        if (self.tau or self.ablations) and self.methods != ("jrss",):
+        if (self.tau or self.ablations) and not {"jrss", "jrss_refined"}.issuperset(self.methods):
             raise ValueError("tau and ablations vary jrss: give it a block of its own")
         return self
 
