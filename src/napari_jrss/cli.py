@@ -21,7 +21,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from napari_jrss import __version__
-from napari_jrss.config import PresetName
+from napari_jrss.config import PresetName, TrainingConfig
 from napari_jrss.experiments import commands
 from napari_jrss.session.errors import is_ours
 
@@ -246,7 +246,9 @@ def split(
 def train(
     project: ProjectPath,
     rounds: Annotated[int, typer.Option(min=0, help="Joint rounds after the pre-training.")] = 3,
-    preset: Annotated[PresetName, typer.Option(help="paper, fast or smoke.")] = "fast",
+    preset: Annotated[
+        PresetName, typer.Option(help=TrainingConfig.model_fields["preset"].description)
+    ] = "fast",
     device: Device = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs or processes.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import threading
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
+from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
 from napari_jrss.data.labels import LabelTable
 from napari_jrss.data.layouts import FoundCase, discover
 from napari_jrss.project.project import Project
@@ -79,7 +80,7 @@ def test_on_real_hippocampus_scans_both_networks_learn(shared_data: Path, tmp_pa
     assert np.isfinite(registration["std_jacobian"]["mean"])
 
 
-@pytest.mark.parametrize("name", ["paper", "fast", "smoke"])
+@pytest.mark.parametrize("name", get_args(PresetName))
 def test_presets_are_complete_and_differ(name: str) -> None:
     config = preset(name, seed=3)  # type: ignore[arg-type]
     assert config.preset == name

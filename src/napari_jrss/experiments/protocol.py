@@ -63,14 +63,14 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
             "with a penalty of folds", {"registration": {"lambda_j": 10.0}}
         ),
         "unet_segmenter": Ablation(
-            "U-Net as the segmenter",
+            "with a U-Net as the segmenter",
             {
                 "segmentation_network": {"name": "vm_unet"},
                 "segmentation": {"include_background": False},
             },
         ),
         "unet": Ablation(
-            "U-Net instead of obelisk",
+            "with U-Nets instead of obelisk",
             {
                 "segmentation_network": {"name": "vm_unet"},
                 "segmentation": {"include_background": False},

@@ -167,10 +167,19 @@ def over_labelled(outcomes: Sequence[Outcome]) -> Table:
 def variants(
     outcomes: Sequence[Outcome], labelled: int | str, names: Sequence[str], kind: str
 ) -> Table:
-    """JRSS with one setting changed, against JRSS on the same seeds and test cases."""
-    jrss = [o for o in outcomes if o.method.name == "jrss" and o.labelled == labelled]
-    whole = next(o for o in jrss if not o.variant)
-    chosen = [o for o in jrss if not o.variant or o.variant in names]
+    """JRSS with one setting changed, against JRSS on the same seeds and test cases.
+
+    What it starts from and what is refined after it stand beside it where they change, too.
+    """
+    varied = {o.method.name for o in outcomes if o.labelled == labelled and o.variant in names}
+    chosen = [
+        o
+        for o in outcomes
+        if o.labelled == labelled
+        and o.method.name in varied
+        and (not o.variant or o.variant in names)
+    ]
+    whole = next(o for o in chosen if o.method.name == "jrss" and not o.variant)
     if kind == "tau":
         chosen.sort(key=lambda o: o.tau)
     rows = []
@@ -180,12 +189,11 @@ def variants(
             here, there = outcome.samples(task, "dice"), whole.samples(task, "dice")
             common = here.keys() & there.keys()
             mean, std = mean_std(here[s] for s in common)
-            gain = mean - mean_std(there[s] for s in common)[0]
+            gain = None if outcome is whole else _gain(here, there)
             p = None if outcome is whole else paired_p(here, there)
-            same = outcome is whole
             cells += [
                 Cell(_figure(mean, std)),
-                Cell(NONE if same else f"{gain:+.3f}"),
+                Cell(NONE if gain is None else f"{gain:+.3f}"),
                 Cell(NONE if p is None else _p(p)),
             ]
         mean, std = mean_std(outcome.samples("registration", "std_jacobian").values())

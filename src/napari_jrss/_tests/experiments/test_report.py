@@ -136,6 +136,25 @@ def test_a_variant_is_compared_on_the_seeds_that_both_have() -> None:
     assert table.rows[1][2].text == "-0.100"
 
 
+def test_a_variant_of_what_jrss_starts_from_stands_beside_it() -> None:
+    outcomes = [
+        outcome("mono", LOW),
+        outcome("mono", HIGH, variant="unet"),
+        outcome("mono_refined", HIGH),
+        outcome("jrss", LOW),
+        outcome("jrss", HIGH, variant="unet"),
+        outcome("jrss", HIGH, variant="no_ema"),
+    ]
+    rows = variants(outcomes, 5, ["unet"], "ablations").rows
+    assert [(row[0].text, row[2].text) for row in rows] == [
+        ("Mono-Net", "+0.000"),
+        ("Mono-Net with U-Nets instead of obelisk", "+0.100"),
+        ("JRSS", "–"),  # noqa: RUF001
+        ("JRSS with U-Nets instead of obelisk", "+0.100"),
+    ]
+    assert rows[0][4].text == "–"  # noqa: RUF001
+
+
 def test_n_runs_up_with_k_last() -> None:
     outcomes = [outcome("jrss", LOW, labelled=n) for n in ("K", 7, 10, 1)]
     assert [row[0].text for row in over_labelled(outcomes).rows] == ["1", "7", "10", "K"]

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from napari.utils import progress
@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QSpinBox
 from napari_jrss._tests.engine.phantoms import tiny_config
 from napari_jrss._tests.session.conftest import trainable_once as trainable_once
 from napari_jrss._tests.widgets.dialogs import answering, press
-from napari_jrss.config import JointConfig, TrainingConfig, preset
+from napari_jrss.config import JointConfig, PresetName, TrainingConfig, preset
 from napari_jrss.engine.events import RoundFinished, StepEnd
 from napari_jrss.session.estimate import Measured, StepCost, steps_of
 from napari_jrss.session.progress import Curve
@@ -67,7 +67,7 @@ def enabled(tab: RoundsTab) -> set[str]:
     return {button.text() for button in buttons if button.isEnabled()}
 
 
-@pytest.mark.parametrize("name", ["paper", "fast", "smoke"])
+@pytest.mark.parametrize("name", get_args(PresetName))
 def test_every_setting_of_a_preset_goes_through_the_form(tab: RoundsTab, name: Any) -> None:
     tab.preset.set("smoke" if name == "paper" else "paper")
     tab.preset.set(name)
