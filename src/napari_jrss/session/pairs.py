@@ -118,9 +118,8 @@ class Pairs:
         The latest registered pair.
     comparison
         The latest case that all labelled cases were registered to.
-    refined
-        Whether the next registrations improve each field on its pair, see
-        :mod:`napari_jrss.engine.refine`.
+    refined_changed
+        Whether pairs are to be refined, see :attr:`refined`, is another now.
     outdated
         Why one of these two was forgotten, see :meth:`forget_outdated`; empty if it wasn't.
     """
@@ -130,6 +129,7 @@ class Pairs:
     view_made = Signal(str)
     refining = Signal(float)
     volumes_registered = Signal(object)
+    refined_changed = Signal(bool)
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -137,10 +137,24 @@ class Pairs:
         self.desk = Desk("pairs")
         self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
         self.comparison: Comparison | None = None
-        self.refined = False
+        self._refined = False
         self.outdated = ""
         self._pair_basis = self._comparison_basis = Basis(None, {})
         session.project_changed.connect(self._forget)
+
+    @property
+    def refined(self) -> bool:
+        """Whether the next registrations improve each field on its pair.
+
+        See :mod:`napari_jrss.engine.refine`.
+        """
+        return self._refined
+
+    @refined.setter
+    def refined(self, refined: bool) -> None:
+        if refined != self._refined:
+            self._refined = refined
+            self.refined_changed.emit(refined)
 
     def register(self, moving: str, fixed: str) -> None:
         """Register one case of the project to another.

@@ -19,7 +19,7 @@ def default_tau() -> float:
 
 
 def follow_preferences(session: Session) -> Callable[[], None]:
-    """Set a session's author, device and autosave from the preferences, now and when they change.
+    """Set a session by the preferences, now and when they change.
 
     Without a name there, the one that ``napari-jrss author`` keeps counts.
 
@@ -35,14 +35,23 @@ def follow_preferences(session: Session) -> Callable[[], None]:
         session.autosave_s = page.work.autosave
         session.author = page.person.author.strip() or known_author()
 
+    def apply_refine(_event: object = None) -> None:
+        session.pairs.refined = page.work.refine
+
     apply()
-    signals = (page.person.events.author, page.work.events.device, page.work.events.autosave)
-    for signal in signals:
-        signal.connect(apply)
+    apply_refine()
+    work = page.work.events
+    # apart from the others, which would undo what was ticked in the tab since
+    connected = [(work.refine, apply_refine)]
+    connected += [
+        (signal, apply) for signal in (page.person.events.author, work.device, work.autosave)
+    ]
+    for signal, follower in connected:
+        signal.connect(follower)
 
     def end() -> None:
-        for signal in signals:
-            signal.disconnect(apply)
+        for signal, follower in connected:
+            signal.disconnect(follower)
 
     return end
 

@@ -58,6 +58,7 @@ class RegistrationTab(QWidget):
         self.swap = _button("Swap", "Register the other way round", "Alt+S")
         self.next = _button("Next pair", "Register the next moving case", "Alt+N")
         self.refine = QCheckBox("Refine each pair")
+        self.refine.setChecked(self._pairs.refined)
         self.refine.setToolTip(
             "Goes on from the network's field on this pair alone, by the images and what the "
             "teacher sees in them: a better fit and next to no folds, for some seconds more"
@@ -305,6 +306,11 @@ class RegistrationTab(QWidget):
         self._relay.connect(self._pairs.view_made, self.layers.view_made)
         self._relay.connect(self._pairs.comparison_changed, self._show_comparison)
         self._relay.connect(self._pairs.refining, self._show_refining)
+        self._relay.connect(self._pairs.refined_changed, self._show_refined)
+
+    def _show_refined(self, _refined: bool) -> None:
+        # what it was when this was queued may be another by now
+        self.refine.setChecked(self._pairs.refined)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Undo what was connected."""

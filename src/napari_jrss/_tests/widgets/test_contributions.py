@@ -195,6 +195,21 @@ def test_preferences_reach_the_session(dock: MainWidget) -> None:
     assert dock.session.autosave_s == 2.5
 
 
+def test_a_preference_says_whether_pairs_are_refined_until_the_box_does(
+    dock: MainWidget, qtbot: QtBot
+) -> None:
+    page, box = get_plugin_settings(PLUGIN), dock.registration.refine
+    assert not box.isChecked()
+    page.work.refine = True
+    assert dock.session.pairs.refined
+    qtbot.waitUntil(box.isChecked)
+    box.click()
+    page.work.autosave = 2.5
+    assert not dock.session.pairs.refined
+    qtbot.wait(50)
+    assert not box.isChecked()
+
+
 def test_menus_stand_in_the_manifest() -> None:
     manifest = PluginManifest.from_distribution(PLUGIN)
     manifest.validate_imports()
