@@ -353,9 +353,7 @@ _FAST: dict[str, object] = {
 }
 _ACCURATE: dict[str, object] = {
     **_FAST,
-    "segmentation_network": {"name": "vm_unet"},
-    "segmentation": {**_FAST["segmentation"], "include_background": False},  # type: ignore[dict-item]
-    "joint": {**_FAST["joint"], "dropout": 0.2},  # type: ignore[dict-item]
+    "segmentation_network": {"name": "monai_unet"},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
 _SMOKE: dict[str, object] = {

@@ -62,12 +62,9 @@ ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
         "folding_penalty": Ablation(
             "with a penalty of folds", {"registration": {"lambda_j": 10.0}}
         ),
-        "unet_segmenter": Ablation(
-            "with a U-Net as the segmenter",
-            {
-                "segmentation_network": {"name": "vm_unet"},
-                "segmentation": {"include_background": False},
-            },
+        "residual_unet": Ablation(
+            "with a residual U-Net as the segmenter",
+            {"segmentation_network": {"name": "monai_unet"}, "joint": {"dropout": 0.0}},
         ),
         "unet": Ablation(
             "with U-Nets instead of obelisk",

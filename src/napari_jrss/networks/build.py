@@ -115,11 +115,11 @@ def _monai_unet(config: NetworkConfig, channels: int, classes: int, dropout: flo
         spatial_dims=3,
         in_channels=channels,
         out_channels=classes,
-        channels=(16, 32, 64, 128),
-        strides=(2, 2, 2),
+        channels=(16, 16, 32, 64, 128),
+        strides=(1, 2, 2, 2),
         num_res_units=1,
         act=("leakyrelu", {"negative_slope": config.leaky_slope}),
-        norm="batch",
+        norm="instance",
         dropout=dropout,
     )
     return AnyGrid(network, multiple=8)

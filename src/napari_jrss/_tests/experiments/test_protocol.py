@@ -133,12 +133,12 @@ def test_a_run_comes_after_all_that_it_starts_from(tmp_path: Path) -> None:
     assert [run.id for run in runs] == ["mono-n2-seed0", "jrss-n2-seed0", "jrss_refined-n2-seed0"]
     assert runs[2].before == tuple(runs[:2])
 
-    ablations = [{**blocks[0], "labelled": [2], "ablations": ["unet_segmenter"]}]
+    ablations = [{**blocks[0], "labelled": [2], "ablations": ["residual_unet"]}]
     runs = plan(load_protocol(written(tmp_path, runs=ablations)))
     assert [run.id for run in runs] == [
-        f"{method}-n2-seed0-unet_segmenter" for method in ("mono", "jrss", "jrss_refined")
+        f"{method}-n2-seed0-residual_unet" for method in ("mono", "jrss", "jrss_refined")
     ]
-    assert {run.config.segmentation_network.name for run in runs} == {"vm_unet"}
+    assert {run.config.segmentation_network.name for run in runs} == {"monai_unet"}
     assert {run.config.registration_network.name for run in runs} == {"obelisk"}
 
 
