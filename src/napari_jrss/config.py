@@ -289,7 +289,7 @@ class TrainingConfig(_Settings):
         "paper",
         title="Preset it started from",
         description="paper: to the letter, for a GPU. fast: for a CPU. accurate: fast with a U-Net "
-        "as the segmenter, for several times as long. smoke: shows that everything runs.",
+        "as the segmenter, for about twice as long. smoke: shows that everything runs.",
     )
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
@@ -312,7 +312,7 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     """Settings for a purpose.
 
     ``paper`` is the paper to the letter, ``fast`` is for a CPU, ``accurate`` is ``fast`` with a
-    U-Net as the segmenter, which takes several times as long, ``smoke`` is for tests.
+    U-Net as the segmenter, which takes about twice as long, ``smoke`` is for tests.
 
     Parameters
     ----------
