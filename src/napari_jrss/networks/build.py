@@ -122,7 +122,8 @@ def _monai_unet(config: NetworkConfig, channels: int, classes: int, dropout: flo
         norm="instance",
         dropout=dropout,
     )
-    return AnyGrid(network, multiple=8)
+    # of a single voxel at the lowest resolution there is nothing to normalise by
+    return AnyGrid(network, multiple=8, least=16)
 
 
 NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType(

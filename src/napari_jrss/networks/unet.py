@@ -70,17 +70,20 @@ class AnyGrid(nn.Module):
         (B, in, z, y, x) -> (B, out, z, y, x).
     multiple
         What each axis has to be a multiple of.
+    least
+        What it has to be at least, a multiple of that.
     """
 
-    def __init__(self, network: nn.Module, multiple: int) -> None:
+    def __init__(self, network: nn.Module, multiple: int, least: int) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
+        self.least = least
 
     def forward(self, image: Tensor) -> Tensor:
         """The network's output on the image's own grid."""
         depth, height, width = image.shape[2:]
-        missing = [-size % self.multiple for size in (width, height, depth)]
+        missing = [max(-size % self.multiple, self.least - size) for size in (width, height, depth)]
         padded = F.pad(image, [side for size in missing for side in (0, size)], mode="replicate")
         result: Tensor = self.network(padded)
         return result[:, :, :depth, :height, :width]
