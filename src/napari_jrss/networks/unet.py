@@ -71,10 +71,10 @@ class AnyGrid(nn.Module):
     multiple
         What each axis has to be a multiple of.
     least
-        What it has to be at least, a multiple of that.
+        What it has to be at least, a multiple of that or 0.
     """
 
-    def __init__(self, network: nn.Module, multiple: int, least: int) -> None:
+    def __init__(self, network: nn.Module, multiple: int, least: int = 0) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
