@@ -18,8 +18,8 @@ from napari_jrss.networks.obelisk import seeing_tiles
 from napari_jrss.networks.spatial import warp
 
 TILE_OVERLAP = 0.25
-BYTES_PER_VOXEL = 400
-"""Peak memory of one forward pass per voxel of the grid (benchmarks/inference.py measures it)."""
+BYTES_PER_VOXEL = 450
+"""Rather more than a forward pass takes per voxel: 200 for OBELISK, 400 for `monai_unet`."""
 
 Field = NDArray[np.float32]
 
