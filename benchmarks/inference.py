@@ -27,7 +27,7 @@ import numpy as np
 CLASSES = 11
 ROWS = {
     "segmentation": "JRSS segmentation, 11 classes",
-    "accurate": "JRSS segmentation, preset accurate, 11 classes",
+    "unet": "JRSS segmentation by monai_unet, 11 classes",
     "registration": "JRSS registration, field and warped image",
     "velocity": "JRSS registration, velocity field in 7 steps",
     "refined": "JRSS registration, field refined on the pair, 11 classes",
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--training-step", action="store_true", help="also one step, batch 2")
     arguments = parser.parse_args()
 
-    rows = ["segmentation", "accurate", "registration", "velocity", "refined", *arguments.peers]
+    rows = ["segmentation", "unet", "registration", "velocity", "refined", *arguments.peers]
     if arguments.training_step:
         rows.append("step")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
@@ -112,13 +112,13 @@ def prepare(row: str, images: list[np.ndarray], threads: int) -> Callable[[], ob
         peer = VoxelMorph().eval()
         return torch.inference_mode()(lambda: peer(moving, fixed))
 
-    from napari_jrss.config import NetworkConfig, preset
+    from napari_jrss.config import NetworkConfig
     from napari_jrss.losses import one_hot, soft_dice_loss
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.spatial import warp
 
-    if row in ("segmentation", "accurate"):
-        config = preset("paper" if row == "segmentation" else row).segmentation_network
+    if row in ("segmentation", "unet"):
+        config = NetworkConfig() if row == "segmentation" else NetworkConfig(name="monai_unet")
         network = build_segmentation_network(config, CLASSES).eval()
         return torch.inference_mode()(lambda: network(fixed).argmax(1))
     if row == "step":

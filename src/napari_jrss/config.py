@@ -2,7 +2,7 @@
 
 Titles and descriptions become form labels, tooltips and ``--help``. The defaults are the
 paper's (section 4.3) or, where the paper is silent, the decision recorded in
-docs/method.md; :func:`preset` gives the other variants.
+docs/method.md; :func:`preset` gives the two faster variants.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Triple: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
-PresetName: TypeAlias = Literal["paper", "fast", "accurate", "smoke"]
+PresetName: TypeAlias = Literal["paper", "fast", "smoke"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -288,8 +288,8 @@ class TrainingConfig(_Settings):
     preset: PresetName = Field(
         "paper",
         title="Preset it started from",
-        description="paper: to the letter, for a GPU. fast: for a CPU. accurate: fast with a U-Net "
-        "as the segmenter, for about twice as long. smoke: shows that everything runs.",
+        description="paper: to the letter, for a GPU. fast: for a CPU. smoke: shows that "
+        "everything runs.",
     )
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
@@ -311,8 +311,7 @@ class TrainingConfig(_Settings):
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
     """Settings for a purpose.
 
-    ``paper`` is the paper to the letter, ``fast`` is for a CPU, ``accurate`` is ``fast`` with a
-    U-Net as the segmenter, which takes about twice as long, ``smoke`` is for tests.
+    ``paper`` is the paper to the letter, ``fast`` is for a CPU, ``smoke`` is for tests.
 
     Parameters
     ----------
@@ -321,7 +320,7 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     **changes
         Top-level fields of :class:`TrainingConfig` to replace, such as ``seed=1``.
     """
-    variants = {"paper": {}, "fast": _FAST, "accurate": _ACCURATE, "smoke": _SMOKE}
+    variants = {"paper": {}, "fast": _FAST, "smoke": _SMOKE}
     if name not in variants:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(variants)}")
     return TrainingConfig.model_validate({"preset": name, **variants[name], **changes})
@@ -350,10 +349,6 @@ _FAST: dict[str, object] = {
         "supervised_dice": True,
     },
     "screening": {"learned_gate": True},
-}
-_ACCURATE: dict[str, object] = {
-    **_FAST,
-    "segmentation_network": {"name": "monai_unet"},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
 _SMOKE: dict[str, object] = {
