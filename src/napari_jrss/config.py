@@ -309,14 +309,12 @@ class TrainingConfig(_Settings):
 
 
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
-    """Settings for a purpose.
-
-    ``paper`` is the paper to the letter, ``fast`` is for a CPU, ``smoke`` is for tests.
+    """Settings for a purpose: ``paper`` to the letter, ``fast`` on a CPU, ``smoke`` for tests.
 
     Parameters
     ----------
     name
-        One of these.
+        ``paper``, ``fast`` or ``smoke``.
     **changes
         Top-level fields of :class:`TrainingConfig` to replace, such as ``seed=1``.
     """
