@@ -238,7 +238,7 @@ def test_a_grid_that_is_too_large_gets_a_coarser_spacing(session: Session) -> No
 
 def test_predicting_needs_a_teacher(session: Session) -> None:
     assert session.cohort.without_prediction() == []
-    with pytest.raises(ProjectError, match="no teacher"):
+    with pytest.raises(ProjectError, match="no trained networks yet"):
         session.cohort.predict()
 
 
