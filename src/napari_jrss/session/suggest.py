@@ -141,9 +141,7 @@ def suggest_now(
     ProjectError
         A case can't be read, or there is nothing to propagate with.
     """
-    if propagate:
-        project.require_teacher()
-    teacher = project.teacher
+    teacher = project.require_teacher() if propagate else project.teacher
     cases = [case for case in project.cases() if case.split is Split.TRAIN]
     appearances = {case.case_id: view_of(project, case.case_id).appearance for case in cases}
     figures = {}
@@ -160,8 +158,7 @@ def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[s
     """Mean Dice of propagated labels and the teacher's, by case."""
     from napari_jrss.session.registering import propagate
 
-    teacher = project.teacher
-    assert teacher is not None
+    teacher = project.require_teacher()
     classes = len(project.table.classes)
     agreement = {}
     for case_id in case_ids:
