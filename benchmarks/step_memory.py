@@ -2,8 +2,10 @@
 
     python benchmarks/step_memory.py [--shape 160 192 160] [--batch 2] [--classes 11]
 
-On a CUDA device the memory is what PyTorch allocated on it; on a CPU it is how far the resident
-memory of the process rose, each stage in a process of its own.
+A step is what a round does: cases to the device, augmentation, the networks forth and back, the
+optimiser. On a CUDA device the time is the median of steps and the memory is what PyTorch
+allocated there; on a CPU it is one step, and how far the resident memory of the process rose, each
+stage in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,60 +13,47 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
-from lightning_fabric import Fabric
 
-from napari_jrss.config import NetworkConfig, RegistrationTraining
+from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.engine.device import make_fabric
-from napari_jrss.engine.steps import PairBatch, mono_segmentation_step, registration_step
-from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.session.estimate import one_step
 
-STAGES = ("segmentation", "registration")
+STAGES = ("mono_segmentation", "registration", "student")
 
 
 def measure(
-    stage: str, shape: tuple[int, int, int], batch: int, classes: int, precision: str
+    stage: str, shape: tuple[int, int, int], classes: int, config: TrainingConfig, repeats: int
 ) -> tuple[str, float, float]:
-    """Device, peak in GB and seconds of a step; the step before it has made Adam's moments.
+    """Device, peak in GB and median seconds of a step, after one that has made Adam's moments.
 
-    The peak counts the network and the batch, too, but not the program itself.
+    The peak counts the networks and the batch, too, but not the program itself.
     """
-    fabric = make_fabric("auto", precision)
-    start = _in_use(fabric)
-    if stage == "registration":
-        network = build_registration_network(NetworkConfig())
-    else:
-        network = build_segmentation_network(NetworkConfig(), classes)
-    adam = torch.optim.Adam(network.parameters())
-    network, adam = fabric.setup(network, adam)
-    image = torch.randn(batch, 1, *shape, device=fabric.device)
-    label = torch.randint(classes, (batch, *shape), device=fabric.device)
-    for _ in range(2):
-        started = time.perf_counter()
-        _step(stage, fabric, network, adam, image, label, classes)
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return str(fabric.device), (_in_use(fabric) - start) / 1e9, seconds
+    device = make_fabric("auto").device
+    before = _in_use(device)
+    step = one_step(stage, config, classes, shape, device.type)
+    seconds = []
+    for _ in range(1 + repeats):
+        seconds.append(_timed(step, device))
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return name, (_in_use(device) - before) / 1e9, statistics.median(seconds[1:])
 
 
-def _step(stage, fabric, network, adam, image, label, classes) -> None:
-    if stage == "segmentation":
-        losses = mono_segmentation_step(network, image, label)
-    else:
-        both = torch.ones(len(image), dtype=torch.bool, device=image.device)
-        pairs = PairBatch(image, image.flip(2), label, label.flip(1), both)
-        losses = registration_step(network, pairs, classes, 0.025, RegistrationTraining())
-    adam.zero_grad()
-    fabric.backward(losses["total"])
-    adam.step()
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
-def _in_use(fabric: Fabric) -> float:
+def _in_use(device: torch.device) -> float:
     """The highest use of memory up to now, in bytes."""
-    if fabric.device.type == "cuda":
+    if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
@@ -74,19 +63,26 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--network", default="obelisk", help="segmentation network")
     parser.add_argument("--precision", nargs="*", default=["32-true", "bf16-mixed"])
+    parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     print("| stage | precision | device | peak (GB) | seconds |\n|---|---|---|---:|---:|")
     spawn = multiprocessing.get_context("spawn")
     for precision in options.precision:
+        config = preset(
+            "paper",
+            precision=precision,
+            segmentation_network={"name": options.network},
+            segmentation={"batch_size": options.batch},
+            registration={"batch_size": options.batch},
+        )
         for stage in STAGES:
-            wanted = (stage, tuple(options.shape), options.batch, options.classes, precision)
+            wanted = (stage, tuple(options.shape), options.classes, config, options.repeats)
             with spawn.Pool(1) as pool:
                 device, gigabytes, seconds = pool.apply(measure, wanted)
-            print(
-                f"| {stage} | {precision} | {device} | {gigabytes:.1f} | {seconds:.1f} |",
-                flush=True,
-            )
+            row = f"{stage} | {precision} | {device} | {gigabytes:.1f} | {seconds:.3g}"
+            print(f"| {row} |", flush=True)
 
 
 if __name__ == "__main__":

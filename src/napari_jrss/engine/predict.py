@@ -68,7 +68,9 @@ def tile_for(shape: Sequence[int], free_bytes: int) -> tuple[int, ...] | None:
 def free_memory(device: torch.device) -> int:
     """Free memory in bytes: of the CUDA device, else of the machine."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # what PyTorch keeps for its next tensors is free for them, though not for other programs
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     import psutil
 
     return int(psutil.virtual_memory().available)

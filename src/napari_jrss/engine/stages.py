@@ -94,7 +94,7 @@ class TrainingTensors:
         return np.full(self.snapshot.shape, IGNORED, np.uint8)
 
     def _stack(self, arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(arrays).astype(np.int64)).to(self.device)
+        return torch.from_numpy(np.stack(arrays)).to(self.device).long()
 
 
 def segmentation_validation(
@@ -157,7 +157,7 @@ class MonoSegmentationStage:
         snapshot = self.tensors.snapshot
         cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
-        grid = _affine(len(cases), snapshot, self.config.augmentation.affine_std, rng)
+        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
         images = _intensity(sample_image(images, grid), self.config, rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
@@ -235,7 +235,7 @@ class RegistrationStage:
         std = self.config.augmentation.pair_affine_std
         if std == 0:
             return images, labels
-        grid = _affine(len(cases), self.tensors.snapshot, std, rng)
+        grid = _affine(len(cases), self.tensors, std, rng)
         return sample_image(images, grid), sample_label(labels, grid, outside=0)
 
     def _lambda_r(self, step: int) -> float:
@@ -276,6 +276,7 @@ class StudentStage:
         )
         self.student, self.optimizer = fabric.setup(student, adam)
         teacher.to(tensors.device).eval()
+        self.autocast = fabric.autocast
         self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
         self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
 
@@ -306,15 +307,18 @@ class StudentStage:
         probabilities = torch.zeros(
             (2 * pairs, snapshot.classes, *snapshot.shape), device=tensors.device
         )
-        probabilities[~manual] = self.modules["teacher"](images[~manual]).float().softmax(1)
-        displacement = self.registration(images[:pairs], images[pairs:]).float()
+        with self.autocast():
+            logits = self.modules["teacher"](images[~manual])
+            displacement = self.registration(images[:pairs], images[pairs:])
+        probabilities[~manual] = logits.float().softmax(1)
+        displacement = displacement.float()
         warped_labels = _warp_labels(tensors.labels(moving), displacement)
         if self.config.joint.registration_warp:
             images[:pairs] = warp(images[:pairs], displacement, padding="border")
             targets[:pairs] = _warp_labels(targets[:pairs], displacement)
             probabilities[:pairs] = warp(probabilities[:pairs], displacement, padding="border")
 
-        grid = _affine(len(cases), snapshot, self.config.augmentation.affine_std, rng)
+        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
         images = _intensity(sample_image(images, grid), self.config, rng)
         return StudentBatch(
             images=images,
@@ -340,9 +344,9 @@ def epoch_steps(snapshot: CohortSnapshot, batch_size: int, fabric: Fabric) -> in
     return max(1, round(len(snapshot.training) / (batch_size * fabric.world_size)))
 
 
-def _affine(batch: int, snapshot: CohortSnapshot, std: float, rng: np.random.Generator) -> Tensor:
+def _affine(batch: int, tensors: TrainingTensors, std: float, rng: np.random.Generator) -> Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return random_affine_grid(batch, snapshot.shape, std, generator)
+    return random_affine_grid(batch, tensors.snapshot.shape, std, generator, tensors.device)
 
 
 def _intensity(images: Tensor, config: TrainingConfig, rng: np.random.Generator) -> Tensor:

@@ -225,7 +225,7 @@ def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> 
     for name in ("mono_segmentation", "registration", "student", "prediction"):
         costs = []
         for grid in (small, large):
-            step = _step(name, config, classes, grid, fabric.device.type)
+            step = one_step(name, config, classes, grid, fabric.device.type)
             step()  # the first one also sets things up
             costs.append(_cost(step, torch.cuda if on_gpu else None))
         sizes = math.prod(small), math.prod(large)
@@ -273,7 +273,7 @@ def _line(sizes: tuple[int, int], costs: tuple[float, float]) -> tuple[float, fl
     return max(0.0, costs[1] - slope * sizes[1]), slope
 
 
-def _step(
+def one_step(
     name: str, config: TrainingConfig, classes: int, grid: Shape, device: str
 ) -> Callable[[], None]:
     """One step of a stage, as :func:`napari_jrss.engine.fit.fit` takes it, on made-up cases."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from napari_jrss.experiments.folder import COLUMNS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
@@ -46,6 +47,15 @@ def test_a_run_says_what_it_was_and_where(experiment: Experiment) -> None:
     assert len(cases["labelled"]) == 2
     assert set(cases["labelled"]) < set(cases["training"])
     assert not set(cases["training"]) & {*cases["test"], *cases["validation"]}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_a_gpu_a_run_names_it(protocol: Protocol, tmp_path: Path) -> None:
+    ended = list(run_experiment(protocol, tmp_path / "out", only=["jrss-n2-seed0"], workers=2))
+    assert [e.problem for e in ended] == ["", ""]
+    about = json.loads((tmp_path / "out" / "runs" / "jrss-n2-seed0" / "run.json").read_text())
+    assert about["device"] == "cuda:0"
+    assert about["device_name"] == torch.cuda.get_device_name()
 
 
 def test_the_rows_are_tidy_and_complete(experiment: Experiment) -> None:
