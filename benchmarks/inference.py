@@ -4,9 +4,9 @@
     python benchmarks/inference.py --device cuda
     python benchmarks/inference.py --peers monai ants --threads 4
 
-Prints a table in Markdown. Each row runs in a process of its own, so that its peak memory is its
-own; images are two synthetic heads, weights are untrained, which changes no time. Reading and
-writing of files is not timed, nor are the ways to a GPU and back, whose memory is what PyTorch
+Prints a table in Markdown. On a CPU each row runs in a process of its own, so that its peak memory
+is its own; images are two synthetic heads, weights are untrained, which changes no time. Reading
+and writing of files is not timed, nor are the ways to a GPU and back, whose memory is what PyTorch
 allocated there. ANTs SyN runs once, with its defaults; the rest counts the median.
 If the machine is not idle, only the CPU seconds can be compared.
 """
@@ -62,10 +62,13 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for row in rows:
         print(f"{ROWS[row]} ...", file=sys.stderr)
-        with context.Pool(1) as pool:
-            shape = tuple(arguments.shape)
-            job = (row, shape, arguments.threads, arguments.repeats, arguments.device)
-            results[row] = pool.apply(measure, job)
+        shape = tuple(arguments.shape)
+        job = (row, shape, arguments.threads, arguments.repeats, arguments.device)
+        if arguments.device == "cuda":
+            results[row] = measure(*job)
+        else:
+            with context.Pool(1) as pool:
+                results[row] = pool.apply(measure, job)
 
     size = "x".join(map(str, arguments.shape))
     print(f"{size} voxels, {arguments.threads} threads, {processor(arguments.device)}\n")
@@ -88,6 +91,10 @@ def measure(
     if row != "ants":  # which takes centres of mass, and those need positive intensities
         images = [(image - image.mean()) / image.std() for image in images]
     run = prepare(row, images, threads, device)
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
     if row == "ants":
         repeats = 1
     else:
@@ -110,9 +117,7 @@ def _peak_gb(device: str) -> float:
     return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
-def prepare(
-    row: str, images: list[np.ndarray], threads: int, device: str
-) -> Callable[[], object]:
+def prepare(row: str, images: list[np.ndarray], threads: int, device: str) -> Callable[[], object]:
     """What a row times."""
     if row == "ants":
         import ants

@@ -4,8 +4,8 @@
 
 A step is what a round does: cases to the device, augmentation, the networks forth and back, the
 optimiser. On a CUDA device the time is the median of steps and the memory is what PyTorch
-allocated there; on a CPU it is one step, and how far the resident memory of the process rose, each
-stage in a process of its own.
+allocated there; on a CPU it is how far the resident memory of the process rose, each stage in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def measure(
     The peak counts the networks and the batch, too, but not the program itself.
     """
     device = make_fabric("auto").device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     before = _in_use(device)
     step = one_step(stage, config, classes, shape, device.type)
     seconds = []
@@ -79,8 +82,11 @@ def main() -> None:
         )
         for stage in STAGES:
             wanted = (stage, tuple(options.shape), options.classes, config, options.repeats)
-            with spawn.Pool(1) as pool:
-                device, gigabytes, seconds = pool.apply(measure, wanted)
+            if torch.cuda.is_available():
+                device, gigabytes, seconds = measure(*wanted)
+            else:
+                with spawn.Pool(1) as pool:
+                    device, gigabytes, seconds = pool.apply(measure, wanted)
             row = f"{stage} | {precision} | {device} | {gigabytes:.1f} | {seconds:.3g}"
             print(f"| {row} |", flush=True)
 

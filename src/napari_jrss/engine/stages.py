@@ -276,7 +276,6 @@ class StudentStage:
         )
         self.student, self.optimizer = fabric.setup(student, adam)
         teacher.to(tensors.device).eval()
-        self.autocast = fabric.autocast
         self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
         self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
 
@@ -307,11 +306,8 @@ class StudentStage:
         probabilities = torch.zeros(
             (2 * pairs, snapshot.classes, *snapshot.shape), device=tensors.device
         )
-        with self.autocast():
-            logits = self.modules["teacher"](images[~manual])
-            displacement = self.registration(images[:pairs], images[pairs:])
-        probabilities[~manual] = logits.float().softmax(1)
-        displacement = displacement.float()
+        probabilities[~manual] = self.modules["teacher"](images[~manual]).float().softmax(1)
+        displacement = self.registration(images[:pairs], images[pairs:]).float()
         warped_labels = _warp_labels(tensors.labels(moving), displacement)
         if self.config.joint.registration_warp:
             images[:pairs] = warp(images[:pairs], displacement, padding="border")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_CHANNELS = 12
+MANY_VOXELS = 2**16
+"""From which on a GPU is better off with a product for each slice."""
 
 
 class ConvBlock(nn.Module):
@@ -40,6 +42,9 @@ class ConvBlock(nn.Module):
             if features.device.type == "cpu" and self.norm.num_features < FEW_CHANNELS:
                 # torch normalises along the channels, which for a few is 5 times slower
                 features = features.contiguous()
+            elif features.device.type == "cuda":
+                # on a GPU it takes 4 to 10 times as long if a few channels come first
+                features = for_convolution(features)
             features = self.norm(features)
         result: Tensor = self.activation(features)
         return result
@@ -149,12 +154,29 @@ class PointwiseConv(nn.Conv3d):
     def forward(self, features: Tensor) -> Tensor:
         """Mix the channels of each group."""
         batch, channels, *grid = features.shape
+        if features.device.type == "cuda" and self.groups == 1 and math.prod(grid) >= MANY_VOXELS:
+            return self._by_slices(features)
         weight = self.weight.view(self.groups, -1, channels // self.groups)
         grouped = features.reshape(batch, self.groups, channels // self.groups, -1)
         mixed = torch.matmul(weight, grouped).view(batch, self.out_channels, *grid)
         if self.bias is not None:
             mixed += self.bias.view(-1, 1, 1, 1)
         return mixed
+
+    def _by_slices(self, features: Tensor) -> Tensor:
+        """The same as a product for each slice, channels last.
+
+        The weight's gradient is then the sum of many products, which a GPU computes side by side;
+        of one product over all voxels cuBLAS makes a sum in one place.
+        """
+        batch, channels, depth, height, width = features.shape
+        rows = for_convolution(features).permute(0, 2, 3, 4, 1)
+        rows = rows.reshape(batch * depth, height * width, channels)
+        weight = self.weight.view(1, -1, channels).transpose(1, 2).expand(len(rows), -1, -1)
+        mixed = torch.bmm(rows, weight)
+        if self.bias is not None:
+            mixed += self.bias
+        return mixed.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
 def conv3d(
@@ -180,8 +202,11 @@ def conv3d(
 
 
 def for_convolution(features: Tensor) -> Tensor:
-    """The same values with channels last on a CPU, where they halve the time of a 3x3x3 one."""
-    if features.device.type != "cpu":
+    """The same values with channels last, which halve the time of a 3x3x3 one on a CPU.
+
+    On a GPU they make no difference here, but to the normalisation that follows.
+    """
+    if features.device.type not in ("cpu", "cuda"):
         return features
     return features.contiguous(memory_format=torch.channels_last_3d)
 

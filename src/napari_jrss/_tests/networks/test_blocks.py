@@ -75,6 +75,16 @@ def test_mean_of_neighbours_is_average_pooling() -> None:
     torch.testing.assert_close(mean_of_neighbours(image), F.avg_pool3d(image, 3, 1, 1))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolution_by_slices_as_gpus_do_it(bias: bool) -> None:
+    block = PointwiseConv(5, 7, bias=bias)
+    features = torch.randn(2, 5, 3, 4, 6, requires_grad=True)
+    results = block._by_slices(features), block(features)
+    torch.testing.assert_close(*results)
+    wanted = [features, *block.parameters()]
+    torch.testing.assert_close(*(gradients(result, *wanted) for result in results))
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_is_torchs_for_one_image_and_for_more(batch: int, stride: int) -> None:
