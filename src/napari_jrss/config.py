@@ -292,7 +292,12 @@ class TrainingConfig(_Settings):
         "everything runs.",
     )
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true",
+        title="Precision",
+        description="bf16-mixed needs about three quarters of the memory. It is faster on CPUs with AMX; "
+        "measure before you take it on a GPU (docs/benchmarks.md).",
+    )
     gamma: float = Field(
         0.99, gt=0, le=1, title="Learning-rate decay", description="Factor per epoch."
     )

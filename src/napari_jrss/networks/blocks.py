@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 FEW_CHANNELS = 12
 MANY_VOXELS = 2**16
-"""From which on a GPU is better off with a product for each slice."""
+"""Of a grid, from which on a GPU is better off with a product for each slice."""
 
 
 class ConvBlock(nn.Module):
@@ -173,7 +173,8 @@ class PointwiseConv(nn.Conv3d):
         rows = for_convolution(features).permute(0, 2, 3, 4, 1)
         rows = rows.reshape(batch * depth, height * width, channels)
         weight = self.weight.view(1, -1, channels).transpose(1, 2).expand(len(rows), -1, -1)
-        mixed = torch.bmm(rows, weight)
+        with torch.autocast(features.device.type, enabled=False):  # 16 bits are slower here
+            mixed = torch.bmm(rows.float(), weight)
         if self.bias is not None:
             mixed += self.bias
         return mixed.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
@@ -188,6 +189,10 @@ def conv3d(
     up to 17 times as long (``slow_conv3d``); larger batches get oneDNN.
     """
     features = for_convolution(features)
+    if features.device.type == "cuda" and features.shape[1] >= 32 and len(weight) % 8:
+        # of 64 to 12 channels cuDNN takes 10 times as long for 16 bits (docs/benchmarks.md)
+        with torch.autocast("cuda", enabled=False):
+            return F.conv3d(features.float(), weight, bias, stride, padding)
     if (
         len(features) > 1
         or features.device.type != "cpu"
