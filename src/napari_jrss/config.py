@@ -295,8 +295,8 @@ class TrainingConfig(_Settings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true",
         title="Precision",
-        description="bf16-mixed needs about three quarters of the memory. It is faster on CPUs with AMX; "
-        "measure before you take it on a GPU (docs/benchmarks.md).",
+        description="bf16-mixed needs about three quarters of the memory. It is faster on CPUs "
+        "with AMX; on a GPU it may be slower (docs/benchmarks.md).",
     )
     gamma: float = Field(
         0.99, gt=0, le=1, title="Learning-rate decay", description="Factor per epoch."

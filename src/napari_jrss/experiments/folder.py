@@ -2,8 +2,8 @@
 
 ``protocol.json`` is what was asked for; ``runs/<run>/run.json`` says what was run, on what, and
 how it ended; ``rows.csv.gz`` beside it holds every figure of every test case; ``results.csv`` is
-all of them in one; ``events.jsonl`` has the losses and the validation of each epoch, and
-``settings.json`` what a run was begun with.
+all of them in one; ``events.jsonl`` has the losses and the validation of each epoch and the figures
+as they come, and ``settings.json`` what a run was begun with.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import gzip
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from napari_jrss.data.atomic import end_with_whole_line, write_bytes, write_text
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from napari_jrss.engine.events import Event
     from napari_jrss.experiments.protocol import Run
 
 PROTOCOL, RUNS, RESULTS = "protocol.json", "runs", "results.csv"
 RUN, ROWS, EVENTS = "run.json", "rows.csv.gz", "events.jsonl"  # in the folder of each run
 SETTINGS = "settings.json"  # there from its first start
+TRAINED, FIGURES = "trained", "figures"  # kinds of lines beside the events
 COLUMNS = (
     "run",
     "method",
@@ -58,8 +61,13 @@ class EventLog:
         if (folder / RUN).exists():
             path.unlink(missing_ok=True)
         end_with_whole_line(path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self._before = float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        self._before = float(lines[-1].get("seconds", 0.0)) if lines else 0.0
+        self._figures: dict[str, dict[str, Any]] = {
+            line["of"]: line["figures"] for line in lines if line["kind"] == FIGURES
+        }
+        self._trained = next((line["seconds"] for line in lines if line["kind"] == TRAINED), None)
         self._started = time.perf_counter()
         self._file = path.open("a", encoding="utf-8")
 
@@ -77,9 +85,25 @@ class EventLog:
     def add(self, event: Event) -> None:
         """Keep what outlives the run; single steps don't."""
         if event.kind != "step_end":
-            line = {**event.model_dump(mode="json"), "seconds": round(self.seconds, 1)}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._write(event.model_dump(mode="json"))
+
+    def trained(self) -> float:
+        """Seconds that the training took, in all its starts; asked when it has ended."""
+        if self._trained is None:
+            self._trained = self.seconds
+            self._write({"kind": TRAINED})
+        return self._trained
+
+    def figures(self, of: str, evaluate: Callable[[], BaseModel]) -> dict[str, Any]:
+        """Figures of a test case or pair: those that a killed run left, else evaluated now."""
+        if of not in self._figures:
+            self._figures[of] = evaluate().model_dump()
+            self._write({"kind": FIGURES, "of": of, "figures": self._figures[of]})
+        return self._figures[of]
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps({**line, "seconds": round(self.seconds, 1)}) + "\n")
+        self._file.flush()
 
 
 def begun_with(folder: Path) -> dict[str, Any] | None:

@@ -80,13 +80,13 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
             report=log.add,
         )
         trained = METHODS[run.method].train(task)
-        train_seconds = log.seconds
+        train_seconds = log.trained()
 
         arrays = CachedArrays(project.image, project.label)
         pairs = evaluation_pairs(dealt.test, protocol.pairs, run.seed)
         rows: list[dict[str, object]] = []
         for each in (*trained.earlier, trained):
-            rows += _figures(each, project, arrays, dealt.test, pairs, fabric.device)
+            rows += _figures(each, project, arrays, dealt.test, pairs, fabric.device, log)
         write_examples(folder, trained, arrays, dealt.test[0], pairs[0], fabric.device)
     write_rows(folder / ROWS, run, rows)
     description = {
@@ -117,6 +117,7 @@ def _figures(
     test: Sequence[str],
     pairs: Sequence[tuple[str, str]],
     device: torch.device,
+    log: EventLog,
 ) -> Iterator[dict[str, object]]:
     """Every figure of what one round, or the whole training, ended with."""
     from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
@@ -125,14 +126,19 @@ def _figures(
     about: dict[str, object] = {"round": trained.round}
     if trained.segmentation is not None:
         network = trained.segmentation.to(device).eval()
-        for case in evaluate_segmentation(network, arrays, test, len(names), spacing, device):
-            of = {**about, "task": "segmentation", "case": case.case_id}
-            yield from rows_of(case.model_dump(), of, names)
+        for case in test:
+            one = evaluate_segmentation(network, arrays, [case], len(names), spacing, device)
+            figures = log.figures(f"round {trained.round}, {case}", one.__next__)
+            of = {**about, "task": "segmentation", "case": case}
+            yield from rows_of(figures, of, names)
     if trained.registration is not None:
         network = trained.registration.to(device).eval()
-        for pair in evaluate_registration(network, arrays, pairs, len(names), spacing, device):
-            of = {**about, "task": "registration", "case": pair.fixed, "moving": pair.moving}
-            yield from rows_of(pair.model_dump(), of, names)
+        for moving, fixed in pairs:
+            pair = [(moving, fixed)]
+            each = evaluate_registration(network, arrays, pair, len(names), spacing, device)
+            figures = log.figures(f"round {trained.round}, {moving} on {fixed}", each.__next__)
+            of = {**about, "task": "registration", "case": fixed, "moving": moving}
+            yield from rows_of(figures, of, names)
 
 
 def describe(run: Run, place: Worker) -> dict[str, Any]:

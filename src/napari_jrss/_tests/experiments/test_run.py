@@ -144,17 +144,45 @@ def test_a_killed_run_goes_on_with_its_log_and_its_time(
     (folder / "run.json").unlink()
     log = folder / "events.jsonl"
     whole = log.read_text()
+    whole = whole[: whole.index('{"kind": "trained"')]
     logged = [json.loads(line)["seconds"] for line in whole.splitlines()]
     assert logged == sorted(logged)
     assert 0 < logged[-1] <= seconds + 0.1
     log.write_text(whole + '{"kind": "epoch_e')  # killed while it wrote
     list(run_experiment(protocol, out, resume=True, only=["mono-n0-seed0"], device="cpu"))
     assert log.read_text().startswith(whole)
-    later = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    later = [line["seconds"] for line in lines]
     assert later == sorted(later)
+    [trained] = [line["seconds"] for line in lines if line["kind"] == "trained"]
     about = json.loads((folder / "run.json").read_text())
-    assert about["train_seconds"] >= later[-1] - 0.1
+    assert about["train_seconds"] == pytest.approx(trained, abs=0.1)
     assert about["train_seconds"] > logged[-1]
+
+
+def test_a_run_killed_while_it_was_evaluated_keeps_the_figures_it_had(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    folder = out / "runs" / "initial-n0-seed0"
+    (folder / "run.json").unlink()
+    (folder / "rows.csv.gz").unlink()
+    log = folder / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["trained", *["figures"] * (len(lines) - 1)]
+    lines[0]["seconds"] = 7.0
+    lines[1]["figures"]["std_jacobian"] = 0.25  # so that it can be told from one made anew
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    list(run_experiment(protocol, out, resume=True, only=["initial"], device="cpu"))
+    again = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line.get("of") for line in again] == [line.get("of") for line in lines]
+    assert json.loads((folder / "run.json").read_text())["train_seconds"] == 7.0
+    folds = [
+        float(r["value"])
+        for r in rows(out)
+        if r["method"] == "initial" and r["metric"] == "std_jacobian"
+    ]
+    assert sorted(folds) == [0.0] * (len(lines) - 2) + [0.25]
 
 
 def test_a_run_that_fails_leaves_the_others_alone_and_is_tried_again(
