@@ -5,9 +5,10 @@
 
 Drives the real window: paints with a 3D brush, scrolls through slices, switches cases and tabs.
 Meanwhile a timer of 10 ms notes how late it comes; what is printed are its gaps, as a table in
-Markdown. Each mode runs in a process of its own: `idle` without a round, `own-process` with a
-round in a process of its own, `this-process` with a round on a thread of the window's process.
-The first seconds, in which the training starts, are counted apart.
+Markdown. Each mode runs in a process of its own: `napari` is the peer, napari alone with a scan and
+a label on its canvas; `idle` has the dock and no round, `own-process` a round in a process of its
+own, `this-process` a round on a thread of the window's process. The first seconds, in which the
+training starts, are counted apart.
 """
 
 # ruff: noqa: TID251 (this drives the window)
@@ -22,12 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-MODES = ("idle", "own-process", "this-process")
+MODES = ("napari", "idle", "own-process", "this-process")
 TICK_MS, ACT_MS, SWITCH_S = 10, 50, 3.0
 
 
@@ -62,94 +65,120 @@ def main() -> None:
 
 def measure(mode: str, shape: tuple[int, int, int], seconds: float) -> dict[str, Any]:
     """Gaps of the timer in one mode."""
-    import napari
     from qtpy.QtCore import QTimer
-    from qtpy.QtWidgets import QApplication
 
-    from napari_jrss.config import preset
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = make_project(Path(folder), shape)
-        viewer = napari.Viewer()
-        viewer.window.resize(1600, 1000)
-        _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
-        session = dock.session
-        session.author, session.device = "benchmark", "cpu"
-        session.open(path)
-        session.rounds.own_process = mode == "own-process"
-        app = QApplication.instance()
-        cases = [case.case_id for case in session.open_project.cases()][:3]
-        for case in cases:  # what is read once is not read again
-            session.review.open(case)
-            until = time.monotonic() + 2
-            while time.monotonic() < until:
-                app.processEvents()
-
-        ticks: list[float] = []
+    ticks: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, window(mode, Path(folder), shape) as opened:
+        viewer, switch, session = opened
         steps: list[float] = []
-        session.training.event.connect(
-            lambda event: steps.append(time.perf_counter()) if event.kind == "step_end" else None
-        )
-        timer = QTimer()
+        timer, acting, person = QTimer(), QTimer(), Person(viewer, switch)
         timer.setInterval(TICK_MS)
         timer.timeout.connect(lambda: ticks.append(time.perf_counter()))
-        person = Person(viewer, dock, cases)
-        acting = QTimer()
         acting.setInterval(ACT_MS)
         acting.timeout.connect(person.act)
         timer.start()
         acting.start()
-        if mode != "idle":
-            long = preset("fast").segmentation.model_copy(update={"minimum_steps": 100_000})
-            session.rounds.start(preset("fast").model_copy(update={"segmentation": long}), 0)
-        while mode != "idle" and not steps and session.training.error is None:
-            app.processEvents()
-            time.sleep(0.0005)
+        if mode in ("own-process", "this-process"):
+            start_round(session, steps)
         began = time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            app.processEvents()
-            time.sleep(0.0005)
+        let_run(lambda: time.perf_counter() - began > seconds)
         timer.stop()
         acting.stop()
-        if session.training.error is not None:
+        if session is not None and session.training.error is not None:
             raise session.training.error
-        at = np.array(ticks)
-        gaps = np.diff(at) * 1000
-        started = at[1:] < began
-        during = gaps[~started]
-        for layer in list(viewer.layers):
-            viewer.layers.remove(layer)
-        dock.close()
-        viewer.close()
+    at = np.array(ticks)
+    gaps = np.diff(at) * 1000
+    started = at[1:] < began
+    during = gaps[~started]
     return {
         "median": float(np.median(during)),
         "p99": float(np.percentile(during, 99)),
         "worst": float(during.max()),
         "worst_at_start": float(gaps[started].max(initial=0.0)),
         "steps": len(steps),
-        "acts": person.acts,
     }
+
+
+@contextmanager
+def window(
+    mode: str, folder: Path, shape: tuple[int, int, int]
+) -> Iterator[tuple[Any, Callable[[int], None], Any]]:
+    """A viewer with something to paint on, how to switch to a case, and the session if any."""
+    import napari
+
+    viewer = napari.Viewer()
+    viewer.window.resize(1600, 1000)
+    dock = session = None
+    if mode == "napari":
+        from napari_jrss.sample_data import make_case
+
+        cases = [make_case(index, shape, structures=4) for index in range(3)]
+        image = viewer.add_image(cases[0].image)
+        label = viewer.add_labels(cases[0].labels)
+
+        def switch(turn: int) -> None:
+            image.data, label.data = cases[turn % 3].image, cases[turn % 3].labels.copy()
+    else:
+        _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+        session = dock.session
+        session.author, session.device = "benchmark", "cpu"
+        session.open(make_project(folder, shape))
+        session.rounds.own_process = mode == "own-process"
+        ids = [case.case_id for case in session.open_project.cases()][:3]
+
+        def switch(turn: int) -> None:
+            session.review.open(ids[turn % 3], unsaved="discard")
+            dock.tabs.setCurrentIndex((1, 2)[turn % 2])
+
+    for turn in range(3):  # what is read once is not read again
+        switch(turn)
+        until = time.monotonic() + 2
+        let_run(lambda until=until: time.monotonic() > until)
+    yield viewer, switch, session
+    for layer in list(viewer.layers):
+        viewer.layers.remove(layer)
+    if dock is not None:
+        dock.close()
+    viewer.close()
+
+
+def start_round(session: Any, steps: list[float]) -> None:
+    """Train, and come back after the first step; `steps` goes on counting."""
+    from napari_jrss.config import preset
+
+    session.training.event.connect(
+        lambda event: steps.append(time.perf_counter()) if event.kind == "step_end" else None
+    )
+    long = preset("fast").segmentation.model_copy(update={"minimum_steps": 100_000})
+    session.rounds.start(preset("fast").model_copy(update={"segmentation": long}), 0)
+    let_run(lambda: bool(steps) or session.training.error is not None)
+
+
+def let_run(done: Callable[[], bool]) -> None:
+    """Let Qt work until then."""
+    from qtpy.QtWidgets import QApplication
+
+    while not done():
+        QApplication.instance().processEvents()
+        time.sleep(0.0005)
 
 
 class Person:
     """Does something every 50 ms: a stamp of the brush, a slice further, another case or tab."""
 
-    def __init__(self, viewer: Any, dock: Any, cases: list[str]) -> None:
-        self.viewer, self.dock, self.cases = viewer, dock, cases
+    def __init__(self, viewer: Any, switch: Callable[[int], None]) -> None:
+        self.viewer, self.switch = viewer, switch
         self.acts = 0
         self._rng = np.random.default_rng(0)
-        self._switch = time.monotonic() + SWITCH_S
+        self._switch_at = time.monotonic() + SWITCH_S
 
     def act(self) -> None:
         import napari
 
         self.acts += 1
-        review = self.dock.session.review
-        if time.monotonic() > self._switch:
-            self._switch = time.monotonic() + SWITCH_S
-            turn = int(self._rng.integers(len(self.cases)))
-            review.open(self.cases[turn], unsaved="discard")
-            self.dock.tabs.setCurrentIndex((1, 2)[self.acts % 2])
+        if time.monotonic() > self._switch_at:
+            self._switch_at = time.monotonic() + SWITCH_S
+            self.switch(int(self._rng.integers(6)))
             return
         labels = [
             layer
