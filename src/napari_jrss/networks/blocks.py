@@ -29,14 +29,11 @@ class ConvBlock(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """One block; in evaluation the normalisation is folded into the convolution."""
         weight, bias = self.conv.weight, self.conv.bias
-        mean, variance = self.norm.running_mean, self.norm.running_var
         assert bias is not None
-        assert mean is not None
-        assert variance is not None
         if not self.training:
-            scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+            scale, shift = affine_of(self.norm)
             weight = weight * scale.view(-1, 1, 1, 1, 1)
-            bias = (bias - mean) * scale + self.norm.bias
+            bias = bias * scale + shift
         features = self.convolve(weight, bias, *inputs)
         if self.training:
             if features.device.type == "cpu" and self.norm.num_features < FEW_CHANNELS:
@@ -74,6 +71,15 @@ class DecoderBlock(ConvBlock):
         fine = conv3d(skip, weight[:, channels:], bias, padding=1)
         fine += conv_of_upsampled(coarse, weight[:, :channels])
         return fine
+
+
+def affine_of(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Factor and offset by channel of a batch normalisation in evaluation, (C,) each."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale
 
 
 def conv_of_upsampled(coarse: Tensor, weight: Tensor) -> Tensor:
@@ -141,10 +147,7 @@ def _seen_outside(padded: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PointwiseConv(nn.Conv3d):
-    """1x1x1 convolution as the matrix product that it is.
-
-    (B, in, z, y, x) -> (B, out, z, y, x). On a CPU torch's own goes through im2col.
-    """
+    """1x1x1 convolution as :func:`pointwise_conv` has it, (B, in, z, y, x) -> (B, out, z, y, x)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = False
@@ -153,31 +156,39 @@ class PointwiseConv(nn.Conv3d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Mix the channels of each group."""
-        batch, channels, *grid = features.shape
-        if features.device.type == "cuda" and self.groups == 1 and math.prod(grid) >= MANY_VOXELS:
-            return self._by_slices(features)
-        weight = self.weight.view(self.groups, -1, channels // self.groups)
-        grouped = features.reshape(batch, self.groups, channels // self.groups, -1)
-        mixed = torch.matmul(weight, grouped).view(batch, self.out_channels, *grid)
-        if self.bias is not None:
-            mixed += self.bias.view(-1, 1, 1, 1)
-        return mixed
+        return pointwise_conv(features, self.weight, self.bias, self.groups)
 
-    def _by_slices(self, features: Tensor) -> Tensor:
-        """The same as a product for each slice, channels last.
 
-        The weight's gradient is then the sum of many products, which a GPU computes side by side;
-        of one product over all voxels cuBLAS makes a sum in one place.
-        """
-        batch, channels, depth, height, width = features.shape
-        rows = for_convolution(features).permute(0, 2, 3, 4, 1)
-        rows = rows.reshape(batch * depth, height * width, channels)
-        weight = self.weight.view(1, -1, channels).transpose(1, 2).expand(len(rows), -1, -1)
-        with torch.autocast(features.device.type, enabled=False):  # 16 bits are slower here
-            mixed = torch.bmm(rows.float(), weight)
-        if self.bias is not None:
-            mixed += self.bias
-        return mixed.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+def pointwise_conv(
+    features: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1
+) -> Tensor:
+    """1x1x1 convolution as the matrix product that it is; on a CPU torch's goes through im2col."""
+    batch, channels, *grid = features.shape
+    if features.device.type == "cuda" and groups == 1 and math.prod(grid) >= MANY_VOXELS:
+        return pointwise_conv_by_slices(features, weight, bias)
+    by_group = weight.view(groups, -1, channels // groups)
+    grouped = features.reshape(batch, groups, channels // groups, -1)
+    mixed = torch.matmul(by_group, grouped).view(batch, -1, *grid)
+    if bias is not None:
+        mixed += bias.view(-1, 1, 1, 1)
+    return mixed
+
+
+def pointwise_conv_by_slices(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as a product for each slice, channels last.
+
+    The weight's gradient is then the sum of many products, which a GPU computes side by side; of
+    one product over all voxels cuBLAS makes a sum in one place.
+    """
+    batch, channels, depth, height, width = features.shape
+    rows = for_convolution(features).permute(0, 2, 3, 4, 1)
+    rows = rows.reshape(batch * depth, height * width, channels)
+    with torch.autocast(features.device.type, enabled=False):  # 16 bits are slower here
+        columns = weight.view(1, -1, channels).transpose(1, 2).expand(len(rows), -1, -1)
+        mixed = torch.bmm(rows.float(), columns)
+    if bias is not None:
+        mixed += bias
+    return mixed.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
 def conv3d(

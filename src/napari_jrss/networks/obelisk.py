@@ -17,9 +17,11 @@ from napari_jrss.networks.blocks import (
     ConvBlock,
     DecoderBlock,
     PointwiseConv,
+    affine_of,
     for_convolution,
     initialise,
     mean_of_neighbours,
+    pointwise_conv,
     upsample,
 )
 from napari_jrss.networks.spatial import sample
@@ -48,22 +50,36 @@ class ObeliskLayer(nn.Module):
 
     def forward(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
         """(B, channels, z, y, x) -> (B, out_channels, *grid_shape)."""
-        features = F.leaky_relu(self.mix(self.sample(image, grid_shape)), self.slope)
+        mixed = self.mixed(self.sample(image, grid_shape))
+        features = F.leaky_relu(mixed, self.slope).unflatten(2, grid_shape)
         for unit in self.dense:
             features = torch.cat([features, unit(features)], dim=1)
         result: Tensor = self.out(features)
         return result
 
     def sample(self, image: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
-        """Image values at all offsets around all grid points, (B, channels * offsets, *grid)."""
-        batch, channels = image.shape[:2]
+        """Image values at all offsets around all grid points, (B, channels, points, offsets)."""
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
             offsets = (self.offsets * self.offsets.new_tensor(self.stretch)).float().flip(-1)
             # all samples around one grid point, then the next: neighbours share memory lines
             points = _grid_points(grid_shape, image.device).unsqueeze(1) + offsets
-            samples = sample(image.float(), points.expand(batch, -1, -1, -1).unsqueeze(3))
-        return samples.view(batch, channels, *grid_shape, -1).movedim(-1, 2).flatten(1, 2)
+            samples = sample(image.float(), points.expand(len(image), -1, -1, -1).unsqueeze(3))
+        return samples.squeeze(-1)
+
+    def mixed(self, samples: Tensor) -> Tensor:
+        """The grouped convolution of samples (B, channels, points, offsets): (B, 128, points).
+
+        All offsets of a channel, then the next channel's, are its input channels; the samples are
+        multiplied where they lie.
+        """
+        batch, channels, points, offsets = samples.shape
+        own = self.mix.groups // channels  # groups of one channel
+        weight = self.mix.weight.view(channels, own, -1, offsets // own)
+        parts = samples.unflatten(3, (own, -1)).transpose(2, 4)
+        products = [torch.matmul(weight[:, i], parts[:, :, :, i]) for i in range(own)]
+        together = products[0] if own == 1 else torch.stack(products, dim=2)
+        return together.reshape(batch, -1, points)
 
 
 @contextmanager
@@ -94,12 +110,28 @@ def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 class _DenseUnit(nn.Sequential):
+    """Batch normalisation, 1x1x1 convolution, LeakyReLU."""
+
     def __init__(self, in_channels: int, out_channels: int, slope: float) -> None:
         super().__init__(
             nn.BatchNorm3d(in_channels),
             PointwiseConv(in_channels, out_channels),
             nn.LeakyReLU(slope, inplace=True),
         )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """One unit; in evaluation the normalisation is folded into the convolution."""
+        norm, mix, activation = self
+        assert isinstance(norm, nn.BatchNorm3d)
+        assert isinstance(mix, PointwiseConv)
+        if self.training:
+            mixed = mix(norm(features))
+        else:
+            scale, shift = affine_of(norm)
+            weight = mix.weight.flatten(1)
+            mixed = pointwise_conv(features, weight * scale, weight @ shift)
+        result: Tensor = activation(mixed)
+        return result
 
 
 class ObeliskNetwork(nn.Module):
@@ -140,7 +172,7 @@ class ObeliskNetwork(nn.Module):
         self.obelisk_quarter = ObeliskLayer(seen, 128, 2, 16, slope)
         self.obelisk_eighth = ObeliskLayer(seen, 512, 4, 32, slope)
         self.decode_quarter = ConvBlock(64, 32, slope)
-        self.decode_half = ConvBlock(64, 12, slope)
+        self.decode_half = DecoderBlock(64, 12, slope)
         self.decode_full = DecoderBlock(16, out_channels, slope)
         self.dropout = nn.Dropout3d(dropout)
         self.head = PointwiseConv(out_channels, out_channels, bias=True)
@@ -158,9 +190,9 @@ class ObeliskNetwork(nn.Module):
         fine = self.obelisk_quarter(once, _divided(shape, 4))
 
         features = torch.cat([features, upsample(coarse, features.shape[2:])], dim=1)
-        features = upsample(self.decode_quarter(features), half.shape[2:])
-        features = torch.cat([features, upsample(fine, half.shape[2:]), half], dim=1)
-        features = self.decode_full(self.dropout(self.decode_half(features)), full)
+        features = torch.cat([self.decode_quarter(features), fine], dim=1)
+        features = self.dropout(self.decode_half(features, half))
+        features = self.decode_full(features, full)
         result: Tensor = self.head(features)
         return result
 

@@ -111,15 +111,15 @@ def test_obelisk_samples_where_the_offsets_say() -> None:
     # an image that tells the place: linear interpolation is exact on it
     place = axes[0] + 10 * axes[1] + 100 * axes[2]
     samples = layer.sample(torch.stack([place, -place])[None], grid)
-    assert samples.shape == (1, 6, *grid)
+    assert samples.shape == (1, 2, 3 * 5 * 3, 3)
     z, y, x = torch.meshgrid(*[torch.linspace(-1, 1, size) for size in grid], indexing="ij")
     for index, offset in enumerate(offsets):
         at = [axis + step for axis, step in zip((z, y, x), offset, strict=True)]
         inside = torch.stack([a.abs() <= 1 for a in at]).all(0)
         wanted = (at[0] + 10 * at[1] + 100 * at[2]) * inside
-        # channels first: all offsets of the first image, then those of the second
-        torch.testing.assert_close(samples[0, index], wanted, atol=1e-3, rtol=0)
-        torch.testing.assert_close(samples[0, 3 + index], -wanted, atol=1e-3, rtol=0)
+        for channel, sign in enumerate((1, -1)):
+            found = samples[0, channel, :, index].view(grid)
+            torch.testing.assert_close(found, sign * wanted, atol=1e-3, rtol=0)
 
 
 def test_obelisk_offsets_learn() -> None:
