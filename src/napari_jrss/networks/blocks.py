@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 FEW_CHANNELS = 12
 MANY_VOXELS = 2**16
-"""Of a grid, from which on a GPU is better off with a product for each slice."""
+"""Of a grid: from there on a GPU is better off with a product for each slice."""
 
 
 class ConvBlock(nn.Module):
