@@ -136,13 +136,18 @@ def _read_in(
     with_label = {case.case_id for case in found.cases if case.label is not None}
     for run in runs:
         _deal(protocol, run, groups, with_label)
+    there: set[str] = set()
+    if path.exists():
+        with Project.open(path, read_only=True) as project:
+            there = {case.case_id for case in project.cases()}
+    wanted = [case for case in found.cases if case.case_id not in there]
+    if not wanted:
+        return  # without the lock, so that two experiments may go on in one folder
     if path.exists():
         opened = Project.open(path)
     else:
         opened = Project.create(path, table, data.preprocessing)
     with opened as project:
-        there = {case.case_id for case in project.cases()}
-        wanted = [case for case in found.cases if case.case_id not in there]
         for result in project.add_cases(wanted, groups=groups):
             if not result.ok:
                 raise ProtocolError(f"{result.case_id}: {result.reason}")

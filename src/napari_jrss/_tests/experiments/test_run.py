@@ -14,6 +14,7 @@ import torch
 from napari_jrss.experiments.folder import COLUMNS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import RunEnded, run_experiment
+from napari_jrss.project.project import Project
 
 RUNS = [
     "initial-n0-seed0",
@@ -117,6 +118,17 @@ def test_what_is_done_is_not_done_again(
         [r["value"] for r in each if r["metric"] != "seconds"] for each in (before, rows(out))
     ]
     assert figures[0] == figures[1]
+
+
+def test_a_folder_in_which_another_experiment_begins_is_gone_on_with(
+    experiment: Experiment, protocol: Protocol, tmp_path: Path
+) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    shutil.rmtree(out / "runs" / "initial-n0-seed0")
+    with Project.open(out / "cohort.jrss"):  # which holds its lock
+        ended = list(run_experiment(protocol, out, resume=True, workers=1, device="cpu"))
+    assert [e.run.id for e in ended if not e.skipped] == ["initial-n0-seed0"]
+    assert [e.problem for e in ended] == [""] * len(RUNS)
 
 
 def test_figures_kept_without_weights_are_done_unless_another_run_starts_from_them(
