@@ -8,7 +8,8 @@ Prints a table in Markdown. On a CPU each row runs in a process of its own, so t
 is its own; images are two synthetic heads, weights are untrained, which changes no time. Reading
 and writing of files is not timed, nor are the ways to a GPU and back, whose memory is what PyTorch
 allocated there. ANTs SyN runs once, with its defaults; the rest counts the median.
-If the machine is not idle, only the CPU seconds can be compared.
+If the machine is not idle, only the CPU seconds can be compared. Training steps are the matter of
+step_memory.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ ROWS = {
     "registration": "JRSS registration, field and warped image",
     "velocity": "JRSS registration, velocity field in 7 steps",
     "refined": "JRSS registration, field refined on the pair, 11 classes",
-    "step": "JRSS segmentation, one training step, batch 2",
     "monai": "MONAI VoxelMorph, field and warped image",
     "ants": "ANTs SyN, its defaults",
 }
@@ -50,12 +50,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers", nargs="*", choices=("monai", "ants"), default=("monai",))
-    parser.add_argument("--training-step", action="store_true", help="also one step, batch 2")
     arguments = parser.parse_args()
 
     rows = ["segmentation", "unet", "registration", "velocity", "refined", *arguments.peers]
-    if arguments.training_step:
-        rows.append("step")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = str(arguments.threads)
     results = {}
@@ -151,7 +148,6 @@ def _network_row(row: str, moving: Tensor, fixed: Tensor) -> Callable[[], object
         return torch.inference_mode()(lambda: peer(moving, fixed))
 
     from napari_jrss.config import NetworkConfig
-    from napari_jrss.losses import one_hot, soft_dice_loss
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.spatial import warp
 
@@ -159,18 +155,6 @@ def _network_row(row: str, moving: Tensor, fixed: Tensor) -> Callable[[], object
         config = NetworkConfig() if row == "segmentation" else NetworkConfig(name="monai_unet")
         network = build_segmentation_network(config, CLASSES).to(device).eval()
         return torch.inference_mode()(lambda: network(fixed).argmax(1))
-    if row == "step":
-        network = build_segmentation_network(NetworkConfig(), CLASSES, dropout=0.5).to(device)
-        optimiser = torch.optim.Adam(network.parameters())
-        batch = torch.cat([moving, fixed])
-        target = one_hot((batch[:, 0] > 0).long(), CLASSES)
-
-        def step() -> None:
-            optimiser.zero_grad()
-            soft_dice_loss(network(batch).softmax(1), target).backward()
-            optimiser.step()
-
-        return step
     steps = 7 if row == "velocity" else 0
     network = build_registration_network(NetworkConfig(integration_steps=steps)).to(device).eval()
 
