@@ -38,22 +38,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=(96, 96, 96), metavar="N")
     parser.add_argument("--seconds", type=float, default=20.0, help="after the first step")
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        default=(1200, 800),
+        metavar=("W", "H"),
+        help="its size in pixels",
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--one", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, tuple(options.shape), options.seconds)))
+        size = tuple(options.window)
+        print(json.dumps(measure(options.one, tuple(options.shape), size, options.seconds)))
         return
     shape = " x ".join(map(str, options.shape))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(
-        f"{shape} voxels, {os.cpu_count()} cores ({platform.machine()}), load before {load:.1f}\n"
+        f"{shape} voxels, a window of {' x '.join(map(str, options.window))} pixels, "
+        f"{os.cpu_count()} cores ({platform.machine()}), load before {load:.1f}\n"
     )
     print("| round | median ms | 99th percentile ms | worst ms | worst at the start ms | steps |")
     print("|---|---|---|---|---|---|")
     for mode in options.modes:
         command = [sys.executable, __file__, "--one", mode, "--seconds", str(options.seconds)]
         command += ["--shape", *map(str, options.shape)]
+        command += ["--window", *map(str, options.window)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         print(
@@ -63,12 +74,14 @@ def main() -> None:
         )
 
 
-def measure(mode: str, shape: tuple[int, int, int], seconds: float) -> dict[str, Any]:
+def measure(
+    mode: str, shape: tuple[int, int, int], size: tuple[int, int], seconds: float
+) -> dict[str, Any]:
     """Gaps of the timer in one mode."""
     from qtpy.QtCore import QTimer
 
     ticks: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, window(mode, Path(folder), shape) as opened:
+    with tempfile.TemporaryDirectory() as folder, window(mode, Path(folder), shape, size) as opened:
         viewer, switch, session = opened
         steps: list[float] = []
         timer, acting, person = QTimer(), QTimer(), Person(viewer, switch)
@@ -101,13 +114,13 @@ def measure(mode: str, shape: tuple[int, int, int], seconds: float) -> dict[str,
 
 @contextmanager
 def window(
-    mode: str, folder: Path, shape: tuple[int, int, int]
+    mode: str, folder: Path, shape: tuple[int, int, int], size: tuple[int, int]
 ) -> Iterator[tuple[Any, Callable[[int], None], Any]]:
     """A viewer with something to paint on, how to switch to a case, and the session if any."""
     import napari
 
     viewer = napari.Viewer()
-    viewer.window.resize(1600, 1000)
+    viewer.window.resize(*size)
     dock = session = None
     if mode == "napari":
         from napari_jrss.sample_data import make_case

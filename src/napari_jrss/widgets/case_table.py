@@ -191,6 +191,7 @@ class CaseTable(QTableView):
         self.sortByColumn(CASE, Qt.SortOrder.AscendingOrder)
         self.setShowGrid(False)
         self.setWordWrap(False)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names differ at their ends
         self.setAlternatingRowColors(False)
         self.setIconSize(QSize(THUMBNAIL_PIXELS - 8, THUMBNAIL_PIXELS - 8))
         rows = self.verticalHeader()

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QMenu,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QStackedWidget,
     QVBoxLayout,
     QWidget,
@@ -113,6 +114,8 @@ class CohortTab(QWidget):
         welcome = QLabel(_WELCOME)
         welcome.setWordWrap(True)
         welcome.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        # The text wraps: that it could be one long line must not take width from the scan
+        welcome.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self._pages.addWidget(welcome)
         self._pages.addWidget(self._page())
         layout = QVBoxLayout(self)

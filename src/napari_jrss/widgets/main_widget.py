@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari.utils.notifications import show_info
+from qtpy.QtCore import QSize
 from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
@@ -22,6 +23,8 @@ from napari_jrss.widgets.rounds_tab import RoundsTab
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
+
+_WIDTH_PIXELS = 500
 
 
 class MainWidget(QWidget):
@@ -127,6 +130,11 @@ class MainWidget(QWidget):
         self._message.setText(line)
         self._message.setToolTip(line)
         self._message.setVisible(bool(line))
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """As wide as the names of cases want, so that the scan keeps the rest of the window."""
+        hint = super().sizeHint()
+        return QSize(max(hint.width(), _WIDTH_PIXELS), hint.height())
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
         """A folder may be dropped anywhere on the dock."""

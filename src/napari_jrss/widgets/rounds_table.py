@@ -38,6 +38,7 @@ class RoundsTable(QTableWidget):
         self.verticalHeader().hide()
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         self.horizontalHeader().setStretchLastSection(True)
+        self.setWordWrap(False)
         self.setMinimumHeight(120)
         self._rows: Sequence[RoundRow] = ()
 
@@ -80,7 +81,6 @@ def outcome_of(row: RoundRow) -> str:
 
 
 def _texts(row: RoundRow) -> tuple[str, ...]:
-    settings = "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
     return (
         str(row.number),
         "" if row.parent is None else str(row.parent),
@@ -90,16 +90,19 @@ def _texts(row: RoundRow) -> tuple[str, ...]:
         ("" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}")
         + (" (!)" if row.warning else ""),
         "" if row.registration_dice is None else f"{row.registration_dice:.3f}",
-        settings,
+        _settings(row),
     )
 
 
+def _settings(row: RoundRow) -> str:
+    return "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
+
+
 def _tip(row: RoundRow) -> str:
-    lines = [f"started {row.started}", f"{len(row.label_versions)} labels used:"]
+    lines = ["its teacher is in force"] if row.is_teacher else []
+    lines += filter(None, (row.problem, row.warning, _settings(row)))
+    lines += [f"started {row.started}", f"{len(row.label_versions)} labels used:"]
     lines += [f"{case} {version}" for case, version in sorted(row.label_versions.items())[:12]]
     if len(row.label_versions) > 12:
         lines.append("…")
-    lines[:0] = filter(None, (row.problem, row.warning))
-    if row.is_teacher:
-        lines.insert(0, "its teacher is in force")
     return "\n".join(lines)

@@ -26,6 +26,21 @@ def test_the_dock_has_four_tabs_and_says_that_nothing_is_open(dock: MainWidget) 
     assert dock.session.project is None
 
 
+def test_the_scan_keeps_a_third_of_the_window_that_napari_opens(
+    make_napari_viewer: Callable[..., Any], qtbot: QtBot, taught: Path
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    viewer.window.resize(1200, 800)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
+    dock.session.open(taught)
+    for index in range(dock.tabs.count()):
+        dock.tabs.setCurrentIndex(index)
+        qtbot.wait(100)
+        canvas = viewer.window._qt_window.centralWidget().width()
+        assert canvas + dock.width() < 1200
+        assert canvas >= 400, dock.tabs.tabText(index)
+
+
 @pytest.mark.parametrize(
     ("view", "bright"),
     [("axial", np.s_[:, :4, :]), ("coronal", np.s_[-4:, :, :]), ("sagittal", np.s_[-4:, :, :])],
