@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event
 from threading import Thread
 from typing import TypeVar
 
@@ -17,6 +18,10 @@ import zarr
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class WorkersError(RuntimeError):
+    """No worker process gets as far as its first item."""
 
 
 def in_processes(
@@ -39,6 +44,11 @@ def in_processes(
         The item, and what the function returned or raised. An item whose process died is tried
         once more by itself, so that it can't take others down; then it yields the
         BrokenProcessPool.
+
+    Raises
+    ------
+    WorkersError
+        If no process gets as far as its first item.
 
     Notes
     -----
@@ -65,9 +75,10 @@ def _until_broken(
 ) -> Generator[tuple[Item, Result | Exception]]:
     """Work through `waiting` with one pool; if it breaks, what was under way is lost."""
     # Never forked: a fork copies locks that threads of this process may hold.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    context = get_context("spawn")
+    started = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(started,))
     under_way: dict[Future[Result], Item] = {}
-    before = len(waiting)
     broken = False
     try:
         while (waiting or under_way) and not broken:
@@ -82,14 +93,21 @@ def _until_broken(
                 item = under_way.pop(future)
                 yield item, error if isinstance(error, Exception) else future.result()
     except BrokenProcessPool:  # from submitting: that item still waits, for the next pool
-        if len(waiting) == before:
-            raise  # no process starts at all
+        broken = True
     finally:
         pool.shutdown(cancel_futures=True)
+    if broken and not started.is_set():
+        raise WorkersError(
+            "no worker process can start: a script must make its calls below "
+            '`if __name__ == "__main__":`, since each process imports the script; else there is '
+            "too little memory"
+        )
     lost.extend(under_way.values())
 
 
-def _one_thread() -> None:
+def _begin(started: Event) -> None:
+    """Make the process one of one thread, which ends with its parent."""
+    started.set()
     Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

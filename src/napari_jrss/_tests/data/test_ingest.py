@@ -152,5 +152,21 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
             worker.kill()
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_script_without_its_guard_is_told_so(tmp_path, count):
+    script = tmp_path / "program.py"
+    script.write_text(BUSY.replace('if __name__ == "__main__":', "if True:"))
+    ended = subprocess.run(
+        [sys.executable, script, *"abcdefghi"[:count]],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "WorkersError: no worker process can start" in ended.stderr.splitlines()[-1]
+    assert '`if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [script]
+
+
 def test_no_items_start_nothing():
     assert list(in_processes(dies_at_3, [])) == []
