@@ -1,0 +1,70 @@
+"""The command line ``napari-jrss``: each command is one call that a script can make too.
+
+Heavy imports happen inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from napari_jrss import __version__
+from napari_jrss.cli import cohort, computer, experiments, labels, rounds, scans
+from napari_jrss.session.errors import is_ours
+
+app = typer.Typer(
+    name="napari-jrss",
+    help="Few-shot segmentation and registration of 3D medical images, without a window.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = {
+    "A project": (cohort.sample, cohort.init, cohort.split, cohort.status, cohort.relink),
+    "Rounds": (rounds.train, rounds.teacher, rounds.evaluate),
+    "Labels": (labels.next_case, labels.history, labels.restore, labels.recover),
+    "Scans": (scans.export, scans.segment, scans.register),
+    "Experiments": (experiments.experiment, experiments.report),
+    "This computer": (computer.author, computer.doctor),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        name = "next" if command is labels.next_case else None
+        app.command(name, rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line for a user's mistake."""
+    try:
+        app(standalone_mode=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}")
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""

@@ -1,0 +1,23 @@
+"""What several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder (.jrss).")]
+Author = Annotated[
+    str | None, typer.Option(help="Your name.", show_default="NAPARI_JRSS_USER or the setting")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Improve each field on its pair, by what the teacher sees."),
+]
+
+
+class UsageError(ValueError):
+    """Options that don't go together."""
