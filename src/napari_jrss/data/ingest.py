@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from napari_jrss.data.store import (
     read_attributes,
     write_case,
 )
-from napari_jrss.data.volume import ScanError, Volume, read_volume
+from napari_jrss.data.volume import ScanError, Volume, file_checksum, read_volume
 from napari_jrss.data.workers import in_processes
 
 
@@ -131,7 +130,7 @@ def _ingest_one(job: _Job) -> IngestResult:
         source=source,
         checksum=checksum,
         label_source=str(case.label.absolute()) if case.label else None,
-        label_checksum=_checksum(case.label) if case.label else None,
+        label_checksum=file_checksum(case.label) if case.label else None,
         chain=done.chain,
         spacing_mm=job.grid.spacing_mm,
     )
@@ -153,7 +152,7 @@ def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
     Of a DICOM series no path is kept, since folders and files are named after patients.
     """
     if isinstance(scan, Path):
-        return str(scan.absolute()), _checksum(scan)
+        return str(scan.absolute()), file_checksum(scan)
     from napari_jrss.data.dicom import checksum
 
     return DICOM_SOURCE, checksum(image)
@@ -169,8 +168,3 @@ def _reason(error: BaseException, case: FoundCase) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -48,8 +48,8 @@ class CaseAttributes(BaseModel):
         Files it was made from; of a DICOM series, whose paths may name the patient, only
         ``dicom``.
     checksum, label_checksum
-        Their SHA-256; of a DICOM series, that of its voxels, see
-        :func:`napari_jrss.data.dicom.checksum`.
+        Their SHA-256, see :func:`napari_jrss.data.volume.file_checksum`; of a DICOM series, that
+        of its voxels, see :func:`napari_jrss.data.dicom.checksum`.
     chain
         How the scan reached the training grid, and the way back.
     spacing_mm

@@ -7,6 +7,7 @@ whose axes grow to Left, Posterior and Superior (LPS).
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import stat
 import zlib
@@ -374,6 +375,23 @@ def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> b
     kind: Any = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
     content: bytes = kind(array.T, None, header).to_bytes()
     return gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a scan's file; of a ``.hdr`` together with its voxels, as two may share a header.
+
+    Raises
+    ------
+    ScanError
+        A ``.hdr`` has no voxels beside it.
+    OSError
+        A file can't be read.
+    """
+    digest = hashlib.sha256()
+    for part in dict.fromkeys((path, _voxel_file(path))):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:

@@ -12,7 +12,6 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +30,7 @@ from napari_jrss.data.volume import (
     LPS_FROM_RAS,
     ScanHeader,
     Volume,
+    file_checksum,
     nifti_bytes,
     read_volume,
     spacing_mm,
@@ -433,8 +433,7 @@ def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Pa
         return series[attributes.case_id]
     path = Path(attributes.source)
     try:
-        with path.open("rb") as file:
-            checksum = file_digest(file, "sha256").hexdigest()
+        checksum = file_checksum(path)
     except OSError as error:
         raise ProjectError(
             f"{path}: the scan of case {attributes.case_id} can't be read ({error.strerror}); "

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
 from napari_jrss.data import store
+from napari_jrss.data.volume import ScanError, file_checksum
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.errors import ProjectError
-
-_TWO_FILES = (".hdr", ".img")
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,9 @@ class ProjectSources(ProjectCases):
             checksum = _checksum(file)
             for entry in [entry for entry in missing if entry[1] == checksum]:
                 source, _ = entry
-                # A header says little: two scans may share one. So may two copies of a scan.
+                # Files that are alike, such as labels of two cases, are told by their names.
                 alike = sum(other == checksum and o.kind == source.kind for o, other in missing)
-                if (alike > 1 or _ending(file) in _TWO_FILES) and file.name != source.path.name:
+                if alike > 1 and file.name != source.path.name:
                     continue
                 missing.remove(entry)
                 yield self._relink(source, file)
@@ -128,7 +126,6 @@ def _checksum(file: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        with file.open("rb") as stream:
-            return file_digest(stream, "sha256").hexdigest()
-    except OSError:
+        return file_checksum(file)
+    except (OSError, ScanError):
         return None

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -99,3 +101,34 @@ def test_the_command_says_what_it_found_and_what_not(moved: Project, tmp_path: P
     assert "missing" not in told
     told = run.invoke(app, ["relink", str(moved.path), str(tmp_path / "new")]).output
     assert "nothing is missing" in told
+
+
+def test_scans_of_two_files_are_told_by_their_voxels(tmp_path: Path) -> None:
+    old, labels = tmp_path / "old", tmp_path / "labels"
+    old.mkdir()
+    labels.mkdir()
+    for name, seed in (("a", 0), ("b", 1), ("twin", 0)):
+        array = np.random.default_rng(seed).integers(0, 99, (9, 9, 9)).astype(np.int16)
+        nib.Nifti1Pair(array, np.eye(4)).to_filename(old / f"{name}.hdr")
+        nib.Nifti1Pair(np.where(array > 50, 3, 0).astype(np.uint8), np.eye(4)).to_filename(
+            labels / f"{name}.hdr"
+        )
+    assert (old / "a.hdr").read_bytes() == (old / "b.hdr").read_bytes()
+    with Project.create(tmp_path / "a.jrss", TABLE, PreprocessingConfig()) as project:
+        results = list(project.add_cases(discover(images=old, labels=labels).cases, workers=1))
+        assert {r.case_id: r.reason for r in results} == {
+            "a": "",
+            "b": "",
+            "twin": "the same scan as a",
+        }
+        new = tmp_path / "new"
+        new.mkdir()
+        for ending in (".hdr", ".img"):
+            (old / f"a{ending}").rename(new / f"x{ending}")
+            (old / f"b{ending}").rename(new / f"a{ending}")
+        shutil.copy(new / "a.hdr", new / "alone.hdr")
+        found = {s.case_id: s.path.name for s in project.find_sources(new)}
+        assert found == {"a": "x.hdr", "b": "a.hdr"}
+        (new / "x.img").write_bytes((new / "a.img").read_bytes())
+        with pytest.raises(ProjectError, match=r"x\.hdr: isn't the scan any more"):
+            export_dataset(project, tmp_path / "Dataset001_Brain")
