@@ -106,8 +106,8 @@ class Demo:
         else:
             self.session.rounds.start(self.training, rounds=0)
             self.say(
-                "Both networks learn from five labelled scans. Look at Rounds meanwhile; the "
-                "first pseudo-labels open by themselves."
+                "Both networks learn from five labelled scans; Rounds shows how far they are and "
+                "how long it takes. The first pseudo-labels open by themselves."
             )
         self.picture("1-cohort", after=3000)
 

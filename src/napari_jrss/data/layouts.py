@@ -189,7 +189,7 @@ def _cohort(
             raise ScanError(f"{image} and {cases[case_id.lower()].image} are both {case_id!r}")
         cases[case_id.lower()] = FoundCase(case_id, image, label)
     if not cases:
-        raise ScanError(f"{where}: no scans (.nii, .nii.gz) found")
+        raise ScanError(f"{where}: no scans (.nii, .nii.gz, .hdr) found")
     return FoundCohort(
         layout,
         tuple(sorted(cases.values(), key=lambda case: case.case_id)),
