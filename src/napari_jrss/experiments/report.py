@@ -134,7 +134,11 @@ def _tables(protocol: Protocol, outcomes: Sequence[Outcome], labelled: int | str
 def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
     runs = [run for o in outcomes for run in o.runs]
     done = {run["run"] for run in runs}
-    missing = [run.id for run in plan(protocol) if run.id not in done]
+    missing: dict[str, list[str]] = {}  # seeds by what --only takes
+    for run in plan(protocol):
+        if run.id not in done:
+            name = run.id.replace(f"-seed{run.seed}", "-seed*")
+            missing.setdefault(name, []).append(str(run.seed))
     remarks = [
         "Figures are means over the test cases (or pairs) of all seeds, with the standard "
         "deviation over them in brackets, on the training grid; background is never counted. "
@@ -152,7 +156,8 @@ def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
             "comparable with these."
         )
     if missing:
-        remarks.append(f"Not run: {', '.join(missing)}.")
+        names = (f"{name} ({', '.join(seeds)})" for name, seeds in missing.items())
+        remarks.append(f"Not run (seeds in brackets): {'; '.join(names)}.")
     remarks += [note for o in outcomes for note in o.notes]
     return remarks
 

@@ -238,6 +238,14 @@ def test_the_same_runs_make_the_same_drawing(experiment: Experiment, tmp_path: P
     assert drawings[0] == drawings[1]
 
 
+def test_what_was_not_run_is_named_as_only_takes_it(experiment: Experiment, tmp_path: Path) -> None:
+    out = shutil.copytree(experiment[0], tmp_path / "copy")
+    assert "Not run" not in (write_report(out).parent / "tables.md").read_text()
+    shutil.rmtree(out / "runs" / "initial-n0-seed0")
+    tables = (write_report(out).parent / "tables.md").read_text()
+    assert "Not run (seeds in brackets): initial-n0-seed* (0)." in tables
+
+
 def test_a_folder_without_runs_is_told(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="not the folder of an experiment"):
         write_report(tmp_path)
