@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -58,6 +58,12 @@ class StructureTable(QTableWidget):
         self.verticalHeader().setDefaultSectionSize(self.fontMetrics().height() + 8)
         self.itemSelectionChanged.connect(self._row_chosen)
 
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """No higher than its rows, so that few structures leave the tab without a scroll bar."""
+        hint = super().sizeHint()
+        rows = self.verticalHeader().length() + self.horizontalHeader().sizeHint().height()
+        return QSize(hint.width(), min(hint.height(), rows + 2 * self.frameWidth()))
+
     @property
     def index(self) -> int | None:
         """The structure that is chosen."""
@@ -81,6 +87,7 @@ class StructureTable(QTableWidget):
                 box.setToolTip(_TOOLTIPS[ACCEPTED])
                 box.toggled.connect(lambda on, index=row + 1: self.accepted.emit(index, on))
                 self.setCellWidget(row, ACCEPTED, box)
+            self.updateGeometry()
         for row, structure in enumerate(structures):
             self._show_row(row, structure, read_only)
         if structures and self.currentRow() < 0:

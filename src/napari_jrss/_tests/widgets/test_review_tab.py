@@ -12,15 +12,17 @@ import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QIcon
+from qtpy.QtWidgets import QTableWidget
 
 from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.engine.events import Event, StageStarted
 from napari_jrss.project.records import Status
 from napari_jrss.session.author import known_author
+from napari_jrss.session.open_case import Structure
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.review_layers import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
-from napari_jrss.widgets.structure_table import NAME
+from napari_jrss.widgets.structure_table import NAME, StructureTable
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
@@ -310,6 +312,18 @@ def test_a_rejection_is_recorded_as_it_was_typed(person: Person) -> None:
     with answering(enter("the")):
         person.click(person.tab.reject)
     assert person.session.open_project.history(case_id)[-1].detail == "the"
+
+
+def test_the_table_wants_no_more_room_than_its_rows(qtbot: QtBot) -> None:
+    table = StructureTable()
+    qtbot.addWidget(table)
+    usual = QTableWidget().sizeHint().height()
+    heights = []
+    for count in (2, 4, 30):
+        rows = [Structure(i, f"s{i}", "#ff0000", 1.0, None, None, False) for i in range(1, count)]
+        table.show_rows(rows, read_only=False)
+        heights.append(table.sizeHint().height())
+    assert heights[0] < heights[1] < heights[2] == usual
 
 
 def test_the_chosen_structures_swatch_keeps_its_colour(person: Person) -> None:
