@@ -382,14 +382,17 @@ def file_checksum(path: Path) -> str:
 
     Raises
     ------
-    ScanError
-        A ``.hdr`` has no voxels beside it.
     OSError
         A file can't be read.
+    ScanError
+        A ``.hdr`` has no voxels beside it.
     """
     digest = hashlib.sha256()
-    for part in dict.fromkeys((path, _voxel_file(path))):
-        with part.open("rb") as file:
+    with path.open("rb") as file:
+        hashlib.file_digest(file, lambda: digest)
+    voxels = _voxel_file(path)
+    if voxels != path:
+        with voxels.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 

@@ -127,6 +127,8 @@ def test_scans_of_two_files_are_told_by_their_voxels(tmp_path: Path) -> None:
             (old / f"a{ending}").rename(new / f"x{ending}")
             (old / f"b{ending}").rename(new / f"a{ending}")
         shutil.copy(new / "a.hdr", new / "alone.hdr")
+        with pytest.raises(ProjectError, match="'napari-jrss relink' finds scans"):
+            export_dataset(project, tmp_path / "Dataset001_Brain")
         found = {s.case_id: s.path.name for s in project.find_sources(new)}
         assert found == {"a": "x.hdr", "b": "a.hdr"}
         (new / "x.img").write_bytes((new / "a.img").read_bytes())
