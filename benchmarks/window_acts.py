@@ -41,8 +41,11 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     options = parser.parse_args()
     shape = " x ".join(map(str, options.shape))
-    print(f"{shape} voxels, {os.cpu_count()} cores ({platform.machine()})", end="")
-    print(", a window of {} x {} pixels\n".format(*options.window))
+    pixels = " x ".join(map(str, options.window))
+    print(
+        f"{shape} voxels, a window of {pixels} pixels, "
+        f"{os.cpu_count()} cores ({platform.machine()})\n"
+    )
     print("| act | holds the window, ms | worst | on the canvas after, ms | worst | aim |")
     print("|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:

@@ -163,7 +163,7 @@ def test_a_script_without_its_guard_is_told_so(tmp_path, count):
         text=True,
     )
     assert ended.returncode == 1
-    # Each process tells its own end; ours is the one line that begins with the error's name.
+    # Each process tells its own end; ours is the one line with the error's name.
     told = [line for line in ended.stderr.splitlines() if "WorkersError: " in line]
     assert len(told) == 1
     assert "no worker process can start" in told[0]
