@@ -37,11 +37,9 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_jrss.engine.predict import warp_array
-from napari_jrss.engine.pseudo_label import IGNORED
-from napari_jrss.engine.steps import PairBatch
 from napari_jrss.experiments.methods import deep_atlas, pdd_net, syn
 from napari_jrss.experiments.pdd_network import PddNet, control_shape, displacements
+from napari_jrss.inference.predict import warp_array
 from napari_jrss.losses import (
     class_weights,
     diffusion_regulariser,
@@ -55,6 +53,8 @@ from napari_jrss.networks.build import RegistrationNetwork
 from napari_jrss.networks.spatial import integrate_velocity, warp
 from napari_jrss.networks.unet import VoxelMorphUNet
 from napari_jrss.project.project import Project
+from napari_jrss.training.screening import IGNORED
+from napari_jrss.training.steps import PairBatch
 
 CLASSES = 9
 

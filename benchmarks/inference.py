@@ -163,7 +163,7 @@ def _network_row(row: str, moving: Tensor, fixed: Tensor) -> Callable[[], object
         return warp(moving, displacement)
 
     if row == "refined":
-        from napari_jrss.engine.refine import RefinedRegistration
+        from napari_jrss.inference.refine import RefinedRegistration
 
         teacher = build_segmentation_network(NetworkConfig(), CLASSES).to(device).eval()
         network = RefinedRegistration(network, teacher)

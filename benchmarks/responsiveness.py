@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from napari_jrss.io.label_files import label_table_from_csv
+
 MODES = ("napari", "idle", "own-process", "this-process")
 TICK_MS, ACT_MS, SWITCH_S = 10, 50, 3.0
 
@@ -210,13 +212,12 @@ class Person:
 def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
     """Six synthetic heads, two of them labelled."""
     from napari_jrss.config import PreprocessingConfig
-    from napari_jrss.data.labels import LabelTable
-    from napari_jrss.data.layouts import discover
+    from napari_jrss.io.layouts import discover
     from napari_jrss.project.project import Project
     from napari_jrss.sample_data import make_cohort
 
     cohort = make_cohort(folder / "cohort", cases=6, shape=shape, structures=4)
-    table = LabelTable.from_csv(cohort / "groups.csv")
+    table = label_table_from_csv(cohort / "groups.csv")
     found = discover(images=cohort / "images", labels=cohort / "labels")
     path = folder / "brain.jrss"
     with Project.create(path, table, PreprocessingConfig(shape=shape)) as project:

@@ -45,9 +45,11 @@ def median_seconds(work: Callable[[], object], repeats: int) -> tuple[float, flo
 
 def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
     from napari_jrss.config import PreprocessingConfig
-    from napari_jrss.data import atomic, store
-    from napari_jrss.data.chain import Chain, Intensity, TrainingGrid, rows
-    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.geometry import rows
+    from napari_jrss.io import atomic
+    from napari_jrss.labels import LabelTable
+    from napari_jrss.preprocess import case_store as store
+    from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
     from napari_jrss.project.project import Project
 
     table = LabelTable.of_groups({f"structure {n}": (n,) for n in range(1, 11)})
@@ -62,7 +64,7 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
             project._ledger.set_grid(grid.model_dump_json())
             for number in range(cases):
                 case_id = f"case{number:05d}"
-                chain = Chain(
+                chain = GridTransform(
                     source_shape=shape,
                     source_affine=rows(np.eye(4)),
                     header=None,
@@ -95,8 +97,8 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
 
 def measure(path: Path) -> None:
     """In a process of its own: prints rows of the table."""
+    from napari_jrss.app.status import project_status
     from napari_jrss.project.project import Project
-    from napari_jrss.session.status import project_status
 
     start = peak_mb()
 
@@ -140,7 +142,8 @@ def reading_seconds(path: Path) -> list[float]:
 
 def brain(folder: Path, scan: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """A normalised image and a label of ten structures: synthetic, or a scan's own voxels."""
-    from napari_jrss.data.volume import read_label_volume, read_volume
+    from napari_jrss.io.nifti import read_label_volume
+    from napari_jrss.io.read import read_volume
     from napari_jrss.sample_data import make_cohort
 
     made = make_cohort(folder / "cohort", cases=1, shape=BRAIN, seed=0, structures=10)

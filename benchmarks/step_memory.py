@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 import torch
 
+from napari_jrss.app.rounds.estimate import one_step
 from napari_jrss.config import TrainingConfig, preset
-from napari_jrss.engine.device import make_fabric
-from napari_jrss.session.estimate import one_step
+from napari_jrss.inference.device import make_fabric
 
 STAGES = ("mono_segmentation", "registration", "student")
 

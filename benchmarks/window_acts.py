@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_jrss.io.label_files import label_table_from_csv
+
 AIMS_MS = {"switch cases": 300, "move tau": 50, "3D stamp of size 20": 20}
 
 
@@ -65,7 +67,7 @@ def measure(
     import napari
     from qtpy.QtWidgets import QApplication
 
-    from napari_jrss.widgets.review_layers import ABOVE
+    from napari_jrss.widgets.layers.review import ABOVE
 
     viewer = napari.Viewer()
     viewer.window.resize(*size)
@@ -79,7 +81,7 @@ def measure(
         """Until neither the window nor the desk has anything left to do."""
         while True:
             app.processEvents()
-            if not review.desk.busy:
+            if not review.queue.busy:
                 app.processEvents()
                 return
 
@@ -133,17 +135,16 @@ def measure(
 
 def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
     """Four synthetic heads with ten structures, two of them labelled, and a teacher."""
+    from napari_jrss.app.description import RoundDescription
     from napari_jrss.config import PreprocessingConfig, preset
-    from napari_jrss.data.labels import LabelTable
-    from napari_jrss.data.layouts import discover
-    from napari_jrss.data.predictions import PREDICTIONS, Prediction, write_prediction
+    from napari_jrss.io.layouts import discover
+    from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
     from napari_jrss.project.project import Project
     from napari_jrss.project.records import Outcome
     from napari_jrss.sample_data import make_cohort
-    from napari_jrss.session.description import RoundDescription
 
     cohort = make_cohort(folder / "cohort", cases=4, shape=shape, structures=10)
-    table = LabelTable.from_csv(cohort / "groups.csv")
+    table = label_table_from_csv(cohort / "groups.csv")
     found = discover(images=cohort / "images", labels=cohort / "labels")
     path = folder / "brain.jrss"
     rng = np.random.default_rng(0)

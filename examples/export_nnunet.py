@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover
-from napari_jrss.project.export import export_dataset
+from napari_jrss.io.label_files import label_table_from_csv
+from napari_jrss.io.layouts import discover
+from napari_jrss.project.export.labels_and_fields import export_dataset
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
@@ -48,7 +48,7 @@ def synthetic(out: Path, size: int) -> Path:
     """A project of six synthetic cases: three labelled, one for validation, two for tests."""
     cohort = make_cohort(out / "cohort", cases=6, shape=(size,) * 3)
     found = discover(images=cohort / "images", labels=cohort / "labels")
-    table = LabelTable.from_csv(cohort / "groups.csv")
+    table = label_table_from_csv(cohort / "groups.csv")
     with Project.create(out / "brain.jrss", table, PreprocessingConfig()) as project:
         for result in project.add_cases(found.cases):
             print(f"{result.case_id}: {result.reason or 'imported'}")

@@ -19,14 +19,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from napari_jrss.app.evaluation import RoundEvaluated, evaluate
+from napari_jrss.app.rounds.train import train
 from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover
-from napari_jrss.engine.events import CaseScreened, StageStarted
+from napari_jrss.io.label_files import label_table_from_files
+from napari_jrss.io.layouts import discover
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.evaluation import RoundEvaluated, evaluate
-from napari_jrss.session.training import train
+from napari_jrss.training.events import CaseScreened, StageStarted
 
 
 def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
         cohort = make_cohort(chosen.out / "cohort", cases=12, shape=shape, structures=3)
         images, labels = cohort / "images", cohort / "labels"
     found = discover(images=images, labels=labels)
-    table = LabelTable.from_label_files([case.label for case in found.cases if case.label])
+    table = label_table_from_files([case.label for case in found.cases if case.label])
 
     with Project.create(chosen.out / "brain.jrss", table, PreprocessingConfig()) as project:
         for result in project.add_cases(found.cases):

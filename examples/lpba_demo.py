@@ -20,16 +20,16 @@ import napari
 import numpy as np
 from qtpy.QtCore import QTimer
 
+from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.importing import Source, groups_file_of, look_into
+from napari_jrss.app.runner import JobState
+from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
 from napari_jrss.project.records import Outcome
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.cohort import SplitSizes
-from napari_jrss.session.importing import Source, groups_file_of, look_into
-from napari_jrss.session.runner import JobState
-from napari_jrss.session.session import Session
 from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.layers.review import LABEL
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.review_layers import LABEL
 
 LPBA40 = os.environ.get("NAPARI_JRSS_LPBA40", "")
 FOLDER = Path(os.environ.get("NAPARI_JRSS_DEMO", "demo/window")).absolute()

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
 
+from napari_jrss.app.pairs.files import register_pair
+from napari_jrss.app.pairs.registering import RegistrationReport
+from napari_jrss.app.rounds.train import train
 from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover
+from napari_jrss.io.label_files import label_table_from_csv
+from napari_jrss.io.layouts import discover
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.pair_files import register_pair
-from napari_jrss.session.registering import RegistrationReport
-from napari_jrss.session.training import train
 
 
 def main(arguments: Sequence[str] | None = None) -> RegistrationReport:
@@ -73,7 +73,7 @@ def synthetic(out: Path, size: int, steps: int) -> tuple[Path, Path, Path]:
             "registration": config.registration.model_copy(update={"minimum_steps": steps}),
         }
     )
-    table = LabelTable.from_csv(cohort / "groups.csv")
+    table = label_table_from_csv(cohort / "groups.csv")
     with Project.create(out / "brain.jrss", table, PreprocessingConfig()) as project:
         for result in project.add_cases(seen):
             print(f"{result.case_id}: {result.reason or 'imported'}")

@@ -17,8 +17,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from napari_jrss._tests.data.dicom_phantoms import save, slices
-from napari_jrss.data.volume import read_volume
+from napari_jrss._tests.io.dicom_phantoms import save, slices
+from napari_jrss.io.read import read_volume
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 

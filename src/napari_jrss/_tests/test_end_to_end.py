@@ -10,13 +10,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from napari_jrss.app.evaluation import RoundEvaluated, evaluate
+from napari_jrss.app.rounds.train import train
 from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCase, discover
+from napari_jrss.io.label_files import label_table_from_csv
+from napari_jrss.io.layouts import FoundCase, discover
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.session.evaluation import RoundEvaluated, evaluate
-from napari_jrss.session.training import train
 
 
 def smoke(segmentation_steps: int, student_epochs: int, registration_steps: int) -> TrainingConfig:
@@ -41,7 +42,7 @@ def summaries(project: Project, config: TrainingConfig) -> list[RoundEvaluated]:
 def test_on_phantoms_the_joint_teacher_beats_its_mono_seg(tmp_path: Path) -> None:
     cohort = make_cohort(tmp_path / "cohort", cases=12, shape=(24, 32, 24), structures=3)
     found = discover(images=cohort / "images", labels=cohort / "labels")
-    table = LabelTable.from_csv(cohort / "groups.csv")
+    table = label_table_from_csv(cohort / "groups.csv")
     with Project.create(tmp_path / "p.jrss", table, PreprocessingConfig()) as project:
         assert all(result.ok for result in project.add_cases(found.cases, workers=1))
         project.split(labelled=2, validation=2, test=3)

@@ -1,4 +1,4 @@
-"""The house's floors: a module imports only from floors below, and the window stays on top."""
+"""The layers: a module imports only from layers below its own, and no files form a circle."""
 
 import ast
 import os
@@ -16,24 +16,29 @@ import napari_jrss
 
 PACKAGE = Path(napari_jrss.__file__).parent
 
-# The first part of a module's name below the package decides its floor.
-FLOORS = {
+# The first part of a module's name below the package decides its layer.
+LAYERS = {
     "__init__": 0,
+    "errors": 1,
+    "geometry": 1,
+    "snapshot": 1,
     "config": 1,
     "losses": 1,
     "metrics": 1,
-    "data": 2,
-    "networks": 2,
-    "project": 3,
-    "engine": 3,
-    "sample_data": 3,
-    "doctor": 3,
-    "session": 4,
-    "experiments": 4,
-    "display": 5,  # what the command line shows
-    "cli": 6,
-    "widgets": 6,
-    "__main__": 7,
+    "labels": 2,
+    "io": 3,
+    "preprocess": 4,
+    "networks": 4,
+    "project": 5,
+    "inference": 5,
+    "training": 6,
+    "sample_data": 6,
+    "doctor": 6,
+    "app": 7,
+    "experiments": 7,
+    "cli": 8,
+    "widgets": 8,
+    "__main__": 9,
 }
 WINDOW = {"napari", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "magicgui", "superqt"}
 TRAINING = {"torch", "monai", "lightning_fabric"}
@@ -42,10 +47,13 @@ LIGHT = ("__init__", "config", "cli", "doctor")
 # These neither train nor infer, and worker processes import them.
 WITHOUT_TORCH = (
     "sample_data",
-    "data.volume",
-    "data.labels",
-    "data.layouts",
-    "data.store",
+    "errors",
+    "geometry",
+    "labels",
+    "io.volume",
+    "io.read",
+    "io.layouts",
+    "preprocess.case_store",
     "project",
 )
 
@@ -55,7 +63,7 @@ MODULES = sorted(
 
 
 def dotted(path: Path) -> str:
-    """Name of a module below the package, such as ``data.volume``."""
+    """Name of a module below the package, such as ``io.volume``."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     if parts[-1] == "__init__" and len(parts) > 1:
         parts.pop()
@@ -77,36 +85,36 @@ def imports(tree: ast.Module, relative: bool = False) -> Iterator[str]:
 
 
 def violations(name: str, tree: ast.Module) -> list[str]:
-    """What a module imports although its floor may not."""
-    room = name.split(".")[0]
+    """What a module imports although its layer may not."""
+    part = name.split(".")[0]
     found = []
     for imported in imports(tree):
         top, *rest = imported.split(".")
-        if top in WINDOW and room != "widgets":
+        if top in WINDOW and part != "widgets":
             found.append(f"{name} imports {top}; only widgets/ may")
         if top != "napari_jrss" or not rest:
             continue
-        other = rest[0] if rest[0] in FLOORS else "__init__"
-        if other != room and FLOORS[other] >= FLOORS[room]:
-            found.append(f"{name} (floor {FLOORS[room]}) imports {imported} ({FLOORS[other]})")
+        other = rest[0] if rest[0] in LAYERS else "__init__"
+        if other != part and LAYERS[other] >= LAYERS[part]:
+            found.append(f"{name} (layer {LAYERS[part]}) imports {imported} ({LAYERS[other]})")
     return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_a_module_imports_only_from_floors_below(path: Path) -> None:
+def test_a_module_imports_only_from_layers_below(path: Path) -> None:
     name = dotted(path)
-    assert name.split(".")[0] in FLOORS, f"{name} has no floor: add it to FLOORS"
+    assert name.split(".")[0] in LAYERS, f"{name} has no layer: add it to LAYERS"
     assert violations(name, ast.parse(path.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("project.project", "from napari_jrss.engine.fit import fit"),
-        ("engine.fit", "import napari_jrss.project.ledger"),
-        ("engine.fit", "def late():\n    from napari_jrss import session"),
+        ("project.project", "from napari_jrss.training.loop import fit"),
+        ("training.loop", "import napari_jrss.app.session"),
+        ("training.loop", "def late():\n    from napari_jrss import app"),
         ("losses", "from napari_jrss.metrics import dice"),
-        ("data.volume", "from qtpy.QtWidgets import QWidget"),
+        ("io.volume", "from qtpy.QtWidgets import QWidget"),
         ("cli", "import napari"),
     ],
 )

@@ -12,8 +12,9 @@ import typer
 from pydantic import ValidationError
 
 from napari_jrss import __version__
-from napari_jrss.cli import cohort, computer, experiments, labels, rounds, scans
-from napari_jrss.session.errors import is_ours
+from napari_jrss.app.errors import is_ours
+from napari_jrss.cli import cohort, computer, experiments, labels, scans
+from napari_jrss.cli import training as rounds
 
 app = typer.Typer(
     name="napari-jrss",

@@ -14,7 +14,7 @@ from napari_jrss.cli.options import AsJson, ProjectPath, UsageError
 
 if TYPE_CHECKING:
     from napari_jrss.config import PreprocessingConfig
-    from napari_jrss.data.labels import LabelTable
+    from napari_jrss.labels import LabelTable
     from napari_jrss.project.project import Project
 
 Triple = tuple[float, float, float]
@@ -88,10 +88,10 @@ def init(
     ] = None,
 ) -> None:
     """Make a project of scans and labels: check, preprocess and cache them."""
+    from napari_jrss.cli.render import import_report, ingest_progress
     from napari_jrss.config import PreprocessingConfig
-    from napari_jrss.data.labels import LabelTable
-    from napari_jrss.data.layouts import discover, discover_dicom
-    from napari_jrss.display import import_report, ingest_progress
+    from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
+    from napari_jrss.io.layouts import discover, discover_dicom
 
     if sum(given is not None for given in (folder, images, dicom)) != 1:
         raise UsageError("give either --folder or --images or --dicom")
@@ -105,11 +105,11 @@ def init(
         cohort = discover(folder) if folder else discover(images=images, labels=labels)
     label_files = [case.label for case in cohort.cases if case.label]
     if groups is not None:
-        table = LabelTable.from_csv(groups)
+        table = label_table_from_csv(groups)
     elif cohort.table is not None:
         table = cohort.table
     elif label_files:
-        table = LabelTable.from_label_files(label_files)
+        table = label_table_from_files(label_files)
     else:
         raise UsageError("no scan has a label: name the structures with --groups CSV")
     config = PreprocessingConfig(
@@ -122,9 +122,9 @@ def init(
         clip_percentiles=clip,
     )
     if keep_map is not None:  # first, or a case could never be told again
-        from napari_jrss.data.dicom import write_map
+        from napari_jrss.io.layouts import write_dicom_map
 
-        write_map(keep_map, cohort.cases)
+        write_dicom_map(keep_map, cohort.cases)
     with _made(project, table, config) as made:
         added = made.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
         results = list(ingest_progress(added, len(cohort.cases)))
@@ -164,7 +164,7 @@ def split(
     ] = None,
 ) -> None:
     """Divide the cases into training, validation and test, whole subjects at a time."""
-    from napari_jrss.data.subjects import read_case_groups
+    from napari_jrss.io.subjects import read_case_groups
     from napari_jrss.project.project import Project
 
     with Project.open(project) as opened:
@@ -190,9 +190,9 @@ def split(
 
 def status(project: ProjectPath, as_json: AsJson = False) -> None:
     """Cases by split and label status, rounds and the current teacher."""
-    from napari_jrss.display import status_tables
+    from napari_jrss.app.status import project_status
+    from napari_jrss.cli.render import status_tables
     from napari_jrss.project.project import Project
-    from napari_jrss.session.status import project_status
 
     with Project.open(project, read_only=True) as opened:
         report = project_status(opened)

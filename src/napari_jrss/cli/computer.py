@@ -17,8 +17,8 @@ def author(
     ] = None,
 ) -> None:
     """Say once who labels and decides on this computer, or show who that is."""
-    from napari_jrss.session.author import author as known
-    from napari_jrss.session.author import remember_author
+    from napari_jrss.app.author import author as known
+    from napari_jrss.app.author import remember_author
 
     if name is None:
         typer.echo(known())
@@ -28,7 +28,7 @@ def author(
 
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, memory, and what is missing."""
-    from napari_jrss.display import doctor_report
+    from napari_jrss.cli.render import doctor_report
     from napari_jrss.doctor import examine
 
     report = examine()

@@ -22,9 +22,9 @@ def next_case(
     as_json: AsJson = False,
 ) -> None:
     """Which case to label next, and why."""
-    from napari_jrss.display import counting
+    from napari_jrss.app.next_case import suggest_now
+    from napari_jrss.cli.render import counting
     from napari_jrss.project.project import Project
-    from napari_jrss.session.suggest import suggest_now
 
     def watch(cases: Sequence[str]) -> Iterable[str]:
         return cases if as_json else counting(cases, "propagating", len(cases))
@@ -45,9 +45,9 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """What happened to a project or to one of its cases, when, and who did it."""
-    from napari_jrss.display import history_table
+    from napari_jrss.app.history import history as story
+    from napari_jrss.cli.render import history_table
     from napari_jrss.project.project import Project
-    from napari_jrss.session.history import history as story
 
     with Project.open(project, read_only=True) as opened:
         lines = story(opened, case)
@@ -64,8 +64,8 @@ def restore(
     author: Author = None,
 ) -> None:
     """Bring a label version back, as a new version; nothing is overwritten."""
+    from napari_jrss.app.author import author as known
     from napari_jrss.project.project import Project
-    from napari_jrss.session.author import author as known
 
     name = known(author)
     with Project.open(project) as opened:
@@ -80,10 +80,10 @@ def recover(
     discard: Annotated[bool, typer.Option("--discard", help="Give the corrections up.")] = False,
 ) -> None:
     """Keep corrections that were never accepted, as a new label version."""
-    from napari_jrss.project import journal
-    from napari_jrss.project.errors import ProjectError
+    from napari_jrss.app.author import author as known
+    from napari_jrss.errors import ProjectError
+    from napari_jrss.project import corrections as journal
     from napari_jrss.project.project import Project
-    from napari_jrss.session.author import author as known
 
     with Project.open(project) as opened:
         found = journal.recover(opened, case)

@@ -32,17 +32,17 @@ def export(
     ] = False,
 ) -> None:
     """Labels in force and the teacher's labels, in each scan's own geometry."""
-    from napari_jrss.data.predictions import PREDICTIONS
-    from napari_jrss.display import counting
-    from napari_jrss.project.dicom_seg import export_segmentations
-    from napari_jrss.project.export import (
+    from napari_jrss.app.rounds.train import teacher_warning
+    from napari_jrss.cli.render import counting
+    from napari_jrss.io.predictions import PREDICTIONS
+    from napari_jrss.project.export.dicom_seg import export_segmentations
+    from napari_jrss.project.export.labels_and_fields import (
         export_dataset,
         export_labels,
         export_ome_zarr,
         export_predictions,
     )
     from napari_jrss.project.project import Project
-    from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
         if dataset is not None:
@@ -89,10 +89,10 @@ def segment(
     as_json: AsJson = False,
 ) -> None:
     """Segment scans with the current teacher."""
-    from napari_jrss.display import counting, segmented_table
+    from napari_jrss.app.rounds.train import teacher_warning
+    from napari_jrss.app.segmenting import segment_scans
+    from napari_jrss.cli.render import counting, segmented_table
     from napari_jrss.project.project import Project
-    from napari_jrss.session.segmenting import segment_scans
-    from napari_jrss.session.training import teacher_warning
 
     with Project.open(project, read_only=True) as opened:
         made = segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
@@ -119,9 +119,9 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register a moving case or scan to a fixed one."""
-    from napari_jrss.display import refining, registration_table
+    from napari_jrss.app.pairs.files import register_pair
+    from napari_jrss.cli.render import refining, registration_table
     from napari_jrss.project.project import Project
-    from napari_jrss.session.pair_files import register_pair
 
     watching = refining() if refine else nullcontext()
     with Project.open(project, read_only=True) as opened, watching as watch:

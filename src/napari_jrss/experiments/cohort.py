@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Label
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCohort, discover
-from napari_jrss.data.subjects import read_case_groups
 from napari_jrss.experiments.protocol import DataSet, Protocol, ProtocolError, Run
+from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
+from napari_jrss.io.layouts import FoundCohort, discover
+from napari_jrss.io.subjects import read_case_groups
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split
 from napari_jrss.project.split import Assignment, split_by_group
 from napari_jrss.sample_data import make_cohort
+from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Label
 
 COHORT = "cohort.jrss"
 
@@ -38,11 +39,11 @@ def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
             _read_in(protocol, path, found, table, runs)
     with Project.open(path, read_only=True) as project:
         for run in runs:
-            deal(protocol, run, project)
+            assign(protocol, run, project)
     return path
 
 
-def deal(protocol: Protocol, run: Run, project: Project) -> Assignment:
+def assign(protocol: Protocol, run: Run, project: Project) -> Assignment:
     """Which cases train, validate and test in a run, and which N are labelled.
 
     A project that was given and is split already keeps its sides; only N is taken anew.
@@ -158,7 +159,7 @@ def _discover(data: DataSet, place: Path) -> tuple[FoundCohort, LabelTable]:
         wanted = data.synthetic
         folder = make_cohort(place, wanted.cases, wanted.shape, wanted.seed, wanted.structures)
         found = discover(images=folder / "images", labels=folder / "labels")
-        return found, LabelTable.from_csv(folder / "groups.csv")
+        return found, label_table_from_csv(folder / "groups.csv")
     if data.folder is not None:
         found = discover(data.folder)
     else:
@@ -167,5 +168,5 @@ def _discover(data: DataSet, place: Path) -> tuple[FoundCohort, LabelTable]:
     if not files:
         raise ProtocolError("no scan of the data set has a label, which evaluating needs")
     if data.groups is not None:
-        return found, LabelTable.from_csv(data.groups)
-    return found, found.table or LabelTable.from_label_files(files)
+        return found, label_table_from_csv(data.groups)
+    return found, found.table or label_table_from_files(files)

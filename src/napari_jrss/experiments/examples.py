@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napari_jrss.data.batches import CaseArrays, Label
-from napari_jrss.engine.predict import displacement_field, predict_case, warp_array
 from napari_jrss.experiments.recipe import Trained
+from napari_jrss.inference.predict import displacement_field, predict_case, warp_array
+from napari_jrss.snapshot import CaseArrays, Label
 
 EXAMPLES = "examples.npz"
 

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from napari_jrss.data.atomic import end_with_whole_line, write_bytes, write_text
+from napari_jrss.io.atomic import end_with_whole_line, write_bytes, write_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from napari_jrss.engine.events import Event
     from napari_jrss.experiments.protocol import Run
+    from napari_jrss.training.events import Event
 
 PROTOCOL, RUNS, RESULTS = "protocol.json", "runs", "results.csv"
 RUN, ROWS, EVENTS = "run.json", "rows.csv.gz", "events.jsonl"  # in the folder of each run

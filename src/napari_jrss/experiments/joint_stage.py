@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from napari_jrss.engine.fit import Validation
-from napari_jrss.engine.stages import (
+from napari_jrss.experiments.recipe import Task
+from napari_jrss.training.loop import Validation
+from napari_jrss.training.stages import (
     MonoSegmentationStage,
     RegistrationStage,
     registration_validation,
     segmentation_validation,
 )
-from napari_jrss.experiments.recipe import Task
 
 
 @dataclass(frozen=True)

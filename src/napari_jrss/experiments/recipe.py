@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.data.batches import CohortSnapshot
-from napari_jrss.engine.checkpoint import load_into, load_tensors, save_tensors
-from napari_jrss.engine.events import Event, StageFinished
-from napari_jrss.engine.fit import Stage, fit
-from napari_jrss.engine.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
+from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.checkpoint import load_into, load_tensors, save_tensors
+from napari_jrss.training.events import Event, StageFinished
+from napari_jrss.training.loop import Stage, fit
+from napari_jrss.training.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
 
 
 class _Never:
@@ -75,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a recipe gives: networks in the form that :mod:`napari_jrss.engine.evaluate` takes.
+    """What a recipe gives: networks in the form that :mod:`napari_jrss.inference.evaluate` takes.
 
     Attributes
     ----------

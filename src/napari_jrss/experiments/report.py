@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_jrss.data.atomic import write_text
 from napari_jrss.experiments.folder import PROTOCOL, collect
 from napari_jrss.experiments.outcome import Outcome, rank, read_outcomes
 from napari_jrss.experiments.paper import PAPER
@@ -26,6 +25,7 @@ from napari_jrss.experiments.tables import (
     over_labelled,
     variants,
 )
+from napari_jrss.io.atomic import write_text
 
 REPORT = "report"
 CAPTIONS = {

@@ -17,12 +17,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from napari_jrss.data.atomic import write_text
 from napari_jrss.experiments.cohort import COHORT, prepare_cohort
 from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS, begun_with, collect
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.one_run import Worker, run_one
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
+from napari_jrss.experiments.worker import Worker, run_one
+from napari_jrss.io.atomic import write_text
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from napari_jrss.data import store
-from napari_jrss.data.batches import Image
-from napari_jrss.data.grid import training_grid
-from napari_jrss.data.ingest import IngestResult, ingest
-from napari_jrss.data.layouts import FoundCase
-from napari_jrss.data.store import CaseAttributes
-from napari_jrss.data.volume import Triple, spacing_mm, voxel_ml
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
+from napari_jrss.geometry import Triple, spacing_mm, voxel_ml
+from napari_jrss.io.layouts import FoundCase
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.grid import training_grid
+from napari_jrss.preprocess.ingest import IngestResult, ingest
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
+from napari_jrss.snapshot import Image
 
 IMPORT_AUTHOR = "import"
 FIRST_VERSION = "v0001"
@@ -77,7 +77,7 @@ class ProjectCases(ProjectFolder):
         Parameters
         ----------
         found
-            As :func:`~napari_jrss.data.layouts.discover` finds them.
+            As :func:`~napari_jrss.io.layouts.discover` finds them.
         workers
             Processes; None: one per core.
         groups

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data import store
-from napari_jrss.data.atomic import new_folder, sweep
-from napari_jrss.data.chain import TrainingGrid
-from napari_jrss.data.labels import LabelClass, LabelTable
-from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.ledger import Ledger
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.atomic import new_folder, sweep
+from napari_jrss.labels import LabelClass, LabelTable
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.transform import TrainingGrid
+from napari_jrss.project.database import Ledger
 from napari_jrss.project.lock import WriterLock, holder
 
 LEDGER = "project.sqlite"

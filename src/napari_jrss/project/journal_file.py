@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from napari_jrss.data import store
-from napari_jrss.data.batches import Label
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
+from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.labels import check_draft
 from napari_jrss.project.project import Project
+from napari_jrss.snapshot import Label
 
 _NAME = b"napari-jrss journal "
 _MAGIC = _NAME + b"2\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.data import store
-from napari_jrss.data.batches import Label
+from napari_jrss.errors import ProjectError
+from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases
-from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.records import Event, HistoryEntry, LabelVersion, Status, now
+from napari_jrss.snapshot import Label
 
 _VERSION = re.compile(r"v[0-9]{4,}")
 _DRAFT = re.compile(r"blank|imported|(?:round|case|version):\S+")

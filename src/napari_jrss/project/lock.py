@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
 
 if sys.platform == "win32":
     import msvcrt

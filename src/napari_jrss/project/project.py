@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from napari_jrss.project.folder import check_case_id
 from napari_jrss.project.labels import ProjectLabels
+from napari_jrss.project.relocate import ProjectSources
 from napari_jrss.project.rounds import ProjectRounds
-from napari_jrss.project.sources import ProjectSources
 
 __all__ = ["Project", "check_case_id"]
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_jrss.data import store
-from napari_jrss.data.atomic import sync_folder, write_text
-from napari_jrss.data.batches import CachedArrays, CohortSnapshot, Image, Label
-from napari_jrss.data.predictions import PREDICTIONS
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.atomic import sync_folder, write_text
+from napari_jrss.io.predictions import PREDICTIONS
+from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases
-from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.records import Outcome, Round, Split, round_folder
+from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
 
 
 class ProjectRounds(ProjectCases):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from psygnal import SignalInstance
 from qtpy.QtCore import QObject, Qt
 from qtpy.QtCore import Signal as QtSignal
 
-from napari_jrss.session.errors import is_ours, one_line
+from napari_jrss.app.errors import is_ours, one_line
 
 if TYPE_CHECKING:
-    from napari_jrss.session.session import Session
+    from napari_jrss.app.session import Session
 
 
 @contextmanager
-def telling(session: Session) -> Iterator[None]:
+def report_errors(session: Session) -> Iterator[None]:
     """Say in the message line why something can't be done; any fault of ours still raises."""
     try:
         yield

@@ -13,17 +13,18 @@ from napari.layers import Image, Layer
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject
 
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.volume import ScanError, Volume, read_volume, write_nifti
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.app.runner import JobState
+from napari_jrss.app.segmenting import VolumeSegmented, segment_volume
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.nifti import write_nifti
+from napari_jrss.io.read import read_volume
+from napari_jrss.io.volume import Volume
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.folder import LEDGER
-from napari_jrss.session.errors import is_ours, one_line
-from napari_jrss.session.runner import JobState
-from napari_jrss.session.segmenting import VolumeSegmented, segment_volume
 from napari_jrss.widgets.bridge import Relay
-from napari_jrss.widgets.layers import colormap
-from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.scan_layers import (
+from napari_jrss.widgets.layers.common import colormap
+from napari_jrss.widgets.layers.scan import (
     LayerTuple,
     in_source_axes,
     layer_of,
@@ -31,6 +32,7 @@ from napari_jrss.widgets.scan_layers import (
     read_as_label,
     volume_of,
 )
+from napari_jrss.widgets.main_widget import MainWidget
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -82,7 +84,7 @@ def read_scan(path: str) -> list[LayerTuple]:
 
 def read_dicom(path: str) -> list[LayerTuple]:
     """Each image series of a folder as an image; what can't be used is said."""
-    from napari_jrss.data.dicom import find_series, most_telling, no_series
+    from napari_jrss.io.dicom import find_series, most_telling, no_series
 
     series, left = find_series(Path(path))
     if not series:
@@ -99,7 +101,7 @@ def read_dicom(path: str) -> list[LayerTuple]:
 
 def read_ome_zarr(path: str) -> list[LayerTuple]:
     """An OME-Zarr image of version 0.5, and its labels."""
-    from napari_jrss.data.ome_zarr import read_image, read_labels
+    from napari_jrss.io.ome_zarr import read_image, read_labels
 
     name = Path(path).name.removesuffix(".zarr").removesuffix(".ome")
     layers = [layer_of(read_image(Path(path)), name)]

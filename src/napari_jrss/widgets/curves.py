@@ -9,7 +9,7 @@ from qtpy.QtCore import QPointF, QRectF, QSize, Qt
 from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
-from napari_jrss.session.progress import Curve
+from napari_jrss.app.rounds.progress import Curve
 
 # Told apart by people who confuse red and green, on dark and on light.
 COLOURS = ("#4c9be8", "#e8903c", "#8fbf6a", "#c78bd6")

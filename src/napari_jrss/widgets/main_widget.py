@@ -11,15 +11,15 @@ from qtpy.QtCore import QSize
 from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
-from napari_jrss.session.session import Session
-from napari_jrss.widgets.bridge import Relay, telling
+from napari_jrss.app.session import Session
+from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.closing import WindowWatch
-from napari_jrss.widgets.cohort_tab import CohortTab
-from napari_jrss.widgets.layers import turn_head_up
+from napari_jrss.widgets.layers.common import turn_head_up
 from napari_jrss.widgets.preferences import follow_preferences
-from napari_jrss.widgets.registration_tab import RegistrationTab
-from napari_jrss.widgets.review_tab import ReviewTab
-from napari_jrss.widgets.rounds_tab import RoundsTab
+from napari_jrss.widgets.tabs.cohort import CohortTab
+from napari_jrss.widgets.tabs.registration import RegistrationTab
+from napari_jrss.widgets.tabs.review import ReviewTab
+from napari_jrss.widgets.tabs.rounds import RoundsTab
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -86,12 +86,12 @@ class MainWidget(QWidget):
         self._relay.connect(self.session.pairs.pair_changed, self._show_tabs_layers)
         self._end_preferences: Callable[[], None] | None = None
         if session is None:
-            with telling(self.session):
+            with report_errors(self.session):
                 self._end_preferences = follow_preferences(self.session)
         self._show_heading()
 
     def _show_heading(self) -> None:
-        with telling(self.session):
+        with report_errors(self.session):
             self._heading.setText(self._summary())
 
     def _summary(self) -> str:

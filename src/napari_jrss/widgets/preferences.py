@@ -7,8 +7,8 @@ from typing import Any
 
 from napari.settings import get_plugin_settings
 
-from napari_jrss.session.author import known_author
-from napari_jrss.session.session import Session
+from napari_jrss.app.author import known_author
+from napari_jrss.app.session import Session
 
 PLUGIN = "napari-jrss"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from napari_jrss._tests.engine.phantoms import (
+from napari_jrss._tests.training.phantoms import (
     LABELLED,
     NAMES,
     UNLABELLED,
@@ -21,8 +21,6 @@ from napari_jrss._tests.engine.phantoms import (
     snapshot,
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig, preset
-from napari_jrss.engine.evaluate import evaluate_registration, evaluate_segmentation
-from napari_jrss.engine.predict import displacement_field, warp_array
 from napari_jrss.experiments.methods import METHODS, deep_atlas
 from napari_jrss.experiments.methods.pdd_net import expected_label_loss
 from napari_jrss.experiments.pdd_network import (
@@ -37,6 +35,8 @@ from napari_jrss.experiments.pdd_network import (
     sample_at,
 )
 from napari_jrss.experiments.recipe import Task, Trained, parameters
+from napari_jrss.inference.evaluate import evaluate_registration, evaluate_segmentation
+from napari_jrss.inference.predict import displacement_field, warp_array
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 

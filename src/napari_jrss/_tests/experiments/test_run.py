@@ -278,13 +278,13 @@ def test_only_takes_methods_and_patterns(experiment: Experiment, protocol: Proto
 
 
 def test_unlabelled_cases_have_no_label_to_read(experiment: Experiment, protocol: Protocol) -> None:
-    from napari_jrss.experiments.cohort import COHORT, deal, snapshot_of
+    from napari_jrss.experiments.cohort import COHORT, assign, snapshot_of
     from napari_jrss.experiments.protocol import plan
     from napari_jrss.project.project import Project
 
     run = next(run for run in plan(protocol) if run.labelled == 2)
     with Project.open(experiment[0] / COHORT, read_only=True) as project:
-        snapshot = snapshot_of(deal(protocol, run, project), project)
+        snapshot = snapshot_of(assign(protocol, run, project), project)
         assert np.any(snapshot.arrays.label(snapshot.labelled[0]))
         with pytest.raises(KeyError):
             snapshot.arrays.label(snapshot.unlabelled[0])

@@ -23,26 +23,29 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydicom.uid import RLELossless
 
-from napari_jrss._tests.data.dicom_phantoms import enhanced, save, slices
+from napari_jrss._tests.io.dicom_phantoms import enhanced, save, slices
+from napari_jrss.app.description import description_of
+from napari_jrss.app.settings import SettingsError, training_config
+from napari_jrss.app.status import project_status
 from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.data import store
-from napari_jrss.data.chain import Chain, Intensity, TrainingGrid, rows
-from napari_jrss.data.dicom import find_series
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover
-from napari_jrss.data.predictions import Prediction, read_prediction, write_prediction
-from napari_jrss.data.store import CaseAttributes
-from napari_jrss.data.subjects import read_case_groups
-from napari_jrss.data.volume import ScanError, read_header, read_label_volume, read_volume
-from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.journal import Journal, recover, unsaved
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.geometry import rows
+from napari_jrss.io.dicom import find_series
+from napari_jrss.io.label_files import label_table_from_csv
+from napari_jrss.io.layouts import discover
+from napari_jrss.io.nifti import read_label_volume
+from napari_jrss.io.predictions import Prediction, read_prediction, write_prediction
+from napari_jrss.io.read import read_header, read_volume
+from napari_jrss.io.subjects import read_case_groups
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
+from napari_jrss.project.corrections import Journal, recover, unsaved
 from napari_jrss.project.lock import WriterLock
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome
 from napari_jrss.project.schema import MIGRATIONS
-from napari_jrss.session.description import description_of
-from napari_jrss.session.settings import SettingsError, training_config
-from napari_jrss.session.status import project_status
 
 from .mutations import (
     Mutation,
@@ -315,7 +318,7 @@ def _tables(folder: Path) -> None:
 
 
 def _read_groups(folder: Path) -> None:
-    table = LabelTable.from_csv(folder / "groups.csv")
+    table = label_table_from_csv(folder / "groups.csv")
     assert len(table.names) == len({c.index for c in table.classes})
     ids = np.array([i for c in table.classes for i in c.source_ids], np.int32)
     assert (table.to_classes(ids) < len(table.classes)).all()
@@ -340,7 +343,7 @@ def make_case(folder: Path, case_id: str, label: bool = True) -> Path:
     rng = np.random.default_rng(len(case_id))
     classes = np.zeros(SHAPE, np.uint8)
     classes[2:6, 2:6, 1:4], classes[2:6, 2:6, 4:7] = 1, 2
-    chain = Chain(
+    chain = GridTransform(
         source_shape=SHAPE,
         source_affine=rows(np.eye(4)),
         header=None,

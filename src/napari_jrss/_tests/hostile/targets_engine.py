@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import nn
 
-from napari_jrss.engine.checkpoint import (
+from napari_jrss.training.checkpoint import (
     CheckpointError,
     TrainingState,
     load_into,
@@ -18,10 +18,10 @@ from napari_jrss.engine.checkpoint import (
     optimizer_moments,
     save_tensors,
 )
-from napari_jrss.engine.description import RoundError
-from napari_jrss.engine.events import EpochEnd, StageStarted
-from napari_jrss.engine.fit import _restore
-from napari_jrss.engine.joint_round import _record, _sweep
+from napari_jrss.training.description import RoundError
+from napari_jrss.training.events import EpochEnd, StageStarted
+from napari_jrss.training.loop import _restore
+from napari_jrss.training.round import _record, _sweep
 
 from .mutations import of_bytes, of_json, of_replacement
 from .targets import Target

@@ -21,17 +21,17 @@ import pytest
 import zarr
 
 import napari_jrss
+from napari_jrss.app.status import project_status
+from napari_jrss.cli.render import status_tables
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data import store
-from napari_jrss.data.grid import training_grid
-from napari_jrss.data.layouts import FoundCase
-from napari_jrss.data.predictions import Prediction, write_prediction
-from napari_jrss.data.volume import ScanError, read_volume
-from napari_jrss.data.zarr_check import open_array, read_array
-from napari_jrss.display import status_tables
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.layouts import FoundCase
+from napari_jrss.io.predictions import Prediction, write_prediction
+from napari_jrss.io.read import read_volume
+from napari_jrss.io.zarr_check import open_array, read_array
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.project.project import Project
-from napari_jrss.session.status import project_status
 
 from .targets import SHAPE, TABLE, make_case, make_project
 
@@ -132,9 +132,9 @@ def peak_megabytes(script: str, *arguments: object) -> tuple[str, float]:
     """What a script in a process of its own prints, and by how much its memory grew."""
     measured = (
         "import sys, resource\n"
-        "import napari_jrss.data.store, napari_jrss.data.volume\n"
-        "from napari_jrss.data.volume import ScanError, read_volume\n"
-        "from napari_jrss.data.zarr_check import read_array\n"
+        "import napari_jrss.preprocess.case_store, napari_jrss.io.volume\n"
+        "from napari_jrss.io.volume import ScanError, read_volume\n"
+        "from napari_jrss.io.zarr_check import read_array\n"
         "from pathlib import Path\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try:\n    {script}\n"

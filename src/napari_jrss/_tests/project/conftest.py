@@ -12,8 +12,8 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCohort, discover
+from napari_jrss.io.layouts import FoundCohort, discover
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 
 TABLE = LabelTable.of_groups({"left part": (3,), "right part": (7,)})

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from napari_jrss.app.errors import is_ours
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data import workers
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover
-from napari_jrss.data.predictions import Prediction, write_prediction
-from napari_jrss.project.export import export_dataset, export_labels
-from napari_jrss.project.exported import ExportFolder
-from napari_jrss.project.journal import Journal
+from napari_jrss.io.layouts import discover
+from napari_jrss.io.predictions import Prediction, write_prediction
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess import workers
+from napari_jrss.project.corrections import Journal
+from napari_jrss.project.export.folder import ExportFolder
+from napari_jrss.project.export.labels_and_fields import export_dataset, export_labels
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome
-from napari_jrss.session.errors import is_ours
 
 TABLE = LabelTable.of_groups({"left part": (3,), "right part": (7,)})
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}

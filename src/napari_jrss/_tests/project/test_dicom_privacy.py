@@ -16,7 +16,7 @@ import pydicom
 import pytest
 import zarr
 
-from napari_jrss._tests.data.dicom_phantoms import (
+from napari_jrss._tests.io.dicom_phantoms import (
     BIRTH,
     NAME,
     PATIENT,
@@ -25,11 +25,11 @@ from napari_jrss._tests.data.dicom_phantoms import (
     slices,
     structures,
 )
-from napari_jrss._tests.data.phantoms import blobs
+from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover_dicom
-from napari_jrss.data.store import read_attributes
+from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.case_store import read_attributes
 from napari_jrss.project.project import Project
 
 TABLE = LabelTable.from_ids([1], {1: "part"})

@@ -13,18 +13,19 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from napari_jrss._tests.data.dicom_phantoms import NAME, enhanced, lps_affine, save, slices
-from napari_jrss._tests.data.phantoms import blobs, block_label
+from napari_jrss._tests.io.dicom_phantoms import NAME, enhanced, lps_affine, save, slices
+from napari_jrss._tests.io.phantoms import blobs, block_label
 from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.chain import Chain, Intensity, rows
-from napari_jrss.data.dicom import DicomSeries, find_series, series_at
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import discover_dicom
-from napari_jrss.data.predictions import Prediction, write_prediction
-from napari_jrss.data.store import read_attributes
-from napari_jrss.project.dicom_seg import export_segmentations, segmentation_bytes
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
+from napari_jrss.geometry import rows
+from napari_jrss.io.dicom import DicomSeries, find_series, series_at
+from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.predictions import Prediction, write_prediction
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.case_store import read_attributes
+from napari_jrss.preprocess.transform import GridTransform, Intensity
+from napari_jrss.project.export.dicom_seg import export_segmentations, segmentation_bytes
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Status
 
@@ -35,9 +36,9 @@ def body(shape: tuple[int, int, int] = (14, 16, 18)) -> np.ndarray:
     return (blobs(shape) * 3).astype(np.int16)
 
 
-def chain_of(series: DicomSeries) -> Chain:
+def chain_of(series: DicomSeries) -> GridTransform:
     """The training grid is the scan's own grid."""
-    return Chain(
+    return GridTransform(
         source_shape=series.shape,
         source_affine=series.affine,
         header=None,

@@ -16,22 +16,24 @@ from typer.testing import CliRunner
 
 from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.chain import Chain, Intensity, TrainingGrid, rows
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCohort, discover
-from napari_jrss.data.predictions import Prediction, write_prediction
-from napari_jrss.data.preprocess import preprocess
-from napari_jrss.data.resample import inside
-from napari_jrss.data.volume import Volume, read_volume
-from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.export import (
+from napari_jrss.errors import ProjectError
+from napari_jrss.geometry import rows
+from napari_jrss.io.layouts import FoundCohort, discover
+from napari_jrss.io.predictions import Prediction, write_prediction
+from napari_jrss.io.read import read_volume
+from napari_jrss.io.volume import Volume
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.resample import inside
+from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
+from napari_jrss.project.export.folder import RECORD
+from napari_jrss.project.export.labels_and_fields import (
     export_dataset,
     export_displacement,
     export_labels,
     export_predictions,
     label_names,
 )
-from napari_jrss.project.exported import RECORD
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome, Split
 
@@ -252,7 +254,11 @@ def oblique(spacing: tuple[float, float, float], degrees: float) -> NDArray[np.f
 
 
 def numpy_warp(
-    moving: Volume, to_moving: Chain, fixed: Volume, to_fixed: Chain, field: NDArray[np.float64]
+    moving: Volume,
+    to_moving: GridTransform,
+    fixed: Volume,
+    to_fixed: GridTransform,
+    field: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Our warp, voxel by voxel of the fixed scan: p + u(p) on the training grid."""
     z, y, x = np.meshgrid(*map(np.arange, fixed.shape), indexing="ij")
@@ -361,8 +367,10 @@ def test_a_sheared_scan_gets_a_field_that_itk_can_place(tmp_path: Path) -> None:
         np.testing.assert_allclose(transform.TransformPoint(here.tolist()), there, atol=1e-4)
 
 
-def _chain(volume: Volume, shape: tuple[int, int, int], matrix: NDArray[np.float64]) -> Chain:
-    return Chain(
+def _chain(
+    volume: Volume, shape: tuple[int, int, int], matrix: NDArray[np.float64]
+) -> GridTransform:
+    return GridTransform(
         source_shape=volume.shape,
         source_affine=rows(volume.affine),
         header=volume.header,

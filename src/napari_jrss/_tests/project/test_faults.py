@@ -22,16 +22,16 @@ import numpy as np
 import psutil
 import pytest
 
+from napari_jrss.app.errors import is_ours
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data import store
-from napari_jrss.data.layouts import FoundCase, FoundCohort
-from napari_jrss.data.predictions import read_prediction
-from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.export import export_labels
-from napari_jrss.project.journal import Journal, recover, unsaved
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.layouts import FoundCase, FoundCohort
+from napari_jrss.io.predictions import read_prediction
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.project.corrections import Journal, recover, unsaved
+from napari_jrss.project.export.labels_and_fields import export_labels
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Outcome
-from napari_jrss.session.errors import is_ours
 
 from .conftest import TABLE, write_scan
 from .faults import ATTEMPTS, PROGRAMS, Where
@@ -201,8 +201,8 @@ def test_killed_before_any_step_nothing_is_lost(
 
 IMPORTING = """
 import sys
-from napari_jrss.data.layouts import discover
-from napari_jrss.project.project import Project
+from napari_jrss.io.layouts import (discover)
+from napari_jrss.project.project import (Project)
 
 if __name__ == "__main__":
     with Project.open(sys.argv[1]) as project:

@@ -16,14 +16,19 @@ from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 from ome_zarr_models.v05.labels import Labels
 
-from napari_jrss._tests.data.dicom_phantoms import lps_affine, save, slices
-from napari_jrss._tests.data.phantoms import blobs
+from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
+from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCohort, discover_dicom
-from napari_jrss.data.volume import read_label_volume, read_volume
-from napari_jrss.project.errors import ProjectError
-from napari_jrss.project.export import export_dataset, export_labels, export_ome_zarr
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.layouts import FoundCohort, discover_dicom
+from napari_jrss.io.nifti import read_label_volume
+from napari_jrss.io.read import read_volume
+from napari_jrss.labels import LabelTable
+from napari_jrss.project.export.labels_and_fields import (
+    export_dataset,
+    export_labels,
+    export_ome_zarr,
+)
 from napari_jrss.project.project import Project
 
 from .conftest import CASES, TABLE

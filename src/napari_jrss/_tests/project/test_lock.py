@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
 from napari_jrss.project.lock import WriterLock, holder
 
 HOLD = textwrap.dedent(
     """
     import sys, os, time
     from pathlib import Path
-    from napari_jrss.project.lock import WriterLock
+    from napari_jrss.project.lock import (WriterLock)
     lock = WriterLock(Path(sys.argv[1]))
     if "fork" in sys.argv and os.fork() == 0:
         print(os.getpid(), flush=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from napari_jrss.errors import ProjectError
 from napari_jrss.project import schema
-from napari_jrss.project.errors import ProjectError
 from napari_jrss.project.project import Project
 
 NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
@@ -73,8 +73,8 @@ def test_a_migration_that_fails_changes_nothing(
 
 KILLED = f"""
     import os, signal, sqlite3, sys
-    from napari_jrss.project import ledger, schema
-    from napari_jrss.project.project import Project
+    from napari_jrss.project import (database as ledger, schema)
+    from napari_jrss.project.project import (Project)
 
     schema.MIGRATIONS = (*schema.MIGRATIONS, {NEXT!r})
     schema.SCHEMA_VERSION += 1

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.data import store
-from napari_jrss.data.labels import LabelTable
-from napari_jrss.data.layouts import FoundCase, FoundCohort, discover
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.layouts import FoundCase, FoundCohort, discover
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.project import Project, check_case_id
 from napari_jrss.project.records import Event, Outcome, Split, Status
 
@@ -70,7 +70,7 @@ def test_create_refuses_what_exists_and_open_what_is_none(tmp_path: Path) -> Non
 def test_a_second_program_may_look_while_the_first_writes(project: Project, tmp_path: Path) -> None:
     script = """
         import sys
-        from napari_jrss.project.project import Project
+        from napari_jrss.project.project import (Project)
         try:
             Project.open(sys.argv[1])
         except ValueError as error:
@@ -421,9 +421,9 @@ KILLED = """
     import os, signal, sys
     import numpy as np
     from pathlib import Path
-    from napari_jrss.data.layouts import discover
-    from napari_jrss.project.ledger import Ledger
-    from napari_jrss.project.project import Project
+    from napari_jrss.io.layouts import (discover)
+    from napari_jrss.project.database import (Ledger)
+    from napari_jrss.project.project import (Project)
 
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.errors import ProjectError
 from napari_jrss.project.split import Assignment, split_by_group
 
 
@@ -23,7 +23,7 @@ def cohorts(draw: st.DrawFn) -> tuple[dict[str, str | None], list[str]]:
     return groups, known
 
 
-def deal(
+def assign(
     cohort: tuple[dict[str, str | None], list[str]],
     labelled: int | None,
     validation: int,
@@ -63,7 +63,7 @@ def test_sides_share_no_subject_and_labelled_sets_are_nested(
     groups, known = cohort
     smaller: Assignment | None = None
     for n in range(6):
-        now = deal(cohort, n, validation, test, training, seed)
+        now = assign(cohort, n, validation, test, training, seed)
         if now is None:
             continue
         sides = (now.train, now.validation, now.test, now.unused)
@@ -86,24 +86,24 @@ def test_sides_share_no_subject_and_labelled_sets_are_nested(
 def test_the_order_of_the_cases_does_not_matter_but_the_seed_does() -> None:
     groups: dict[str, str | None] = {f"c{i:02d}": f"s{i // 2}" for i in range(40)}
     backwards = dict(reversed(groups.items()))
-    first = deal((groups, list(groups)), 3, 4, 10, 20)
+    first = assign((groups, list(groups)), 3, 4, 10, 20)
     assert first is not None
-    assert deal((backwards, list(backwards)), 3, 4, 10, 20) == first
-    other = deal((groups, list(groups)), 3, 4, 10, 20, seed=1)
+    assert assign((backwards, list(backwards)), 3, 4, 10, 20) == first
+    other = assign((groups, list(groups)), 3, 4, 10, 20, seed=1)
     assert other is not None
     assert other.test != first.test
 
 
 def test_the_first_labelled_cases_are_of_different_subjects() -> None:
     groups: dict[str, str | None] = {f"c{i:02d}": f"s{i // 2}" for i in range(40)}
-    split = deal((groups, list(groups)), 5, 4, 10, 20)
+    split = assign((groups, list(groups)), 5, 4, 10, 20)
     assert split is not None
     assert len({groups[c] for c in split.labelled}) == 5
 
 
 def test_a_limit_keeps_the_few_labels_there_are() -> None:
     groups: dict[str, str | None] = {f"c{i:03d}": None for i in range(100)}
-    split = deal((groups, ["c017", "c058", "c099"]), 3, 0, 0, 10)
+    split = assign((groups, ["c017", "c058", "c099"]), 3, 0, 0, 10)
     assert split is not None
     assert split.labelled == ("c017", "c058", "c099")
 

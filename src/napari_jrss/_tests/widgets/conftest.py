@@ -11,9 +11,9 @@ import pytest
 from napari.settings import get_plugin_settings
 from qtpy.QtCore import QCoreApplication, QSettings, Qt
 
-from napari_jrss._tests.session.phantoms import give_teacher, make_project
+from napari_jrss._tests.app.phantoms import give_teacher, make_project
+from napari_jrss.app.author import VARIABLE
 from napari_jrss.project.project import Project
-from napari_jrss.session.author import VARIABLE
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.preferences import PLUGIN
 

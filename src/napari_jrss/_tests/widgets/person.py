@@ -12,7 +12,7 @@ from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.review_tab import ReviewTab
+from napari_jrss.widgets.tabs.review import ReviewTab
 
 
 class Person:
@@ -28,7 +28,7 @@ class Person:
 
     def settle(self) -> None:
         """Wait until the desk is empty and the window has shown what came of it."""
-        self.qtbot.waitUntil(lambda: not self.review.desk.busy, timeout=10_000)
+        self.qtbot.waitUntil(lambda: not self.review.queue.busy, timeout=10_000)
         self.qtbot.wait(150)  # the numbers are redrawn ten times a second
 
     def open(self, number: int = 0) -> str:

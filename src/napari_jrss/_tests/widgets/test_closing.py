@@ -15,13 +15,13 @@ from napari.utils.notifications import notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtWidgets import QMainWindow, QWidget
 
-from napari_jrss._tests.engine.phantoms import tiny_config
-from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss._tests.app.conftest import trainable_once as trainable_once
+from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
-from napari_jrss.project.errors import ProjectError
+from napari_jrss.app.runner import JobState
+from napari_jrss.app.session import Session
+from napari_jrss.errors import ProjectError
 from napari_jrss.project.project import Project
-from napari_jrss.session.runner import JobState
-from napari_jrss.session.session import Session
 from napari_jrss.widgets.main_widget import MainWidget
 
 LONG = {"segmentation": {"epochs": 1, "minimum_steps": 100_000}}

@@ -17,17 +17,17 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
 
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
-from napari_jrss.data.predictions import PREDICTIONS, prediction_path
+from napari_jrss.io.predictions import PREDICTIONS, prediction_path
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.widgets.case_table import CASE, CONFIDENCE, DICE, LABEL
-from napari_jrss.widgets.cohort_tab import CohortTab
-from napari_jrss.widgets.import_dialog import ImportDialog
+from napari_jrss.widgets.dialogs.import_scans import ImportDialog
+from napari_jrss.widgets.dialogs.problems import ProblemsDialog
+from napari_jrss.widgets.dialogs.split import SplitDialog
+from napari_jrss.widgets.dialogs.structures import StructuresDialog
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.problems_dialog import ProblemsDialog
 from napari_jrss.widgets.recent import recent_projects
-from napari_jrss.widgets.split_dialog import SplitDialog
-from napari_jrss.widgets.structures_dialog import StructuresDialog
+from napari_jrss.widgets.tables.cases import CASE, CONFIDENCE, DICE, LABEL
+from napari_jrss.widgets.tabs.cohort import CohortTab
 
 
 @pytest.fixture

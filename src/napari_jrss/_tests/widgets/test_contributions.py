@@ -16,8 +16,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from npe2 import PluginManifest
 from pytestqt.qtbot import QtBot
 
-from napari_jrss._tests.data.dicom_phantoms import lps_affine, save, slices
-from napari_jrss._tests.session.phantoms import give_networks, make_project
+from napari_jrss._tests.app.phantoms import give_networks, make_project
+from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import STRUCTURES
 from napari_jrss.widgets import contributions

@@ -15,12 +15,12 @@ import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QSettings
 
+from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.importing import Source
+from napari_jrss.app.runner import JobState
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
-from napari_jrss.data.labels import LPBA40_GROUPS
+from napari_jrss.labels import LPBA40_GROUPS
 from napari_jrss.sample_data import make_case, make_cohort
-from napari_jrss.session.cohort import SplitSizes
-from napari_jrss.session.importing import Source
-from napari_jrss.session.runner import JobState
 from napari_jrss.widgets.main_widget import MainWidget
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QTimer
 
-from napari_jrss._tests.engine.phantoms import tiny_config
-from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss._tests.app.conftest import trainable_once as trainable_once
+from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.person import Person
-from napari_jrss.engine.events import StepEnd
-from napari_jrss.session.review import Leave
+from napari_jrss.app.review.review import Leave
+from napari_jrss.training.events import StepEnd
 from napari_jrss.widgets.main_widget import MainWidget
 
 BEAT_MS = 10

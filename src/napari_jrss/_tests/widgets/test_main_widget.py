@@ -10,8 +10,8 @@ from npe2 import PluginManifest
 from pytestqt.qtbot import QtBot
 
 from napari_jrss._tests.widgets.person import Person
+from napari_jrss.widgets.layers.review import IMAGE
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.review_layers import IMAGE
 
 
 def test_the_manifest_is_valid() -> None:

@@ -11,14 +11,14 @@ import pytest
 from napari.layers import Image
 from pytestqt.qtbot import QtBot
 
-from napari_jrss._tests.session.phantoms import make_project
-from napari_jrss._tests.session.translating import add_translating_round
-from napari_jrss.data.volume import ScanError
+from napari_jrss._tests.app.phantoms import make_project
+from napari_jrss._tests.app.translating import add_translating_round
+from napari_jrss.errors import ScanError
 from napari_jrss.project.project import Project
 from napari_jrss.widgets import contributions
-from napari_jrss.widgets import register_layers as module
+from napari_jrss.widgets.layers import register as module
+from napari_jrss.widgets.layers.register import TITLE, open_form, volume_of_layer
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.register_layers import TITLE, open_form, volume_of_layer
 
 SHIFT = (0, 2, -1)  # voxels of the training grid, whose spacing is 2 x 1 x 1 mm
 

@@ -14,13 +14,13 @@ from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QPushButton
 
-from napari_jrss._tests.session.phantoms import make_project
-from napari_jrss._tests.session.translating import add_translating_round
+from napari_jrss._tests.app.phantoms import make_project
+from napari_jrss._tests.app.translating import add_translating_round
 from napari_jrss.project.project import Project
+from napari_jrss.widgets.layers.pair import TITLES
+from napari_jrss.widgets.layers.review import IMAGE
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.pair_layers import TITLES
-from napari_jrss.widgets.registration_tab import RegistrationTab
-from napari_jrss.widgets.review_layers import IMAGE
+from napari_jrss.widgets.tabs.registration import RegistrationTab
 
 SHIFT = (0, 2, -1)
 
@@ -55,8 +55,8 @@ class Person:
 
     def settle(self) -> None:
         """Wait until nothing is computed any more and the window has shown it."""
-        runner, desk = self.session.inference, self.session.pairs.desk
-        self.wait(lambda: not self.tab._asked and not runner.state.busy and not desk.busy)
+        runner, queue = self.session.inference, self.session.pairs.queue
+        self.wait(lambda: not self.tab._asked and not runner.state.busy and not queue.busy)
         self.qtbot.wait(50)
 
     def click(self, button: QPushButton) -> None:
@@ -360,7 +360,7 @@ def test_the_warped_label_opens_in_review(person: Person) -> None:
     seen, ticked = person.shown(), person.ticked()
     assert seen
     person.click(person.tab.draft)
-    person.wait(lambda: not person.session.review.desk.busy)
+    person.wait(lambda: not person.session.review.queue.busy)
     person.wait(lambda: not person.session.inference.state.busy)
     case, pair = person.session.review.case, person.session.pairs.pair
     assert case is not None
@@ -391,7 +391,7 @@ def test_a_pair_that_is_ready_while_a_case_is_reviewed_stays_in_the_background(
     person: Person,
 ) -> None:
     person.session.review.open(person.session.open_project.snapshot().unlabelled[0])
-    person.wait(lambda: not person.session.review.desk.busy)
+    person.wait(lambda: not person.session.review.queue.busy)
     person.wait(lambda: person.dock.tabs.currentWidget() is person.dock.review)
     person.settle()
     person.tab.register.click()
@@ -410,7 +410,7 @@ def test_a_corrected_label_takes_its_pair_away_and_says_so(person: Person) -> No
     person.click(tab.register)
     assert tab.draft.isEnabled()
     session.review.open(moving)
-    person.wait(lambda: session.review.case is not None and not session.review.desk.busy)
+    person.wait(lambda: session.review.case is not None and not session.review.queue.busy)
     session.review.on_table.editor.replace("all", np.ones((16, 24, 16), np.uint8))
     session.review.accept()
     person.wait(lambda: not tab.draft.isEnabled())

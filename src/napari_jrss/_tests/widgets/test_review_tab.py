@@ -16,13 +16,13 @@ from qtpy.QtWidgets import QTableWidget
 
 from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
-from napari_jrss.engine.events import Event, StageStarted
+from napari_jrss.app.author import known_author
+from napari_jrss.app.review.open_case import Structure
 from napari_jrss.project.records import Status
-from napari_jrss.session.author import known_author
-from napari_jrss.session.open_case import Structure
+from napari_jrss.training.events import Event, StageStarted
+from napari_jrss.widgets.layers.review import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.review_layers import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
-from napari_jrss.widgets.structure_table import NAME, StructureTable
+from napari_jrss.widgets.tables.structures import NAME, StructureTable
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 

@@ -15,20 +15,20 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QColor, QWheelEvent
 from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QSpinBox
 
-from napari_jrss._tests.engine.phantoms import tiny_config
-from napari_jrss._tests.session.conftest import trainable_once as trainable_once
+from napari_jrss._tests.app.conftest import trainable_once as trainable_once
+from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
+from napari_jrss.app.rounds.estimate import Measured, StepCost, steps_of
+from napari_jrss.app.rounds.progress import Curve
+from napari_jrss.app.rounds.train import train
+from napari_jrss.app.runner import JobState
+from napari_jrss.app.settings import SettingsError
 from napari_jrss.config import JointConfig, PresetName, TrainingConfig, preset
-from napari_jrss.engine.events import RoundFinished, StepEnd
-from napari_jrss.session.estimate import Measured, StepCost, steps_of
-from napari_jrss.session.progress import Curve
-from napari_jrss.session.runner import JobState
-from napari_jrss.session.settings import SettingsError
-from napari_jrss.session.training import train
+from napari_jrss.training.events import RoundFinished, StepEnd
 from napari_jrss.widgets.curves import COLOURS, Line, Plot
 from napari_jrss.widgets.forms import Form, NumberBox
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.rounds_tab import BASIC, RoundsTab
+from napari_jrss.widgets.tabs.rounds import BASIC, RoundsTab
 
 WAIT_MS = 150_000
 
@@ -323,7 +323,7 @@ def test_the_estimate_is_shown_before_the_start(
     measured = Measured(
         device="cpu", program=0.0, total=2.0**30, stages=dict.fromkeys(stages, cost)
     )
-    monkeypatch.setattr("napari_jrss.session.rounds.measured_apart", lambda *_: measured)
+    monkeypatch.setattr("napari_jrss.app.rounds.rounds.measured_apart", lambda *_: measured)
     click(qtbot, tab.measure)
     qtbot.waitUntil(lambda: "about" in tab.estimate.text(), timeout=WAIT_MS)
     steps = steps_of(tab.config(), tab._session.open_project.snapshot(), False, 0)

@@ -24,10 +24,10 @@ from napari_jrss._tests.widgets.test_cohort_tab import dialog_of, drop, settled
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Status
 from napari_jrss.sample_data import make_cohort
-from napari_jrss.widgets.case_table import CASE
-from napari_jrss.widgets.import_dialog import ImportDialog
+from napari_jrss.widgets.dialogs.import_scans import ImportDialog
+from napari_jrss.widgets.layers.review import LABEL, PSEUDO
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.review_layers import LABEL, PSEUDO
+from napari_jrss.widgets.tables.cases import CASE
 
 TRAINING_MS = 240_000
 LABELLED = 3
@@ -190,9 +190,9 @@ def register(dock: MainWidget, qtbot: QtBot, fixed: str) -> None:
     for box, case in ((tab.moving, moving), (tab.fixed, fixed)):
         box.setCurrentIndex(box.findData(case))
     click(tab.register)
-    runner, desk = dock.session.inference, dock.session.pairs.desk
+    runner, queue = dock.session.inference, dock.session.pairs.queue
     qtbot.waitUntil(
-        lambda: not tab._asked and not runner.state.busy and not desk.busy, timeout=60_000
+        lambda: not tab._asked and not runner.state.busy and not queue.busy, timeout=60_000
     )
     qtbot.wait(100)
     pair = dock.session.pairs.pair

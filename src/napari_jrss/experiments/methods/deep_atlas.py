@@ -12,9 +12,6 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from napari_jrss.data.batches import draw_cases
-from napari_jrss.engine.pseudo_label import IGNORED
-from napari_jrss.engine.steps import Losses, PairBatch, known_one_hot
 from napari_jrss.experiments.joint_stage import JointStage, LearningRates
 from napari_jrss.experiments.recipe import (
     Task,
@@ -27,6 +24,9 @@ from napari_jrss.losses import local_normalized_cross_correlation, soft_dice_los
 from napari_jrss.networks.build import RegistrationNetwork
 from napari_jrss.networks.spatial import warp
 from napari_jrss.networks.unet import AnyGrid
+from napari_jrss.training.sampling import draw_cases
+from napari_jrss.training.screening import IGNORED
+from napari_jrss.training.steps import Losses, PairBatch, known_one_hot
 
 REGISTRATION_STEPS, SEGMENTATION_STEPS = 40, 5
 RATES = LearningRates(segmentation=1e-3, registration=5e-4)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from napari_jrss.engine.description import RoundError
-from napari_jrss.engine.joint_round import Round, run_round
 from napari_jrss.experiments.methods.mono import ROUND, networks_of
 from napari_jrss.experiments.recipe import NEVER, Task, Trained
+from napari_jrss.training.description import RoundError
+from napari_jrss.training.round import Round, run_round
 
 
 def train(task: Task) -> Trained:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from napari_jrss.engine.checkpoint import load_into, load_tensors
-from napari_jrss.engine.joint_round import REGISTRATION, TEACHER, Round, run_round
 from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.training.checkpoint import load_into, load_tensors
+from napari_jrss.training.round import REGISTRATION, TEACHER, Round, run_round
 
 ROUND = "round0"
 

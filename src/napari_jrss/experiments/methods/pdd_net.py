@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_jrss.engine.stages import RegistrationStage
-from napari_jrss.engine.steps import Losses
 from napari_jrss.experiments.pdd_network import (
     WIDTH,
     PddNet,
@@ -26,6 +24,8 @@ from napari_jrss.experiments.pdd_network import (
 from napari_jrss.experiments.recipe import Task, Trained, registration_stage, train_stage
 from napari_jrss.losses import diffusion_regulariser, mean_squared_error, one_hot
 from napari_jrss.networks.spatial import warp
+from napari_jrss.training.stages import RegistrationStage
+from napari_jrss.training.steps import Losses
 
 LEARNING_RATE, SMOOTHNESS, BACKGROUND = 5e-3, 2.0, 0.15
 AXES = 3  # the original adds up what Eq. 9 averages

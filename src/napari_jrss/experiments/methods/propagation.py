@@ -1,7 +1,7 @@
 """Label propagation: every labelled case is registered to a scan, and their labels vote.
 
 No segmentation network is trained. The votes are weighted by local image similarity
-(:class:`napari_jrss.engine.predict.Votes`).
+(:class:`napari_jrss.inference.predict.Votes`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_jrss.data.batches import CohortSnapshot
-from napari_jrss.engine.predict import Votes, displacement_field, follow
 from napari_jrss.experiments.methods.mono import ROUND, networks_of
 from napari_jrss.experiments.methods.syn import syn
 from napari_jrss.experiments.recipe import FieldModule, Task, Trained
+from napari_jrss.inference.predict import Votes, displacement_field, follow
+from napari_jrss.snapshot import CohortSnapshot
 
 
 def train(task: Task) -> Trained:

@@ -1,4 +1,4 @@
-"""What a run ended with, its fields refined for each pair (:mod:`napari_jrss.engine.refine`)."""
+"""What a run ended with, its fields refined for each pair (:mod:`napari_jrss.inference.refine`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from napari_jrss.config import RefinementConfig
-from napari_jrss.engine.joint_round import TEACHER
-from napari_jrss.engine.refine import RefinedRegistration
 from napari_jrss.experiments.methods.mono import networks_of
 from napari_jrss.experiments.recipe import Task, Trained
+from napari_jrss.inference.refine import RefinedRegistration
+from napari_jrss.training.round import TEACHER
 
 
 def train(task: Task) -> Trained:

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from napari_jrss.engine.steps import Losses, PairBatch, known_one_hot
 from napari_jrss.experiments.joint_stage import JointStage, LearningRates
 from napari_jrss.experiments.recipe import (
     Task,
@@ -26,6 +25,7 @@ from napari_jrss.experiments.recipe import (
 from napari_jrss.losses import diffusion_regulariser, mean_squared_error, soft_dice_loss
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.spatial import compose, warp
+from napari_jrss.training.steps import Losses, PairBatch, known_one_hot
 
 INTEGRATION_STEPS = 7
 INVERSE, CONSISTENCY = 0.1, 0.5

@@ -1,0 +1,626 @@
+"""Reviewing without a window: open, correct, accept, recover."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_jrss._tests.app.phantoms import describe, give_networks, give_teacher
+from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.review.review import Leave, Review, UnsavedError
+from napari_jrss.app.session import Session
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.predictions import PREDICTIONS, prediction_path
+from napari_jrss.project import corrections as journal
+from napari_jrss.project.project import Project
+from napari_jrss.project.records import Split, Status
+from napari_jrss.training.events import Event, StageStarted
+
+
+@pytest.fixture(scope="session")
+def taught_once(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic project with a teacher."""
+    path = shutil.copytree(trainable_once, tmp_path_factory.mktemp("taught") / "brain.jrss")
+    with Project.open(path) as project:
+        give_teacher(project)
+    return path
+
+
+@pytest.fixture
+def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
+    """A session on a copy of it."""
+    session = Session(author="anna")
+    session.open(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
+    yield session
+    session.close()
+
+
+def unlabelled(session: Session) -> str:
+    return session.open_project.snapshot().unlabelled[0]
+
+
+def opened(session: Session, case_id: str | None = None) -> Review:
+    review = session.review
+    review.open(case_id or unlabelled(session))
+    assert review.wait(10)
+    assert review.case is not None
+    return review
+
+
+@pytest.fixture
+def failures(session: Session) -> list[Exception]:
+    """What went wrong at the desk."""
+    found: list[Exception] = []
+    session.review.queue.failed.connect(found.append)
+    return found
+
+
+def test_a_case_opens_with_its_pseudo_label_and_nothing_is_written(session: Session) -> None:
+    review = opened(session)
+    case = review.case
+    assert case is not None
+    assert case.prediction is not None
+    assert case.image.shape == case.grid.shape
+    np.testing.assert_array_equal(case.editor.label, case.prediction.label)
+    assert case.editor.origin.draft == "round:0"
+    assert not review.unsaved
+    assert [source.draft for source in case.sources] == ["round:0", "blank"]
+    review.close_case()
+    assert review.wait(10)
+    assert not session.open_project.journal_path(case.case_id).exists()
+
+
+def test_a_labelled_case_opens_with_its_label_never_with_the_proposal(session: Session) -> None:
+    labelled = session.open_project.snapshot().labelled[0]
+    case = opened(session, labelled).case
+    assert case is not None
+    np.testing.assert_array_equal(case.editor.label, session.open_project.label(labelled))
+    with pytest.raises(ProjectError, match="nothing was changed since v0001"):
+        session.review.accept()
+
+
+def test_accepting_a_corrected_case_makes_n_grow(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    before = len(project.snapshot().labelled)
+    case = review.case
+    assert case is not None
+    case.editor.label[0, :2, :2] = 2
+    assert review.unsaved
+    review.accept()
+    assert review.wait(10)
+    snapshot = project.snapshot()
+    assert len(snapshot.labelled) == before + 1
+    version = project.label_versions(case.case_id)[-1]
+    assert version.status is Status.CORRECTED
+    assert (version.author, version.draft, version.voxels_changed) == ("anna", "round:0", 4)
+    assert version.seconds is not None
+    np.testing.assert_array_equal(project.label(case.case_id), case.editor.label)
+    assert not project.journal_path(case.case_id).exists()
+    assert not review.unsaved
+    assert review.suggestion is not None
+    assert review.suggestion.case_id != case.case_id
+
+
+def test_an_unchanged_pseudo_label_is_accepted_as_such(session: Session) -> None:
+    review = opened(session)
+    review.accept()
+    assert review.wait(10)
+    case = session.open_project.case(review.on_table.case_id)
+    assert case.status is Status.ACCEPTED
+
+
+def test_accepting_during_training_leaves_the_round_its_own_labels(session: Session) -> None:
+    project, stop = session.open_project, threading.Event()
+    begun = project.snapshot()
+    entry = project.start_round(0, describe(project), begun.label_versions)
+
+    def fake_round(cancel: threading.Event) -> Iterator[Event]:
+        yield StageStarted(stage="screening", steps=1)
+        stop.wait(20)
+
+    session.training.start(fake_round)
+    try:
+        review = opened(session)
+        review.on_table.editor.label[0, 0, :3] = 1
+        review.accept()
+        assert review.wait(10)
+        assert session.training.state.busy
+        assert project.snapshot(entry.number).label_versions == begun.label_versions
+        assert len(project.snapshot().labelled) == len(begun.labelled) + 1
+    finally:
+        stop.set()
+        assert session.training.wait(5)
+
+
+def test_corrections_survive_a_program_that_dies(
+    session: Session, tmp_path: Path, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    editor, case_id = review.on_table.editor, review.on_table.case_id
+    editor.label[0, 0, :5] = 1
+    editor.sync()
+    editor.label[1, 0, :5] = 2
+    editor.sync()
+    editor.undo()
+    assert review.wait(10)
+    path = session.open_project.path
+    journal = path / "journal" / f"{case_id}.journal"
+    size = 0
+    while journal.stat().st_size > size:  # the journal's own thread flushes every quarter second
+        size = journal.stat().st_size
+        threading.Event().wait(0.6)
+    died = shutil.copytree(path, tmp_path / "died.jrss")
+
+    other = Session(author="anna")
+    other.open(died)
+    try:
+        assert other.review.wait(10)
+        assert [entry.case_id for entry in other.review.unfinished] == [case_id]
+        back = opened(other, case_id)
+        assert back.on_table.recovered is not None
+        np.testing.assert_array_equal(back.on_table.editor.label, editor.label)
+        assert back.on_table.editor.voxels_changed == 5
+        back.accept()
+        assert back.wait(10)
+        version = other.open_project.label_versions(case_id)[-1]
+        assert (version.voxels_changed, version.draft) == (5, "round:0")
+    finally:
+        other.close()
+    assert failures == []
+
+
+def test_accepted_structures_are_accepted_still_when_the_case_is_opened_again(
+    session: Session, tmp_path: Path
+) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.accept_structure(2)
+    review.accept_structure(1)
+    review.accept_structure(1, accepted=False)
+    review.open(second)  # nothing was corrected: nobody is asked
+    assert review.wait(10)
+    died = shutil.copytree(session.open_project.path, tmp_path / "died.jrss")
+    other = Session(author="anna")
+    other.open(died)
+    try:
+        assert other.review.wait(10)
+        (entry,) = other.review.unfinished
+        assert (entry.case_id, entry.voxels_changed, entry.accepted) == (first, 0, {2})
+        assert opened(other, first).on_table.editor.locked == {2}
+    finally:
+        other.close()
+
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.locked == {2}
+    voxels = np.flatnonzero(review.on_table.editor.label == 2)
+    review.start_from("blank")
+    assert review.wait(10)
+    np.testing.assert_array_equal(np.flatnonzero(review.on_table.editor.label), voxels)
+    review.accept()
+    assert review.wait(10)
+    review.open(second)
+    assert review.wait(10)
+    assert journal.unsaved(session.open_project) == []
+
+
+def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.accept_structure(2)
+    review.on_table.editor.label[review.on_table.editor.label == 1] = 0
+    review.open(second, "discard")
+    assert review.wait(10)
+    assert journal.unsaved(session.open_project) == []
+    assert opened(session, first).on_table.editor.locked == set()
+
+
+def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
+    sizes = []
+    for autosave_s in (60, 0.05):
+        session.autosave_s = autosave_s
+        review = opened(session)
+        editor, case_id = review.on_table.editor, review.on_table.case_id
+        editor.label[0, 0, :5] = 1 + (editor.label[0, 0, 0] == 1)
+        editor.sync()
+        assert review.wait(10)
+        threading.Event().wait(0.6)  # the first change is written at once
+        journal = session.open_project.path / "journal" / f"{case_id}.journal"
+        before = journal.stat().st_size
+        editor.label[1, 0, :5] = 1 + (editor.label[1, 0, 0] == 1)
+        editor.sync()
+        assert review.wait(10)
+        threading.Event().wait(0.6)
+        sizes.append(journal.stat().st_size - before)
+        review.close_case(Leave.KEEP)
+        assert review.wait(10)
+    late, soon = sizes
+    assert late == 0
+    assert soon > 0
+
+
+def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
+    first, second = session.open_project.snapshot().unlabelled[:2]
+    review = opened(session, first)
+    review.on_table.editor.label[0, 0, 0] = 1
+    with pytest.raises(UnsavedError, match=first):
+        review.open(second)
+    review.ask = lambda case: None
+    review.open(second)
+    assert review.wait(10)
+    assert review.on_table.case_id == first
+
+    review.open(second, Leave.KEEP)
+    assert review.wait(10)
+    assert review.on_table.case_id == second
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.voxels_changed == 1
+    review.open(second, "discard")
+    assert review.wait(10)
+    review.open(first)
+    assert review.wait(10)
+    assert review.on_table.editor.voxels_changed == 0
+
+
+@pytest.mark.parametrize("leave", ["accept", "keep"])
+def test_closing_the_project_keeps_the_corrections(session: Session, leave: str) -> None:
+    review = opened(session)
+    case_id, path = review.on_table.case_id, session.open_project.path
+    review.on_table.editor.label[0, 0, 0] = 1
+    if leave == "accept":
+        review.accept()
+    session.close()
+    assert review.case is None
+    session.open(path)
+    assert session.review.wait(10)
+    assert [e.case_id for e in review.unfinished] == ([] if leave == "accept" else [case_id])
+
+
+def test_tau_says_what_would_enter_training(session: Session) -> None:
+    review = opened(session)
+    everything = review.proposal.set_tau(0.0)
+    assert everything.words == "100 % of voxels and 2 of 2 structures would enter training"
+    assert review.proposal.set_tau(1.0).structures_passed == 0
+    assert review.on_table.structures()[0].passes is False
+
+
+def test_the_most_uncertain_region_comes_first_and_then_round_again(session: Session) -> None:
+    review = opened(session)
+    review.proposal.next_uncertain()
+    assert review.wait(10)
+    assert review.proposal.region is not None
+    z, y, x = review.proposal.region.at
+    assert (8 <= z < 10, 6 <= y < 8, 4 <= x < 6) == (True, True, True)
+
+
+def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Exception]) -> None:
+    review = opened(session)
+    editor = review.on_table.editor
+    start = editor.label.copy()
+
+    def do(command: Callable[..., None], *arguments: object) -> None:
+        command(*arguments)
+        assert review.wait(10)
+
+    do(review.start_from, "blank")
+    assert not editor.label.any()
+    assert editor.origin.draft == "blank"
+    do(review.tools.take_structure, 1, "round:0")
+    assert set(np.unique(editor.label)) == {0, 1}
+    editor.label[0, 0, 0] = 1
+    do(review.tools.keep_largest, 1)
+    assert editor.label[0, 0, 0] == 0
+    editor.label[6, 9, 7] = 0
+    do(review.tools.fill_holes, 1)
+    assert editor.label[6, 9, 7] == 1
+    do(review.tools.smooth, 1)
+    do(review.draft_from, np.ones_like(start), "case:A")
+    assert editor.origin.draft == "blank"  # what was corrected stays
+    with pytest.raises(UnsavedError, match="accept them first, or say that they are to go"):
+        review.start_from("case:A")
+    review.start_from("case:A", replace=True)
+    assert review.wait(10)
+    assert editor.origin.draft == "case:A"
+    while editor.undo_name is not None:
+        review.tools.undo()
+    np.testing.assert_array_equal(editor.label, start)
+    assert editor.origin.draft == "round:0"
+    assert review.wait(10)
+    assert failures == []
+
+
+def test_an_accepted_structure_is_protected(session: Session) -> None:
+    review = opened(session)
+    editor = review.on_table.editor
+    before = editor.label.copy()
+    review.accept_structure(1)
+    editor.label[:] = 2
+    editor.sync()
+    np.testing.assert_array_equal(editor.label == 1, before == 1)
+    with pytest.raises(ProjectError, match="is accepted"):
+        review.tools.smooth(1)
+    assert [row.accepted for row in review.on_table.structures()] == [True, False]
+    review.accept_structure(1, False)
+    editor.label[:] = 2
+    editor.sync()
+    assert (editor.label == 2).all()
+
+
+def test_reject_and_skip_are_recorded_and_another_case_is_suggested(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    case_id = review.on_table.case_id
+    with pytest.raises(ProjectError, match="say why"):
+        review.skip(" ")
+    review.skip("motion")
+    assert review.wait(10)
+    entry = project.history(case_id)[-1]
+    assert (str(entry.kind), entry.author) == ("skipped", "anna")
+    assert "motion" in entry.detail
+    review.reject()
+    assert review.wait(10)
+    assert project.case(case_id).status is Status.REJECTED
+    assert review.suggestion is not None
+    assert review.suggestion.case_id != case_id
+
+
+def test_a_read_only_project_can_only_be_looked_at(taught_once: Path) -> None:
+    session = Session(author="anna")
+    session.open(taught_once, read_only=True)
+    try:
+        review = opened(session)
+        for command in (review.accept, review.reject, review.tools.revert):
+            with pytest.raises(ProjectError, match="read-only"):
+                command()
+        with pytest.raises(ProjectError, match="read-only"):
+            review.start_from("blank")
+        assert not review.unsaved
+    finally:
+        session.close()
+
+
+def test_a_label_needs_a_name(session: Session) -> None:
+    review = opened(session)
+    session.author = ""
+    review.on_table.editor.label[0, 0, 0] = 1
+    with pytest.raises(ProjectError, match="author"):
+        review.accept()
+    session.author = "berta"
+    review.accept()
+    assert review.wait(10)
+    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    assert version.author == "berta"
+
+
+def test_a_test_case_says_that_it_never_trains(session: Session) -> None:
+    cases = {case.split: case.case_id for case in session.open_project.cases()}
+    review, n = opened(session, cases["test"]), len(session.open_project.snapshot().labelled)
+    assert "never trains" in review.on_table.purpose
+    review.on_table.editor.label[0, 0, 0] = 1
+    review.accept()
+    assert review.wait(10)
+    assert len(session.open_project.snapshot().labelled) == n
+
+
+def test_the_latest_of_many_wishes_is_on_the_table(session: Session) -> None:
+    cases = [case.case_id for case in session.open_project.cases()]
+    for case_id in cases:
+        session.review.open(case_id)
+    assert session.review.wait(20)
+    assert session.review.on_table.case_id == cases[-1]
+
+
+def test_a_new_teacher_changes_the_proposal_but_not_a_persons_work(session: Session) -> None:
+    review, project = opened(session), session.open_project
+    review.on_table.editor.label[0, 0, 0] = 1
+    review.on_table.editor.sync()
+    mine = review.on_table.editor.label.copy()
+    number = give_teacher(project, seed=1)
+    session.rounds_changed.emit()
+    assert review.wait(10)
+    assert review.on_table.teacher is not None
+    assert review.on_table.teacher.number == number
+    np.testing.assert_array_equal(review.on_table.editor.label, mine)
+    assert review.on_table.editor.origin.draft == "round:0"
+
+
+def forget_prediction(session: Session, case_id: str) -> None:
+    teacher = session.open_project.teacher
+    assert teacher is not None
+    shutil.rmtree(prediction_path(teacher.folder / PREDICTIONS, case_id))
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        threading.Event().wait(0.1)
+    raise TimeoutError
+
+
+def test_a_missing_prediction_is_made_in_the_background(
+    session: Session, failures: list[Exception]
+) -> None:
+    case_id = unlabelled(session)
+    give_networks(session.open_project)
+    forget_prediction(session, case_id)
+    gate = threading.Event()
+
+    def another_job(cancel: threading.Event) -> Iterator[object]:
+        gate.wait(20)
+        yield "done"
+
+    session.inference.start(another_job)
+    review = opened(session, case_id)
+    assert review.on_table.prediction is None
+    assert review.on_table.editor.origin.draft == "blank"
+    gate.set()  # the prediction waited for its turn
+    until(lambda: review.on_table.screened is not None)
+    prediction = review.on_table.prediction
+    assert prediction is not None
+    # Nobody had touched the blank label, so the proposal takes its place.
+    assert review.on_table.editor.origin.draft == "round:0"
+    np.testing.assert_array_equal(review.on_table.editor.label, prediction.label)
+    teacher = session.open_project.teacher
+    assert teacher is not None
+    assert prediction_path(teacher.folder / PREDICTIONS, case_id).exists()
+    assert session.inference.wait(20)
+    assert failures == []
+
+
+def test_a_late_prediction_never_overwrites_what_was_painted(session: Session) -> None:
+    case_id = unlabelled(session)
+    give_networks(session.open_project)
+    forget_prediction(session, case_id)
+    gate = threading.Event()
+
+    def another_job(cancel: threading.Event) -> Iterator[object]:
+        gate.wait(20)
+        yield "done"
+
+    session.inference.start(another_job)
+    review = opened(session, case_id)
+    review.on_table.editor.label[3, 3, 3] = 2
+    mine = review.on_table.editor.label.copy()
+    gate.set()
+    until(lambda: review.on_table.screened is not None)
+    np.testing.assert_array_equal(review.on_table.editor.label, mine)
+    assert review.on_table.editor.origin.draft == "blank"
+    assert session.inference.wait(20)
+
+
+def test_labelled_cases_propagate_to_a_draft(session: Session) -> None:
+    give_networks(session.open_project)
+    review = opened(session)
+    labelled = session.open_project.snapshot().labelled
+    review.proposal.propagate()
+    assert session.inference.wait(60)
+    assert session.inference.error is None
+    draft = "case:" + ",".join(labelled)
+    assert draft in [source.draft for source in review.on_table.sources]
+    review.start_from(draft)
+    assert review.wait(10)
+    assert review.on_table.editor.origin.draft == draft
+    assert review.on_table.editor.label.any()
+    review.accept()
+    assert review.wait(10)
+    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    assert (version.draft, version.status) == (draft, Status.ACCEPTED)
+
+
+def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
+    session: Session, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    case.editor.label[0, 0, :2] = 1
+    case.editor.sync()
+    assert review.wait(10)
+    session.open_project.journal_path(other).write_bytes(b"damaged")
+    review.open(other, Leave.KEEP)
+    assert review.wait(10)
+    assert [type(error) for error in failures] == [ProjectError]
+    assert review.case is case
+    case.editor.label[0, 0, 2:5] = 1
+    case.editor.sync()
+    assert review.wait(10)
+    review.draft_from(case.editor.snapshot(), "case:A")  # of the case that is here
+    assert review.wait(10)
+    assert "case:A" in case.drafts
+    review.accept()
+    assert review.wait(10)
+    assert not session.open_project.journal_path(case.case_id).exists()
+    review.close_case()
+    again = opened(session, case.case_id).on_table
+    assert again.editor.origin.draft == f"version:{again.versions[-1].version}"
+    assert (again.editor.label[0, 0, :5] == 1).all()
+
+
+def test_what_is_painted_while_the_next_case_is_read_is_kept_for_later(
+    session: Session, failures: list[Exception]
+) -> None:
+    review = opened(session)
+    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    gate = threading.Event()
+    review.queue.submit(gate.wait)  # a slow disk
+    assert review.open(other)
+    case.editor.label[0, 0, :3] = 1
+    case.editor.sync()
+    case.editor.label[0, 1, :3] = 1  # a stroke under way
+    gate.set()
+    assert review.wait(10)
+    assert review.on_table.case_id == other
+    [entry] = review.unfinished
+    assert (entry.case_id, entry.voxels_changed) == (case.case_id, 6)
+    assert not [t for t in threading.enumerate() if t.name.startswith("journal")]
+    back = opened(session, case.case_id).on_table
+    assert (back.editor.label[0, :2, :3] == 1).all()
+    assert review.unfinished == []
+    assert failures == []
+
+
+def test_accepting_twice_at_once_makes_one_version(session: Session) -> None:
+    review = opened(session)
+    case = review.on_table
+    case.editor.label[0, 0, :3] = 1
+    gate = threading.Event()
+    review.queue.submit(gate.wait)
+    review.accept()
+    review.accept()
+    gate.set()
+    assert review.wait(10)
+    before, version = session.open_project.label_versions(case.case_id)
+    assert before.author == "import"
+    assert (version.status, version.voxels_changed) == (Status.CORRECTED, 3)
+    assert case.recovered is None
+
+
+def test_asking_for_the_case_that_is_here_asks_nothing_and_keeps_the_undo(
+    session: Session,
+) -> None:
+    review = opened(session)
+    case = review.on_table
+    case.editor.label[0, 0, :3] = 1
+    case.editor.sync()
+    assert review.open(case.case_id)
+    assert review.wait(10)
+    assert review.on_table is case
+    assert case.editor.undo_name == "paint"
+    # asked for with an answer, it is read again with its corrections
+    assert review.open(case.case_id, Leave.KEEP)
+    assert review.wait(10)
+    assert review.on_table is not case
+    assert (review.on_table.editor.label[0, 0, :3] == 1).all()
+    assert review.on_table.recovered is not None
+
+
+def test_the_case_on_the_table_follows_a_split_and_new_names(
+    trainable_once: Path, tmp_path: Path
+) -> None:
+    session = Session(author="anna")
+    session.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
+    project = session.open_project
+    review = opened(session, project.snapshot().labelled[0])
+    session.cohort.rename(1, "first")
+    assert review.wait(10)
+    case = review.on_table
+    assert case.structures()[0].name == "first"
+    assert case.case.labelled
+    for seed in range(50):
+        session.cohort.split(SplitSizes(labelled=1, validation=1, test=1), seed=seed)
+        now = project.case(case.case_id)
+        if now.split is Split.TRAIN and not now.labelled:
+            break
+    else:
+        pytest.fail("no seed hides its label")
+    assert review.wait(10)
+    assert review.on_table.case == now
+    # its label is hidden from training, so from the person who labels it as well
+    assert [source.draft for source in review.on_table.sources] == ["blank"]
+    assert not review.on_table.editor.label.any()
+    session.close()

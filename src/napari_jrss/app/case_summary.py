@@ -1,0 +1,137 @@
+"""What a case looks like, and what the teacher says of it in a few figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_jrss.io.predictions import PREDICTIONS, prediction_path, read_prediction
+from napari_jrss.metrics import dice_per_class
+from napari_jrss.project.project import Project
+from napari_jrss.project.records import Case, Round, Split
+from napari_jrss.snapshot import Image
+
+THUMBNAIL_PIXELS = 48
+"""Longer side of a thumbnail."""
+
+_BLOCKS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class CaseView:
+    """What a case looks like.
+
+    Attributes
+    ----------
+    thumbnail
+        Grey levels uint8 (y, x) of the middle axial slice: anterior up, the patient's left on
+        the right.
+    appearance
+        (512,), the image in 8 x 8 x 8 blocks, of mean 0 and length 1: the product of two is
+        their correlation.
+    """
+
+    thumbnail: NDArray[np.uint8]
+    appearance: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CaseFigures:
+    """What the teacher's prediction of a case says.
+
+    Attributes
+    ----------
+    confidence
+        Mean probability of the voxels predicted as structures, 0 to 1; NaN if there are none.
+    class_confidence
+        The same for each structure, class 1 first; NaN for a structure that isn't found.
+    uncertainty
+        Mean KL divergence of teacher and student over the structures' voxels, in nats; None
+        before there is a student.
+    dice
+        Mean Dice with a label that the training never saw; None without one.
+    """
+
+    confidence: float
+    class_confidence: tuple[float, ...]
+    uncertainty: float | None
+    dice: float | None
+
+
+def view_of(project: Project, case_id: str) -> CaseView:
+    """Thumbnail and coarse appearance of a case."""
+    image = project.image(case_id)
+    spacing = project.grid.spacing_mm
+    return CaseView(thumbnail(image[image.shape[0] // 2], spacing[1:]), appearance(image))
+
+
+def figures_of(
+    project: Project, case: Case, teacher: Round, *, measure: bool = True
+) -> CaseFigures | None:
+    """Figures of a round's prediction of a case; None if the round didn't predict it.
+
+    `measure`: whether to read the label that the case can be measured by, if it has one.
+    """
+    folder = teacher.folder / PREDICTIONS
+    if not prediction_path(folder, case.case_id).exists():
+        return None
+    prediction = read_prediction(folder, case.case_id)
+    classes = len(project.table.classes)
+    label = prediction.label.ravel()
+    confidence = prediction.confidence.ravel().astype(np.float64)
+    counts = np.bincount(label, minlength=classes)[1:classes]
+    sums = np.bincount(label, weights=confidence, minlength=classes)[1:classes]
+    of_class = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    found = int(counts.sum())
+    uncertainty = None
+    if prediction.uncertainty is not None and found:
+        inside = prediction.uncertainty.ravel()[label > 0]
+        uncertainty = float(inside.mean(dtype=np.float64))
+    dice = None
+    version = ground_truth(case) if measure else None
+    if version is not None:
+        truth = project.label(case.case_id, version)
+        scores = dice_per_class(prediction.label, truth, classes)
+        dice = float(np.nanmean(scores)) if np.isfinite(scores).any() else None
+    return CaseFigures(
+        confidence=float(sums.sum() / found) if found else float("nan"),
+        class_confidence=tuple(float(value) for value in of_class),
+        uncertainty=uncertainty,
+        dice=dice,
+    )
+
+
+def ground_truth(case: Case) -> str | None:
+    """The label version of a case that its teacher can be measured by: one it never trained on."""
+    if case.reference_version is not None:
+        return case.reference_version
+    return None if case.split is Split.TRAIN else case.label_version
+
+
+def thumbnail(plane: NDArray[np.floating], spacing: tuple[float, float]) -> NDArray[np.uint8]:
+    """An axial slice (y, x) as grey levels, upright in millimetres, at most 48 pixels long."""
+    size_mm = np.array(plane.shape) * spacing
+    height, width = np.maximum(np.rint(size_mm * THUMBNAIL_PIXELS / size_mm.max()), 1)
+    zoom = (height / plane.shape[0], width / plane.shape[1])
+    # Smoothed where it gets smaller, so that thin structures don't flicker.
+    sigma = [max(0.0, (1 / z - 1) / 2) for z in zoom]
+    small = ndimage.zoom(ndimage.gaussian_filter(plane.astype(np.float32), sigma), zoom, order=1)
+    low, high = np.percentile(small, (1, 99.5))
+    scaled = (small - low) / max(float(high - low), 1e-6)
+    return np.asarray(np.clip(scaled * 255, 0, 255).astype(np.uint8))
+
+
+def appearance(image: Image) -> NDArray[np.float32]:
+    """An image (z, y, x) in 8 x 8 x 8 blocks as a vector of mean 0 and length 1."""
+    coarse: NDArray[np.floating] = image
+    for axis, size in enumerate(image.shape):
+        edges = np.linspace(0, size, _BLOCKS + 1).astype(int)[:-1]
+        lengths = np.diff([*edges, size])
+        shape = [1, 1, 1]
+        shape[axis] = _BLOCKS
+        coarse = np.add.reduceat(coarse, edges, axis) / lengths.reshape(shape)
+    vector = coarse.ravel() - coarse.mean()
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-6), np.float32)

@@ -1,0 +1,157 @@
+"""A registered pair as files, on the fixed scan's own grid."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_jrss.app.pairs.registering import (
+    Pair,
+    RegistrationReport,
+    read_registration_input,
+    register_sides,
+    registration_network,
+)
+from napari_jrss.io.atomic import write_text
+from napari_jrss.io.nifti import nifti_bytes, write_nifti
+from napari_jrss.io.volume import Volume
+from napari_jrss.labels import LabelTable
+from napari_jrss.project.export.folder import ExportFolder
+from napari_jrss.project.export.labels_and_fields import (
+    label_names,
+    scan_displacement,
+    write_displacement,
+)
+from napari_jrss.project.project import Project
+from napari_jrss.snapshot import Label
+
+if TYPE_CHECKING:
+    from napari_jrss.inference.refine import Watch
+
+
+@dataclass(frozen=True, eq=False)
+class ScanWarp:
+    """A registered pair on the fixed scan's own grid.
+
+    Attributes
+    ----------
+    displacement
+        float32 (3, z, y, x), LPS mm, order x, y, z, see :func:`scan_displacement`.
+    affine
+        4x4, voxel (x, y, z, 1) of these arrays -> LPS mm.
+    image
+        The moving scan, (z, y, x), linearly interpolated.
+    label
+        Its label as class indices, if it has one.
+    """
+
+    displacement: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    image: NDArray[np.float32]
+    label: Label | None
+
+
+def register_pair(
+    project: Project,
+    moving: str,
+    fixed: str,
+    out: Path,
+    *,
+    refine: Watch | None = None,
+    device: str = "auto",
+) -> RegistrationReport:
+    """Register a moving case or scan to a fixed one with the current registration network.
+
+    Writes, on the fixed scan's own grid, ``warped_image.nii.gz`` and, if the moving case has a
+    label, ``warped_label.nii.gz``; ``displacement.nii.gz`` as ITK and ANTs read it; and the
+    figures as ``report.json``.
+
+    Parameters
+    ----------
+    project
+        With a registration network.
+    moving, fixed
+        Case ids, NIfTI files or folders of a DICOM series.
+    out
+        Folder to write to; made if missing.
+    refine, device
+        See :func:`registration_network`.
+    """
+    network, torch_device = registration_network(project, device, refine)
+    here, there = read_registration_input(project, moving), read_registration_input(project, fixed)
+    for side in (here, there):
+        side.require_scan()
+    pair = register_sides(network, here, there, project.table.names, torch_device)
+    write_pair(pair, project.table, out)
+    return pair.report
+
+
+def on_fixed_scan(pair: Pair) -> ScanWarp:
+    """Warp the moving scan itself onto the fixed scan's own grid."""
+    here, chain = pair.moving, pair.moving.chain
+    displacement, affine = scan_displacement(pair.registered.field, chain, pair.fixed.chain)
+    scan = here.volume()
+    label = None
+    if here.label is not None:
+        on_scan = Volume(chain.label_to_source(here.label), scan.affine)
+        label = _pull(on_scan, displacement, affine, nearest=True)
+    return ScanWarp(displacement, affine, _pull(scan, displacement, affine), label)
+
+
+def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
+    """Write what :func:`register_pair` says; the files.
+
+    ``displacement.nii.gz`` is a transform for SimpleITK too:
+    ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))``.
+    """
+    about = label_names(table) if pair.moving.label is not None else {}
+    folder = ExportFolder(out, [*about, "warped_label.nii.gz"] if about else [])
+    files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
+    warp, scan = on_fixed_scan(pair), pair.fixed.volume()
+    folder.make()
+    write_displacement(warp.displacement, warp.affine, files[0])
+    shape = warp.image.shape
+    like = scan if shape == scan.shape else Volume(np.zeros(shape, np.float32), warp.affine)
+    write_nifti(files[1], warp.image, like)
+    if warp.label is not None:
+        ids = table.to_source_ids(warp.label)
+        content = nifti_bytes(out / "warped_label.nii.gz", ids, like)
+        files.append(folder.write("warped_label.nii.gz", content))
+        for file, content in about.items():
+            folder.write(file, content)
+    write_text(files[2], json.dumps(pair.report.model_dump(), indent=1))
+    return files
+
+
+def _pull(
+    moving: Volume,
+    displacement: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    nearest: bool = False,
+) -> NDArray[Any]:
+    """Resample a scan along a displacement in LPS mm (order x, y, z) on the grid of `affine`."""
+    shape = displacement.shape[1:]
+    z, y, x = np.ogrid[tuple(map(slice, shape))]
+    back = np.linalg.inv(moving.affine)
+    start = back @ affine
+    coordinates = [
+        start[row, 0] * x
+        + start[row, 1] * y
+        + start[row, 2] * z
+        + start[row, 3]
+        + np.tensordot(back[row, :3], displacement, axes=1)
+        for row in (2, 1, 0)
+    ]
+    order = 0 if nearest else 1
+    array = moving.array if nearest else moving.array.astype(np.float32)
+    # as ITK does: a voxel reaches half a voxel beyond its centre, and further out is nothing
+    warped: NDArray[Any] = ndimage.map_coordinates(array, coordinates, order=order, mode="nearest")
+    for along, size in zip(coordinates, array.shape, strict=True):
+        warped[(along < -0.5) | (along >= size - 0.5)] = 0
+    return warped

@@ -1,0 +1,257 @@
+"""The registration network at work on pairs of cases or scans, and votes of the labelled ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from napari_jrss.app.pairs.views import folded_in_structures, jacobian_map
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.read import read_volume
+from napari_jrss.io.volume import Volume
+from napari_jrss.metrics import dice_per_class, jacobian_statistics
+from napari_jrss.preprocess.case_store import DICOM_SOURCE
+from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.project.project import Project
+from napari_jrss.snapshot import Image, Label
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.nn import Module
+
+    from napari_jrss.inference.predict import RegisteredPair
+    from napari_jrss.inference.refine import Watch
+    from napari_jrss.io.predictions import Prediction
+
+
+class RegistrationReport(BaseModel):
+    """Figures of one registered pair; Dice per structure where both sides have labels.
+
+    Residuals are root mean square differences of the two normalised images, whose standard
+    deviation is 1, before and after the registration. The folds in each structure of the warped
+    label, in % of its voxels, say which of them not to trust. `refined` is whether the network's
+    field was improved on the pair.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    moving: str
+    fixed: str
+    structures: list[str]
+    dice_before: list[float | None]
+    dice: list[float | None]
+    residual_before: float
+    residual: float
+    std_jacobian: float
+    sdlogj_plus3: float
+    folded_percent: float
+    folded_in_structures: list[float | None]
+    seconds: float
+    refined: bool = False
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean over the structures that both sides have; None without any."""
+        return _mean(self.dice)
+
+    @property
+    def mean_dice_before(self) -> float | None:
+        """The same before the registration."""
+        return _mean(self.dice_before)
+
+
+@dataclass(frozen=True, eq=False)
+class RegistrationInput:
+    """One side of a pair on the training grid, and where the scan itself is."""
+
+    name: str
+    image: Image
+    label: Label | None
+    chain: GridTransform
+    scan: Path | Volume
+
+    def volume(self) -> Volume:
+        """The scan itself, read if it is a file."""
+        if isinstance(self.scan, Volume):
+            return self.scan
+        self.require_scan()
+        return read_volume(self.scan)
+
+    def require_scan(self) -> None:
+        """Raise a ProjectError if the scan's file isn't where it was."""
+        if isinstance(self.scan, Path) and not self.scan.exists():
+            raise ProjectError(
+                f"{self.scan}: the scan of {self.name} isn't there any more; "
+                "'napari-jrss relink' finds scans that were moved"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A moving side registered to a fixed one, in memory, with its figures."""
+
+    moving: RegistrationInput
+    fixed: RegistrationInput
+    registered: RegisteredPair
+    report: RegistrationReport
+
+
+def registration_network(
+    project: Project, device: str = "auto", refine: Watch | None = None
+) -> tuple[Module, Device]:
+    """The current registration network and the device that it was put on.
+
+    Parameters
+    ----------
+    project
+        With trained networks.
+    device
+        See :func:`napari_jrss.inference.device.make_fabric`.
+    refine
+        Given, each field is improved on its pair while this watches, see
+        :mod:`napari_jrss.inference.refine`.
+    """
+    from napari_jrss.app.networks import load_refined, load_registration
+    from napari_jrss.inference.device import make_fabric
+
+    entry = project.require_teacher()
+    torch_device = make_fabric(device).device
+    if refine is None:
+        return load_registration(entry, torch_device), torch_device
+    return load_refined(entry, torch_device, refine), torch_device
+
+
+def register_sides(
+    network: Module,
+    moving: RegistrationInput,
+    fixed: RegistrationInput,
+    names: Sequence[str],
+    device: Device,
+) -> Pair:
+    """Register one side to another, in memory.
+
+    Parameters
+    ----------
+    network
+        See :func:`registration_network`.
+    moving, fixed
+        See :func:`read_registration_input`.
+    names
+        Of the C classes, background first.
+    device
+        Where the network is.
+    """
+    from napari_jrss.inference.predict import displacement_field, follow
+    from napari_jrss.inference.refine import RefinedRegistration
+
+    started = time.perf_counter()
+    field = displacement_field(network, moving.image, fixed.image, device)
+    seconds = time.perf_counter() - started
+    registered = follow(field, moving.image, moving.label)
+    regularity = jacobian_statistics(field)
+    label = registered.label
+    folds = (
+        [] if label is None else folded_in_structures(jacobian_map(field) <= 0, label, len(names))
+    )
+
+    def dice(label: Label | None) -> list[float | None]:
+        if label is None or fixed.label is None:
+            return []
+        values = dice_per_class(label, fixed.label, len(names), "absent_in_either")
+        return [None if np.isnan(value) else float(value) for value in values]
+
+    report = RegistrationReport(
+        moving=moving.name,
+        fixed=fixed.name,
+        structures=list(names[1:]),
+        dice_before=dice(moving.label),
+        dice=dice(registered.label),
+        residual_before=_residual(moving.image, fixed.image),
+        residual=_residual(registered.image, fixed.image),
+        std_jacobian=regularity.std,
+        sdlogj_plus3=regularity.sdlogj_plus3,
+        folded_percent=regularity.folded_percent,
+        folded_in_structures=folds,
+        seconds=seconds,
+        refined=isinstance(network, RefinedRegistration),
+    )
+    return Pair(moving, fixed, registered, report)
+
+
+def propagate(project: Project, case_id: str, *, device: str = "auto") -> Prediction:
+    """A draft for a case: the labelled cases registered to it, by weighted vote.
+
+    Returns
+    -------
+    Prediction
+        On the training grid, see :class:`napari_jrss.inference.predict.Votes`.
+    """
+    *_, draft = register_labelled(project, case_id, device=device)
+    assert not isinstance(draft, RegistrationReport)
+    return draft
+
+
+def register_labelled(
+    project: Project, case_id: str, *, refine: Watch | None = None, device: str = "auto"
+) -> Iterator[RegistrationReport | Prediction]:
+    """Register every other labelled case to a case.
+
+    Yields
+    ------
+    RegistrationReport, Prediction
+        The figures of each pair as it comes; last, the draft that all of them vote for.
+    """
+    from napari_jrss.inference.predict import Votes
+
+    network, torch_device = registration_network(project, device, refine)
+    atlases = [case for case in project.snapshot().labelled if case != case_id]
+    if not atlases:
+        raise ProjectError(f"{project.path}: no other labelled case to propagate from")
+    names = project.table.names
+    fixed = read_registration_input(project, case_id)
+    votes = Votes(fixed.image, len(names))
+    for atlas in atlases:
+        pair = register_sides(
+            network, read_registration_input(project, atlas), fixed, names, torch_device
+        )
+        votes.add(pair.registered)
+        yield pair.report
+    yield votes.prediction()
+
+
+def read_registration_input(project: Project, name: str) -> RegistrationInput:
+    """A case of the project by its id, or a scan by its file."""
+    cases = {case.case_id: case for case in project.cases()}
+    if name in cases:
+        attributes = project.attributes(name)
+        label = project.label(name) if cases[name].label_version else None
+        image, chain = project.image(name), attributes.chain
+        scan: Path | Volume = Path(attributes.source)
+        if attributes.source == DICOM_SOURCE:
+            # No path to it is kept: what the project holds of it, on its own grid, has to do.
+            scan = Volume(chain.image_to_source(image), np.array(chain.source_affine))
+        return RegistrationInput(name, image, label, chain, scan)
+    if not Path(name).exists():
+        raise ProjectError(f"{name}: neither a case of {project.path} nor a file")
+    return prepare_registration_input(project, name, read_volume(Path(name)))
+
+
+def prepare_registration_input(project: Project, name: str, volume: Volume) -> RegistrationInput:
+    """A volume that is no case, brought to the training grid as the cases were."""
+    ready = preprocess(volume, None, project.preprocessing, project.grid)
+    return RegistrationInput(name, ready.image, None, ready.chain, volume)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _residual(image: Image, fixed: Image) -> float:
+    return float(np.sqrt(np.mean((image - fixed) ** 2, dtype=np.float64)))

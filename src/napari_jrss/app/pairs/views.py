@@ -1,0 +1,232 @@
+"""What shows how well a registered pair fits: plain functions of arrays (z, y, x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_jrss.snapshot import Image, Label
+
+if TYPE_CHECKING:
+    from napari_jrss.app.pairs.registering import Pair
+
+Field = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+View = Literal["difference", "checkerboard", "jacobian", "folded", "grid", "displacement"]
+
+CHECKS = 8
+"""Fields of the checkerboard along the longest extent of the training grid."""
+GRID_CELLS = 20
+"""Cells of the deformed grid along it."""
+ARROWS = 24
+"""Displacement vectors along the longest axis of the training grid."""
+GRID_PIXELS = 256
+"""The deformed grid is drawn on about so many pixels along it, since lines need them."""
+OUTLINE_PIXELS = 256
+"""Outlines are drawn on at least so many pixels along it."""
+
+
+def view_of(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) -> NDArray[Any]:
+    """One of the views of a pair.
+
+    Parameters
+    ----------
+    pair
+        On the training grid.
+    view
+        ``difference``: warped minus fixed image, in standard deviations of the images.
+        ``checkerboard``: fixed and warped image in turn. ``jacobian``: see
+        :func:`jacobian_map`. ``folded``: where that is 0 or less. ``grid``: see
+        :func:`deformed_grid`. ``displacement``: see :func:`displacement_vectors`.
+    spacing_mm
+        Voxel size (z, y, x) of the training grid.
+    across
+        Axis (z, y, x) that is looked along, for the last two.
+    """
+    field, warped, fixed = pair.registered.field, pair.registered.image, pair.fixed.image
+    match view:
+        case "difference":
+            return warped - fixed
+        case "checkerboard":
+            return checkerboard(fixed, warped, cells(fixed.shape, spacing_mm, CHECKS))
+        case "jacobian":
+            return jacobian_map(field)
+        case "folded":
+            return jacobian_map(field) <= 0
+        case "grid":
+            finer = max(1, round(GRID_PIXELS / max(fixed.shape)))
+            return deformed_grid(field, cells(fixed.shape, spacing_mm, GRID_CELLS), across, finer)
+        case "displacement":
+            return displacement_vectors(field, max(2, round(max(fixed.shape) / ARROWS)), across)
+
+
+def cells(shape: Sequence[int], spacing_mm: Sequence[float], count: int) -> tuple[int, int, int]:
+    """Edges in voxels (z, y, x) of cubes, `count` of which fill a grid's longest extent."""
+    edge_mm = max(n * mm for n, mm in zip(shape, spacing_mm, strict=True)) / count
+    z, y, x = (max(2, round(edge_mm / mm)) for mm in spacing_mm)
+    return z, y, x
+
+
+def shown_range(image: Image) -> tuple[float, float]:
+    """Values that all but the darkest and the brightest 0.5 % of the voxels lie between.
+
+    Judged by every so many voxels, since a window waits for it.
+    """
+    some = image[tuple(slice(None, None, max(1, size // 48)) for size in image.shape)]
+    low, high = (float(value) for value in np.percentile(some, (0.5, 99.5)))
+    return low, max(high, low + 1e-3)
+
+
+def checkerboard(one: Image, other: Image, cell: Sequence[int]) -> Image:
+    """Two images (z, y, x) in turn, in fields of `cell` voxels; the first corner shows `one`."""
+    z, y, x = np.ogrid[tuple(map(slice, one.shape))]
+    high, deep, wide = cell
+    return np.where((z // high + y // deep + x // wide) % 2 == 0, one, other)
+
+
+def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1) -> Mask:
+    """Lines of a regular grid of the moving image, pulled onto the fixed one.
+
+    Parameters
+    ----------
+    field
+        (3, z, y, x), voxels.
+    cell
+        Distance of the lines in voxels (z, y, x).
+    across
+        Axis that is looked along: only the lines of the two others are drawn.
+    finer
+        Pixels per voxel along those two.
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (z, y, x), the two axes `finer` times as long: pixels whose neighbour lies in another
+        cell of the moving image.
+    """
+    in_plane = _in_plane(across)
+    zoom = [1 if axis == across else finer for axis in range(3)]
+    shape = tuple(size * times for size, times in zip(field.shape[1:], zoom, strict=True))
+    lines = np.zeros(shape, bool)
+    for axis in in_plane:
+        u = ndimage.zoom(field[axis], zoom, order=1, mode="nearest", grid_mode=True)
+        # Cells end half a voxel off the voxels, so that nothing is on the edge at rest.
+        position = (np.indices(shape, sparse=True)[axis] + 0.5) / finer + u
+        of = np.floor(position / cell[axis])
+        for other in in_plane:
+            here = tuple(slice(None, -1) if a == other else slice(None) for a in range(3))
+            lines[here] |= np.diff(of, axis=other) != 0
+    return lines
+
+
+def magnified(label: Label, across: int) -> Label:
+    """A label on the pixels that outlines are drawn on, seen along an axis."""
+    row, column = _in_plane(across)
+    finer = _finer(label.shape)
+    return label.repeat(finer, row).repeat(finer, column)
+
+
+def dashed_outline(label: Label, across: int) -> NDArray[np.uint8]:
+    """The outlines of a label's structures in dashes of two kinds.
+
+    Parameters
+    ----------
+    label
+        (z, y, x), class indices.
+    across
+        Axis that is looked along.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        As large as the :func:`magnified` label: 1 and 2 in turn on the outermost pixels of each
+        structure, else 0.
+    """
+    finer, label = _finer(label.shape), magnified(label, across)
+    edge = np.zeros(label.shape, bool)
+    for axis in _in_plane(across):
+        here = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
+        there = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
+        changes = label[here] != label[there]
+        edge[here] |= changes
+        edge[there] |= changes
+    edge &= label > 0
+    rows, columns = np.ogrid[tuple(slice(label.shape[axis]) for axis in _in_plane(across))]
+    # Askew, so that no upright, level or diagonal line is of one kind.
+    kind = 1 + (3 * rows + 2 * columns) // (4 * finer) % 2
+    return np.where(edge, np.expand_dims(kind.astype(np.uint8), across), np.uint8(0))
+
+
+def dotted_outline(label: Label, across: int) -> Label:
+    """Every other dash of the :func:`dashed_outline`, with the structures' class indices."""
+    return np.where(
+        dashed_outline(label, across) == 1, magnified(label, across), label.dtype.type(0)
+    )
+
+
+def _in_plane(across: int) -> list[int]:
+    return [axis for axis in range(3) if axis != across]
+
+
+def _finer(shape: Sequence[int]) -> int:
+    """Pixels per voxel where outlines are drawn."""
+    return math.ceil(OUTLINE_PIXELS / max(shape))
+
+
+def displacement_vectors(field: Field, stride: int, across: int) -> NDArray[np.float32]:
+    """Every `stride`-th displacement of each slice, as start and direction.
+
+    Parameters
+    ----------
+    field
+        (3, z, y, x), voxels.
+    stride
+        Distance of the starts in voxels, along the two axes of a slice.
+    across
+        Axis that is looked along: each of its slices has vectors.
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (n, 2, 3), voxels, order z, y, x: the point p of the fixed image, and u(p), which leads
+        to where the moving image shows it.
+    """
+    steps = [1 if axis == across else stride for axis in range(3)]
+    where = np.ix_(
+        *(
+            np.arange(min(step // 2, size - 1), size, step)
+            for step, size in zip(steps, field.shape[1:], strict=True)
+        )
+    )
+    starts = np.stack(np.broadcast_arrays(*where)).reshape(3, -1).T
+    directions = np.stack([part[where] for part in field]).reshape(3, -1).T
+    return np.stack([starts, directions], axis=1).astype(np.float32)
+
+
+def jacobian_map(field: Field) -> NDArray[np.float32]:
+    """det(I + grad u) per voxel, see :func:`napari_jrss.networks.spatial.jacobian_determinant`.
+
+    1: volume is kept. Above 1: the moving image is shrunk there, since a voxel of the fixed
+    image covers more of it. 0 or less: the field folds.
+    """
+    import torch
+
+    from napari_jrss.networks.spatial import jacobian_determinant
+
+    values: NDArray[np.float32] = jacobian_determinant(torch.from_numpy(field)[None])[0].numpy()
+    return values
+
+
+def folded_in_structures(folded: Mask, label: Label, classes: int) -> list[float | None]:
+    """How much of each structure of a warped label is folded, in %; None for those not there."""
+    voxels = np.bincount(label.ravel(), minlength=classes)[1:]
+    inside = np.bincount(label[folded], minlength=classes)[1:]
+    return [
+        100 * float(part) / float(all_) if all_ else None
+        for part, all_ in zip(inside, voxels, strict=True)
+    ]

@@ -1,0 +1,198 @@
+"""The teacher's proposal for the case on the table: predicted, screened, propagated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from psygnal import Signal
+
+from napari_jrss.app.description import config_of
+from napari_jrss.app.review.open_case import BLANK, OpenCase, find_prediction
+from napari_jrss.app.review.prediction_review import Screened, Screening
+from napari_jrss.app.review.regions import Region, uncertain_regions
+from napari_jrss.app.rounds.train import UNLEARNED
+from napari_jrss.app.runner import BusyError, JobState
+from napari_jrss.config import ScreeningConfig
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+
+if TYPE_CHECKING:
+    from napari_jrss.app.review.review import Review
+    from napari_jrss.app.session import Session
+    from napari_jrss.project.records import Round
+
+
+class Proposal:
+    """Commands on what the networks say of the case on the table; made by its review.
+
+    Attributes
+    ----------
+    changed
+        The prediction, its screening, or the case's sources are others.
+    screened
+        Another tau was chosen.
+    region_changed
+        The next uncertain region is chosen.
+    region
+        It.
+    """
+
+    changed = Signal()
+    screened = Signal()
+    region_changed = Signal()
+
+    def __init__(self, session: Session, review: Review) -> None:
+        self._session = session
+        self._review = review
+        self.region: Region | None = None
+        self._predicting: str | None = None
+        session.rounds_changed.connect(self._rounds_changed)
+        session.inference.state_changed.connect(self._inference_changed)
+
+    def set_tau(self, tau: float) -> Screened:
+        """Hold the prediction against another tau, without inference."""
+        case = self._review.on_table
+        if case.screening is None:
+            raise ProjectError(f"case {case.case_id} has no prediction to screen")
+        case.screened = case.screening.at(tau)
+        case.autosave.touch()
+        self.screened.emit()
+        return case.screened
+
+    def next_uncertain(self) -> None:
+        """Choose the next uncertain region, worst first; :attr:`region_changed` tells it."""
+        case = self._review.on_table
+        if case.prediction is None:
+            raise ProjectError(f"case {case.case_id} has no prediction yet")
+        case.autosave.touch()
+
+        def choose() -> None:
+            assert case.prediction is not None
+            if case.regions is None:
+                case.regions = uncertain_regions(case.prediction, case.spacing_mm)
+            if not case.regions:
+                self._session.notified.emit("The teacher is equally sure of everything")
+                return
+            after = case.regions.index(self.region) + 1 if self.region in case.regions else 0
+            self.region = case.regions[after % len(case.regions)]
+            self.region_changed.emit()
+
+        self._review.queue.submit(choose)
+
+    def propagate(self) -> None:
+        """Register the labelled cases to this one, in the background: a draft by their vote.
+
+        Raises
+        ------
+        ProjectError
+            There is no registration network yet.
+        BusyError
+            Another short job is under way.
+        """
+        case, project = self._review.on_table, self._session.open_project
+        project.require_teacher()
+
+        def work(cancel: threading.Event) -> Iterator[object]:
+            from napari_jrss.app.pairs.registering import register_labelled
+
+            cases = [c for c in project.snapshot().labelled if c != case.case_id]
+            for found in register_labelled(project, case.case_id, device=self._session.device):
+                if cancel.is_set():
+                    return
+                if isinstance(found, Prediction):
+                    case.drafts["case:" + ",".join(cases)] = found.label
+                    self.changed.emit()
+                yield found
+
+        self._session.inference.start(work)
+
+    def screen(self, case: OpenCase) -> None:
+        """Make a prediction ready for any tau."""
+        if case.prediction is not None and case.teacher is not None:
+            config = config_of(case.teacher).screening
+            if case.screening is None:
+                case.screening = Screening(
+                    case.prediction, len(case.table.names), config, _held_back(case, config)
+                )
+            tau = config.tau if case.screened is None else case.screened.tau
+            case.screened = case.screening.at(tau)
+        self.changed.emit()
+
+    def predict(self, case: OpenCase) -> None:
+        """Let the teacher look at a case, unless another short job is under way: then later."""
+        self._predicting = None
+        try:
+            self._start_prediction(case)
+        except BusyError:
+            self._predicting = case.case_id  # its end is told of
+
+    def _start_prediction(self, case: OpenCase) -> None:
+        project, teacher = self._session.open_project, case.teacher
+        assert teacher is not None
+
+        def work(cancel: threading.Event) -> Iterator[object]:
+            from napari_jrss.app.networks import load_student, load_teacher
+            from napari_jrss.inference.device import make_fabric
+            from napari_jrss.inference.predict import predict_case
+
+            device = make_fabric(self._session.device).device
+            network, student = load_teacher(teacher, device), load_student(teacher, device)
+            if cancel.is_set():
+                return
+            prediction = predict_case(network, case.image, device, student)
+            if not project.read_only:
+                write_prediction(teacher.folder / PREDICTIONS, case.case_id, prediction)
+            self._review.queue.submit(lambda: self._predicted(case, teacher, prediction))
+            yield prediction
+
+        self._session.inference.start(work)
+
+    def _predicted(self, case: OpenCase, teacher: Round, prediction: Prediction) -> None:
+        """Show a new prediction; it becomes the draft only of a label that nobody touched."""
+        case.teacher, case.prediction = teacher, prediction
+        case.screening = case.regions = None
+        editor = case.editor
+        editor.sync()
+        proposed = editor.origin.draft == BLANK or editor.origin.draft.startswith("round:")
+        unlabelled = case.case.label_version is None
+        touched = editor.undo_name is not None or editor.voxels_changed > 0 or bool(editor.locked)
+        if proposed and unlabelled and not touched:
+            editor.begin("new pseudo-label", prediction.label, f"round:{teacher.number}")
+        self.screen(case)
+
+    def _inference_changed(self, state: JobState) -> None:
+        case = self._review.case
+        waiting = case is not None and case.case_id == self._predicting
+        if case is not None and waiting and not state.busy and case.prediction is None:
+            self.predict(case)
+
+    def _rounds_changed(self) -> None:
+        case, project = self._review.case, self._session.project
+        if case is None or project is None:
+            return
+
+        def look() -> None:
+            teacher = project.teacher
+            if teacher is None or (case.teacher is not None and case.teacher == teacher):
+                return
+            prediction = find_prediction(teacher, case.case_id)
+            if prediction is not None:
+                self._predicted(case, teacher, prediction)
+            else:
+                case.teacher, case.prediction = teacher, None
+                case.screening = case.screened = case.regions = None
+                self.changed.emit()
+                self.predict(case)
+
+        self._review.queue.submit(look)
+
+
+def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:
+    """Classes that no tau lets pass, since the case's teacher misses them in labelled scans."""
+    if case.teacher is None or not config.learned_gate:
+        return {}
+    unlearned = case.teacher.metrics.get(UNLEARNED)
+    classes = unlearned if isinstance(unlearned, list) else []
+    return {i: name for i, name in enumerate(case.table.names) if i in classes}

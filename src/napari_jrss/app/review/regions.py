@@ -1,0 +1,101 @@
+"""Where in a case the teacher is least certain: a list of places to look at, worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_jrss.io.predictions import Prediction
+
+
+@dataclass(frozen=True)
+class Region:
+    """One uncertain place.
+
+    Attributes
+    ----------
+    at
+        Voxel (z, y, x) of its peak.
+    index
+        Class that the teacher gives to this voxel.
+    volume_ml
+        Volume around it that is about as uncertain.
+    mean
+        Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
+    """
+
+    at: tuple[int, int, int]
+    index: int
+    volume_ml: float
+    mean: float
+
+
+def uncertain_regions(
+    prediction: Prediction,
+    spacing_mm: Sequence[float],
+    count: int = 30,
+    fraction: float = 0.005,
+    sigma_mm: float = 1.5,
+    apart_mm: float = 10.0,
+) -> list[Region]:
+    """The places around which uncertainty sums to most, worst first.
+
+    Parameters
+    ----------
+    prediction
+        Of one case; its uncertainty or, without one, 1 - confidence is looked at.
+    spacing_mm
+        Voxel size (z, y, x).
+    count
+        At most so many.
+    fraction
+        Part of the volume that counts as uncertain.
+    sigma_mm
+        Standard deviation of the Gaussian that joins speckles.
+    apart_mm
+        Size of the box that one region is looked for in, and least distance of two.
+    """
+    doubt = (
+        1 - prediction.confidence.astype(np.float32)
+        if prediction.uncertainty is None
+        else prediction.uncertainty.astype(np.float32)
+    )
+    smoothed = ndimage.gaussian_filter(doubt, [sigma_mm / size for size in spacing_mm])
+    window = [2 * int(np.ceil(apart_mm / 2 / size)) + 1 for size in spacing_mm]
+    threshold = max(float(np.quantile(smoothed, 1 - fraction)), float(np.finfo(np.float16).eps))
+    peaks = (smoothed == ndimage.maximum_filter(smoothed, window)) & (smoothed > threshold)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    regions = []
+    for at in _apart(np.argwhere(peaks), smoothed[peaks], window):
+        around = tuple(
+            slice(max(int(i) - n // 2, 0), int(i) + n // 2 + 1)
+            for i, n in zip(at, window, strict=True)
+        )
+        uncertain = smoothed[around] > threshold
+        z, y, x = (int(i) for i in at)
+        regions.append(
+            Region(
+                (z, y, x),
+                int(prediction.label[z, y, x]),
+                int(np.count_nonzero(uncertain)) * voxel_ml,
+                float(doubt[around][uncertain].mean()),
+            )
+        )
+    regions.sort(key=lambda region: -region.volume_ml * region.mean)
+    return regions[:count]
+
+
+def _apart(
+    places: NDArray[np.intp], values: NDArray[np.float32], window: Sequence[int]
+) -> list[NDArray[np.intp]]:
+    """The largest of places that lie in one box, such as a plateau's many peaks."""
+    kept: list[NDArray[np.intp]] = []
+    half = np.array(window) // 2
+    for place in places[np.argsort(-values, kind="stable")]:
+        if not kept or not (np.abs(np.stack(kept) - place) <= half).all(1).any():
+            kept.append(place)
+    return kept

@@ -1,0 +1,407 @@
+"""How long a series of rounds will take and how much memory, told before it starts.
+
+Time is the number of steps of each stage times the seconds of one: those of the latest finished
+round with the same networks, batch sizes and device, or else measured. Memory is
+
+    program + volumes + a + b * voxels,
+
+where `voxels` is the size of the training grid; `a` and `b` come from one step of each stage on
+two small grids, in a process of their own, so that any network and any device is told right;
+`volumes` is what the cases take, which are kept up to a limit. docs/benchmarks.md holds the
+formula against real runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from napari_jrss.app.description import config_of
+from napari_jrss.app.rounds.progress import duration
+from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS
+from napari_jrss.config import Shape, TrainingConfig
+from napari_jrss.project.project import Project
+from napari_jrss.project.records import Outcome, Round
+from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
+
+if TYPE_CHECKING:
+    from napari_jrss.training.loop import Cancel
+
+SMALL_VOXELS, LARGE_VOXELS = 24**3, 40**3
+_MULTIPLE = 8
+_BYTES_PER_VOXEL = 5  # a float32 image and its label
+_GIB = 2**30
+# glibc keeps what is freed, so that a second step would seem to need no memory.
+_PROMPT_FREE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+class EstimateError(ValueError):
+    """A step that could not be measured, with the reason."""
+
+
+class StepCost(BaseModel):
+    """Seconds and peak bytes of one step, each ``a + b * voxels``."""
+
+    model_config = ConfigDict(frozen=True)
+    seconds: tuple[float, float]
+    memory: tuple[float, float]
+
+    def at(self, voxels: int) -> tuple[float, float]:
+        """Seconds and bytes on a grid of so many voxels."""
+        seconds, memory = (a + b * voxels for a, b in (self.seconds, self.memory))
+        return seconds, memory
+
+
+class Measured(BaseModel):
+    """What :func:`measure` found; `program` is the bytes of the process before any step."""
+
+    model_config = ConfigDict(frozen=True)
+    device: str
+    program: float
+    total: float
+    stages: dict[str, StepCost]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a series of rounds will cost.
+
+    Attributes
+    ----------
+    seconds
+        Of the whole series.
+    memory, available
+        Bytes at the peak, and what the device has in all.
+    device
+        What it runs on.
+    basis
+        Where the seconds come from.
+    """
+
+    seconds: float
+    device: str
+    basis: str
+    memory: float
+    available: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory is enough."""
+        return self.memory < self.available
+
+    def line(self) -> str:
+        """One line for a person."""
+        return (
+            f"about {duration(self.seconds)} on {self.device} ({self.basis}), "
+            f"{self.memory / _GIB:.1f} of {self.available / _GIB:.1f} GiB of memory"
+            + ("" if self.fits else ": too much, lower the batch sizes")
+        )
+
+
+def steps_of(
+    config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
+) -> dict[str, int]:
+    """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
+    from napari_jrss.training.quality import scans_to_judge
+
+    cases = len(snapshot.training)
+    segmentation = max(1, round(cases / config.segmentation.batch_size))
+    registration = max(1, round(cases / config.registration.batch_size))
+    judged = len(scans_to_judge(snapshot))
+    predictions = (judged + len(snapshot.unlabelled)) * (rounds + (not pretrained))
+    steps = {
+        "registration": rounds * config.joint.registration_epochs * registration,
+        "student": rounds * config.joint.segmentation_epochs * segmentation,
+        "prediction": predictions,
+    }
+    if not pretrained:
+        seg, reg = config.segmentation, config.registration
+        steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
+        steps["mono_registration"] = max(reg.epochs * registration, reg.minimum_steps)
+    return {stage: count for stage, count in steps.items() if count}
+
+
+def estimated(
+    project: Project,
+    config: TrainingConfig,
+    rounds: int,
+    measured: Measured,
+    *,
+    pretrain: bool = False,
+) -> Estimate:
+    """What a series will cost: memory as measured; time as earlier rounds took, or measured."""
+    snapshot = project.snapshot()
+    voxels = math.prod(snapshot.shape)
+    pretrained = project.teacher is not None and not pretrain
+    steps = steps_of(config, snapshot, pretrained, rounds)
+    costs = {stage: cost.at(voxels) for stage, cost in measured.stages.items()}
+    costs["mono_registration"] = costs["registration"]
+    known: dict[str, float] = {}
+    for entry in project.rounds():
+        known.update(_step_seconds(entry, config, measured.device))
+    basis = "as earlier rounds took"
+    if not steps.keys() <= known.keys():
+        known = {stage: seconds for stage, (seconds, _) in costs.items()}
+        basis = "from a measured step"
+    # The process keeps volumes up to a limit; on a GPU they stay in the computer's memory.
+    cases = len(snapshot.training) + len(snapshot.validation)
+    volumes = min(cases * voxels * _BYTES_PER_VOXEL, CachedArrays.budget_bytes)
+    return Estimate(
+        seconds=sum(count * known[stage] for stage, count in steps.items()),
+        device=measured.device,
+        basis=basis,
+        memory=measured.program
+        + max(costs[stage][1] for stage in ("mono_segmentation", "registration", "student"))
+        + (volumes if measured.device == "cpu" else 0),
+        available=measured.total,
+    )
+
+
+def measured_apart(
+    config: TrainingConfig, classes: int, shape: Shape, device: str, cancel: Cancel
+) -> Measured | None:
+    """:func:`measure` in a process of its own; None if cancelled.
+
+    Raises
+    ------
+    EstimateError
+        If it fails, with the reason.
+    """
+    question = json.dumps(
+        {"config": config.model_dump(mode="json"), "classes": classes, "shape": shape}
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__, device],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **_PROMPT_FREE, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+    with child:
+        answer = error = b""
+        pending: bytes | None = question.encode()
+        while not cancel.is_set():
+            try:
+                answer, error = child.communicate(pending, timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                pending = None
+        else:
+            child.kill()
+            return None
+    try:
+        return Measured.model_validate_json(answer)
+    except ValidationError:
+        last = error.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+        raise EstimateError(f"a step of this training could not be measured: {last[0]}") from None
+
+
+def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> Measured:
+    """Take one step of each stage on two small grids (z, y, x)."""
+    import torch
+
+    from napari_jrss.inference.device import make_fabric
+
+    fabric = make_fabric(device, config.precision)
+    on_gpu = fabric.device.type == "cuda"
+    program = 0.5 * _GIB if on_gpu else float(psutil.Process().memory_info().rss)
+    small, large = (_scaled(shape, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
+    stages = {}
+    for name in ("mono_segmentation", "registration", "student", "prediction"):
+        costs = []
+        for grid in (small, large):
+            step = one_step(name, config, classes, grid, fabric.device.type)
+            step()  # the first one also sets things up
+            costs.append(_cost(step, torch.cuda if on_gpu else None))
+        sizes = math.prod(small), math.prod(large)
+        stages[name] = StepCost(
+            seconds=_line(sizes, (costs[0][0], costs[1][0])),
+            memory=_line(sizes, (costs[0][1], costs[1][1])),
+        )
+    total = psutil.virtual_memory().total
+    if on_gpu:
+        total = torch.cuda.get_device_properties(fabric.device).total_memory
+    return Measured(device=fabric.device.type, program=program, total=total, stages=stages)
+
+
+def _step_seconds(entry: Round, config: TrainingConfig, device: str) -> dict[str, float]:
+    """Seconds per step of a finished round, if its steps cost what the planned ones will."""
+    seconds = entry.metrics.get(STEP_SECONDS)
+    if entry.outcome is not Outcome.FINISHED or not isinstance(seconds, dict):
+        return {}
+    own = config_of(entry)
+    same = (
+        entry.metrics.get(DEVICE) == device
+        and own.segmentation_network == config.segmentation_network
+        and own.registration_network == config.registration_network
+        and own.segmentation.batch_size == config.segmentation.batch_size
+        and own.registration.batch_size == config.registration.batch_size
+        and own.precision == config.precision
+    )
+    return {str(stage): float(value) for stage, value in seconds.items()} if same else {}
+
+
+def _scaled(shape: Shape, voxels: int) -> Shape:
+    """A grid of about so many voxels and the shape's proportions, or the shape if it is smaller."""
+    if math.prod(shape) <= voxels:
+        return shape
+    factor = (voxels / math.prod(shape)) ** (1 / 3)
+    z, y, x = (max(16, _MULTIPLE * round(size * factor / _MULTIPLE)) for size in shape)
+    return z, y, x
+
+
+def _line(sizes: tuple[int, int], costs: tuple[float, float]) -> tuple[float, float]:
+    """``a, b`` of the line through two measurements, neither below 0."""
+    if sizes[0] == sizes[1]:
+        return 0.0, costs[1] / sizes[1]
+    slope = max(0.0, (costs[1] - costs[0]) / (sizes[1] - sizes[0]))
+    return max(0.0, costs[1] - slope * sizes[1]), slope
+
+
+def one_step(
+    name: str, config: TrainingConfig, classes: int, grid: Shape, device: str
+) -> Callable[[], None]:
+    """One step of a stage, as :func:`napari_jrss.training.loop.fit` takes it, on made-up cases."""
+    from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.predict import predict_case
+    from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+    from napari_jrss.training.loop import Stage
+    from napari_jrss.training.screening import PseudoLabel
+    from napari_jrss.training.stages import (
+        MonoSegmentationStage,
+        RegistrationStage,
+        StudentStage,
+        TrainingTensors,
+    )
+
+    fabric = make_fabric(device, config.precision)
+    snapshot = _made_up(classes, grid)
+    dropout = config.joint.dropout if name == "student" else 0.0
+    network = build_segmentation_network(config.segmentation_network, classes, dropout)
+    registration = build_registration_network(config.registration_network)
+    label = _slabs(classes, grid)
+    full = np.ones(classes, bool)
+    pseudo = {
+        case: PseudoLabel(label, label, True, full * 1.0, full) for case in snapshot.unlabelled
+    }
+    tensors = TrainingTensors(snapshot, pseudo, fabric.device)
+    rng = np.random.default_rng(0)
+    if name == "prediction":
+        network.to(fabric.device).eval()
+        return lambda: (predict_case(network, snapshot.arrays.image("a"), fabric.device), None)[1]
+    stage: Stage
+    if name == "registration":
+        stage = RegistrationStage(name, registration, tensors, config, fabric, 1, 1, 0)
+    elif name == "student":
+        teacher = build_segmentation_network(config.segmentation_network, classes)
+        stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)
+    else:
+        stage = MonoSegmentationStage(network, tensors, config, fabric)
+
+    def step() -> None:
+        losses = stage.losses(0, rng)
+        stage.optimizer.zero_grad()
+        fabric.backward(losses["total"])
+        stage.optimizer.step()
+        float(losses["total"].detach())
+
+    return step
+
+
+def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
+    """Noise in slabs, one for each class."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=grid).astype(np.float32)
+    label = _slabs(classes, grid)
+
+    def read_image(case_id: str) -> Image:
+        return image
+
+    def read_label(case_id: str) -> Label:
+        return label
+
+    return CohortSnapshot(
+        class_names=tuple(map(str, range(classes))),
+        spacing_mm=(1.0, 1.0, 1.0),
+        shape=grid,
+        labelled=("a", "b"),
+        unlabelled=("u", "v"),
+        validation=(),
+        label_versions={},
+        arrays=CachedArrays(read_image, read_label),
+    )
+
+
+def _slabs(classes: int, grid: Shape) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.arange(grid[2]) * classes // grid[2], grid).astype(np.uint8)
+
+
+def _cost(step: Callable[[], None], cuda: object) -> tuple[float, float]:
+    """Seconds of a step, and the bytes that it takes at its peak."""
+    if cuda is not None:
+        import torch
+
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        return seconds, float(torch.cuda.max_memory_reserved() - before)
+    with _peak_of_process() as peak:
+        started = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - started
+    return seconds, float(peak())
+
+
+@contextlib.contextmanager
+def _peak_of_process() -> Iterator[Callable[[], int]]:
+    """Watch how far the process's memory grows meanwhile; PyTorch lets other threads run."""
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: highest - before
+    finally:
+        done.set()
+        thread.join()
+
+
+def main() -> None:
+    """The process that measures: a question as JSON in, the answer as JSON out."""
+    question = json.load(sys.stdin)
+    answer = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is not the answer
+    config = TrainingConfig.model_validate(question["config"])
+    shape = question["shape"][0], question["shape"][1], question["shape"][2]
+    measured = measure(config, question["classes"], shape, sys.argv[1])
+    answer.write(measured.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A training's settings from a preset, a file of changes and a few single ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from napari_jrss.config import PresetName, TrainingConfig, preset
+from napari_jrss.errors import ScanError
+from napari_jrss.io.text_files import read_json
+
+
+class SettingsError(ValueError):
+    """A settings file that can't be used."""
+
+
+def training_config(
+    name: PresetName, changes: Path | None = None, *, seed: int = 0, tau: float | None = None
+) -> TrainingConfig:
+    """A preset with changes.
+
+    Parameters
+    ----------
+    name
+        The preset.
+    changes
+        JSON file of the fields to replace, nested as in :class:`TrainingConfig`.
+    seed, tau
+        Seed, and confidence threshold if not the preset's.
+
+    Raises
+    ------
+    SettingsError
+        If the file is not JSON or names an unknown or impossible setting.
+    """
+    settings: dict[str, Any] = preset(name).model_dump()
+    if changes is not None:
+        try:
+            _merge(settings, read_json(changes))
+        except ScanError as error:
+            raise SettingsError(str(error)) from None
+    settings["seed"] = seed
+    if tau is not None:
+        settings["screening"]["tau"] = tau
+    try:
+        return TrainingConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{changes or 'settings'}: {where}: {first['msg']}") from None
+
+
+def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(settings.get(name), dict):
+            _merge(settings[name], value)
+        else:
+            settings[name] = value

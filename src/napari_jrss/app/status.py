@@ -1,0 +1,114 @@
+"""What a project holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pydantic import BaseModel, ConfigDict
+
+from napari_jrss.app.rounds.train import interrupted_round, rounds_left
+from napari_jrss.project.corrections import unsaved
+from napari_jrss.project.project import Project
+
+
+class RoundStatus(BaseModel):
+    """One round: where it came from, how it ended, what it reached."""
+
+    model_config = ConfigDict(frozen=True)
+    number: int
+    parent: int | None
+    outcome: str
+    started: str
+    metrics: dict[str, object]
+
+
+class UnsavedCorrections(BaseModel):
+    """A journal whose work is in no label; `problem` says why it can't be recovered."""
+
+    model_config = ConfigDict(frozen=True)
+    case_id: str
+    author: str
+    last_change: str
+    voxels_changed: int
+    structures_accepted: int
+    problem: str
+
+
+class ProjectStatus(BaseModel):
+    """Numbers of a project; `cases` counts by split and label status.
+
+    Attributes
+    ----------
+    interrupted_round, rounds_left
+        Round that can be resumed, and how many were to follow the latest one.
+    unsaved
+        Corrections that were neither accepted nor given up.
+    missing_files
+        Scans and labels that aren't where they were when the cases were made of them.
+    held
+        Who said last to be writing into the project, and since when; empty if that one has ended
+        in an orderly way.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    project: str
+    structures: list[str]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    cases: dict[str, dict[str, int]]
+    labelled: int
+    unlabelled: int
+    failed_imports: dict[str, str]
+    rounds: list[RoundStatus]
+    teacher: int | None
+    interrupted_round: int | None
+    rounds_left: int
+    unsaved: list[UnsavedCorrections]
+    missing_files: int
+    held: str
+
+
+def project_status(project: Project) -> ProjectStatus:
+    """Count a project's cases and list its rounds."""
+    counts: dict[str, Counter[str]] = {}
+    for case in project.cases():
+        counts.setdefault(str(case.split), Counter())[str(case.status)] += 1
+    snapshot = project.snapshot()
+    teacher = project.teacher
+    interrupted = interrupted_round(project)
+    return ProjectStatus(
+        project=str(project.path),
+        structures=list(project.table.names[1:]),
+        shape=snapshot.shape,
+        spacing_mm=snapshot.spacing_mm,
+        cases={split: dict(statuses) for split, statuses in counts.items()},
+        labelled=len(snapshot.labelled),
+        unlabelled=len(snapshot.unlabelled),
+        failed_imports={f.case_id: f.reason for f in project.failed_imports()},
+        rounds=[
+            RoundStatus(
+                number=r.number,
+                parent=r.parent,
+                outcome=str(r.outcome),
+                started=r.started,
+                metrics=dict(r.metrics),
+            )
+            for r in project.rounds()
+        ],
+        teacher=None if teacher is None else teacher.number,
+        interrupted_round=None if interrupted is None else interrupted.number,
+        rounds_left=rounds_left(project),
+        unsaved=[
+            UnsavedCorrections(
+                case_id=entry.case_id,
+                author=entry.author,
+                last_change=entry.last_change,
+                voxels_changed=entry.voxels_changed,
+                structures_accepted=len(entry.accepted),
+                problem=entry.problem,
+            )
+            for entry in unsaved(project)
+        ],
+        missing_files=len(project.missing_sources()),
+        held=project.held,
+    )

@@ -1,0 +1,271 @@
+"""NIfTI and Analyze files: read with distrust, written in the geometry of a scan."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import psutil
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from napari_jrss.errors import ScanError
+from napari_jrss.geometry import LPS_FROM_RAS, Matrix
+from napari_jrss.io.atomic import write_bytes
+from napari_jrss.io.volume import ScanHeader, Volume
+
+Readable: TypeAlias = gzip.GzipFile | BinaryIO
+# deflate cannot pack more than this into one byte (zlib's technical notes)
+_MOST_PER_BYTE = 1032
+# Beyond these a header is damaged, or meant to keep us busy.
+_FARTHEST_MM = 1e6
+_MOST_BEFORE_VOXELS = 2**26
+_MOST_AFTER_VOXELS = 2**24
+# What reading needs for each voxel beside the file's own bytes: float32 and two masks.
+_WORKING_BYTES = 6
+
+
+def read_nifti_header(path: Path) -> ScanHeader:
+    """Geometry of a NIfTI or Analyze file, checked against the size of what holds its voxels."""
+    return _parse(path)[1]
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read an image as float32 on its own grid; see :func:`napari_jrss.io.read.read_volume`."""
+    raw, slope, intercept, header = _load(path)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = raw.astype(np.float32)
+        if (slope, intercept) != (1, 0):
+            array = (raw * np.float64(slope) + np.float64(intercept)).astype(np.float32)
+    _require_finite(path, array)
+    return Volume(array, header.affine, path, header)
+
+
+def read_label_volume(path: Path | str) -> Volume:
+    """Read a label as int32 ids on the file's own grid, exactly.
+
+    Raises
+    ------
+    ScanError
+        As for :func:`read_volume`, and where a value is no integer or doesn't fit 32 bits.
+    """
+    path = Path(path)
+    raw, slope, intercept, header = _load(path)
+    values = raw if (slope, intercept) == (1, 0) else raw * np.float64(slope) + intercept
+    if not np.issubdtype(values.dtype, np.integer):
+        _require_finite(path, values)
+        fractions = values != np.rint(values)
+        if fractions.any():
+            raise ScanError(f"{path}: label holds {values[fractions][0]:g}, which is no integer")
+    limits = np.iinfo(np.int32)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ScanError(f"{path}: label ids don't fit 32 bits")
+    return Volume(values.astype(np.int32), header.affine, path, header)
+
+
+def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:
+    """Write an array (z, y, x) in the geometry of a scan, aside and then renamed.
+
+    Parameters
+    ----------
+    path
+        Ends in .nii or .nii.gz.
+    array
+        (z, y, x) on the scan's own grid, as
+        :class:`~napari_jrss.preprocess.transform.GridTransform` gives it.
+    like
+        Header of the scan: its qform, sform, their codes, zooms and orientation are repeated.
+
+    Raises
+    ------
+    ScanError
+        `array` doesn't have the scan's shape, or `path` isn't named as NIfTI.
+    """
+    path = Path(path)
+    write_bytes(path, nifti_bytes(path, array, like))
+    return path
+
+
+def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> bytes:
+    """What :func:`write_nifti` writes; no time stamp, so the same array gives the same bytes."""
+    if isinstance(like, Volume):
+        like = like.header or ScanHeader.of_affine(like.affine, like.shape)
+    if array.shape != like.shape[::-1]:
+        raise ScanError(f"{path}: array of {array.shape} doesn't fit a scan of {like.shape[::-1]}")
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ScanError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
+    header = like.nifti()
+    header.set_data_dtype(array.dtype)
+    kind: Any = nib.Nifti2Image if like.version == 2 else nib.Nifti1Image
+    content: bytes = kind(array.T, None, header).to_bytes()
+    return gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a scan's file; of a ``.hdr`` together with its voxels, as two may share a header.
+
+    Raises
+    ------
+    OSError
+        A file can't be read.
+    ScanError
+        A ``.hdr`` has no voxels beside it.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        hashlib.file_digest(file, lambda: digest)
+    voxels = _voxel_file(path)
+    if voxels != path:
+        with voxels.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+@contextmanager
+def open_scan_file(path: Path) -> Iterator[Readable]:
+    """Open a file that may be gzipped, whatever its name says; a damaged one is a ScanError."""
+    try:
+        # Opening a pipe would wait for a writer.
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise ScanError(f"{path}: not a file")
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            with gzip.open(plain) if packed else plain as file:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ScanError(f"{path}: truncated or damaged ({error})") from error
+    except OSError as error:
+        raise ScanError(f"{path}: {error.strerror or error}") from error
+
+
+def _voxel_file(path: Path) -> Path:
+    """Where the voxels are: in the file itself, or beside a ``.hdr``."""
+    if not path.name.lower().endswith(".hdr"):
+        return path
+    stem = path.name[: -len(".hdr")]
+    for suffix in (".img", ".img.gz"):
+        if (path.parent / (stem + suffix)).is_file():
+            return path.parent / (stem + suffix)
+    raise ScanError(f"{path}: has no .img beside it")
+
+
+def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
+    """Read and check a header, also against the size of the file that holds the voxels."""
+    with open_scan_file(path) as file:
+        start = file.read(540)
+    kind: Any = _header_kind(path, start)
+    try:
+        header = kind(start[: kind.sizeof_hdr], check=False)
+        lengths = header.get_data_shape()
+        if len(lengths) < 3 or min(lengths) < 1 or any(n != 1 for n in lengths[3:]):
+            raise ScanError(f"{path}: shape {lengths} is not that of one 3D scan")
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise ScanError(f"{path}: voxels of type {dtype} are not supported")
+        if isinstance(header, nib.Nifti1Header):
+            record = ScanHeader.of_nifti(header)
+        else:
+            x, y, z = lengths[:3]
+            record = ScanHeader.of_affine(LPS_FROM_RAS @ header.get_base_affine(), (z, y, x))
+        affine = record.affine
+    except ScanError:
+        raise
+    except KeyError as error:
+        raise ScanError(f"{path}: bad header (no voxels of type {error})") from error
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise ScanError(f"{path}: bad header ({str(error).splitlines()[0]})") from error
+    if not _invertible(affine):
+        raise ScanError(f"{path}: affine can't be inverted")
+    # A shape or an offset that lies must not make anyone allocate what the file can't hold.
+    voxels = _voxel_file(path)
+    with open_scan_file(voxels) as file:
+        most = _MOST_PER_BYTE if isinstance(file, gzip.GzipFile) else 1
+        held = voxels.stat().st_size * most
+    claimed = _offset(header) + math.prod(lengths) * dtype.itemsize
+    if claimed > held:
+        raise ScanError(f"{path}: truncated (the header promises {claimed} bytes of voxels)")
+    if _offset(header) > _MOST_BEFORE_VOXELS:
+        raise ScanError(f"{path}: bad header (its voxels begin at byte {_offset(header)})")
+    return header, record
+
+
+def _header_kind(path: Path, start: bytes) -> type[nib.analyze.AnalyzeHeader]:
+    """Class of a header by its first bytes: NIfTI 1 or 2, a NIfTI pair's, or Analyze 7.5's."""
+    pair = path.name.lower().endswith(".hdr")
+    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+    if 348 in sizes and len(start) >= 348:
+        magic = start[344:347]
+        if not pair and magic == b"n+1":
+            return nib.Nifti1Header
+        if pair and magic == b"ni1":
+            return nib.Nifti1Pair.header_class
+        if pair and magic not in (b"n+1", b"n+2"):
+            return nib.analyze.AnalyzeHeader
+    if 540 in sizes and len(start) == 540 and not pair and start[4:7] == b"n+2":
+        return nib.Nifti2Header
+    raise ScanError(f"{path}: not a NIfTI file")
+
+
+def _invertible(affine: Matrix) -> bool:
+    """Whether an affine takes voxels to points that numbers can tell apart, and back."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _FARTHEST_MM:
+        return False
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(steps.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-3)
+
+
+def _offset(header: nib.analyze.AnalyzeHeader) -> int:
+    offset = float(header["vox_offset"])
+    own = header.sizeof_hdr if isinstance(header, nib.Nifti1Header) and header.is_single else 0
+    return max(int(offset) if np.isfinite(offset) else 0, int(own))
+
+
+def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
+    """Raw values (z, y, x), slope, intercept and header."""
+    header, record = _parse(path)
+    dtype = header.get_data_dtype()
+    wanted = math.prod(record.shape) * dtype.itemsize
+    _require_room(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
+    with open_scan_file(_voxel_file(path)) as file:
+        file.seek(_offset(header))
+        content = bytearray()
+        while len(content) < wanted:
+            piece = file.read(min(wanted - len(content), 2**24))
+            if not piece:
+                raise ScanError(f"{path}: truncated ({len(content)} of {wanted} bytes of voxels)")
+            content += piece
+        # To the end, where gzip keeps its checksum; a bomb has none.
+        if len(file.read(_MOST_AFTER_VOXELS)) == _MOST_AFTER_VOXELS:
+            raise ScanError(f"{path}: goes on long after its voxels")
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise ScanError(f"{path}: bad header ({error})") from error
+    # The file's x runs fastest, so its (x, y, z) is (z, y, x) in memory order.
+    raw = np.frombuffer(content, dtype).reshape(record.shape[::-1])
+    return raw, 1 if slope is None else slope, 0 if intercept is None else intercept, record
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Raise a ScanError rather than have the system end this process for want of memory."""
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ScanError(
+            f"{path}: needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
+        )
+
+
+def _require_finite(path: Path, array: NDArray[Any]) -> None:
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise ScanError(f"{path}: {bad} voxels are NaN or infinite")

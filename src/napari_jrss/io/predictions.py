@@ -1,0 +1,80 @@
+"""A teacher's predictions on disk: label, confidence and uncertainty of each case, as zarr."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from napari_jrss.errors import ScanError
+from napari_jrss.io.atomic import new_folder
+from napari_jrss.io.zarr_check import read_array
+from napari_jrss.snapshot import Label
+
+PREDICTIONS = "predictions"
+"""Folder of a round that holds its predictions."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a teacher says of one case, all (z, y, x) on the training grid.
+
+    Attributes
+    ----------
+    label
+        Most probable class of each voxel.
+    confidence
+        Its probability, 0 to 1.
+    uncertainty
+        KL divergence between teacher and student (Eq. 5), in nats, or None before there is
+        a student.
+    """
+
+    label: Label
+    confidence: NDArray[np.float16]
+    uncertainty: NDArray[np.float16] | None = None
+
+
+def prediction_path(folder: Path, case_id: str) -> Path:
+    """Where `folder` keeps the prediction of a case."""
+    return folder / f"{case_id}.zarr"
+
+
+def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None:
+    """Write one prediction aside, then put it in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = prediction_path(folder, case_id)
+    with new_folder(path) as unfinished:
+        group = zarr.open_group(unfinished, mode="w")
+        for name in ("label", "confidence", "uncertainty"):
+            array = getattr(prediction, name)
+            if array is not None:
+                group.create_array(
+                    name,
+                    data=np.ascontiguousarray(array),
+                    chunks=array.shape,
+                    config={"write_empty_chunks": True},
+                )
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def read_prediction(folder: Path, case_id: str) -> Prediction:
+    """Read one prediction back; KeyError if the case has none, ScanError if it is damaged."""
+    path = prediction_path(folder, case_id)
+    if not path.exists():
+        raise KeyError(f"{folder} holds no prediction of case {case_id}")
+    if path.is_symlink():
+        raise ScanError(f"{path}: a link, which a project doesn't follow")
+    label, confidence = read_array(path / "label"), read_array(path / "confidence")
+    uncertainty = read_array(path / "uncertainty") if (path / "uncertainty").exists() else None
+    for array in (confidence, uncertainty):
+        if array is not None and (array.dtype.kind != "f" or array.shape != label.shape):
+            raise ScanError(f"{path}: its parts don't fit each other")
+    if label.dtype.kind != "u":
+        raise ScanError(f"{path}: its label holds no classes")
+    return Prediction(label, confidence, uncertainty)

@@ -1,0 +1,238 @@
+"""Opening zarr folders only if they are what this program writes itself.
+
+A project may come from a stranger or a failing disk, and zarr goes far with what metadata say:
+format 2 has a codec that unpickles, a shape or a packed chunk may claim terabytes, a chunk that
+is missing reads as zeros, and links lead out of the folder. All that is looked at here first,
+without decoding anything.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import psutil
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from napari_jrss.errors import ScanError
+from napari_jrss.geometry import Shape
+from napari_jrss.io.text_files import read_json
+
+_METADATA = "zarr.json"
+_EMPTY = 2**64 - 1  # offset and length of a chunk that a shard doesn't hold
+_CHECKSUM_BYTES = 4
+_HEAD_BYTES = 18  # the longest header of a Zstandard frame
+_MOST_FILES = 4096
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class _Codec(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["sharding_indexed", "bytes", "blosc", "zstd", "crc32c"]
+    configuration: dict[str, Any] = {}
+
+
+class _Chunks(BaseModel):
+    chunk_shape: tuple[int, int, int]
+
+
+class _Grid(BaseModel):
+    name: Literal["regular"]
+    configuration: _Chunks
+
+
+class _Keys(BaseModel):
+    class _Separator(BaseModel):
+        separator: Literal["/"] = "/"
+
+    name: Literal["default"] = "default"
+    configuration: _Separator = _Separator()
+
+
+class _Sharding(_Chunks):
+    model_config = ConfigDict(extra="forbid")
+
+    codecs: list[_Codec]
+    index_codecs: list[_Codec]
+    index_location: Literal["end"] = "end"
+
+
+class _Array(BaseModel):
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: tuple[int, int, int]
+    data_type: Literal["uint8", "uint16", "float16", "float32"]
+    chunk_grid: _Grid
+    chunk_key_encoding: _Keys
+    codecs: list[_Codec] = Field(min_length=1, max_length=3)
+    storage_transformers: tuple[()] = ()
+
+
+class _Group(BaseModel):
+    zarr_format: Literal[3]
+    node_type: Literal["group"]
+    attributes: dict[str, Any] = {}
+
+
+def group_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a zarr group.
+
+    Raises
+    ------
+    ScanError
+        No such group, or a damaged one.
+    """
+    return _metadata(path, _Group).attributes
+
+
+def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
+    """Open an array (z, y, x) for reading.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    whole
+        Refuse an array of which a chunk is missing, which zarr would fill with zeros.
+
+    Raises
+    ------
+    ScanError
+        No such array, damaged, too large for the memory that is free, of a type or a codec that
+        this program doesn't write, or a link in it.
+    """
+    array = _metadata(path, _Array)
+    outer = array.chunk_grid.configuration.chunk_shape
+    codecs, inner = array.codecs, outer
+    if codecs[0].name == "sharding_indexed":
+        sharding = _checked(path, _Sharding, codecs[0].configuration)
+        codecs, inner = sharding.codecs, sharding.chunk_shape
+        if [c.name for c in sharding.index_codecs] != ["bytes", "crc32c"]:
+            raise ScanError(f"{path}: a shard's index isn't as this program writes it")
+    names = [c.name for c in codecs]
+    packing = [name for name in names if name in ("blosc", "zstd")]
+    if names not in (["bytes", *packing], ["bytes", *packing, "crc32c"]) or len(packing) > 1:
+        raise ScanError(f"{path}: packed in a way that this program doesn't write")
+    itemsize = np.dtype(array.data_type).itemsize
+    _require_sizes(path, array.shape, outer, inner, itemsize)
+    shards = [-(-n // c) for n, c in zip(array.shape, outer, strict=True)]
+    if math.prod(shards) > _MOST_FILES:
+        raise ScanError(f"{path}: {math.prod(shards)} files of chunks")
+    in_shard = None
+    if codecs is not array.codecs:
+        in_shard = math.prod(o // i for o, i in zip(outer, inner, strict=True))
+    seen = 0
+    for place in product(*map(range, shards)):
+        file = path / "c" / "/".join(map(str, place))
+        for head in _chunk_heads(file, in_shard):
+            seen += 1
+            if packing and _unpacked_bytes(packing[0], head) != math.prod(inner) * itemsize:
+                raise ScanError(f"{file}: damaged")
+    if whole and seen < math.prod(-(-n // i) for n, i in zip(array.shape, inner, strict=True)):
+        raise ScanError(f"{path}: a part of its voxels is missing")
+    try:
+        opened = zarr.open_array(path, mode="r", zarr_format=3)
+    except Exception as error:  # zarr raises all kinds on metadata that it doesn't expect
+        raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
+    return opened
+
+
+def read_array(path: Path, *, whole: bool = False) -> NDArray[Any]:
+    """All values of an array (z, y, x).
+
+    Raises
+    ------
+    ScanError
+        As for :func:`open_array`, or a chunk can't be decoded.
+    """
+    array = open_array(path, whole=whole)
+    try:
+        return np.asarray(array[...])
+    except Exception as error:  # each codec has its own way to say that bytes are damaged
+        raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _metadata(path: Path, kind: type[Kind]) -> Kind:
+    if not path.is_dir():
+        raise ScanError(f"{path}: no such case, or damaged")
+    for place in (path, path / _METADATA):
+        if place.is_symlink():
+            raise ScanError(f"{place}: a link, which a project doesn't follow")
+    return _checked(path / _METADATA, kind, read_json(path / _METADATA))
+
+
+def _checked(path: Path, kind: type[Kind], content: Any) -> Kind:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part)[:40] for part in first["loc"])
+        raise ScanError(
+            f"{path}: not as this program writes it ({where}: {first['msg']})"
+        ) from None
+
+
+def _require_sizes(path: Path, shape: Shape, outer: Shape, inner: Shape, itemsize: int) -> None:
+    """Raise a ScanError unless chunks tile the shape and all of it fits the memory twice."""
+    for length, shard, chunk in zip(shape, outer, inner, strict=True):
+        if not 0 < chunk <= length <= 2**16 or shard % chunk or not chunk <= shard < length + chunk:
+            raise ScanError(f"{path}: chunks of {inner} in {outer} don't tile a shape of {shape}")
+    needed, free = 2 * math.prod(shape) * itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise ScanError(
+            f"{path}: needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
+        )
+
+
+def _chunk_heads(file: Path, chunks: int | None) -> Iterator[bytes]:
+    """First bytes of each chunk that a file holds; `chunks` is how many a shard is made of."""
+    for place in (*file.parents[2::-1], file):
+        if place.is_symlink():
+            raise ScanError(f"{place}: a link, which a project doesn't follow")
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise ScanError(f"{file}: not a file")
+    with file.open("rb") as stream:
+        if chunks is None:
+            yield stream.read(_HEAD_BYTES)
+            return
+        end = found.st_size - 16 * chunks - _CHECKSUM_BYTES
+        if end < 0:
+            raise ScanError(f"{file}: truncated")
+        stream.seek(end)
+        index = np.frombuffer(stream.read(16 * chunks), "<u8").reshape(-1, 2).tolist()
+        for offset, length in index:
+            if offset == length == _EMPTY:
+                continue
+            if offset + length > end:
+                raise ScanError(f"{file}: damaged")
+            stream.seek(offset)
+            yield stream.read(min(length, _HEAD_BYTES))
+
+
+def _unpacked_bytes(codec: str, head: bytes) -> int | None:
+    """How many bytes a packed chunk says it makes; None where it doesn't say."""
+    if codec == "blosc":  # the header of c-blosc: four bytes, then nbytes, blocksize, cbytes
+        return int.from_bytes(head[4:8], "little") if len(head) >= 16 else None
+    # A frame of Zstandard (RFC 8878, 3.1.1): magic number, descriptor, window, dictionary, size.
+    if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < _HEAD_BYTES // 2:
+        return None
+    descriptor = head[4]
+    single = descriptor >> 5 & 1
+    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    size = (single, 2, 4, 8)[descriptor >> 6]
+    if size == 0:
+        return None
+    return int.from_bytes(head[at : at + size], "little") + (256 if size == 2 else 0)

@@ -1,0 +1,389 @@
+"""The cache of a project: each case an OME-Zarr 0.5 image on the training grid, with labels.
+
+The metadata is written with zarr itself. It is two small dictionaries, which a test holds
+against ome-zarr-models; the ome-zarr package would add dask and cloud clients to each process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from napari_jrss.errors import ScanError
+from napari_jrss.geometry import Rows, Triple
+from napari_jrss.io.atomic import new_folder, temp_path, write_text
+from napari_jrss.io.zarr_check import group_attributes, open_array, read_array
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.transform import GridTransform
+
+SUFFIX = ".ome.zarr"
+DICOM_SOURCE = "dicom"
+_OME = "0.5"
+_ATTRIBUTES = "napari_jrss"
+# One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
+# the chunks that it cuts, fewest for an axial one.
+_CHUNKS = (32, 64, 64)
+_LEVEL = "0"  # the one resolution that there is
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class CaseAttributes(BaseModel):
+    """What a case remembers of where it came from.
+
+    Attributes
+    ----------
+    case_id
+        The case.
+    source, label_source
+        Files it was made from; of a DICOM series, whose paths may name the patient, only
+        ``dicom``.
+    checksum, label_checksum
+        Their SHA-256, see :func:`napari_jrss.io.nifti.file_checksum`; of a DICOM series, that
+        of its voxels, see :func:`napari_jrss.io.dicom.checksum`.
+    chain
+        How the scan reached the training grid, and the way back.
+    spacing_mm
+        Voxel size (z, y, x) of the training grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case_id: str
+    source: str
+    checksum: str
+    label_source: str | None = None
+    label_checksum: str | None = None
+    chain: GridTransform
+    spacing_mm: Triple
+
+
+def case_path(folder: Path, case_id: str) -> Path:
+    """Where a case lies in a project's folder of cases.
+
+    Raises
+    ------
+    ScanError
+        The id could not name a file.
+    """
+    return folder / (_require_name(case_id) + SUFFIX)
+
+
+def write_case(
+    folder: Path,
+    attributes: CaseAttributes,
+    image: NDArray[np.float32],
+    label: NDArray[Any] | None = None,
+    table: LabelTable | None = None,
+    version: str = "manual",
+) -> Path:
+    """Write a case aside and rename it, so that a reader never sees half of one.
+
+    Parameters
+    ----------
+    folder
+        The project's folder of cases.
+    attributes
+        What the case remembers; its id names the case.
+    image
+        (z, y, x) on the training grid.
+    label, table, version
+        Its first label, class indices (z, y, x), with the classes and the version's name.
+
+    Raises
+    ------
+    FileExistsError
+        The case exists.
+    """
+    path = case_path(folder, attributes.case_id)
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(path) as unfinished:
+        root = zarr.create_group(unfinished, zarr_format=3)
+        _write_array(root, image, attributes.case_id, attributes.spacing_mm)
+        root.attrs[_ATTRIBUTES] = attributes.model_dump(mode="json")
+        labels = root.create_group("labels")
+        labels.attrs["ome"] = {"version": _OME, "labels": []}
+        if label is not None:
+            if table is None:
+                raise ValueError("a label needs its table")
+            group = labels.create_group(_require_name(version))
+            _write_label(group, label, table, attributes.spacing_mm, version)
+            labels.attrs["ome"] = {"version": _OME, "labels": [version]}
+    return path
+
+
+def write_scan(
+    path: Path,
+    image: NDArray[np.float32],
+    spacing_mm: Triple,
+    origin_mm: Triple,
+    labels: Mapping[str, NDArray[Any]],
+    table: LabelTable,
+    affine: Rows,
+) -> Path:
+    """Write a scan and its labels as an OME-Zarr image for other programs.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.ome.zarr``; must not exist.
+    image
+        (z, y, x), turned to LPS.
+    spacing_mm, origin_mm
+        Voxel size and place of the first voxel (z, y, x): all that OME-Zarr 0.5 says of a place.
+    labels
+        Class indices (z, y, x) by name.
+    table
+        Their classes.
+    affine
+        4x4, voxel (x, y, z, 1) -> LPS mm, as rows: kept as an attribute, for a scan whose axes
+        aren't the world's.
+
+    Raises
+    ------
+    FileExistsError
+        It exists.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    with new_folder(path) as unfinished:
+        root = zarr.create_group(unfinished, zarr_format=3)
+        _write_array(root, image, path.name.removesuffix(SUFFIX), spacing_mm, origin_mm)
+        root.attrs[_ATTRIBUTES] = {"affine_lps_mm": affine}
+        group = root.create_group("labels")
+        group.attrs["ome"] = {"version": _OME, "labels": sorted(labels)}
+        for name, label in labels.items():
+            one = group.create_group(_require_name(name))
+            _write_label(one, label, table, spacing_mm, name, origin_mm)
+    return path
+
+
+def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) -> None:
+    """Add a label version to a case; what exists is never changed.
+
+    Parameters
+    ----------
+    path
+        The case.
+    version
+        Name of the new version.
+    label
+        Class indices (z, y, x) on the training grid.
+    table
+        The classes.
+
+    Raises
+    ------
+    FileExistsError
+        The version exists.
+    ScanError
+        The label doesn't fit the case's image.
+    """
+    _require_name(version)
+    if version in label_versions(path):
+        raise FileExistsError(f"{path}: label version {version} exists")
+    if label.shape != open_array(path / _LEVEL).shape:
+        raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
+    spacing = read_attributes(path).spacing_mm
+    target = path / "labels" / version
+    if target.exists():  # a writer died between the renaming and the listing
+        shutil.rmtree(target)
+    with new_folder(target, hidden=temp_path(path)) as unfinished:
+        _write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
+    listing = path / "labels" / "zarr.json"
+    group = json.loads(listing.read_bytes())
+    group["attributes"]["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
+    # Not by zarr, which doesn't flush: half a listing would take every label with it.
+    write_text(listing, json.dumps(group, indent=2))
+
+
+def relink(path: Path, *, source: str | None = None, label_source: str | None = None) -> None:
+    """Let a case remember that a file it was made from lies elsewhere now."""
+    listing = path / "zarr.json"
+    group = json.loads(listing.read_bytes())
+    about = group["attributes"][_ATTRIBUTES]
+    about["source"] = source or about["source"]
+    about["label_source"] = label_source or about["label_source"]
+    CaseAttributes.model_validate(about)
+    write_text(listing, json.dumps(group, indent=2))
+
+
+def labels_on_disk(path: Path) -> set[str]:
+    """Names of a case's label folders, also of those that a killed writer didn't list."""
+    folder = path / "labels"
+    return {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
+
+
+def fingerprint(array: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's voxels in C order."""
+    return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def read_image(path: Path) -> NDArray[np.float32]:
+    """Image float32 (z, y, x) of a case.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its voxels are damaged or not all there.
+    """
+    return read_array(path / _LEVEL, whole=True).astype(np.float32, copy=False)
+
+
+def read_label(path: Path, version: str) -> NDArray[Any]:
+    """Class indices (z, y, x), uint8, of one label version.
+
+    Raises
+    ------
+    ScanError
+        There is no such version, or it is damaged.
+    """
+    _require_version(path, version)
+    return read_array(path / "labels" / version / _LEVEL)
+
+
+def image_array(path: Path) -> zarr.Array[Any]:
+    """A case's image (z, y, x) still on disk, for reading slices."""
+    return open_array(path / _LEVEL, whole=True)
+
+
+def label_array(path: Path, version: str) -> zarr.Array[Any]:
+    """A label version (z, y, x) still on disk, for reading slices.
+
+    Raises
+    ------
+    ScanError
+        There is no such version.
+    """
+    _require_version(path, version)
+    return open_array(path / "labels" / version / _LEVEL)
+
+
+def label_versions(path: Path) -> tuple[str, ...]:
+    """Names of the label versions of a case, oldest first.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its list of labels is damaged.
+    """
+    folder = path / "labels"
+    try:
+        names = _LabelList.model_validate(group_attributes(folder)).ome.labels
+    except ValidationError as error:
+        raise ScanError(f"{folder}: damaged ({error.errors()[0]['msg']})") from error
+    for name in names:
+        if not _NAME.fullmatch(name) or (folder / name).is_symlink():
+            raise ScanError(f"{folder}: {name[:100]!r} can't be a label of this case")
+    return tuple(names)
+
+
+def read_attributes(path: Path) -> CaseAttributes:
+    """What a case remembers of where it came from.
+
+    Raises
+    ------
+    ScanError
+        There is no such case, or its attributes are damaged.
+    """
+    attributes = group_attributes(path)
+    if _ATTRIBUTES not in attributes:
+        raise ScanError(f"{path}: not a case of a project")
+    try:
+        return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ScanError(f"{path}: damaged ({where}: {first['msg']})") from error
+
+
+class _LabelList(BaseModel):
+    class _Ome(BaseModel):
+        labels: list[str] = []
+
+    ome: _Ome
+
+
+def _require_version(path: Path, version: str) -> None:
+    if version not in label_versions(path):
+        raise ScanError(f"{path}: no label version {version!r}")
+
+
+def _write_label(
+    group: zarr.Group,
+    label: NDArray[Any],
+    table: LabelTable,
+    spacing: Triple,
+    version: str,
+    origin: Triple | None = None,
+) -> None:
+    if int(label.max(initial=0)) >= len(table.classes):
+        raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
+    ome = _write_array(group, label.astype(table.dtype), version, spacing, origin)
+    ome["image-label"] = {
+        "colors": [
+            {
+                "label-value": c.index,
+                "rgba": [*bytes.fromhex(c.colour[1:]), 255 if c.index else 0],
+            }
+            for c in table.classes
+        ],
+        "properties": [{"label-value": c.index, "name": c.name} for c in table.classes],
+        "source": {"image": "../../"},
+    }
+    group.attrs["ome"] = ome
+
+
+def _write_array(
+    group: zarr.Group,
+    array: NDArray[Any],
+    name: str,
+    spacing: Triple,
+    origin: Triple | None = None,
+) -> dict[str, Any]:
+    chunks = tuple(min(c, n) for c, n in zip(_CHUNKS, array.shape, strict=True))
+    shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
+    group.create_array(
+        _LEVEL,
+        data=np.ascontiguousarray(array),
+        chunks=chunks,
+        shards=shards,
+        # The checksum tells a flipped bit, which Blosc would decode into other voxels.
+        # Unshuffled: most scans hold few different values, see docs/benchmarks.md.
+        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
+        config={"write_empty_chunks": True},  # a chunk that isn't there is damage, not zeros
+        dimension_names=("z", "y", "x"),
+    )
+    place: list[dict[str, Any]] = [{"type": "scale", "scale": list(spacing)}]
+    if origin is not None:
+        place.append({"type": "translation", "translation": list(origin)})
+    ome: dict[str, Any] = {
+        "version": _OME,
+        "multiscales": [
+            {
+                "name": name,
+                "axes": [{"name": a, "type": "space", "unit": "millimeter"} for a in "zyx"],
+                "datasets": [{"path": "0", "coordinateTransformations": place}],
+            }
+        ],
+    }
+    group.attrs["ome"] = ome
+    return ome
+
+
+def _require_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ScanError(f"{name!r}: use letters, digits, '.', '_' and '-' only")
+    return name

@@ -1,0 +1,494 @@
+"""What happened to every case and every round, and who did it: one SQLite file.
+
+The ledger knows no images. A row is written last, when what it speaks of lies on the disk, so
+a crash leaves at most a folder that no row mentions. Label versions and events are only ever
+added: triggers in the database itself refuse to change or remove one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from threading import RLock
+
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.atomic import sync_file, sync_folder, temp_path
+from napari_jrss.project import schema
+from napari_jrss.project.integrity import check_sound
+from napari_jrss.project.records import (
+    Case,
+    Event,
+    FailedImport,
+    HistoryEntry,
+    LabelVersion,
+    Outcome,
+    Round,
+    Split,
+    Status,
+    now,
+    round_folder,
+)
+
+
+class Ledger:
+    """The database of one project; safe to call from several threads of one program.
+
+    Parameters
+    ----------
+    path
+        ``project.sqlite``.
+    read_only
+        Refuse every change.
+
+    Raises
+    ------
+    ProjectError
+        Not a ledger, a damaged one, or one made by a newer version.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._lock = RLock()
+        self._connection = _connect(path)
+        try:
+            with self.reading():
+                self._check_version()
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._connection.execute("PRAGMA trusted_schema = OFF")
+                # The deletion of the journal is what commits: flush the folder after it.
+                self._connection.execute("PRAGMA synchronous = EXTRA")
+                if read_only:
+                    self._connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path, label_table: str, preprocessing: str, made_by: str) -> None:
+        """Write an empty ledger of the current schema into a folder that has none."""
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            schema.migrate(connection, 0)
+            connection.execute(
+                "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
+                (now(), made_by, label_table, preprocessing),
+            )
+            connection.execute(
+                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)",
+                (now(), Event.CREATED, f"by napari-jrss {made_by}"),
+            )
+        except sqlite3.Error as error:
+            raise ProjectError(f"{path}: {error}") from error
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the database; safe to call again."""
+        with self._lock:
+            self._connection.close()
+
+    def _check_version(self) -> None:
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if application != schema.APPLICATION_ID or version < 0:
+            raise ProjectError(f"{self.path}: not the ledger of a project")
+        if version > schema.SCHEMA_VERSION:
+            raise ProjectError(
+                f"{self.path}: made by a newer version of napari-jrss (schema {version}, "
+                f"this one knows {schema.SCHEMA_VERSION}); update napari-jrss"
+            )
+        try:
+            check_sound(self._connection, schema.MIGRATIONS[:version])
+        except ProjectError as error:
+            raise ProjectError(f"{self.path}: {error}") from None
+        if version < schema.SCHEMA_VERSION:
+            if self.read_only:
+                raise ProjectError(
+                    f"{self.path}: made by an older version (schema {version}); open it once "
+                    "for writing, which brings it up to date"
+                )
+            self._keep_copy(version)
+            schema.migrate(self._connection, version)
+
+    def _keep_copy(self, version: int) -> None:
+        """Put the ledger aside as it is, before its schema changes."""
+        path = schema.copy_before_migration(self.path, version)
+        temporary = temp_path(path)
+        try:
+            with closing(sqlite3.connect(temporary)) as copy:
+                self._connection.backup(copy)
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise ProjectError(f"{path}: can't be written ({error.strerror})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries; damage found on the way is a :class:`ProjectError`."""
+        with self._lock:
+            try:
+                yield self._connection
+            except ProjectError:
+                raise
+            # A damaged name in the schema can't even be told in UTF-8.
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ProjectError(f"{self.path}: {reason}") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: committed at the end, or rolled back whatever goes wrong."""
+        if self.read_only:
+            raise ProjectError(f"{self.path.parent}: is open read-only")
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    # -- the project itself
+
+    def setting(self, name: str) -> str | None:
+        """The text of ``label_table``, ``preprocessing``, ``grid``, ``created`` or ``made_by``."""
+        with self.reading() as connection:
+            row = connection.execute(f"SELECT {name} FROM project").fetchone()
+        if row is None:
+            raise ProjectError(f"{self.path}: has no project row; the ledger is damaged")
+        return None if row[0] is None else str(row[0])
+
+    def set_grid(self, grid: str) -> None:
+        """Record the training grid that preprocessing settled on for all cases."""
+        with self.writing() as connection:
+            connection.execute("UPDATE project SET grid = ?", (grid,))
+
+    def set_label_table(self, table: str, author: str | None, detail: str) -> None:
+        """Replace the label table, whose names or colours a person changed."""
+        with self.writing() as connection:
+            connection.execute("UPDATE project SET label_table = ?", (table,))
+            _log(connection, Event.STRUCTURE_CHANGED, author, None, None, None, detail)
+
+    # -- cases
+
+    def cases(self) -> list[Case]:
+        """All cases, by id."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, split, status, label_version, reference_version, subject_group "
+                "FROM cases ORDER BY case_id"
+            ).fetchall()
+        return [self._case(row) for row in rows]
+
+    def case(self, case_id: str) -> Case | None:
+        """One case by its exact id."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT case_id, split, status, label_version, reference_version, subject_group "
+                "FROM cases WHERE case_id = ?",
+                (case_id,),
+            ).fetchone()
+        return None if row is None or row[0] != case_id else self._case(row)
+
+    def _case(self, row: tuple[str, str, str, str | None, str | None, str | None]) -> Case:
+        try:
+            return Case(row[0], Split(row[1]), Status(row[2]), row[3], row[4], row[5])
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: case {row[0]}: {error}") from error
+
+    def add_case(
+        self, case_id: str, group: str | None = None, first_label: LabelVersion | None = None
+    ) -> None:
+        """Register a case whose volumes are in place, with the label it came with."""
+        with self.writing() as connection:
+            version = None if first_label is None else first_label.version
+            connection.execute(
+                "INSERT INTO cases (case_id, split, status, label_version, subject_group, added) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    case_id,
+                    Split.TRAIN,
+                    Status.UNLABELLED if first_label is None else first_label.status,
+                    version,
+                    group,
+                    now(),
+                ),
+            )
+            if first_label is not None:
+                _insert_version(connection, first_label)
+            author = None if first_label is None else first_label.author
+            _log(connection, Event.IMPORTED, author, case_id, version, None, "")
+
+    def assign(self, cases: Sequence[Case], detail: str, groups: Mapping[str, str | None]) -> None:
+        """Write the outcome of a split: where each case belongs and which label it shows."""
+        with self.writing() as connection:
+            connection.executemany(
+                "UPDATE cases SET split = ?, status = ?, label_version = ?, reference_version = ?"
+                " WHERE case_id = ?",
+                [
+                    (c.split, c.status, c.label_version, c.reference_version, c.case_id)
+                    for c in cases
+                ],
+            )
+            connection.executemany(
+                "UPDATE cases SET subject_group = ? WHERE case_id = ?",
+                [(group, case_id) for case_id, group in groups.items()],
+            )
+            _log(connection, Event.SPLIT, None, None, None, None, detail)
+
+    def relinked(self, case_id: str, detail: str) -> None:
+        """Record that a file which a case was made from was found elsewhere."""
+        with self.writing() as connection:
+            _log(connection, Event.RELINKED, None, case_id, None, None, detail)
+
+    def fail_import(self, case_id: str, reason: str) -> None:
+        """Record a scan that didn't become a case."""
+        with self.writing() as connection:
+            connection.execute(
+                "INSERT INTO failed_imports (at, case_id, reason) VALUES (?, ?, ?)",
+                (now(), case_id, reason),
+            )
+
+    def failed_imports(self) -> list[FailedImport]:
+        """The latest failure of each scan that hasn't become a case since."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT at, case_id, reason FROM failed_imports WHERE number IN "
+                "(SELECT max(number) FROM failed_imports GROUP BY case_id) "
+                "AND case_id NOT IN (SELECT case_id FROM cases) ORDER BY case_id"
+            ).fetchall()
+        return [FailedImport(*row) for row in rows]
+
+    # -- labels and decisions
+
+    def version_status(self) -> dict[tuple[str, str], Status]:
+        """Status that each label version gives to its case, by case id and version."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT case_id, version, status FROM label_versions")
+            return {(case_id, version): Status(status) for case_id, version, status in rows}
+
+    def version_checksums(self) -> dict[tuple[str, str], str]:
+        """SHA-256 of each label version, by case id and version."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT case_id, version, sha256 FROM label_versions")
+            return {(case_id, version): checksum for case_id, version, checksum in rows}
+
+    def versions(self, case_id: str) -> list[LabelVersion]:
+        """All label versions of a case, oldest first."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, version, status, created, author, draft, voxels_changed, "
+                "seconds, sha256 FROM label_versions WHERE case_id = ? ORDER BY rowid",
+                (case_id,),
+            ).fetchall()
+        try:
+            return [LabelVersion(a, b, Status(status), *rest) for a, b, status, *rest in rows]
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: case {case_id}: {error}") from error
+
+    def add_version(self, label: LabelVersion, kind: Event, detail: str) -> None:
+        """Register a label that is in place and put it in force."""
+        with self.writing() as connection:
+            _insert_version(connection, label)
+            connection.execute(
+                "UPDATE cases SET status = ?, label_version = ?, reference_version = NULL "
+                "WHERE case_id = ?",
+                (label.status, label.version, label.case_id),
+            )
+            _log(connection, kind, label.author, label.case_id, label.version, None, detail)
+
+    def decide(
+        self, case_id: str, kind: Event, author: str, round_number: int | None, reason: str
+    ) -> None:
+        """Record that a person rejected or skipped the pseudo-label of a case."""
+        with self.writing() as connection:
+            if kind is Event.REJECTED:
+                # A pseudo-label's rejection leaves a label that a person made in force.
+                connection.execute(
+                    "UPDATE cases SET status = 'rejected' "
+                    "WHERE case_id = ? AND status = 'unlabelled'",
+                    (case_id,),
+                )
+            _log(connection, kind, author, case_id, None, round_number, reason)
+
+    def history(self, case_id: str | None) -> list[HistoryEntry]:
+        """What happened, oldest first: to one case, or to the whole project."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT at, kind, author, case_id, version, round, detail FROM events "
+                "WHERE ?1 IS NULL OR case_id = ?1 ORDER BY number",
+                (case_id,),
+            ).fetchall()
+        try:
+            return [HistoryEntry(row[0], Event(row[1]), *row[2:]) for row in rows]
+        except ValueError as error:
+            raise ProjectError(f"{self.path}: {error}") from error
+
+    # -- rounds
+
+    def add_round(
+        self,
+        number: int,
+        parent: int | None,
+        config: str,
+        roles: Mapping[str, tuple[str, str | None]],
+    ) -> None:
+        """Register a round whose folder is in place: case id -> (role, label version)."""
+        with self.writing() as connection:
+            for (left,) in connection.execute(
+                "SELECT number FROM rounds WHERE outcome = 'running'"
+            ).fetchall():
+                _end_round(connection, left, Outcome.CANCELLED, "left unfinished")
+            connection.execute(
+                "INSERT INTO rounds (number, parent, started, outcome, config_sha256) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (number, parent, now(), Outcome.RUNNING, sha256(config.encode()).hexdigest()),
+            )
+            connection.executemany(
+                "INSERT INTO round_cases VALUES (?, ?, ?, ?)",
+                [(number, case_id, *role) for case_id, role in roles.items()],
+            )
+            _log(connection, Event.ROUND_STARTED, None, None, None, number, "")
+
+    def resume_round(self, number: int) -> None:
+        """Record that an unfinished round goes on."""
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE rounds SET outcome = 'running', finished = NULL WHERE number = ?",
+                (number,),
+            )
+            _log(connection, Event.ROUND_RESUMED, None, None, None, number, "")
+
+    def end_round(self, number: int, outcome: Outcome, metrics: str, promote: bool) -> None:
+        """Record how a round ended and, at the same moment, that its teacher took over."""
+        with self.writing() as connection:
+            connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
+            _end_round(connection, number, outcome, outcome)
+            if promote:
+                _log(connection, Event.PROMOTED, None, None, None, number, "")
+
+    def set_metrics(self, number: int, metrics: str, reason: str) -> None:
+        """Record other metrics of a round that has ended, and why."""
+        with self.writing() as connection:
+            connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
+            _log(connection, Event.ROUND_ENDED, None, None, None, number, reason)
+
+    def rounds(self, folder: Path) -> list[Round]:
+        """All rounds by number; `folder` is where their folders lie."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT number, parent, outcome, started, finished, config_sha256, metrics "
+                "FROM rounds ORDER BY number"
+            ).fetchall()
+            used: dict[int, dict[str, str]] = {}
+            for number, case_id, version in connection.execute(
+                "SELECT number, case_id, version FROM round_cases WHERE version IS NOT NULL"
+            ):
+                used.setdefault(number, {})[case_id] = version
+        try:
+            return [
+                Round(
+                    number=row[0],
+                    folder=folder / round_folder(row[0]),
+                    parent=row[1],
+                    outcome=Outcome(row[2]),
+                    started=row[3],
+                    finished=row[4],
+                    config_sha256=row[5],
+                    label_versions=used.get(row[0], {}),
+                    metrics=dict(json.loads(row[6])),
+                )
+                for row in rows
+            ]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ProjectError(f"{self.path}: {error}") from error
+
+    def roles(self, number: int) -> dict[str, tuple[str, str | None]]:
+        """What each case was for in a round: case id -> (role, label version)."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT case_id, role, version FROM round_cases WHERE number = ?", (number,)
+            ).fetchall()
+        return {case_id: (role, version) for case_id, role, version in rows}
+
+    def promote(self, number: int, author: str | None, detail: str) -> None:
+        """Make a round's teacher the current one."""
+        with self.writing() as connection:
+            _log(connection, Event.PROMOTED, author, None, None, number, detail)
+
+    def teacher(self) -> int | None:
+        """Number of the round promoted last."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT round FROM events WHERE kind = ? ORDER BY number DESC LIMIT 1",
+                (Event.PROMOTED,),
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open an existing database in autocommit mode."""
+    try:
+        # "rw" never makes a file; where the file can't be written, SQLite reads it all the
+        # same. Even a reader may have to roll back what a killed writer left half done.
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            timeout=10.0,
+            check_same_thread=False,
+        )
+    except sqlite3.Error as error:
+        raise ProjectError(f"{path}: {error}") from error
+
+
+def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:
+    connection.execute(
+        "INSERT INTO label_versions (case_id, version, status, created, author, draft, "
+        "voxels_changed, seconds, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            label.case_id,
+            label.version,
+            label.status,
+            label.created,
+            label.author,
+            label.draft,
+            label.voxels_changed,
+            label.seconds,
+            label.sha256,
+        ),
+    )
+
+
+def _end_round(connection: sqlite3.Connection, number: int, outcome: Outcome, detail: str) -> None:
+    connection.execute(
+        "UPDATE rounds SET outcome = ?, finished = ? WHERE number = ?", (outcome, now(), number)
+    )
+    _log(connection, Event.ROUND_ENDED, None, None, None, number, detail)
+
+
+def _log(
+    connection: sqlite3.Connection,
+    kind: Event,
+    author: str | None,
+    case_id: str | None,
+    version: str | None,
+    round_number: int | None,
+    detail: str,
+) -> None:
+    connection.execute(
+        "INSERT INTO events (at, kind, author, case_id, version, round, detail) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (now(), kind, author, case_id, version, round_number, detail),
+    )

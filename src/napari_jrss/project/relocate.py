@@ -1,0 +1,172 @@
+"""Scans whose files have moved since they were imported, found again by their checksums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.nifti import file_checksum
+from napari_jrss.preprocess import case_store as store
+from napari_jrss.project.cases import ProjectCases
+
+if TYPE_CHECKING:
+    from napari_jrss.io.dicom import DicomSeries
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a case was made from.
+
+    Attributes
+    ----------
+    case_id
+        The case.
+    kind
+        Its scan or its first label.
+    path
+        Where the file is, or was when last seen.
+    """
+
+    case_id: str
+    kind: Literal["scan", "label"]
+    path: Path
+
+
+class ProjectSources(ProjectCases):
+    """The files behind the cases; see :class:`~napari_jrss.project.project.Project`."""
+
+    def missing_sources(self) -> list[Source]:
+        """Files that aren't where they were when the cases were made of them, by case id.
+
+        Cases of DICOM series aren't among them: of these no path is kept.
+        """
+        return [source for source, _ in self._missing()]
+
+    def find_sources(self, folder: str | Path) -> Iterator[Source]:
+        """Look below a folder for missing files, by checksum, and remember where they are.
+
+        Parameters
+        ----------
+        folder
+            Where to look. Only files with the ending of a missing one are read, those with
+            its name first.
+
+        Yields
+        ------
+        Source
+            Each file as it is found; the project knows its new place by then.
+
+        Raises
+        ------
+        ProjectError
+            There is no such folder, or the project is read-only.
+        """
+        self.check_writable()
+        folder = Path(folder).absolute()
+        if not folder.is_dir():
+            raise ProjectError(f"{folder}: no such folder")
+        missing = self._missing()
+        names = {source.path.name for source, _ in missing}
+        endings = tuple({_ending(source.path) for source, _ in missing})
+        files = [
+            Path(below) / name
+            for below, _, found in os.walk(folder)
+            for name in found
+            if name.lower().endswith(endings)
+        ]
+        files.sort(key=lambda file: (file.name not in names, file))
+        for file in files:
+            if not missing:
+                break
+            checksum = _checksum(file)
+            for entry in [entry for entry in missing if entry[1] == checksum]:
+                source, _ = entry
+                # Files that are alike, such as labels of two cases, are told by their names.
+                alike = sum(other == checksum and o.kind == source.kind for o, other in missing)
+                if alike > 1 and file.name != source.path.name:
+                    continue
+                missing.remove(entry)
+                yield self._relink(source, file)
+
+    def _missing(self) -> list[tuple[Source, str]]:
+        """The missing files with their checksums."""
+        found: list[tuple[Source, str]] = []
+        for case in self.cases():
+            about = self.attributes(case.case_id)
+            if about.source != store.DICOM_SOURCE and not Path(about.source).is_file():
+                found.append((Source(case.case_id, "scan", Path(about.source)), about.checksum))
+            if about.label_source and not Path(about.label_source).is_file():
+                label = Source(case.case_id, "label", Path(about.label_source))
+                found.append((label, about.label_checksum or ""))
+        return found
+
+    def _relink(self, source: Source, file: Path) -> Source:
+        path = self.case_path(source.case_id)
+        try:
+            if source.kind == "scan":
+                store.relink(path, source=str(file))
+            else:
+                store.relink(path, label_source=str(file))
+        except OSError as error:
+            raise ProjectError(f"{path}: can't be written ({error.strerror})") from error
+        self._ledger.relinked(source.case_id, source.kind)
+        return Source(source.case_id, source.kind, file)
+
+
+def _ending(path: Path) -> str:
+    """``.nii.gz`` and the like, in lower case."""
+    return "".join(
+        path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+    ).lower()
+
+
+def _checksum(file: Path) -> str | None:
+    """SHA-256; None for what can't be read, such as a pipe or a file of somebody else."""
+    if not file.is_file():
+        return None
+    try:
+        return file_checksum(file)
+    except (OSError, ScanError):
+        return None
+
+
+def find_dicom_sources(
+    folder: Path | str, cases: Iterable[store.CaseAttributes]
+) -> dict[str, DicomSeries]:
+    """The series that cases were made from, among those of a folder; by case id.
+
+    A series is told by its geometry and its voxels, not by identifiers: a copy that was
+    anonymised serves as well. A case whose series isn't there is missing from the result.
+
+    Raises
+    ------
+    ScanError
+        There is no such folder.
+    """
+    from napari_jrss.io.dicom import checksum, find_series, read_series
+
+    wanted = [case for case in cases if case.source == store.DICOM_SOURCE]
+    found: dict[str, DicomSeries] = {}
+    for series in find_series(folder)[0]:
+        alike = [
+            case
+            for case in wanted
+            if case.chain.source_shape == series.shape
+            and np.allclose(case.chain.source_affine, series.affine, atol=1e-2)
+        ]
+        if not alike:
+            continue
+        try:
+            voxels = checksum(read_series(series))
+        except ScanError:
+            continue  # damaged, so it isn't what a case was made from
+        for case in alike:
+            if case.checksum == voxels:
+                found.setdefault(case.case_id, series)
+    return found

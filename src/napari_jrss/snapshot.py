@@ -1,0 +1,110 @@
+"""What one training run may see: a fixed set of cases, and which of them come next.
+
+Nothing here touches a project: a :class:`CohortSnapshot` is taken from one, and a running
+round works on the labels as they were then. Sampling depends on nothing but the seed, the
+stage and the step, so a resumed run draws what the straight run would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+Label = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+class CaseArrays(Protocol):
+    """Where a run reads its volumes from, by case id."""
+
+    def image(self, case_id: str) -> Image:
+        """Preprocessed image (z, y, x) on the training grid."""
+        ...
+
+    def label(self, case_id: str) -> Label:
+        """Class indices (z, y, x) on the training grid."""
+        ...
+
+
+@dataclass
+class CachedArrays:
+    """Volumes kept in memory up to a budget, so that small cohorts are read from disk once.
+
+    Parameters
+    ----------
+    read_image, read_label
+        Read one case's volume from disk.
+    budget_bytes
+        Least recently used volumes leave when the total would pass this many bytes.
+    """
+
+    read_image: Callable[[str], Image]
+    read_label: Callable[[str], Label]
+    budget_bytes: int = 2**30
+    _kept: OrderedDict[tuple[str, str], NDArray[np.generic]] = field(
+        default_factory=OrderedDict, repr=False
+    )
+
+    def image(self, case_id: str) -> Image:
+        return self._get("image", case_id, self.read_image)
+
+    def label(self, case_id: str) -> Label:
+        return self._get("label", case_id, self.read_label)
+
+    def _get(self, kind: str, case_id: str, read: Callable[[str], NDArray]) -> NDArray:  # type: ignore[type-arg]
+        key = (kind, case_id)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        array = read(case_id)
+        self._kept[key] = array
+        while (
+            len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > self.budget_bytes
+        ):
+            self._kept.popitem(last=False)
+        return array
+
+
+@dataclass(frozen=True)
+class CohortSnapshot:
+    """The cases of one run: N labelled, J unlabelled, and the validation cases.
+
+    Attributes
+    ----------
+    class_names
+        Names of the C output classes; index 0 is the background.
+    spacing_mm
+        Voxel size (z, y, x) of the training grid in mm.
+    shape
+        Training grid (z, y, x) in voxels.
+    labelled, unlabelled, validation
+        Case ids. Validation cases have labels and never train.
+    label_versions
+        Label version used for each labelled and validation case.
+    arrays
+        Where the volumes come from.
+    """
+
+    class_names: tuple[str, ...]
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    validation: tuple[str, ...]
+    label_versions: Mapping[str, str]
+    arrays: CaseArrays
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """All K = N + J training cases, in a fixed order."""
+        return tuple(sorted((*self.labelled, *self.unlabelled)))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C, background included."""
+        return len(self.class_names)

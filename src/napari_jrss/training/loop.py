@@ -1,0 +1,238 @@
+"""The training loop: one stage, step by step, resumable at any moment.
+
+All randomness of a step comes from (seed, stage, step), so a run that goes on from a
+training state repeats exactly what the straight run would have done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.training.checkpoint import (
+    CheckpointError,
+    StateDict,
+    TrainingState,
+    load_into,
+    optimizer_moments,
+    restore_moments,
+)
+from napari_jrss.training.events import Cancelled, EpochEnd, Event, StageStarted, StepEnd
+from napari_jrss.training.sampling import step_seed
+
+
+class Cancel(Protocol):
+    """Something that can be asked to stop, such as a :class:`threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+Validation = Generator[None, None, float | None]
+"""Returns the mean foreground Dice, None without cases; yields between cases, to be left there."""
+
+
+class Stage(Protocol):
+    """What a stage brings to :func:`fit`.
+
+    `modules` are saved and restored together: the trained network and, where there is one,
+    its teacher. `validate` decides the best epoch.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    learning_rate: float
+    steps: int
+    steps_per_epoch: int
+
+    def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]: ...
+    def after_step(self, step: int) -> None: ...
+    def validate(self) -> Validation: ...
+
+
+def fit(
+    stage: Stage, fabric: Fabric, state_path: Path, config: TrainingConfig, cancel: Cancel
+) -> Iterator[Event]:
+    """Train one stage to its end, leaving the best weights on validation in its modules.
+
+    Parameters
+    ----------
+    stage
+        What to train; its modules and optimiser are already set up by `fabric`.
+    fabric
+        Device, precision and the other processes.
+    state_path
+        Where the training state is kept; it is resumed from if it is there.
+    config
+        Seed, decay of the learning rate, and how often to validate.
+    cancel
+        Checked before each step and between the cases of a validation; the state is saved and
+        :class:`Cancelled` yielded.
+    """
+    state = _restore(stage, fabric, state_path)
+    yield StageStarted(
+        stage=stage.name,
+        steps=stage.steps,
+        first_step=state.step,
+        best=state.best_validation,
+    )
+    while True:
+        if state.epoch_losses and _ends_epoch(state.step, stage):
+            done = state.step // stage.steps_per_epoch
+            due = done % config.validation_interval == 0 or state.step == stage.steps
+            value = None
+            if due:
+                ended, value = run_validation(stage.validate(), fabric, cancel)
+                if not ended:
+                    yield _leave(stage, fabric, state, state_path)
+                    return
+                _keep_best(stage, state, value)
+            yield EpochEnd(
+                stage=stage.name,
+                epoch=done,
+                step=state.step,
+                losses=_means(state.epoch_losses),
+                validation=value,
+                best=state.best_validation,
+            )
+            state.epoch_losses = []
+            if due:
+                _save(stage, fabric, state, state_path)
+        if state.step >= stage.steps:
+            break
+        if stop_requested(cancel, fabric):
+            yield _leave(stage, fabric, state, state_path)
+            return
+        taken = _step(stage, fabric, state, config)
+        yield taken
+        state.epoch_losses.append(taken.losses)
+    if state.best:
+        _put(stage, state.best)
+
+
+def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingConfig) -> StepEnd:
+    """One step of the optimiser, with the losses it descended."""
+    started = time.perf_counter()
+    epoch = state.step // stage.steps_per_epoch
+    for group in stage.optimizer.param_groups:
+        # a stage of two networks may give one of them a multiple of its rate
+        group["lr"] = stage.learning_rate * group.get("factor", 1.0) * config.gamma**epoch
+    with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
+        losses = stage.losses(state.step, rng)
+        stage.optimizer.zero_grad()
+        fabric.backward(losses["total"])
+        stage.optimizer.step()
+    stage.after_step(state.step)
+    state.step += 1
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    if not np.isfinite(values["total"]):
+        raise FloatingPointError(
+            f"the loss of {stage.name} became {values['total']} at step {state.step}; "
+            "lower the learning rate or train in 32-bit precision"
+        )
+    return StepEnd(
+        stage=stage.name,
+        step=state.step,
+        steps=stage.steps,
+        losses=values,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:
+    """Whether to stop, as the first process sees it: all must leave before the same step."""
+    return bool(fabric.broadcast(cancel.is_set()))
+
+
+def run_validation(
+    validation: Validation, fabric: Fabric, cancel: Cancel
+) -> tuple[bool, float | None]:
+    """Whether it came to its end, not asked to stop between two cases, and the Dice."""
+    while True:
+        try:
+            next(validation)
+        except StopIteration as end:
+            return True, end.value
+        if stop_requested(cancel, fabric):
+            return False, None
+
+
+def _ends_epoch(step: int, stage: Stage) -> bool:
+    return step % stage.steps_per_epoch == 0 or step == stage.steps
+
+
+@contextmanager
+def _randomness_of(seed: int, stage: str, step: int, rank: int) -> Iterator[np.random.Generator]:
+    """Seed numpy's draws and torch's (dropout, augmentation) for one step on one process."""
+    number = step_seed(seed + rank, stage, step)
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        yield np.random.default_rng(number)
+
+
+def _means(losses: list[dict[str, float]]) -> dict[str, float]:
+    names = {name for values in losses for name in values}
+    return {
+        name: float(np.mean([values[name] for values in losses if name in values]))
+        for name in sorted(names)
+    }
+
+
+def _keep_best(stage: Stage, state: TrainingState, value: float | None) -> None:
+    if value is not None and (state.best_validation is None or value > state.best_validation):
+        state.best_validation = value
+        state.best = _copies(stage)
+
+
+def _copies(stage: Stage) -> dict[str, StateDict]:
+    return {
+        name: {key: value.detach().clone() for key, value in module.state_dict().items()}
+        for name, module in stage.modules.items()
+    }
+
+
+def _put(stage: Stage, states: dict[str, StateDict]) -> None:
+    for name, module in stage.modules.items():
+        module.load_state_dict(states[name])
+
+
+def _leave(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> Cancelled:
+    _save(stage, fabric, state, path)
+    return Cancelled(stage=stage.name, step=state.step)
+
+
+def _save(stage: Stage, fabric: Fabric, state: TrainingState, path: Path) -> None:
+    if not fabric.is_global_zero:
+        return
+    state.modules = {name: module.state_dict() for name, module in stage.modules.items()}
+    state.optimizer = optimizer_moments(stage.optimizer)
+    state.precision = fabric.strategy.precision.state_dict()
+    state.write(path)
+
+
+def _restore(stage: Stage, fabric: Fabric, path: Path) -> TrainingState:
+    if not path.exists():
+        return TrainingState(modules={})
+    state = TrainingState.read(path)
+    for name, module in stage.modules.items():
+        load_into(module, state.modules.get(name, {}), path)
+        held = state.best.get(name, {}) if state.best else module.state_dict()
+        if {k: v.shape for k, v in held.items()} != {
+            k: v.shape for k, v in module.state_dict().items()
+        }:
+            raise CheckpointError(f"{path}: a training state of another network")
+    restore_moments(stage.optimizer, state.optimizer, path)
+    try:
+        fabric.strategy.precision.load_state_dict(state.precision)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: of another precision ({error})") from error
+    return state

@@ -1,0 +1,359 @@
+"""The stages of a project's training: what each draws, which step it takes, how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import islice, permutations
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.inference.predict import predict_case, warp_label
+from napari_jrss.losses import class_weights
+from napari_jrss.metrics import dice_per_class
+from napari_jrss.networks.spatial import warp
+from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.augment import (
+    random_affine_grid,
+    random_intensity,
+    sample_image,
+    sample_label,
+)
+from napari_jrss.training.loop import Validation
+from napari_jrss.training.sampling import draw_cases, draw_pairs
+from napari_jrss.training.screening import IGNORED, PseudoLabel
+from napari_jrss.training.steps import (
+    Losses,
+    PairBatch,
+    StudentBatch,
+    mono_segmentation_step,
+    registration_step,
+    student_step,
+    update_teacher,
+)
+
+VALIDATION_PAIRS = 12
+
+
+class TrainingTensors:
+    """A snapshot's volumes as tensors on the device, labels by a person before pseudo-labels."""
+
+    def __init__(
+        self,
+        snapshot: CohortSnapshot,
+        pseudo_labels: Mapping[str, PseudoLabel],
+        device: torch.device,
+    ) -> None:
+        self.snapshot = snapshot
+        self.pseudo_labels = pseudo_labels
+        self.device = device
+        self.manual = frozenset(snapshot.labelled)
+        accepted = [c for c, pseudo in pseudo_labels.items() if pseudo.accepted]
+        self.supervised = tuple(sorted((*snapshot.labelled, *accepted)))
+
+    def images(self, cases: Sequence[str]) -> Tensor:
+        """(B, 1, z, y, x)."""
+        arrays = [self.snapshot.arrays.image(case) for case in cases]
+        return torch.from_numpy(np.stack(arrays)[:, None]).to(self.device)
+
+    def labels(self, cases: Sequence[str]) -> Tensor:
+        """(B, z, y, x): manual labels, else whole pseudo-labels, else all ignored."""
+        return self._stack([self._label(case) for case in cases])
+
+    def targets(self, cases: Sequence[str]) -> Tensor:
+        """(B, z, y, x): manual labels, else screened pseudo-labels."""
+        arrays = [
+            self._label(case) if case in self.manual else self.pseudo_labels[case].target
+            for case in cases
+        ]
+        return self._stack(arrays)
+
+    def class_weights(self, background: float = 0.5) -> Tensor:
+        """(C,), by the rarity of each class in the manual labels."""
+        weights = class_weights(self._voxels, background)
+        return weights.to(self.device)
+
+    @cached_property
+    def _voxels(self) -> Tensor:
+        """(C,), of each class in the manual labels."""
+        counts = torch.zeros(self.snapshot.classes, dtype=torch.int64)
+        for case in self.snapshot.labelled:
+            label = torch.from_numpy(self.snapshot.arrays.label(case)).flatten()
+            counts += torch.bincount(label, minlength=self.snapshot.classes)
+        return counts
+
+    def _label(self, case: str) -> np.ndarray:
+        if case in self.manual:
+            return self.snapshot.arrays.label(case)
+        if case in self.pseudo_labels:
+            return self.pseudo_labels[case].label
+        return np.full(self.snapshot.shape, IGNORED, np.uint8)
+
+    def _stack(self, arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self.device).long()
+
+
+def segmentation_validation(
+    network: nn.Module, snapshot: CohortSnapshot, device: torch.device
+) -> Validation:
+    """Mean foreground Dice on the validation cases; None without such cases."""
+    scores = []
+    for case in snapshot.validation:
+        scores.append(segmentation_dice(network, snapshot, case, device))
+        yield
+    return _mean_dice(scores)
+
+
+def segmentation_dice(
+    network: nn.Module, snapshot: CohortSnapshot, case: str, device: torch.device
+) -> NDArray[np.float64]:
+    """Dice of each foreground class in one case, NaN where neither side has it: (C - 1,)."""
+    prediction = predict_case(network, snapshot.arrays.image(case), device).label
+    return dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes)
+
+
+def registration_validation(
+    network: nn.Module, snapshot: CohortSnapshot, device: torch.device
+) -> Validation:
+    """Mean foreground Dice over ordered validation pairs; None with fewer than two cases."""
+    scores = []
+    for moving, fixed in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS):
+        label = warp_label(network, snapshot.arrays, moving, fixed, device)
+        truth = snapshot.arrays.label(fixed)
+        scores.append(dice_per_class(label, truth, snapshot.classes))
+        yield
+    return _mean_dice(scores)
+
+
+def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
+    """Over the structures of each case, then over cases."""
+    return float(np.nanmean(np.nanmean(scores, axis=1))) if scores else None
+
+
+class MonoSegmentationStage:
+    """Mono-Seg: the segmentation network on the labelled cases alone (Eq. 2)."""
+
+    name = "mono_segmentation"
+
+    def __init__(
+        self, network: nn.Module, tensors: TrainingTensors, config: TrainingConfig, fabric: Fabric
+    ) -> None:
+        settings = config.segmentation
+        self.tensors, self.config = tensors, config
+        self.modules = {"network": network}
+        self.learning_rate = settings.learning_rate
+        adam = torch.optim.Adam(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.network, self.optimizer = fabric.setup(network, adam)
+        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
+        self.steps = settings.steps(self.steps_per_epoch, tensors.snapshot.classes - 1)
+
+    def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        snapshot = self.tensors.snapshot
+        cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
+        images, labels = self.tensors.images(cases), self.tensors.labels(cases)
+        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
+        images = _intensity(sample_image(images, grid), self.config, rng)
+        self.network.train()
+        labels = sample_label(labels, grid, outside=0)
+        background = self.config.segmentation.include_background
+        return mono_segmentation_step(self.network, images, labels, background)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the network."""
+
+    def validate(self) -> Validation:
+        return segmentation_validation(
+            self.modules["network"], self.tensors.snapshot, self.tensors.device
+        )
+
+
+class RegistrationStage:
+    """Registration, pre-trained (Mono-Reg) or in a round, with what labels there are (Eq. 10)."""
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        tensors: TrainingTensors,
+        config: TrainingConfig,
+        fabric: Fabric,
+        epochs: int,
+        minimum_steps: int,
+        warmup_steps: int,
+    ) -> None:
+        settings = config.registration
+        self.name = name
+        self.tensors, self.config = tensors, config
+        self.modules = {"network": network}
+        self.learning_rate = settings.learning_rate
+        self.warmup_steps = warmup_steps
+        adam = torch.optim.Adam(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.network, self.optimizer = fabric.setup(network, adam)
+        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
+        self.steps = max(epochs * self.steps_per_epoch, minimum_steps)
+
+    def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        batch = self.draw(rng)
+        self.network.train()
+        classes, settings = self.tensors.snapshot.classes, self.config.registration
+        return registration_step(self.network, batch, classes, self._lambda_r(step), settings)
+
+    def draw(self, rng: np.random.Generator) -> PairBatch:
+        """The pairs of one step."""
+        settings = self.config.registration
+        snapshot, supervised = self.tensors.snapshot, self.tensors.supervised
+        pairs = draw_pairs(
+            snapshot.training,
+            supervised,
+            settings.batch_size,
+            settings.labelled_pair_fraction,
+            rng,
+        )
+        moving, fixed = [m for m, _ in pairs], [f for _, f in pairs]
+        both = [m in supervised and f in supervised for m, f in pairs]
+        moving_images, moving_labels = self._side(moving, rng)
+        fixed_images, fixed_labels = self._side(fixed, rng)
+        return PairBatch(
+            moving_images,
+            fixed_images,
+            moving_labels,
+            fixed_labels,
+            torch.tensor(both, device=self.tensors.device),
+        )
+
+    def _side(self, cases: list[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images and labels of one side of the pairs."""
+        images, labels = self.tensors.images(cases), self.tensors.labels(cases)
+        std = self.config.augmentation.pair_affine_std
+        if std == 0:
+            return images, labels
+        grid = _affine(len(cases), self.tensors, std, rng)
+        return sample_image(images, grid), sample_label(labels, grid, outside=0)
+
+    def _lambda_r(self, step: int) -> float:
+        settings = self.config.registration
+        left = max(0.0, 1 - step / self.warmup_steps) if self.warmup_steps else 0.0
+        return settings.lambda_r + left * (settings.lambda_r_warmup - settings.lambda_r)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the network."""
+
+    def validate(self) -> Validation:
+        return registration_validation(
+            self.modules["network"], self.tensors.snapshot, self.tensors.device
+        )
+
+
+class StudentStage:
+    """The student on manual and pseudo-labels, and the teacher that follows it (Eq. 6)."""
+
+    def __init__(
+        self,
+        name: str,
+        student: nn.Module,
+        teacher: nn.Module,
+        registration: nn.Module,
+        tensors: TrainingTensors,
+        config: TrainingConfig,
+        fabric: Fabric,
+    ) -> None:
+        settings = config.segmentation
+        self.name = name
+        self.tensors, self.config = tensors, config
+        self.modules = {"student": student, "teacher": teacher}
+        self.registration = registration.to(tensors.device).eval()
+        self.learning_rate = settings.learning_rate
+        adam = torch.optim.Adam(
+            student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.student, self.optimizer = fabric.setup(student, adam)
+        teacher.to(tensors.device).eval()
+        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
+        self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
+
+    def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        self.student.train()
+        settings = self.config.joint
+        weighted = settings.class_weighting != "none"
+        class_weight = self.tensors.class_weights() if weighted else None
+        return student_step(self.student, self._batch(rng), settings, class_weight)
+
+    @torch.no_grad()
+    def _batch(self, rng: np.random.Generator) -> StudentBatch:
+        """Pairs of one labelled and one unlabelled case, in either order, registered."""
+        tensors, snapshot = self.tensors, self.tensors.snapshot
+        pairs = max(1, self.config.segmentation.batch_size // 2)
+        labelled = draw_cases(snapshot.labelled, pairs, rng)
+        unlabelled = draw_cases(snapshot.unlabelled, pairs, rng)
+        swap = rng.random(pairs) < 0.5
+        order = zip(labelled, unlabelled, swap, strict=True)
+        moving, fixed = zip(*((u, x) if s else (x, u) for x, u, s in order), strict=True)
+        cases = [*moving, *fixed]
+        manual = torch.tensor([case in tensors.manual for case in cases], device=tensors.device)
+        usable = torch.tensor(
+            [case in tensors.supervised for case in moving], device=tensors.device
+        )
+
+        images, targets = tensors.images(cases), tensors.targets(cases)
+        probabilities = torch.zeros(
+            (2 * pairs, snapshot.classes, *snapshot.shape), device=tensors.device
+        )
+        probabilities[~manual] = self.modules["teacher"](images[~manual]).float().softmax(1)
+        displacement = self.registration(images[:pairs], images[pairs:]).float()
+        warped_labels = _warp_labels(tensors.labels(moving), displacement)
+        if self.config.joint.registration_warp:
+            images[:pairs] = warp(images[:pairs], displacement, padding="border")
+            targets[:pairs] = _warp_labels(targets[:pairs], displacement)
+            probabilities[:pairs] = warp(probabilities[:pairs], displacement, padding="border")
+
+        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
+        images = _intensity(sample_image(images, grid), self.config, rng)
+        return StudentBatch(
+            images=images,
+            labels=sample_label(targets, grid, outside=IGNORED),
+            manual=manual,
+            teacher_logits=sample_image(probabilities, grid).clamp_min(1e-6).log(),
+            warped_labels=sample_label(warped_labels, grid[pairs:], outside=IGNORED),
+            warped_usable=usable,
+        )
+
+    def after_step(self, step: int) -> None:
+        decay = self.config.joint.ema_decay
+        update_teacher(self.modules["teacher"], self.modules["student"], decay)
+
+    def validate(self) -> Validation:
+        return segmentation_validation(
+            self.modules["teacher"], self.tensors.snapshot, self.tensors.device
+        )
+
+
+def epoch_steps(snapshot: CohortSnapshot, batch_size: int, fabric: Fabric) -> int:
+    """Steps of an epoch: K samples, shared by the processes."""
+    return max(1, round(len(snapshot.training) / (batch_size * fabric.world_size)))
+
+
+def _affine(batch: int, tensors: TrainingTensors, std: float, rng: np.random.Generator) -> Tensor:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return random_affine_grid(batch, tensors.snapshot.shape, std, generator, tensors.device)
+
+
+def _intensity(images: Tensor, config: TrainingConfig, rng: np.random.Generator) -> Tensor:
+    if config.augmentation.intensity_std == 0:
+        return images
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return random_intensity(images, config.augmentation.intensity_std, generator)
+
+
+def _warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
+    """Nearest-neighbour warp of (B, z, y, x); what comes from outside is ignored."""
+    shifted = (labels - IGNORED).unsqueeze(1).float()
+    return (warp(shifted, displacement, mode="nearest").squeeze(1) + IGNORED).round().long()

@@ -1,0 +1,304 @@
+"""From a folder of scans to a project: where they are, what was found, how they are prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.app.importing import Found, Source, fitting_spacing, groups_file_of, look_into
+from napari_jrss.app.runner import JobRunner, JobState
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.widgets.bridge import Relay
+from napari_jrss.widgets.path_field import PathField
+
+if TYPE_CHECKING:
+    from napari_jrss.app.session import Session
+
+_AXES = "zyx"
+
+
+class ImportDialog(QDialog):
+    """Asks for a folder of scans, shows what is in it, and starts the import.
+
+    Parameters
+    ----------
+    session
+        Whose project is made; with `adding`, the open one gets further scans.
+    folder
+        A folder of scans to begin with.
+    adding
+        Whether scans are added to the open project, which settles how they are prepared.
+    """
+
+    def __init__(
+        self, session: Session, parent: QWidget, folder: Path | None = None, adding: bool = False
+    ) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Add scans" if adding else "New project")
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setMinimumWidth(520)
+        self._session, self._adding = session, adding
+        self.found: Found | None = None
+        self._stale = False
+        self._named = False  # whether the person named the project
+        self._runner = JobRunner("preview")
+        self._relay = Relay(self)
+        self._relay.connect(self._runner.event, self._show_found)
+        self._relay.connect(self._runner.state_changed, self._preview_ended)
+
+        self.images = PathField(
+            "Folder of scans",
+            "Folder of scans (NIfTI or DICOM), or one with images/ and labels/, or as "
+            "nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT lay it out",
+        )
+        self.labels = PathField(
+            "Folder of labels", "Folder of labels with the scans' file names; empty: found by name"
+        )
+        self.groups = PathField(
+            "Structures",
+            "CSV file that names the structures: label, name, class_id, class_name; "
+            "empty: one structure per number in the labels",
+            "CSV (*.csv)",
+        )
+        self.project = PathField("Project folder", "The project's own new folder, <name>.jrss")
+        form = QFormLayout()
+        form.addRow("Scans", self.images)
+        form.addRow("Labels", self.labels)
+        if not adding:
+            form.addRow("Structures", self.groups)
+            form.addRow("Project", self.project)
+        self.preparation = Preparation()
+        advanced = QCollapsible("Grid and alignment")
+        advanced.addWidget(self.preparation)
+        advanced.setToolTip("How scans reach the one grid that all cases of a project share")
+
+        self._preview = QLabel("Choose a folder of scans.")
+        self._preview.setWordWrap(True)
+        self._preview.setTextFormat(Qt.TextFormat.PlainText)
+        self._preview.setMinimumHeight(90)
+        self._preview.setAlignment(Qt.AlignmentFlag.AlignTop)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
+        self.start = buttons.addButton("Import", QDialogButtonBox.ButtonRole.AcceptRole)
+        self.start.setToolTip("Read the scans in the background (Enter)")
+        self.start.setDefault(True)
+        self.start.setEnabled(False)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        if not adding:
+            layout.addWidget(advanced)
+        layout.addWidget(self._preview)
+        layout.addWidget(buttons)
+
+        # Typing a path shouldn't read the disk at every letter.
+        self._soon = QTimer(self, singleShot=True, interval=250)
+        self._soon.timeout.connect(self._look)
+        self.images.changed.connect(self._folder_changed)
+        self.project.edit.textEdited.connect(self._name_given)
+        for field in (self.labels, self.groups):
+            field.changed.connect(self._soon.start)
+        self.preparation.changed.connect(self._soon.start)
+        if folder is not None:
+            self.images.set_path(folder)
+
+    def accept(self) -> None:
+        """Start the import; what stands in its way is shown, and the dialog stays."""
+        found, project = self.found, self.project.path()
+        if found is None:
+            return
+        try:
+            if self._adding:
+                self._session.cohort.add(found.cohort)
+            elif found.table is None:
+                self._say("No scan has a label: name the structures with a CSV file.")
+                return
+            elif project is None:
+                self._say("Name the project's folder.")
+                return
+            else:
+                config = self.preparation.config()
+                self._session.cohort.make(project, found.cohort, found.table, config)
+        except Exception as error:
+            if not (is_ours(error) or isinstance(error, ValidationError)):
+                raise
+            self._say(_line(error))
+            return
+        super().accept()
+
+    def done(self, result: int) -> None:
+        """Stop looking, however the dialog ends."""
+        self._soon.stop()
+        self._relay.disconnect_all()
+        self._runner.cancel()
+        super().done(result)
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        """Closing the window is cancelling."""
+        self.done(int(QDialog.DialogCode.Rejected))
+        super().closeEvent(event)
+
+    def _name_given(self) -> None:
+        self._named = bool(self.project.edit.text().strip())
+
+    def _folder_changed(self) -> None:
+        folder = self.images.path()
+        if folder is not None and folder.is_dir():
+            self.groups.set_path(groups_file_of(folder))
+            if not self._named:
+                name = folder.parent.name if folder.name == "images" else folder.name
+                self.project.set_path(folder.parent / f"{name}.jrss")
+        self._soon.start()
+
+    def _look(self) -> None:
+        """Look into the folder, once the look before it has ended."""
+        self.found = None
+        self.start.setEnabled(False)
+        if self._runner.state.busy:
+            self._stale = True
+            self._runner.cancel()
+            return
+        self._stale = False
+        images = self.images.path()
+        if images is None:
+            self._say("Choose a folder of scans.")
+            return
+        try:
+            config = self._session.open_project.preprocessing if self._adding else None
+            config = config or self.preparation.config()
+        except ValidationError as error:
+            self._say(_line(error))
+            return
+        groups = None if self._adding else self.groups.path()
+        source = Source(images, self.labels.path(), groups)
+        self._say("Looking …")
+        self._runner.start(lambda cancel: look_into(source, config, cancel))
+
+    def _show_found(self, found: Found) -> None:
+        from napari_jrss.io.dicom import most_telling
+
+        if self._stale:
+            return
+        scans = len(found.cohort.cases)
+        lines = [f"{scans} scan{'s'[: scans != 1]}, {found.labelled} with a label"]
+        if found.cohort.unmatched_labels:
+            names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
+            lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")
+        left = found.cohort.left_out
+        self._preview.setToolTip("\n".join(f"{each.what}: {each.reason}" for each in left))
+        first = most_telling(left)
+        if first is not None:
+            more = f", and {len(left) - 1} more (point here)" if len(left) > 1 else ""
+            lines.append(f"left out: {first.what}: {first.reason}{more}")
+        if self._adding:
+            self.found = found if found.complete else None
+        elif found.table is not None:
+            names = found.table.names[1:]
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            lines.append(f"{len(names)} structures: {', '.join(names[:12])}{more}")
+            self.found = found if found.complete else None
+        elif not found.labelled:
+            lines.append("No scan has a label: name the structures with a CSV file.")
+        else:
+            lines.append("Reading the structures' numbers …")
+        if found.grid is not None and not self._adding:
+            shape = " x ".join(str(n) for n in found.grid.shape)
+            spacing = " x ".join(f"{s:.3g}" for s in found.grid.spacing_mm)
+            lines.append(f"Training grid {shape} voxels of {spacing} mm (z y x)")
+            coarser = fitting_spacing(found.grid)
+            if coarser is not None:
+                lines.append(
+                    "That is more than ordinary machines train on: under Grid and alignment, "
+                    f"set a spacing of {coarser:g} mm, or a smaller shape."
+                )
+        self._say("\n".join(lines))
+        self.start.setEnabled(self.found is not None)
+
+    def _preview_ended(self, state: JobState) -> None:
+        if self._stale and not state.busy:
+            self._look()
+        elif state is JobState.FAILED and self._runner.error is not None:
+            self._say(_line(self._runner.error))
+
+    def _say(self, text: str) -> None:
+        self._preview.setText(text)
+
+
+class Preparation(QWidget):
+    """How scans reach the training grid: the settings that people do change.
+
+    Attributes
+    ----------
+    changed
+        A setting has another value.
+    """
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        fields = PreprocessingConfig.model_fields
+        form = QFormLayout(self)
+        self.spacing = [QDoubleSpinBox(maximum=50, decimals=2, singleStep=0.5) for _ in _AXES]
+        self.shape = [QSpinBox(maximum=1024, singleStep=8) for _ in _AXES]
+        for name, boxes in (("spacing_mm", self.spacing), ("shape", self.shape)):
+            row = QHBoxLayout()
+            for axis, box in zip(_AXES, boxes, strict=True):
+                box.setSpecialValueText("auto")
+                box.setPrefix(f"{axis} ")
+                box.setToolTip(fields[name].description)
+                box.valueChanged.connect(self.changed)
+                row.addWidget(box)
+            form.addRow(fields[name].title, row)
+        self.crop = _choice(("center", "foreground", "labelled"), fields["crop"].description)
+        self.prealign = _choice(
+            ("none", "center_of_mass", "affine"), fields["prealign"].description
+        )
+        for name, box in (("crop", self.crop), ("prealign", self.prealign)):
+            box.currentIndexChanged.connect(self.changed)
+            form.addRow(fields[name].title, box)
+
+    def config(self) -> PreprocessingConfig:
+        """The settings; pydantic's ValidationError where they don't go together."""
+        spacing = [box.value() or None for box in self.spacing]
+        shape = [box.value() or None for box in self.shape]
+        return PreprocessingConfig.model_validate(
+            {
+                "spacing_mm": spacing if any(spacing) else None,
+                "shape": shape if any(shape) else None,
+                "crop": self.crop.currentText(),
+                "prealign": self.prealign.currentText(),
+            }
+        )
+
+
+def _choice(values: tuple[str, ...], tooltip: str | None) -> QComboBox:
+    box = QComboBox()
+    box.addItems(values)
+    box.setToolTip(tooltip or "")
+    return box
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"
+    return one_line(error)

@@ -1,0 +1,86 @@
+"""Volumes of the training grid as layers: scale, axes and colours that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.components.overlays import BrushCircleOverlay
+from napari.layers import Image, Labels
+from napari.utils.colormaps import DirectLabelColormap
+from numpy.typing import NDArray
+
+from napari_jrss.labels import LabelTable
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_jrss.preprocess.transform import TrainingGrid
+
+AXES = ("z", "y", "x")
+
+
+def placement(grid: TrainingGrid) -> dict[str, Any]:
+    """What places a volume (z, y, x) of the training grid in the world, in millimetres."""
+    return {"scale": grid.spacing_mm, "units": ("mm", "mm", "mm"), "axis_labels": AXES}
+
+
+def image_layer(array: NDArray[Any], grid: TrainingGrid, name: str, **options: Any) -> Image:
+    """An image of the training grid as a layer."""
+    return Image(array, name=name, **placement(grid), **options)
+
+
+def labels_layer(
+    array: NDArray[Any], grid: TrainingGrid, table: LabelTable, name: str, **options: Any
+) -> Labels:
+    """Class indices of the training grid as a layer with the structures' names and colours."""
+    return Labels(
+        array,
+        name=name,
+        colormap=colormap(table),
+        features=structures(table),
+        **placement(grid),
+        **options,
+    )
+
+
+def structures(table: LabelTable) -> dict[str, list[Any]]:
+    """What napari's status bar says of each class."""
+    return {
+        "index": [c.index for c in table.classes],
+        "structure": [c.name for c in table.classes],
+    }
+
+
+def colormap(table: LabelTable) -> DirectLabelColormap:
+    """Stable colours of the structures; background and unknown values are clear."""
+    colours: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
+    for each in table.classes[1:]:
+        colours[each.index] = each.colour
+    return DirectLabelColormap(color_dict=colours)
+
+
+def show_axially(dims: Any, shape: Sequence[int]) -> None:
+    """Look at the middle axial slice: anterior is up, the patient's left on the right."""
+    dims.ndisplay = 2
+    dims.order = (0, 1, 2)
+    dims.set_current_step(0, int(np.asarray(shape)[0]) // 2)
+
+
+def turn_head_up(viewer: Viewer) -> None:
+    """Where z is upright, as in coronal and sagittal views, superior is up; else anterior is."""
+    upright = viewer.dims.order[-2]
+    viewer.scene.camera.orientation2d = ("up" if upright == AXES.index("z") else "down", "right")
+
+
+def without_brush_box(viewer: Viewer) -> None:
+    """Take away the box behind the brush's circle.
+
+    napari 0.9.2 draws it from the first stroke on, also where there is no circle. Once the layers
+    are removed and it is all that is left, drawing it was seen to end in a segmentation fault of
+    Mesa's software OpenGL; why is not known.
+    """
+    for overlay in viewer.canvas.overlays.values():
+        if isinstance(overlay, BrushCircleOverlay):
+            overlay.box = False

@@ -1,0 +1,294 @@
+"""The layers of the case under review, from the scan to the label that is painted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels, Layer
+from napari.utils.colormaps import Colormap
+
+from napari_jrss.widgets.layers.common import (
+    colormap,
+    image_layer,
+    labels_layer,
+    show_axially,
+    structures,
+    without_brush_box,
+)
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_jrss.app.review.editor import Edit
+    from napari_jrss.app.review.open_case import OpenCase
+    from napari_jrss.labels import LabelTable
+
+IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL = (
+    *("scan", "pseudo-label", "pseudo-label above tau"),
+    *("confidence", "uncertainty", "label"),
+)
+OVERLAYS = (PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY)
+# Nothing where the networks agree, so that the scan shows through.
+_HEAT = Colormap([[0, 0, 0, 0], [0.8, 0.1, 0.1, 0.6], [1, 0.9, 0.2, 0.95]], name="uncertainty")
+
+
+class ReviewLayers:
+    """Shows one case after the other; call it in the window's thread.
+
+    The layers stay and get other voxels, so the order, names and colours that a person gave
+    them stay too, and a case shows several times faster than with new layers. A layer that the
+    person removed comes back with the next case. Overlays get their voxels once they are seen.
+
+    Parameters
+    ----------
+    viewer
+        Where.
+    keys
+        What keys do while one of these layers is selected.
+    painted
+        Called after each stroke.
+    chosen
+        Called when another structure is chosen for painting, with its index.
+    seen
+        Called when an overlay is shown or hidden, from wherever, with its kind and whether it
+        is shown.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        keys: dict[str, Callable[[], object]],
+        painted: Callable[[], None],
+        chosen: Callable[[int], None],
+        seen: Callable[[str, bool], None],
+    ) -> None:
+        self._viewer = viewer
+        self._keys = keys
+        self._painted = painted
+        self._chosen = chosen
+        self._seen = seen
+        self._case: OpenCase | None = None
+        self._table: LabelTable | None = None
+        self._aside: list[Layer] = []
+        self._layers: dict[str, Layer] = {}
+        self._names: dict[str, str] = {}
+        self._stale: set[str] = set()
+        without_brush_box(viewer)
+
+    def layer(self, kind: str) -> Any:
+        """One of the layers, or None where the person removed it or it never was."""
+        layer = self._layers.get(kind)
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    @property
+    def label(self) -> Labels | None:
+        """The layer that is painted."""
+        return self.layer(LABEL)
+
+    def show(self, case: OpenCase, read_only: bool) -> None:
+        """Put a case in the place of the one before."""
+        fresh = self.layer(IMAGE) is None
+        self._case = case
+        limits = np.percentile(case.image[::4, ::4, ::4], (0.5, 99.8))
+        low, high = float(limits[0]), float(max(limits[1], limits[0] + 1e-3))
+        image = self.layer(IMAGE)
+        if image is None:
+            image = image_layer(
+                case.image, case.grid, case.case_id, contrast_limits=(low, high), colormap="gray"
+            )
+            self._add(IMAGE, image)
+        else:
+            image.data = case.image
+            image.contrast_limits = (low, high)
+            self._rename(IMAGE, case.case_id)
+        image.contrast_limits_range = (float(case.image.min()), float(case.image.max()))
+        for kind in OVERLAYS:
+            if (layer := self.layer(kind)) is not None and case.prediction is None:
+                layer.visible = False
+        self._show_label(case, read_only)
+        self.recolour(case)
+        if fresh:
+            show_axially(self._viewer.dims, case.image.shape)
+            self._viewer.reset_view()
+
+    def show_prediction(self) -> None:
+        """Show what the teacher says of the case, or nothing where it doesn't."""
+        case = self._case
+        if case is None or case.prediction is None:
+            return
+        for kind in OVERLAYS:
+            if kind == UNCERTAINTY and case.prediction.uncertainty is None:
+                continue
+            if self.layer(kind) is None:
+                self._add_overlay(case, kind)
+            self._stale.add(kind)
+            self._fill(kind)
+
+    def show_tau(self) -> None:
+        """Show the voxels that enter training at the present tau."""
+        self._stale.add(ABOVE)
+        self._fill(ABOVE)
+
+    def put_aside(self) -> None:
+        """Hide the layers while something else is at work on the canvas."""
+        for kind in self._layers:
+            if (layer := self.layer(kind)) is not None and layer.visible:
+                self._aside.append(layer)
+                layer.visible = False
+
+    def take_up(self) -> None:
+        """Bring them back, the label as the layer that the brush and the keys work on."""
+        for layer in self._aside:
+            layer.visible = True
+        self._aside = []
+        if self.label is not None:
+            self._viewer.layers.selection.active = self.label
+
+    def show_edit(self, edit: Edit) -> None:
+        """Show a change of the label that wasn't painted."""
+        if self.label is not None and not edit.shown:
+            self.label.refresh()
+
+    def recolour(self, case: OpenCase) -> None:
+        """Show the structures' present colours and names."""
+        if case.table == self._table:
+            return
+        self._table = case.table
+        for kind in (PSEUDO, ABOVE, LABEL):
+            if (layer := self.layer(kind)) is not None:
+                layer.colormap = colormap(case.table)
+                layer.features = structures(case.table)
+
+    def set_visible(self, kind: str, visible: bool) -> None:
+        """Show or hide an overlay."""
+        if (layer := self.layer(kind)) is not None:
+            layer.visible = visible
+
+    def look_at(self, at: tuple[int, int, int]) -> None:
+        """Bring a voxel (z, y, x) to the middle of the view."""
+        image = self.layer(IMAGE) or self.label
+        if image is None:
+            return
+        world = np.asarray(image.data_to_world(at))
+        self._viewer.dims.point = tuple(world)
+        centre = np.array(self._viewer.scene.camera.center)
+        displayed = list(self._viewer.dims.displayed)
+        centre[-len(displayed) :] = world[displayed]
+        self._viewer.scene.camera.center = tuple(centre)
+
+    def clear(self) -> None:
+        """Remove the layers, and nothing that isn't ours."""
+        for kind in list(self._layers):
+            layer = self._layers.pop(kind)
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+        self._case = None
+
+    def _show_label(self, case: OpenCase, read_only: bool) -> None:
+        label = self.label
+        if label is None:
+            label = labels_layer(case.editor.label, case.grid, case.table, LABEL, opacity=0.6)
+            self._add(LABEL, label)
+            label.events.paint.connect(self._stroke)
+            label.events.data.connect(self._replaced)
+            label.events.selected_label.connect(self._choose)
+        else:
+            mode = label.mode
+            # Not being editable clears the layer's own undo, which would write one case's
+            # voxels into the next.
+            label.editable = False
+            label.data = case.editor.label
+            label.editable = True
+            label.mode = mode
+        label.editable = not read_only
+        self._viewer.layers.selection.active = label
+
+    def _add_overlay(self, case: OpenCase, kind: str) -> None:
+        """A hidden layer without voxels of its own, below the label and above the scan."""
+        if kind in (PSEUDO, ABOVE):
+            nothing = np.broadcast_to(np.zeros((), np.uint8), case.image.shape)
+            layer = labels_layer(nothing, case.grid, case.table, kind, opacity=0.5, visible=False)
+            layer.editable = False
+        else:
+            colours: Any = "viridis" if kind == CONFIDENCE else _HEAT
+            layer = image_layer(
+                np.broadcast_to(np.zeros((), np.float32), case.image.shape),
+                case.grid,
+                kind,
+                contrast_limits=(0, 1),
+                blending="translucent",
+                visible=False,
+                colormap=colours,
+                opacity=0.5 if kind == CONFIDENCE else 1.0,
+            )
+        label = self.label
+        self._add(kind, layer, None if label is None else self._viewer.layers.index(label))
+        layer.events.visible.connect(lambda event: self._shown(kind))
+
+    def _shown(self, kind: str) -> None:
+        self._fill(kind)
+        if (layer := self.layer(kind)) is not None:
+            self._seen(kind, layer.visible)
+
+    def _fill(self, kind: str) -> None:
+        """Give an overlay its voxels if it is seen and they are out of date."""
+        layer, case = self.layer(kind), self._case
+        if layer is None or case is None or case.prediction is None:
+            return
+        if not layer.visible or kind not in self._stale:
+            return
+        self._stale.remove(kind)
+        prediction = case.prediction
+        if kind == PSEUDO:
+            layer.data = prediction.label
+        elif kind == CONFIDENCE:
+            layer.data = prediction.confidence.astype(np.float32)
+        elif kind == UNCERTAINTY and prediction.uncertainty is not None:
+            doubt = prediction.uncertainty.astype(np.float32)
+            layer.data = doubt
+            highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
+            layer.contrast_limits = (0, max(highest, 1e-3))
+        elif kind == ABOVE and case.screening is not None and case.screened is not None:
+            if not layer.data.flags.writeable:
+                layer.data = np.zeros(case.image.shape, np.uint8)
+            case.screening.target(case.screened.tau, out=layer.data)
+            layer.refresh()
+
+    def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
+        selected = self._viewer.layers.selection.active
+        if place is None:
+            self._viewer.layers.append(layer)
+        else:
+            self._viewer.layers.insert(place, layer)
+        for key, command in self._keys.items():
+            layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
+        self._layers[kind] = layer
+        self._names[kind] = layer.name
+        if selected is not None and selected in self._viewer.layers:
+            self._viewer.layers.selection.active = selected
+
+    def _rename(self, kind: str, name: str) -> None:
+        """Give a layer its new name, unless the person gave it another one."""
+        layer = self._layers[kind]
+        if layer.name == self._names[kind]:
+            layer.name = name
+            self._names[kind] = layer.name
+
+    def _stroke(self, event: object) -> None:
+        self._painted()
+
+    def _choose(self, event: object) -> None:
+        if self.label is not None:
+            self._chosen(int(self.label.selected_label))
+
+    def _replaced(self, event: object) -> None:
+        """Somebody gave the layer another array: take its voxels, and paint on ours again."""
+        label, case = self.label, self._case
+        if label is None or case is None or label.data is case.editor.label:
+            return
+        if label.data.shape == case.editor.label.shape:
+            np.copyto(case.editor.label, label.data, casting="unsafe")
+            self._painted()
+        label.data = case.editor.label

@@ -1,0 +1,270 @@
+"""The table of cases: a model of the cohort's rows, sorting and filtering, and the view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import (
+    QAbstractTableModel,
+    QModelIndex,
+    QObject,
+    QSize,
+    QSortFilterProxyModel,
+    Qt,
+    Signal,
+)
+from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+
+from napari_jrss.app.case_summary import THUMBNAIL_PIXELS, CaseView
+from napari_jrss.app.cohort import CaseRow
+from napari_jrss.project.records import Split, Status
+
+COLUMNS = ("Case", "Split", "Label", "Ver.", "Conf.", "Dice")
+CASE, SPLIT, LABEL, VERSIONS, CONFIDENCE, DICE = range(len(COLUMNS))
+_TOOLTIPS = (
+    "The case and its middle axial slice: anterior up, the patient's left on the right.\n"
+    "Double click or Enter opens it for review.",
+    "What the case is for: training, validation, test, or unused",
+    "Where the label in force comes from; a training case with a label counts in N",
+    "Number of label versions; none is ever overwritten",
+    "The teacher's mean confidence in the structures' voxels, 0 to 1",
+    "Mean Dice of the teacher's label with one that it never trained on, 0 to 1",
+)
+SORT_ROLE = int(Qt.ItemDataRole.UserRole)
+
+FILTERS: dict[str, Callable[[CaseRow], bool]] = {
+    "All cases": lambda row: True,
+    "To label": lambda row: row.split is Split.TRAIN and not row.status.has_label,
+    "Labelled (N)": lambda row: row.split is Split.TRAIN and row.status.has_label,
+    "Validation": lambda row: row.split is Split.VALIDATION,
+    "Test": lambda row: row.split is Split.TEST,
+    "Unused": lambda row: row.split is Split.UNUSED,
+    "Unreadable": lambda row: bool(row.problem),
+}
+
+_STATUS_COLOURS = {
+    Status.MANUAL: "#56b4e9",
+    Status.ACCEPTED: "#009e73",
+    Status.CORRECTED: "#e69f00",
+    Status.REJECTED: "#d55e00",
+}
+
+
+class CaseTableModel(QAbstractTableModel):
+    """The cohort's rows as Qt wants them; :meth:`set_rows` takes new ones.
+
+    Parameters
+    ----------
+    view
+        What a case looks like, or None while that isn't known.
+    parent
+        Its owner.
+    """
+
+    def __init__(self, view: Callable[[str], CaseView | None], parent: QObject) -> None:
+        super().__init__(parent)
+        self._view = view
+        self._rows: list[CaseRow] = []
+        self._icons: dict[str, QIcon] = {}
+
+    def set_rows(self, rows: list[CaseRow]) -> None:
+        """Show these rows; the same cases in the same order keep selection and scrolling."""
+        if [row.case_id for row in rows] == [row.case_id for row in self._rows]:
+            self._rows = rows
+            if rows:
+                last = self.index(len(rows) - 1, len(COLUMNS) - 1)
+                self.dataChanged.emit(self.index(0, 0), last)
+            return
+        self.beginResetModel()
+        self._rows = rows
+        self._icons.clear()
+        self.endResetModel()
+
+    def row_at(self, row: int) -> CaseRow:
+        """The case of a row."""
+        return self._rows[row]
+
+    def rowCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802
+        """Number of cases."""
+        return 0 if parent is not None and parent.isValid() else len(self._rows)
+
+    def columnCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802
+        """Number of columns."""
+        return 0 if parent is not None and parent.isValid() else len(COLUMNS)
+
+    def headerData(  # noqa: N802
+        self,
+        section: int,
+        orientation: Qt.Orientation,
+        role: int = Qt.ItemDataRole.DisplayRole,
+    ) -> Any:
+        """Names of the columns, explained by tooltips."""
+        if orientation == Qt.Orientation.Horizontal:
+            if role == Qt.ItemDataRole.DisplayRole:
+                return COLUMNS[section]
+            if role == Qt.ItemDataRole.ToolTipRole:
+                return _TOOLTIPS[section]
+        return None
+
+    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Text, value to sort by, thumbnail, colour and tooltip of a cell."""
+        row, column = self._rows[index.row()], index.column()
+        if role == Qt.ItemDataRole.DisplayRole:
+            return _text(row, column)
+        if role == SORT_ROLE:
+            return _sort_key(row, column)
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return _tooltip(row, column)
+        if role == Qt.ItemDataRole.DecorationRole and column == CASE:
+            return self._icon(row.case_id)
+        if role == Qt.ItemDataRole.ForegroundRole and column == LABEL:
+            colour = _STATUS_COLOURS.get(row.status)
+            return None if colour is None else QColor(colour)
+        if role == Qt.ItemDataRole.ForegroundRole and column == CASE and row.problem:
+            return QColor(_STATUS_COLOURS[Status.REJECTED])
+        if role == Qt.ItemDataRole.TextAlignmentRole and column >= VERSIONS:
+            return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        return None
+
+    def _icon(self, case_id: str) -> QIcon | None:
+        if case_id not in self._icons:
+            view = self._view(case_id)
+            if view is None:
+                return None
+            self._icons[case_id] = QIcon(_pixmap(view))
+        return self._icons[case_id]
+
+
+class CaseFilter(QSortFilterProxyModel):
+    """Cases whose id holds a text and that belong to one of :data:`FILTERS`."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self._text = ""
+        self._belongs = FILTERS["All cases"]
+        self.setSortRole(SORT_ROLE)
+        self.setDynamicSortFilter(True)
+
+    def set_text(self, text: str) -> None:
+        """Show only cases whose id holds this text, upper and lower case alike."""
+        self._text = text.strip().lower()
+        self.invalidateFilter()
+
+    def set_group(self, name: str) -> None:
+        """Show only the cases of one of :data:`FILTERS`."""
+        self._belongs = FILTERS[name]
+        self.invalidateFilter()
+
+    def filterAcceptsRow(self, source_row: int, source_parent: QModelIndex) -> bool:  # noqa: N802
+        """Whether a case is shown."""
+        model = self.sourceModel()
+        assert isinstance(model, CaseTableModel)
+        row = model.row_at(source_row)
+        return self._text in row.case_id.lower() and self._belongs(row)
+
+
+class CaseTable(QTableView):
+    """The table itself.
+
+    Attributes
+    ----------
+    opened
+        Id of a case that was double clicked, or chosen by Enter.
+    """
+
+    opened = Signal(str)
+
+    def __init__(self, view: Callable[[str], CaseView | None], parent: QWidget) -> None:
+        super().__init__(parent)
+        self.cases = CaseTableModel(view, self)
+        self.shown = CaseFilter(self)
+        self.shown.setSourceModel(self.cases)
+        self.setModel(self.shown)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setSortingEnabled(True)
+        self.sortByColumn(CASE, Qt.SortOrder.AscendingOrder)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names differ at their ends
+        self.setAlternatingRowColors(False)
+        self.setIconSize(QSize(THUMBNAIL_PIXELS - 8, THUMBNAIL_PIXELS - 8))
+        rows = self.verticalHeader()
+        rows.setVisible(False)
+        rows.setDefaultSectionSize(THUMBNAIL_PIXELS - 4)
+        columns = self.horizontalHeader()
+        columns.setMinimumSectionSize(30)
+        columns.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        columns.setSectionResizeMode(CASE, QHeaderView.ResizeMode.Stretch)
+        self.doubleClicked.connect(self._open)
+
+    def case_at(self, index: QModelIndex) -> str:
+        """The case of a cell that is shown."""
+        return self.cases.row_at(self.shown.mapToSource(index).row()).case_id
+
+    def select(self, case_id: str) -> None:
+        """Select a case, if it is shown, and scroll to it."""
+        for row in range(self.shown.rowCount()):
+            index = self.shown.index(row, CASE)
+            if self.case_at(index) == case_id:
+                self.selectRow(row)
+                self.scrollTo(index)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Enter opens the selected case."""
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            for index in self.selectionModel().selectedRows():
+                self._open(index)
+            return
+        super().keyPressEvent(event)
+
+    def _open(self, index: QModelIndex) -> None:
+        self.opened.emit(self.case_at(index))
+
+
+def _text(row: CaseRow, column: int) -> str:
+    if column == CASE:
+        return row.case_id
+    if column == SPLIT:
+        return str(row.split)
+    if column == LABEL:
+        return str(row.status)
+    if column == VERSIONS:
+        return str(row.labels) if row.labels else ""
+    value = _sort_key(row, column)
+    return "" if isinstance(value, str) or value < 0 else f"{value:.3f}"
+
+
+def _sort_key(row: CaseRow, column: int) -> str | float:
+    """Value of a cell; -1 where a number isn't known."""
+    if column == VERSIONS:
+        return float(row.labels)
+    if column in (CASE, SPLIT, LABEL):
+        return _text(row, column)
+    if row.figures is None:
+        return -1.0
+    value = row.figures.confidence if column == CONFIDENCE else row.figures.dice
+    return -1.0 if value is None or math.isnan(value) else value
+
+
+def _tooltip(row: CaseRow, column: int) -> str:
+    if row.problem:
+        return f"Can't be read: {row.problem}"
+    if column == CONFIDENCE and row.figures is not None:
+        kl = row.figures.uncertainty
+        return _TOOLTIPS[column] + (
+            "" if kl is None else f"\nTeacher and student disagree by {kl:.4f} nats (KL divergence)"
+        )
+    return row.case_id if column == CASE else _TOOLTIPS[column]
+
+
+def _pixmap(view: CaseView) -> QPixmap:
+    grey = np.ascontiguousarray(view.thumbnail)
+    height, width = grey.shape
+    image = QImage(grey.data, width, height, width, QImage.Format.Format_Grayscale8)
+    return QPixmap.fromImage(image)  # copies, so the array may go

@@ -1,0 +1,362 @@
+"""The tab Cohort: the project, its cases, their import, and the names of the structures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QMenu,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt.utils import qthrottled
+
+from napari_jrss.app.cohort import CasePredicted, CaseRow, LabelWritten
+from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.app.importing import ScanRead
+from napari_jrss.app.runner import JobState
+from napari_jrss.errors import ProjectError
+from napari_jrss.project.folder import LEDGER
+from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets.dialogs.import_scans import ImportDialog
+from napari_jrss.widgets.dialogs.problems import ProblemsDialog
+from napari_jrss.widgets.dialogs.split import SplitDialog
+from napari_jrss.widgets.dialogs.structures import StructuresDialog
+from napari_jrss.widgets.recent import recent_projects, remember
+from napari_jrss.widgets.tables.cases import FILTERS, CaseTable
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_jrss.app.session import Session
+
+_WELCOME = (
+    "Drop a folder here.\n\n"
+    "A project (.jrss) opens. A folder of scans starts a new project: a handful of labelled "
+    "scans and any number of unlabelled ones."
+)
+
+_DONE = {ScanRead: "read", CasePredicted: "predicted", LabelWritten: "written"}
+
+
+class CohortTab(QWidget):
+    """Reads the session, calls its commands, and redraws from its signals."""
+
+    def __init__(self, viewer: Viewer, session: Session) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._session = session
+        self._relay = Relay(self)
+        self._suggested: str | None = None
+        self._importing = False
+
+        self.new = _button("New…", "Make a project of a folder of scans", self.ask_import)
+        self.open = _button("Open…", "Open a project folder (.jrss)", self._ask_open)
+        self.recent = QPushButton("Recent")
+        self.recent.setToolTip("Projects opened last")
+        self.recent.setMenu(QMenu(self.recent))
+        self.recent.menu().aboutToShow.connect(self._fill_recent)
+        self.add = _button("Add…", "Read further scans into the project", self._ask_add)
+
+        self.filter = QLineEdit()
+        self.filter.setPlaceholderText("Filter by name")
+        self.filter.setClearButtonEnabled(True)
+        self.filter.setToolTip("Show only cases whose name holds this text")
+        self.group = QComboBox()
+        self.group.addItems(list(FILTERS))
+        self.group.setToolTip("Show only cases of this kind")
+        self.table = CaseTable(session.cohort.view, self)
+        self.filter.textChanged.connect(self.table.shown.set_text)
+        self.group.currentTextChanged.connect(self.table.shown.set_group)
+        self.table.opened.connect(self.open_case)
+
+        self.suggestion = QLabel()
+        self.suggestion.setWordWrap(True)
+        self.suggestion.setTextFormat(Qt.TextFormat.PlainText)
+        self.suggestion.setToolTip("Which case's label would help most, and why")
+        self.next = _button("Open next", "Open the suggested case for review", self._open_next)
+        self.split = _button(
+            "Split…", "Deal the cases to training, validation and test", self._ask_split
+        )
+        self.structures = _button(
+            "Structures…", "Names and colours of the structures", self._ask_structures
+        )
+        self.predict = _button("Predict", "", self._predict)
+        self.export = _button(
+            "Export…",
+            "Write the labels in force, and the teacher's, as NIfTI in each scan's own geometry",
+            self._ask_export,
+        )
+        self.problems = _button(
+            "Problems", "Scans that couldn't be read, and why", self.show_problems
+        )
+        self.progress = QProgressBar()
+        self.progress.setToolTip("Scans read, cases predicted, or labels written")
+        self.cancel = _button(
+            "Stop", "Stop after what is under way; what is done stays", session.inference.cancel
+        )
+
+        self._pages = QStackedWidget()
+        welcome = QLabel(_WELCOME)
+        welcome.setWordWrap(True)
+        welcome.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        # The text wraps: that it could be one long line must not take width from the scan
+        welcome.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self._pages.addWidget(welcome)
+        self._pages.addWidget(self._page())
+        layout = QVBoxLayout(self)
+        head = QHBoxLayout()
+        head.setSpacing(4)
+        for button in (self.new, self.open, self.recent, self.add, self.export):
+            head.addWidget(button)
+        layout.addLayout(head)
+        layout.addWidget(self._pages)
+        self._busy = QWidget()
+        bar = QHBoxLayout(self._busy)
+        bar.setContentsMargins(0, 0, 0, 0)
+        bar.addWidget(self.progress)
+        bar.addWidget(self.cancel)
+        self._busy.hide()
+        layout.addWidget(self._busy)
+
+        cohort = session.cohort
+        self._redraw_soon = qthrottled(self._redraw_table, timeout=200)
+        self._relay.connect(session.project_changed, self._show_project)
+        self._relay.connect(session.cases_changed, self._show_news)
+        self._relay.connect(session.rounds_changed, self._show_news)
+        self._relay.connect(cohort.looked_at, lambda _: self._redraw_soon())
+        self._relay.connect(cohort.survey.state_changed, self._survey_ended)
+        self._relay.connect(session.inference.event, self._show_progress)
+        self._relay.connect(session.inference.state_changed, self._job_changed)
+        self._show_project()
+
+    def _page(self) -> QWidget:
+        page = QWidget()
+        filters = QHBoxLayout()
+        filters.addWidget(self.filter, 2)
+        filters.addWidget(self.group, 1)
+        foot = QGridLayout()
+        foot.addWidget(self.suggestion, 0, 0, 1, 3)
+        foot.addWidget(self.next, 0, 3)
+        for column, button in enumerate((self.split, self.structures, self.predict, self.problems)):
+            foot.addWidget(button, 1, column)
+        layout = QVBoxLayout(page)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(filters)
+        layout.addWidget(self.table)
+        layout.addLayout(foot)
+        return page
+
+    # -- what a person does
+
+    def take(self, path: Path) -> None:
+        """Open a project folder, or begin the import of a folder of scans."""
+        if (path / LEDGER).is_file() or path.suffix == ".jrss":
+            self.open_project(path)
+        else:
+            self.ask_import(path)
+
+    def open_project(self, path: Path) -> None:
+        """Open a project; read-only, and saying why, where it can't be written.
+
+        The one that is open for writing already stays so.
+        """
+        here = self._session.project
+        if here is not None and not here.read_only and path.resolve() == here.path.resolve():
+            self._session.notified.emit(f"{here.path}: is open already")
+            return
+        with report_errors(self._session):
+            self._require_quiet()
+            try:
+                self._session.open(path)
+            except ProjectError as error:
+                self._session.open(path, read_only=True)
+                self._session.notified.emit(f"{one_line(error)}: opened read-only")
+
+    def open_case(self, case_id: str) -> None:
+        """Put a case on the table of the Review tab."""
+        with report_errors(self._session):
+            self._session.review.open(case_id)
+
+    def ask_import(self, folder: Path | None = None) -> None:
+        """Ask for scans and make a project of them."""
+        with report_errors(self._session):
+            self._require_quiet()
+            ImportDialog(self._session, self, folder or None).open()
+
+    def show_problems(self) -> None:
+        """List the scans that couldn't become cases, with the reasons."""
+        problems = dict(self._session.cohort.failed_imports())
+        problems |= {row.case_id: row.problem for row in self._session.cohort.rows() if row.problem}
+        ProblemsDialog(problems, self).open()
+
+    def _require_quiet(self) -> None:
+        if self._session.training.state.busy or self._session.inference.state.busy:
+            raise ProjectError("something is still running on this project; stop it first")
+
+    def _ask_open(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Open a project")
+        if chosen:
+            self.open_project(Path(chosen))
+
+    def _ask_add(self) -> None:
+        ImportDialog(self._session, self, adding=True).open()
+
+    def _ask_split(self) -> None:
+        SplitDialog(self._session, self).open()
+
+    def _ask_export(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
+        if chosen:
+            with report_errors(self._session):
+                self._session.cohort.export(Path(chosen))
+
+    def _ask_structures(self) -> None:
+        StructuresDialog(self._session, self).open()
+
+    def _open_next(self) -> None:
+        if self._suggested is not None:
+            self.open_case(self._suggested)
+
+    def _predict(self) -> None:
+        with report_errors(self._session):
+            self._session.cohort.predict()
+
+    def _fill_recent(self) -> None:
+        menu = self.recent.menu()
+        menu.clear()
+        for path in recent_projects():
+            action = menu.addAction(path.name)
+            action.setToolTip(str(path))
+            action.triggered.connect(lambda _=False, path=path: self.open_project(path))
+        if menu.isEmpty():
+            menu.addAction("none yet").setEnabled(False)
+
+    # -- what the session says
+
+    def _show_project(self) -> None:
+        project = self._session.project
+        self._pages.setCurrentIndex(int(project is not None))
+        self.add.setEnabled(project is not None)
+        self.filter.clear()
+        self.group.setCurrentIndex(0)
+        self.table.cases.set_rows([])  # nor their thumbnails: another project's may have the ids
+        if project is not None:
+            remember(project.path)
+        self._show_news()
+
+    def _show_news(self) -> None:
+        """Cases, labels or the teacher are others: redraw, and look again in the background."""
+        self._redraw()
+        self._session.cohort.look()
+
+    def _redraw_table(self) -> list[CaseRow]:
+        rows: list[CaseRow] = []
+        with report_errors(self._session):
+            rows = self._session.cohort.rows()
+            self.table.cases.set_rows(rows)
+        return rows
+
+    def _redraw(self) -> None:
+        with report_errors(self._session):
+            cohort = self._session.cohort
+            project = self._session.project
+            rows = self._redraw_table()
+            suggestion = cohort.suggest()
+            self._suggested = None if suggestion is None else suggestion.case_id
+            self.next.setEnabled(suggestion is not None)
+            self.suggestion.setText(
+                "Every training case has a label."
+                if suggestion is None and rows
+                else ""
+                if suggestion is None
+                else f"Next: {suggestion.case_id}. {_capital(suggestion.reason)}."
+            )
+            missing = len(cohort.without_prediction())
+            self.predict.setToolTip(
+                f"Let the teacher predict {missing} cases that it hasn't yet, such as those for "
+                "validation and test: their confidence and Dice become known"
+            )
+            writable = project is not None and not project.read_only
+            for button in (self.add, self.structures):
+                button.setEnabled(writable)
+            self.predict.setEnabled(writable and missing > 0)
+            self.export.setEnabled(bool(rows))
+            untrained = project is not None and not project.rounds()
+            self.split.setEnabled(writable and untrained and bool(rows))
+            failed = len(cohort.failed_imports()) + sum(bool(row.problem) for row in rows)
+            self.problems.setText(f"Problems ({failed})" if failed else "Problems")
+            self.problems.setEnabled(failed > 0)
+
+    def _survey_ended(self, state: JobState) -> None:
+        if not state.busy:
+            self._redraw()
+        error = self._session.cohort.survey.error
+        if state is JobState.FAILED and error is not None and is_ours(error):
+            self._session.notified.emit(one_line(error))
+
+    def _show_progress(self, event: object) -> None:
+        if isinstance(event, ScanRead | CasePredicted | LabelWritten):
+            self._importing = isinstance(event, ScanRead)
+            self._busy.show()
+            self.progress.setRange(0, event.total)
+            self.progress.setValue(event.done)
+            self.progress.setFormat(f"{event.done} of {event.total} {_DONE[type(event)]}")
+
+    def _job_changed(self, state: JobState) -> None:
+        if state.busy:
+            return
+        self._busy.hide()
+        self._redraw()
+        error = self._session.inference.error
+        if state is JobState.FAILED and error is not None:
+            self._session.notified.emit(one_line(error))
+        if self._importing:
+            self._importing = False
+            self._import_ended(state)
+
+    def _import_ended(self, state: JobState) -> None:
+        rows = self._session.cohort.rows()
+        failed = len(self._session.cohort.failed_imports())
+        self._session.notified.emit(
+            f"{len(rows)} cases"
+            + (f"; {failed} scans couldn't be read, see Problems" if failed else "")
+            + ("; stopped" if state is JobState.CANCELLED else "")
+        )
+        project = self._session.project
+        fresh = project is not None and not project.rounds()
+        # Where every scan has a label there is nothing to learn from the others: the project is
+        # there to measure, and wants a split.
+        if rows and fresh and all(row.status.has_label for row in rows):
+            self._ask_split()
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        """Undo what was connected."""
+        self._relay.disconnect_all()
+        self._redraw_soon.cancel()
+        super().closeEvent(event)
+
+
+def _button(text: str, tooltip: str, command: Callable[[], None]) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tooltip)
+    button.clicked.connect(lambda: command())
+    return button
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
