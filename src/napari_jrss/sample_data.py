@@ -23,8 +23,10 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from napari_jrss.errors import JRSSError
 
-class SampleError(ValueError):
+
+class SampleError(JRSSError):
     """A cohort that can't be made as asked."""
 
 

@@ -7,12 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+from napari_jrss.errors import JRSSError, from_os_error
 from napari_jrss.io.atomic import write_text
 
 VARIABLE = "NAPARI_JRSS_USER"
 
 
-class AuthorError(ValueError):
+class AuthorError(JRSSError):
     """Nobody said who works here, or the setting can't be read or written."""
 
 
@@ -80,7 +81,7 @@ def remember_author(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=1))
     except OSError as error:
-        raise AuthorError(f"{path}: can't be written ({error.strerror})") from error
+        raise AuthorError(f"{path}: can't be written ({from_os_error(error)})") from error
     return path
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from psygnal import EmitLoopError, Signal, SignalInstance
 
+from napari_jrss.errors import JRSSError
+
 Work = Callable[[threading.Event], Iterator[Any]]
 """Long work: given the event that asks it to stop, it yields what happens."""
 
@@ -29,7 +31,7 @@ class JobState(StrEnum):
         return self in (JobState.RUNNING, JobState.CANCELLING)
 
 
-class BusyError(ValueError):
+class BusyError(JRSSError):
     """A job was asked for while another one runs."""
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from napari_jrss.config import PresetName, TrainingConfig, preset
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import JRSSError, ScanError, from_validation
 from napari_jrss.io.text_files import read_json
 
 
-class SettingsError(ValueError):
+class SettingsError(JRSSError):
     """A settings file that can't be used."""
 
 
@@ -47,9 +47,7 @@ def training_config(
     try:
         return TrainingConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{changes or 'settings'}: {where}: {first['msg']}") from None
+        raise SettingsError(f"{changes or 'settings'}: {from_validation(error)}") from None
 
 
 def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -9,12 +9,11 @@ import sys
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from napari_jrss import __version__
-from napari_jrss.app.errors import is_ours
 from napari_jrss.cli import cohort, computer, experiments, labels, scans
 from napari_jrss.cli import training as rounds
+from napari_jrss.errors import EXPECTED, one_line
 
 app = typer.Typer(
     name="napari-jrss",
@@ -42,18 +41,9 @@ def main() -> None:
     """Run the command line: exit code 2 and one line for a user's mistake."""
     try:
         app(standalone_mode=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}")
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        _fail(str(error))
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    except EXPECTED as error:
+        typer.echo(f"error: {one_line(error)}", err=True)
+        sys.exit(2)
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from napari_jrss.errors import JRSSError
+
 ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder (.jrss).")]
 Author = Annotated[
     str | None, typer.Option(help="Your name.", show_default="NAPARI_JRSS_USER or the setting")
@@ -19,5 +21,5 @@ Refine = Annotated[
 ]
 
 
-class UsageError(ValueError):
+class UsageError(JRSSError):
     """Options that don't go together."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
+from napari_jrss.errors import JRSSError, from_validation
 from napari_jrss.experiments.methods import METHODS
 
 Changes = Mapping[str, Any]
@@ -23,7 +24,7 @@ Labelled = Annotated[int, Field(ge=0)] | Literal["K"]
 SHIPPED = files("napari_jrss.experiments") / "protocols"
 
 
-class ProtocolError(ValueError):
+class ProtocolError(JRSSError):
     """A protocol that can't be run as it is written."""
 
 
@@ -264,12 +265,7 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
     try:
         protocol = Protocol.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise ProtocolError(
-            f"{path}: {where}: {message}" if where else f"{path}: {message}"
-        ) from None
+        raise ProtocolError(f"{path}: {from_validation(error)}") from None
     start = data or path.parent
     moved: dict[str, Any] = {
         name: (start / value).absolute()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from lightning_fabric import Fabric
 
+from napari_jrss.errors import JRSSError
 
-class DeviceError(ValueError):
+
+class DeviceError(JRSSError):
     """A device that isn't there."""
 
 

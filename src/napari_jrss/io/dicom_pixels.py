@@ -38,7 +38,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_os_error
 
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _PACKED = (
@@ -66,7 +66,7 @@ def reading(path: Path) -> Iterator[Any]:
             raise
         raise ScanError(f"{path}: empty") from error
     except OSError as error:
-        raise ScanError(f"{path}: {error.strerror or error}") from error
+        raise ScanError(f"{path}: {from_os_error(error)}") from error
 
 
 def read_dataset(path: Path, tags: Sequence[str] | None = None) -> pydicom.FileDataset | None:

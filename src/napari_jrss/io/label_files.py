@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.text_files import read_json, read_rows
 from napari_jrss.io.volume import Volume
@@ -79,7 +79,7 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
         ]
         return LabelTable(classes=(BACKGROUND, *classes), unlisted_is_background=grouped)
     except ValidationError as error:
-        raise ScanError(f"{path}: {error.errors()[0]['msg']}") from error
+        raise ScanError(f"{path}: {from_validation(error)}") from error
 
 
 def label_table_from_dataset_json(path: Path | str) -> LabelTable:
@@ -112,7 +112,7 @@ def label_table_from_dataset_json(path: Path | str) -> LabelTable:
     try:
         return LabelTable.from_ids(ids, ids)
     except ValidationError as error:
-        raise ScanError(f"{path}: {error.errors()[0]['msg']}") from error
+        raise ScanError(f"{path}: {from_validation(error)}") from error
 
 
 def label_table_from_files(paths: Iterable[Path]) -> LabelTable:

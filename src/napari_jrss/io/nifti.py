@@ -18,7 +18,7 @@ import psutil
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_os_error
 from napari_jrss.geometry import LPS_FROM_RAS, Matrix
 from napari_jrss.io.atomic import write_bytes
 from napari_jrss.io.volume import ScanHeader, Volume
@@ -145,7 +145,7 @@ def open_scan_file(path: Path) -> Iterator[Readable]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ScanError(f"{path}: truncated or damaged ({error})") from error
     except OSError as error:
-        raise ScanError(f"{path}: {error.strerror or error}") from error
+        raise ScanError(f"{path}: {from_os_error(error)}") from error
 
 
 def _voxel_file(path: Path) -> Path:

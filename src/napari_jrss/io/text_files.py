@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_os_error
 
 _MOST_BYTES = 2**24
 
@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
             raise ScanError(f"{path}: larger than {_MOST_BYTES} bytes")
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ScanError(f"{path}: {error.strerror or error}") from error
+        raise ScanError(f"{path}: {from_os_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ScanError(f"{path}: not UTF-8 ({error})") from error
 

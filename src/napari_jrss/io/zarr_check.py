@@ -21,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Shape
 from napari_jrss.io.text_files import read_json
 
@@ -174,11 +174,8 @@ def _checked(path: Path, kind: type[Kind], content: Any) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part)[:40] for part in first["loc"])
-        raise ScanError(
-            f"{path}: not as this program writes it ({where}: {first['msg']})"
-        ) from None
+        reason = from_validation(error)
+        raise ScanError(f"{path}: not as this program writes it ({reason})") from None
 
 
 def _require_sizes(path: Path, shape: Shape, outer: Shape, inner: Shape, itemsize: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_jrss.config import NetworkConfig
+from napari_jrss.errors import JRSSError
 from napari_jrss.networks.obelisk import ObeliskNetwork
 from napari_jrss.networks.spatial import integrate_velocity, resize_displacement
 from napari_jrss.networks.unet import AnyGrid, VoxelMorphUNet
@@ -25,7 +26,7 @@ from napari_jrss.networks.unet import AnyGrid, VoxelMorphUNet
 NetworkBuilder = Callable[[NetworkConfig, int, int, float], nn.Module]
 
 
-class NetworkError(ValueError):
+class NetworkError(JRSSError):
     """A name that stands for no network."""
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Rows, Triple
 from napari_jrss.io.atomic import new_folder, temp_path, write_text
 from napari_jrss.io.zarr_check import group_attributes, open_array, read_array
@@ -283,7 +283,7 @@ def label_versions(path: Path) -> tuple[str, ...]:
     try:
         names = _LabelList.model_validate(group_attributes(folder)).ome.labels
     except ValidationError as error:
-        raise ScanError(f"{folder}: damaged ({error.errors()[0]['msg']})") from error
+        raise ScanError(f"{folder}: damaged ({from_validation(error)})") from error
     for name in names:
         if not _NAME.fullmatch(name) or (folder / name).is_symlink():
             raise ScanError(f"{folder}: {name[:100]!r} can't be a label of this case")
@@ -304,9 +304,7 @@ def read_attributes(path: Path) -> CaseAttributes:
     try:
         return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ScanError(f"{path}: damaged ({where}: {first['msg']})") from error
+        raise ScanError(f"{path}: damaged ({from_validation(error)})") from error
 
 
 class _LabelList(BaseModel):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_os_error
 from napari_jrss.io.atomic import sweep
 from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.layouts import FoundCase, Scan
@@ -170,5 +170,5 @@ def _reason(error: BaseException, case: FoundCase) -> str:
     if not isinstance(case.image, Path):  # the message may hold a path
         return f"{case.case_id}: {type(error).__name__}"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {from_os_error(error)}"
     return f"{type(error).__name__}: {error}"

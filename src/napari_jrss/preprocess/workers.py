@@ -16,11 +16,13 @@ from typing import TypeVar
 import SimpleITK as sitk  # noqa: N813
 import zarr
 
+from napari_jrss.errors import JRSSError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkersError(RuntimeError):
+class WorkersError(JRSSError):
     """No worker process gets as far as its first item."""
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_bytes
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.journal_file import Header, Held, beginning, encoded, read_journal
@@ -510,7 +510,7 @@ def unsaved_of(project: Project, case_id: str) -> JournalEntry | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        problem = f"{path}: can't be read ({error.strerror})"
+        problem = f"{path}: can't be read ({from_os_error(error)})"
         return JournalEntry(case_id, "", "", "", "", 0, 0, problem=problem)
     except ProjectError as error:
         problem = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -559,7 +559,7 @@ def discard(project: Project, case_id: str) -> None:
         if path.parent.exists():
             sync_folder(path.parent)
     except OSError as error:
-        raise ProjectError(f"{path}: can't be removed ({error.strerror})") from error
+        raise ProjectError(f"{path}: can't be removed ({from_os_error(error)})") from error
 
 
 # -- reading
@@ -597,5 +597,5 @@ def _recovered(header: Header, held: Held) -> Recovered:
 
 def _unwritable(path: Path, error: OSError) -> ProjectError:
     return ProjectError(
-        f"{path}: corrections can't be written ({error.strerror or error}); they are in memory only"
+        f"{path}: corrections can't be written ({from_os_error(error)}); they are in memory only"
     )

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_file, sync_folder, temp_path
 from napari_jrss.project import schema
 from napari_jrss.project.integrity import check_sound
@@ -127,7 +127,7 @@ class Ledger:
             temporary.replace(path)
             sync_folder(path.parent)
         except OSError as error:
-            raise ProjectError(f"{path}: can't be written ({error.strerror})") from error
+            raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
         finally:
             temporary.unlink(missing_ok=True)
 

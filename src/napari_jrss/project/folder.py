@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error, from_validation
 from napari_jrss.io.atomic import new_folder, sweep
 from napari_jrss.labels import LabelClass, LabelTable
 from napari_jrss.preprocess import case_store as store
@@ -93,7 +93,7 @@ class ProjectFolder:
                 if path.exists():
                     path.rmdir()
         except OSError as error:
-            raise ProjectError(f"{path}: can't be made ({error.strerror or error})") from error
+            raise ProjectError(f"{path}: can't be made ({from_os_error(error)})") from error
         return cls.open(path)
 
     @classmethod
@@ -248,7 +248,7 @@ class ProjectFolder:
         try:
             after = LabelClass.model_validate({**before.model_dump(), **changes})
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = from_validation(error)
             raise ProjectError(f"{self.path}: structure {before.name}: {reason}") from error
         if after == before:
             return

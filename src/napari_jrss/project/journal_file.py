@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.labels import check_draft
 from napari_jrss.project.project import Project
@@ -111,7 +111,7 @@ def read_journal(project: Project, path: Path) -> tuple[Header, Held]:
     except FileNotFoundError:
         raise ProjectError(f"{path}: there is no such journal") from None
     except OSError as error:
-        raise ProjectError(f"{path}: can't be read ({error.strerror})") from error
+        raise ProjectError(f"{path}: can't be read ({from_os_error(error)})") from error
 
 
 def _parse(project: Project, path: Path, file: BinaryIO) -> tuple[Header, Held]:

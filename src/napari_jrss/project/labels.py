@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.records import Event, HistoryEntry, LabelVersion, Status, now
@@ -161,7 +161,9 @@ class ProjectLabels(ProjectCases):
         try:
             store.add_label(path, label.version, array, self.table)
         except OSError as error:
-            raise ProjectError(f"{path}: label can't be written ({error.strerror})") from error
+            raise ProjectError(
+                f"{path}: label can't be written ({from_os_error(error)})"
+            ) from error
         self._ledger.add_version(label, kind, f"from {label.draft}")
         return label.version
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 
 if sys.platform == "win32":
     import msvcrt
@@ -72,7 +72,7 @@ class WriterLock:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
-            raise ProjectError(f"{project}: can't be written ({error.strerror})") from error
+            raise ProjectError(f"{project}: can't be written ({from_os_error(error)})") from error
         try:
             if not _try_lock(descriptor):
                 raise ProjectError(f"{project}: {_holder(path)}")
@@ -89,7 +89,7 @@ class WriterLock:
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, OSError):
-                raise ProjectError(f"{path}: can't be locked ({error.strerror})") from error
+                raise ProjectError(f"{path}: can't be locked ({from_os_error(error)})") from error
             raise
         self._descriptor: int | None = descriptor
         if hasattr(os, "register_at_fork"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.errors import ProjectError, ScanError, from_os_error
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases
@@ -114,7 +114,7 @@ class ProjectSources(ProjectCases):
             else:
                 store.relink(path, label_source=str(file))
         except OSError as error:
-            raise ProjectError(f"{path}: can't be written ({error.strerror})") from error
+            raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
         self._ledger.relinked(source.case_id, source.kind)
         return Source(source.case_id, source.kind, file)
 

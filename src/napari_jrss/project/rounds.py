@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_text
 from napari_jrss.io.predictions import PREDICTIONS
 from napari_jrss.preprocess import case_store as store
@@ -82,7 +82,7 @@ class ProjectRounds(ProjectCases):
             write_text(folder / "config.json", config_json)
             sync_folder(folder.parent)
         except OSError as error:
-            raise ProjectError(f"{folder}: can't be written ({error.strerror})") from error
+            raise ProjectError(f"{folder}: can't be written ({from_os_error(error)})") from error
         self._ledger.add_round(number, parent, config_json, roles)
         return self.round(number)
 

@@ -19,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from napari_jrss.errors import JRSSError, from_validation
 from napari_jrss.io.atomic import write_bytes
 
 StateDict = dict[str, Tensor]
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(JRSSError):
     """A weights file that is missing, damaged or of another network."""
 
 
@@ -137,8 +138,8 @@ class TrainingState:
         try:
             said = _Description.model_validate(description)
         except ValidationError as error:
-            where = error.errors()[0]["loc"]
-            raise CheckpointError(f"{path}: not a training state ({where[0]})") from None
+            reason = from_validation(error)
+            raise CheckpointError(f"{path}: not a training state ({reason})") from None
         state = cls(modules={}, **said.model_dump())
         for (part, name, key), tensor in zip(names, tensors.values(), strict=True):
             if part == "optimizer":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.errors import JRSSError
 from napari_jrss.snapshot import CohortSnapshot
 
 
-class RoundError(ValueError):
+class RoundError(JRSSError):
     """A round that can't be run as asked."""
 
 

@@ -10,7 +10,7 @@ from psygnal import SignalInstance
 from qtpy.QtCore import QObject, Qt
 from qtpy.QtCore import Signal as QtSignal
 
-from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.errors import EXPECTED, one_line
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
@@ -21,9 +21,7 @@ def report_errors(session: Session) -> Iterator[None]:
     """Say in the message line why something can't be done; any fault of ours still raises."""
     try:
         yield
-    except Exception as error:
-        if not is_ours(error):
-            raise
+    except EXPECTED as error:
         session.notified.emit(one_line(error))
 
 

@@ -13,10 +13,9 @@ from napari.layers import Image, Layer
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject
 
-from napari_jrss.app.errors import is_ours, one_line
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.segmenting import VolumeSegmented, segment_volume
-from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.errors import EXPECTED, JRSSError, ProjectError, ScanError, one_line
 from napari_jrss.io.nifti import write_nifti
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
@@ -123,7 +122,7 @@ def _holds_dicom(folder: Path) -> bool:
 # -- writer
 
 
-class SaveError(RuntimeError):
+class SaveError(JRSSError):
     """A layer that can't be saved; no ValueError, by which napari means "another writer's"."""
 
 
@@ -233,9 +232,7 @@ def shown() -> Iterator[None]:
     """Show why something can't be done as one line; any fault of ours still raises."""
     try:
         yield
-    except Exception as error:
-        if not is_ours(error):
-            raise
+    except EXPECTED as error:
         show_error(one_line(error))
 
 

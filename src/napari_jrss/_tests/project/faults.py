@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_jrss.app.errors import is_ours
 from napari_jrss.config import PreprocessingConfig
+from napari_jrss.errors import EXPECTED
 from napari_jrss.io.layouts import discover
 from napari_jrss.io.predictions import Prediction, write_prediction
 from napari_jrss.labels import LabelTable
@@ -202,7 +202,7 @@ def attempt(where: Where, limit: int | None) -> None:
         try:
             answer = work(where)
         except Exception as error:
-            answer = str(error) if is_ours(error) else traceback.format_exc()
+            answer = str(error) if isinstance(error, EXPECTED) else traceback.format_exc()
         answers.append([name, answer])
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)

@@ -22,9 +22,8 @@ import numpy as np
 import psutil
 import pytest
 
-from napari_jrss.app.errors import is_ours
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import EXPECTED, ProjectError
 from napari_jrss.io.layouts import FoundCase, FoundCohort
 from napari_jrss.io.predictions import read_prediction
 from napari_jrss.preprocess import case_store as store
@@ -365,7 +364,7 @@ def test_a_disk_that_is_gone_is_told(small: Path, tmp_path: Path) -> None:
         ):
             with pytest.raises(ValueError, match=r"brain\.jrss") as caught:
                 call()
-            assert is_ours(caught.value)
+            assert isinstance(caught.value, EXPECTED)
         assert not path.exists()
     with Project.open(tmp_path / "elsewhere") as project:
         assert len(project.label_versions("case0")) == 1

@@ -34,6 +34,7 @@ from napari_jrss.app.description import config_of
 from napari_jrss.app.rounds.progress import duration
 from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS
 from napari_jrss.config import Shape, TrainingConfig
+from napari_jrss.errors import JRSSError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome, Round
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
@@ -49,7 +50,7 @@ _GIB = 2**30
 _PROMPT_FREE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-class EstimateError(ValueError):
+class EstimateError(JRSSError):
     """A step that could not be measured, with the reason."""
 
 

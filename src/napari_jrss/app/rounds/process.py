@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.errors import EXPECTED, JRSSError, one_line
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round as LedgerRound
 
@@ -39,7 +39,7 @@ _POLL_S = 0.05
 _GRACE_S = 0.4
 
 
-class TrainingProcessError(ValueError):
+class TrainingProcessError(JRSSError):
     """What went wrong in the training process, or that it ended without a word."""
 
 
@@ -271,7 +271,7 @@ def main(arguments: list[str]) -> None:
             for event in place.run(opened, opened.round(number), stop):
                 tell(event.model_dump_json())
     except Exception as error:
-        if not is_ours(error):
+        if not isinstance(error, EXPECTED):
             import traceback
 
             traceback.print_exc()

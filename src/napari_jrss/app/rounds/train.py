@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from napari_jrss.app.description import config_of, description_of
 from napari_jrss.config import TrainingConfig
+from napari_jrss.errors import JRSSError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Outcome
 from napari_jrss.project.records import Round as LedgerRound
@@ -29,11 +30,11 @@ CLEARLY = 0.005  # in Dice; of less nothing is said
 UNLEARNED = "unlearned"
 
 
-class InterruptedSeriesError(ValueError):
+class InterruptedSeriesError(JRSSError):
     """An interrupted series of rounds stands in the way of a new one."""
 
 
-class OutOfMemoryError(ValueError):
+class OutOfMemoryError(JRSSError):
     """The device's memory is not enough; the message says what to lower."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import write_bytes, write_text
 from napari_jrss.project.folder import LEDGER
 
@@ -59,7 +59,7 @@ class ExportFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ProjectError(f"{self.path}: can't be made ({error.strerror})") from error
+            raise ProjectError(f"{self.path}: can't be made ({from_os_error(error)})") from error
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file, so that a later export knows it even if this program dies."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.geometry import LPS_FROM_RAS, rows, spacing_mm
 from napari_jrss.io.atomic import sync_folder, sync_tree, temp_path, write_bytes, write_text
 from napari_jrss.io.nifti import file_checksum, nifti_bytes, write_nifti
@@ -301,7 +301,7 @@ def export_ome_zarr(
                     rows(turned.affine),
                 )
             except OSError as error:
-                reason = error.strerror or error
+                reason = from_os_error(error)
                 raise ProjectError(f"{path}: can't be written ({reason})") from error
 
     return write()
@@ -392,7 +392,7 @@ def export_dataset(
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise ProjectError(f"{folder}: can't be written ({error.strerror or error})") from error
+        raise ProjectError(f"{folder}: can't be written ({from_os_error(error)})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -429,8 +429,9 @@ def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Pa
     try:
         checksum = file_checksum(path)
     except OSError as error:
+        reason = from_os_error(error)
         raise ProjectError(
-            f"{path}: the scan of case {attributes.case_id} can't be read ({error.strerror}); "
+            f"{path}: the scan of case {attributes.case_id} can't be read ({reason}); "
             "'napari-jrss relink' finds scans that were moved"
         ) from error
     if checksum != attributes.checksum:

@@ -22,10 +22,10 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_jrss.app.errors import is_ours, one_line
 from napari_jrss.app.importing import Found, Source, fitting_spacing, groups_file_of, look_into
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.config import PreprocessingConfig
+from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.widgets.bridge import Relay
 from napari_jrss.widgets.path_field import PathField
 
@@ -137,10 +137,8 @@ class ImportDialog(QDialog):
             else:
                 config = self.preparation.config()
                 self._session.cohort.make(project, found.cohort, found.table, config)
-        except Exception as error:
-            if not (is_ours(error) or isinstance(error, ValidationError)):
-                raise
-            self._say(_line(error))
+        except EXPECTED as error:
+            self._say(one_line(error))
             return
         super().accept()
 
@@ -185,7 +183,7 @@ class ImportDialog(QDialog):
             config = self._session.open_project.preprocessing if self._adding else None
             config = config or self.preparation.config()
         except ValidationError as error:
-            self._say(_line(error))
+            self._say(one_line(error))
             return
         groups = None if self._adding else self.groups.path()
         source = Source(images, self.labels.path(), groups)
@@ -236,7 +234,7 @@ class ImportDialog(QDialog):
         if self._stale and not state.busy:
             self._look()
         elif state is JobState.FAILED and self._runner.error is not None:
-            self._say(_line(self._runner.error))
+            self._say(one_line(self._runner.error))
 
     def _say(self, text: str) -> None:
         self._preview.setText(text)
@@ -295,10 +293,3 @@ def _choice(values: tuple[str, ...], tooltip: str | None) -> QComboBox:
     box.addItems(values)
     box.setToolTip(tooltip or "")
     return box
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"
-    return one_line(error)

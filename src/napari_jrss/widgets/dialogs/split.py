@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_jrss.app.cohort import SplitSizes
-from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.io.subjects import read_case_groups
 from napari_jrss.widgets.path_field import PathField
 
@@ -103,9 +103,7 @@ class SplitDialog(QDialog):
             self._session.cohort.split(
                 sizes, None if training == _ALL else training, self.seed.value(), groups
             )
-        except Exception as error:
-            if not is_ours(error):
-                raise
+        except EXPECTED as error:
             self._message.setText(one_line(error))
             return
         super().accept()

@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_jrss.app.errors import is_ours, one_line
+from napari_jrss.errors import EXPECTED, one_line
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
@@ -90,9 +90,7 @@ class StructuresDialog(QDialog):
         self._message.clear()
         try:
             command()
-        except Exception as error:
-            if not is_ours(error):
-                raise
+        except EXPECTED as error:
             self._message.setText(one_line(error))
         self._fill()
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Rows, rows
 from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.volume import ScanHeader, Volume
@@ -112,7 +112,7 @@ def metadata_of(metadata: Mapping[str, Any], name: str) -> ScanMetadata:
     try:
         return ScanMetadata.model_validate(metadata[KEY])
     except ValidationError as error:
-        raise ScanError(f"layer {name!r}: {error.errors()[0]['msg']} in its metadata") from None
+        raise ScanError(f"layer {name!r}: {from_validation(error)} in its metadata") from None
 
 
 def volume_of(data: NDArray[Any], metadata: ScanMetadata) -> Volume:

@@ -26,10 +26,9 @@ from qtpy.QtWidgets import (
 from superqt.utils import qthrottled
 
 from napari_jrss.app.cohort import CasePredicted, CaseRow, LabelWritten
-from napari_jrss.app.errors import is_ours, one_line
 from napari_jrss.app.importing import ScanRead
 from napari_jrss.app.runner import JobState
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import EXPECTED, ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
@@ -306,7 +305,7 @@ class CohortTab(QWidget):
         if not state.busy:
             self._redraw()
         error = self._session.cohort.survey.error
-        if state is JobState.FAILED and error is not None and is_ours(error):
+        if state is JobState.FAILED and error is not None and isinstance(error, EXPECTED):
             self._session.notified.emit(one_line(error))
 
     def _show_progress(self, event: object) -> None:

@@ -24,9 +24,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_jrss.app.errors import one_line
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.runner import JobState
+from napari_jrss.errors import one_line
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.layers.pair import KINDS, PairLayers, Scene
 from napari_jrss.widgets.tables.pairs import ComparisonTable, DiceTable

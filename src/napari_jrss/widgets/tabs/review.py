@@ -10,12 +10,12 @@ from qtpy.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
 from napari_jrss.app.author import known_author, remember_author
-from napari_jrss.app.errors import is_ours, one_line
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import OpenCase, draft_in_words
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
+from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.dialogs.review import ask_leave, ask_name, ask_reason, ask_replace
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
@@ -374,7 +374,7 @@ class ReviewTab(QWidget):
         self.draft.propagate.setEnabled(not state.busy)
 
     def _tell_error(self, error: Exception) -> None:
-        if not is_ours(error):
+        if not isinstance(error, EXPECTED):
             raise error
         self._session.notified.emit(one_line(error))
 

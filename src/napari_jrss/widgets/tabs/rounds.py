@@ -25,11 +25,11 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import qthrottled
 
-from napari_jrss.app.errors import is_ours, one_line
 from napari_jrss.app.rounds.progress import Curve, Progress, joined, words
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
+from napari_jrss.errors import EXPECTED, from_validation, one_line
 from napari_jrss.project.records import Outcome
 from napari_jrss.training.events import Event
 from napari_jrss.widgets.bridge import Relay, report_errors
@@ -176,8 +176,7 @@ class RoundsTab(QWidget):
         try:
             return TrainingConfig.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise SettingsError(from_validation(error)) from None
 
     def _show_preset(self, name: str) -> None:
         settings = preset(name)  # type: ignore[arg-type]
@@ -327,7 +326,7 @@ class RoundsTab(QWidget):
             self._end_activity()
         self._show_buttons()
         self._redraw()
-        if state is JobState.FAILED and error is not None and not is_ours(error):
+        if state is JobState.FAILED and error is not None and not isinstance(error, EXPECTED):
             raise error
 
     def _redraw(self) -> None:
@@ -391,7 +390,7 @@ class RoundsTab(QWidget):
             self._tell_estimate("Measuring a step…")
         elif state is JobState.FAILED and error is not None:
             self._tell_estimate(one_line(error))
-            if not is_ours(error):
+            if not isinstance(error, EXPECTED):
                 raise error
 
     def _forget_estimate(self, *_: object) -> None:
