@@ -140,7 +140,7 @@ def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
     from napari_jrss.io.layouts import discover
     from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
     from napari_jrss.project.project import Project
-    from napari_jrss.project.records import Outcome
+    from napari_jrss.project.records import RoundOutcome
     from napari_jrss.sample_data import make_cohort
 
     cohort = make_cohort(folder / "cohort", cases=4, shape=shape, structures=10)
@@ -161,7 +161,7 @@ def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
             doubt = rng.exponential(0.02, label.shape).astype(np.float16)
             prediction = Prediction(label, confidence, doubt)
             write_prediction(entry.folder / PREDICTIONS, case, prediction)
-        project.finish_round(entry.number, Outcome.FINISHED, promote=True)
+        project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True)
     return path
 
 

@@ -25,7 +25,7 @@ from napari_jrss.app.importing import Source, groups_file_of, look_into
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.bridge import Relay
 from napari_jrss.widgets.layers.review import LABEL
@@ -115,7 +115,7 @@ class Demo:
         """The teacher is there, or is another one."""
         project = self.session.project
         done = [] if project is None else project.rounds()
-        if not done or done[-1].outcome is not Outcome.FINISHED:
+        if not done or done[-1].outcome is not RoundOutcome.FINISHED:
             return
         if len(done) == 1:
             self.review()

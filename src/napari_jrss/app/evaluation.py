@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.atomic import write_text
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome, Round, Split
+from napari_jrss.project.records import Round, RoundOutcome, Split
 from napari_jrss.snapshot import CachedArrays
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def evaluate(
     cases = [c.case_id for c in project.cases() if c.split is Split.TEST and c.label_version]
     if len(cases) < 2:
         raise ProjectError(f"{project.path}: evaluating needs two test cases with labels (split)")
-    finished = [r for r in project.rounds() if r.outcome is Outcome.FINISHED]
+    finished = [r for r in project.rounds() if r.outcome is RoundOutcome.FINISHED]
     chosen = finished if rounds is None else [project.round(n) for n in rounds]
-    if not chosen or any(r.outcome is not Outcome.FINISHED for r in chosen):
+    if not chosen or any(r.outcome is not RoundOutcome.FINISHED for r in chosen):
         raise ProjectError(f"{project.path}: evaluating needs a finished round (train)")
 
     names = tuple(project.table.names)

@@ -45,7 +45,7 @@ class ProjectStatus(BaseModel):
         Corrections that were neither accepted nor given up.
     missing_files
         Scans and labels that aren't where they were when the cases were made of them.
-    held
+    writer
         Who said last to be writing into the project, and since when; empty if that one has ended
         in an orderly way.
     """
@@ -65,7 +65,7 @@ class ProjectStatus(BaseModel):
     rounds_left: int
     unsaved: list[UnsavedCorrections]
     missing_files: int
-    held: str
+    writer: str
 
 
 def project_status(project: Project) -> ProjectStatus:
@@ -110,5 +110,5 @@ def project_status(project: Project) -> ProjectStatus:
             for entry in unsaved(project)
         ],
         missing_files=len(project.missing_sources()),
-        held=project.held,
+        writer=project.writer,
     )

@@ -196,7 +196,7 @@ def status_tables(report: ProjectStatus) -> None:
             if report.interrupted_round is not None
             else f"the series was interrupted after round {report.rounds[-1].number}"
         )
-        at_work = f", unless it is still at work: {report.held}" if report.held else ""
+        at_work = f", unless it is still at work: {report.writer}" if report.writer else ""
         console.print(
             f"{which}, {report.rounds_left} more to come: train --resume goes on{at_work}"
         )

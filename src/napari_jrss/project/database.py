@@ -25,8 +25,8 @@ from napari_jrss.project.records import (
     FailedImport,
     HistoryEntry,
     LabelVersion,
-    Outcome,
     Round,
+    RoundOutcome,
     Split,
     Status,
     now,
@@ -349,11 +349,11 @@ class Ledger:
             for (left,) in connection.execute(
                 "SELECT number FROM rounds WHERE outcome = 'running'"
             ).fetchall():
-                _end_round(connection, left, Outcome.CANCELLED, "left unfinished")
+                _end_round(connection, left, RoundOutcome.CANCELLED, "left unfinished")
             connection.execute(
                 "INSERT INTO rounds (number, parent, started, outcome, config_sha256) "
                 "VALUES (?, ?, ?, ?, ?)",
-                (number, parent, now(), Outcome.RUNNING, sha256(config.encode()).hexdigest()),
+                (number, parent, now(), RoundOutcome.RUNNING, sha256(config.encode()).hexdigest()),
             )
             connection.executemany(
                 "INSERT INTO round_cases VALUES (?, ?, ?, ?)",
@@ -370,7 +370,7 @@ class Ledger:
             )
             _log(connection, Event.ROUND_RESUMED, None, None, None, number, "")
 
-    def end_round(self, number: int, outcome: Outcome, metrics: str, promote: bool) -> None:
+    def end_round(self, number: int, outcome: RoundOutcome, metrics: str, promote: bool) -> None:
         """Record how a round ended and, at the same moment, that its teacher took over."""
         with self.writing() as connection:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
@@ -402,7 +402,7 @@ class Ledger:
                     number=row[0],
                     folder=folder / round_folder(row[0]),
                     parent=row[1],
-                    outcome=Outcome(row[2]),
+                    outcome=RoundOutcome(row[2]),
                     started=row[3],
                     finished=row[4],
                     config_sha256=row[5],
@@ -471,7 +471,9 @@ def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None
     )
 
 
-def _end_round(connection: sqlite3.Connection, number: int, outcome: Outcome, detail: str) -> None:
+def _end_round(
+    connection: sqlite3.Connection, number: int, outcome: RoundOutcome, detail: str
+) -> None:
     connection.execute(
         "UPDATE rounds SET outcome = ?, finished = ? WHERE number = ?", (outcome, now(), number)
     )

@@ -49,7 +49,7 @@ class ProjectFolder:
             raise ProjectError(f"{path / LEDGER}: unreadable settings ({reason})") from error
 
     @property
-    def held(self) -> str:
+    def writer(self) -> str:
         """Who else said to be writing, see :func:`~napari_jrss.project.lock.holder`."""
         return "" if self._lock is not None else holder(self.path / LOCK)
 

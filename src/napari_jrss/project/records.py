@@ -33,7 +33,7 @@ class Status(StrEnum):
         return self in (Status.MANUAL, Status.ACCEPTED, Status.CORRECTED)
 
 
-class Outcome(StrEnum):
+class RoundOutcome(StrEnum):
     """How a round ended, if it did."""
 
     RUNNING = "running"
@@ -156,7 +156,7 @@ class Round:
     number: int
     folder: Path
     parent: int | None
-    outcome: Outcome
+    outcome: RoundOutcome
     started: str
     finished: str | None
     config_sha256: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class MissingFile:
     """A file that a case was made from.
 
     Attributes
@@ -41,14 +41,14 @@ class Source:
 class ProjectSources(ProjectCases):
     """The files behind the cases; see :class:`~napari_jrss.project.project.Project`."""
 
-    def missing_sources(self) -> list[Source]:
+    def missing_sources(self) -> list[MissingFile]:
         """Files that aren't where they were when the cases were made of them, by case id.
 
         Cases of DICOM series aren't among them: of these no path is kept.
         """
         return [source for source, _ in self._missing()]
 
-    def find_sources(self, folder: str | Path) -> Iterator[Source]:
+    def find_sources(self, folder: str | Path) -> Iterator[MissingFile]:
         """Look below a folder for missing files, by checksum, and remember where they are.
 
         Parameters
@@ -59,7 +59,7 @@ class ProjectSources(ProjectCases):
 
         Yields
         ------
-        Source
+        MissingFile
             Each file as it is found; the project knows its new place by then.
 
         Raises
@@ -94,19 +94,21 @@ class ProjectSources(ProjectCases):
                 missing.remove(entry)
                 yield self._relink(source, file)
 
-    def _missing(self) -> list[tuple[Source, str]]:
+    def _missing(self) -> list[tuple[MissingFile, str]]:
         """The missing files with their checksums."""
-        found: list[tuple[Source, str]] = []
+        found: list[tuple[MissingFile, str]] = []
         for case in self.cases():
             about = self.attributes(case.case_id)
             if about.source != store.DICOM_SOURCE and not Path(about.source).is_file():
-                found.append((Source(case.case_id, "scan", Path(about.source)), about.checksum))
+                found.append(
+                    (MissingFile(case.case_id, "scan", Path(about.source)), about.checksum)
+                )
             if about.label_source and not Path(about.label_source).is_file():
-                label = Source(case.case_id, "label", Path(about.label_source))
+                label = MissingFile(case.case_id, "label", Path(about.label_source))
                 found.append((label, about.label_checksum or ""))
         return found
 
-    def _relink(self, source: Source, file: Path) -> Source:
+    def _relink(self, source: MissingFile, file: Path) -> MissingFile:
         path = self.case_path(source.case_id)
         try:
             if source.kind == "scan":
@@ -116,7 +118,7 @@ class ProjectSources(ProjectCases):
         except OSError as error:
             raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
         self._ledger.relinked(source.case_id, source.kind)
-        return Source(source.case_id, source.kind, file)
+        return MissingFile(source.case_id, source.kind, file)
 
 
 def _ending(path: Path) -> str:

@@ -13,7 +13,7 @@ from napari_jrss.io.predictions import PREDICTIONS
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases
 from napari_jrss.project.folder import ROUNDS
-from napari_jrss.project.records import Outcome, Round, Split, round_folder
+from napari_jrss.project.records import Round, RoundOutcome, Split, round_folder
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
 
 
@@ -58,7 +58,7 @@ class ProjectRounds(ProjectCases):
             Label version of each labelled and validation case: a snapshot's.
         """
         self.check_writable()
-        if parent is not None and self.round(parent).outcome is not Outcome.FINISHED:
+        if parent is not None and self.round(parent).outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {parent} isn't finished, so it has no teacher")
         roles: dict[str, tuple[str, str | None]] = {}
         for case in self.cases():
@@ -95,7 +95,7 @@ class ProjectRounds(ProjectCases):
     def finish_round(
         self,
         number: int,
-        outcome: Outcome | str,
+        outcome: RoundOutcome | str,
         metrics: Mapping[str, object] | None = None,
         *,
         promote: bool = False,
@@ -112,10 +112,10 @@ class ProjectRounds(ProjectCases):
             Make its teacher the current one in the same transaction.
         """
         self._unfinished(number)
-        outcome = Outcome(outcome)
-        if outcome is Outcome.RUNNING:
+        outcome = RoundOutcome(outcome)
+        if outcome is RoundOutcome.RUNNING:
             raise ProjectError(f"{self.path}: a round doesn't end by running")
-        if promote and outcome is not Outcome.FINISHED:
+        if promote and outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: a round that was {outcome} has no teacher")
         self._ledger.end_round(number, outcome, json.dumps(dict(metrics or {})), promote)
         return self.round(number)
@@ -128,11 +128,11 @@ class ProjectRounds(ProjectCases):
     def unfinished_round(self) -> Round | None:
         """The latest round, if it can still be resumed."""
         rounds = self.rounds()
-        return rounds[-1] if rounds and rounds[-1].outcome is not Outcome.FINISHED else None
+        return rounds[-1] if rounds and rounds[-1].outcome is not RoundOutcome.FINISHED else None
 
     def promote(self, number: int, author: str | None = None, reason: str = "") -> None:
         """Make a finished round's teacher the current one; an earlier round rolls back."""
-        if self.round(number).outcome is not Outcome.FINISHED:
+        if self.round(number).outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {number} isn't finished, so it has no teacher")
         self._ledger.promote(number, author, reason)
 
@@ -150,7 +150,7 @@ class ProjectRounds(ProjectCases):
         return entry
 
     def _unfinished(self, number: int) -> None:
-        if self.round(number).outcome is Outcome.FINISHED:
+        if self.round(number).outcome is RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {number} is finished")
 
     # -- for the engine

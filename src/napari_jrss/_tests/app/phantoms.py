@@ -18,7 +18,7 @@ from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.cases import FIRST_VERSION
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 
 
 def make_project(
@@ -90,7 +90,7 @@ def give_teacher(project: Project, seed: int = 0) -> int:
         write_prediction(
             entry.folder / PREDICTIONS, case.case_id, Prediction(label, confidence, uncertainty)
         )
-    return project.finish_round(entry.number, Outcome.FINISHED, promote=True).number
+    return project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True).number
 
 
 def give_networks(project: Project) -> None:

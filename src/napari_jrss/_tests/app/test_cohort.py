@@ -30,7 +30,7 @@ from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Event, Outcome
+from napari_jrss.project.records import Event, RoundOutcome
 from napari_jrss.sample_data import make_cohort
 
 
@@ -51,7 +51,7 @@ def predicted(project: Project, case_ids: list[str], confidence: float = 0.8) ->
         sure = np.where(label > 0, confidence, 1).astype(np.float16)
         folder = project.round(number).folder / PREDICTIONS
         write_prediction(folder, case_id, Prediction(label, sure, sure * 0 + 0.25))
-    project.finish_round(number, Outcome.FINISHED, promote=True)
+    project.finish_round(number, RoundOutcome.FINISHED, promote=True)
 
 
 def looked(session: Session) -> None:

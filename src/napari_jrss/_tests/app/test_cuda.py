@@ -10,7 +10,7 @@ from napari_jrss.app.rounds.estimate import measured_apart, one_step
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import OutOfMemoryError, train
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import RoundFinished
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -26,7 +26,7 @@ def test_a_round_in_a_process_of_its_own_takes_no_memory_here(project: Project) 
     place = InOwnProcess(project.path, "cuda")
     event = list(train(project, tiny_config(), 1, Never(), place=place))[-1]
     assert isinstance(event, RoundFinished)
-    assert [entry.outcome for entry in project.rounds()] == [Outcome.FINISHED] * 2
+    assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
     assert project.round(1).metrics["device"] == "cuda"
     assert place.process is None  # and with it went its memory
     assert torch.cuda.max_memory_reserved() == before
@@ -41,7 +41,10 @@ def test_a_full_memory_is_told_in_one_line_and_leaves_the_teacher(project: Proje
             list(train(project, tiny_config(), 1, Never(), device="cuda"))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert [entry.outcome for entry in project.rounds()] == [Outcome.FINISHED, Outcome.FAILED]
+    assert [entry.outcome for entry in project.rounds()] == [
+        RoundOutcome.FINISHED,
+        RoundOutcome.FAILED,
+    ]
     assert project.teacher == project.round(0)
 
 

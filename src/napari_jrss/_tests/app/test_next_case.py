@@ -14,7 +14,7 @@ from napari_jrss.app.next_case import Suggestion, suggest, suggest_now
 from napari_jrss.cli import app
 from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 
 
 def unlabelled(project: Project) -> list[str]:
@@ -37,7 +37,7 @@ def finished_round(project: Project) -> None:
         sure = np.full(label.shape, confidence, np.float16)
         folder = project.round(number).folder / PREDICTIONS
         write_prediction(folder, case_id, Prediction(label, sure, kl))
-    project.finish_round(number, Outcome.FINISHED, promote=True)
+    project.finish_round(number, RoundOutcome.FINISHED, promote=True)
 
 
 def case_of(suggestion: Suggestion | None) -> str:

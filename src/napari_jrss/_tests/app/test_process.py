@@ -29,7 +29,7 @@ from napari_jrss.app.rounds.train import train
 from napari_jrss.config import NetworkConfig
 from napari_jrss.networks.unet import VoxelMorphUNet
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the signals are POSIX's")
@@ -87,7 +87,7 @@ def test_the_same_events_and_the_same_weights_as_in_this_process(
         e.losses for e in here if isinstance(e, StepEnd)
     ]
     for entry, tensors in zip(project.rounds(), expected, strict=True):
-        assert entry.outcome is Outcome.FINISHED
+        assert entry.outcome is RoundOutcome.FINISHED
         assert_same_tensors(weights(entry.folder), tensors)
         assert entry.metrics["device"] == "cpu"
         assert all(seconds > 0 for seconds in entry.metrics["step_seconds"].values())
@@ -112,7 +112,7 @@ def test_killed_then_stopped_then_resumed_to_the_same_weights(
     with pytest.raises(TrainingProcessError, match=r"was killed \(SIGKILL, perhaps because memory"):
         killed_at_step_3()
     [entry] = project.rounds()
-    assert entry.outcome is Outcome.FAILED
+    assert entry.outcome is RoundOutcome.FAILED
     assert "was killed" in entry.metrics["error"]
     assert project.teacher is None
 
@@ -125,7 +125,7 @@ def test_killed_then_stopped_then_resumed_to_the_same_weights(
     assert isinstance(events[-1], Cancelled)
     # The process had begun its next step at most by the time it was asked.
     assert len([e for e in events if getattr(e, "stage", "") == "mono_registration"]) < 8
-    assert project.round(0).outcome is Outcome.CANCELLED
+    assert project.round(0).outcome is RoundOutcome.CANCELLED
 
     last = list(train(project, tiny_config(), 0, Never(), resume=True, place=place))
     assert isinstance(last[-1], RoundFinished)
@@ -147,7 +147,7 @@ def test_a_process_that_does_not_stop_is_ended(project: Project) -> None:
     assert time.monotonic() - asked < 5  # its patience would have been 60
     assert events[-1] == Cancelled(stage="mono_segmentation", step=0)
     assert gone(pid, 0)
-    assert project.round(0).outcome is Outcome.CANCELLED
+    assert project.round(0).outcome is RoundOutcome.CANCELLED
 
 
 PARENT = """
@@ -185,7 +185,7 @@ def test_it_ends_when_its_parent_is_killed_which_needs_no_pytorch(project: Proje
     assert gone(pid, 2.0)
     # The dead program left no lock, and a round that counts as one to resume.
     with Project.open(project.path) as opened:
-        assert opened.unfinished_round().outcome is Outcome.RUNNING
+        assert opened.unfinished_round().outcome is RoundOutcome.RUNNING
 
 
 def test_a_device_that_is_not_there_starts_no_round(project: Project) -> None:
@@ -199,7 +199,7 @@ def test_a_full_gpu_is_told_with_what_to_lower(place: InOwnProcess, project: Pro
     network = {"segmentation_network": {"name": f"{__name__}:huge_network"}}
     with pytest.raises(TrainingProcessError, match=r"memory .* is not enough .* lower the batch"):
         run(place, project, **network)
-    assert project.round(0).outcome is Outcome.FAILED
+    assert project.round(0).outcome is RoundOutcome.FAILED
 
 
 def test_a_stop_before_the_process_is_ready_starts_no_round(

@@ -17,7 +17,7 @@ from napari_jrss.app.session import Session
 from napari_jrss.config import NetworkConfig, TrainingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import RoundFinished, StepEnd
 
 LONG = {"segmentation": {"epochs": 1, "minimum_steps": 100_000}}
@@ -79,7 +79,7 @@ def test_rounds_finish_and_their_history_says_what_they_reached(session: Session
     assert session.training.state is JobState.FINISHED
     first, second = session.rounds.history()
     assert (first.parent, second.parent) == (None, 0)
-    assert (second.outcome, second.is_teacher) == (Outcome.FINISHED, True)
+    assert (second.outcome, second.is_teacher) == (RoundOutcome.FINISHED, True)
     assert (second.preset, second.tau, second.seed) == ("paper", 0.2, 4)
     assert (second.labelled, second.accepted) == (2, 2)
     assert 0 <= (second.segmentation_dice or -1) <= 1
@@ -283,4 +283,4 @@ def test_in_a_process_of_its_own_paused_by_closing_and_resumed(
     session.open(path)
     interrupted = session.rounds.interrupted
     assert interrupted is not None
-    assert interrupted.outcome is Outcome.CANCELLED
+    assert interrupted.outcome is RoundOutcome.CANCELLED

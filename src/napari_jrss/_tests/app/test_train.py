@@ -28,7 +28,7 @@ from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import Journal
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.training.round import RoundError
 
@@ -46,7 +46,7 @@ def run(
     return list(events)
 
 
-def outcomes(project: Project) -> list[tuple[int, int | None, Outcome]]:
+def outcomes(project: Project) -> list[tuple[int, int | None, RoundOutcome]]:
     return [(entry.number, entry.parent, entry.outcome) for entry in project.rounds()]
 
 
@@ -57,7 +57,7 @@ def teacher(project: Project) -> int | None:
 def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) -> None:
     events = run(project, 1)
     assert [e.number for e in events if isinstance(e, RoundFinished)] == [0, 1]
-    assert outcomes(project) == [(0, None, Outcome.FINISHED), (1, 0, Outcome.FINISHED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.FINISHED), (1, 0, RoundOutcome.FINISHED)]
     assert teacher(project) == 1
     last = project.rounds()[-1]
     assert last.metrics["labelled"] == 2
@@ -82,7 +82,7 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     # The next series starts from the current teacher, also after a roll-back.
     project.promote(0)
     run(project, 1)
-    assert outcomes(project)[-1] == (2, 0, Outcome.FINISHED)
+    assert outcomes(project)[-1] == (2, 0, RoundOutcome.FINISHED)
     assert teacher(project) == 2
 
 
@@ -134,7 +134,7 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
 
     first = run(project, 1, AfterSteps(3), seed=3)
     assert isinstance(first[-1], Cancelled)
-    assert outcomes(project) == [(0, None, Outcome.CANCELLED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.CANCELLED)]
     assert teacher(project) is None
     # Settings of the command that resumes do not count.
     stop = threading.Event()
@@ -143,7 +143,7 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
         if isinstance(event, StepEnd) and event.stage == "student_1":
             stop.set()
     assert isinstance(event, Cancelled)
-    assert outcomes(project) == [(0, None, Outcome.FINISHED), (1, 0, Outcome.CANCELLED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.FINISHED), (1, 0, RoundOutcome.CANCELLED)]
     assert teacher(project) == 0
     third = run(project, 5, resume=True)
     assert [e.number for e in third if isinstance(e, RoundFinished)] == [1]
@@ -156,9 +156,12 @@ def test_without_being_told_an_interrupted_series_is_an_error(project: Project) 
     run(project, 1, AfterSteps(2))
     with pytest.raises(InterruptedSeriesError, match="round 0 was interrupted: --resume goes on"):
         run(project, 1)
-    assert outcomes(project) == [(0, None, Outcome.CANCELLED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.CANCELLED)]
     run(project, 0, resume=False)
-    assert outcomes(project) == [(0, None, Outcome.CANCELLED), (1, None, Outcome.FINISHED)]
+    assert outcomes(project) == [
+        (0, None, RoundOutcome.CANCELLED),
+        (1, None, RoundOutcome.FINISHED),
+    ]
     assert teacher(project) == 1
 
 
@@ -170,7 +173,7 @@ def test_there_must_be_something_to_resume_and_something_to_do(project: Project)
         run(project, 1, resume=True)
     with pytest.raises(InterruptedSeriesError, match="pre-trained already"):
         run(project, 0)
-    assert outcomes(project) == [(0, None, Outcome.FINISHED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.FINISHED)]
 
 
 def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
@@ -184,10 +187,13 @@ def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
     )
     again = train(project, config, 1, AfterSteps(3), device="cpu", pretrain=True)
     assert isinstance([*again][-1], Cancelled)
-    assert outcomes(project)[-1] == (2, None, Outcome.CANCELLED)
+    assert outcomes(project)[-1] == (2, None, RoundOutcome.CANCELLED)
     assert teacher(project) == 1
     run(project, 0, resume=True)
-    assert outcomes(project)[2:] == [(2, None, Outcome.FINISHED), (3, 2, Outcome.FINISHED)]
+    assert outcomes(project)[2:] == [
+        (2, None, RoundOutcome.FINISHED),
+        (3, 2, RoundOutcome.FINISHED),
+    ]
     assert teacher(project) == 3
     assert config_of(project.round(2)) == config_of(project.round(3)) == config
     assert weights(project.round(2).folder).keys() < weights(project.round(3).folder).keys()
@@ -212,11 +218,11 @@ def test_a_round_that_fails_leaves_the_teacher_and_its_reason(project: Project) 
     run(project, 0)
     with pytest.raises(RoundError, match=r"passes tau = 1\.0"):
         run(project, 1, screening={"tau": 1.0})
-    assert outcomes(project)[-1] == (1, 0, Outcome.FAILED)
+    assert outcomes(project)[-1] == (1, 0, RoundOutcome.FAILED)
     assert "tau = 1.0" in str(project.rounds()[-1].metrics["error"])
     assert teacher(project) == 0
     run(project, 1, resume=False)
-    assert outcomes(project)[-1] == (2, 0, Outcome.FINISHED)
+    assert outcomes(project)[-1] == (2, 0, RoundOutcome.FINISHED)
     assert teacher(project) == 2
 
 
@@ -226,7 +232,7 @@ def test_a_consumer_that_walks_away_leaves_a_round_that_can_be_resumed(project: 
         if isinstance(event, StepEnd) and event.step == 3:
             break
     events.close()  # type: ignore[attr-defined]
-    assert outcomes(project) == [(0, None, Outcome.CANCELLED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.CANCELLED)]
     finished = run(project, 0, resume=True)
     assert isinstance(finished[-1], RoundFinished)
     assert teacher(project) == 0
@@ -238,7 +244,7 @@ def test_walking_away_after_the_last_event_keeps_the_round(project: Project) -> 
         if isinstance(event, RoundFinished):
             break
     events.close()  # type: ignore[attr-defined]
-    assert outcomes(project) == [(0, None, Outcome.FINISHED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.FINISHED)]
     assert teacher(project) == 0
 
 
@@ -283,7 +289,7 @@ def test_a_series_killed_between_two_rounds_is_not_passed_over(project: Project)
         if isinstance(event, RoundFinished):
             break
     events.close()  # type: ignore[attr-defined]
-    assert outcomes(project) == [(0, None, Outcome.FINISHED)]
+    assert outcomes(project) == [(0, None, RoundOutcome.FINISHED)]
     status = project_status(project)
     assert (status.interrupted_round, status.rounds_left) == (None, 2)
     with pytest.raises(InterruptedSeriesError, match="after round 0, 2 still to come: --resume"):

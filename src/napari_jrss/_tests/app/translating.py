@@ -10,7 +10,7 @@ from napari_jrss.app.description import RoundDescription
 from napari_jrss.config import preset
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.checkpoint import save_tensors
 from napari_jrss.training.round import REGISTRATION, TEACHER
 
@@ -34,4 +34,4 @@ def add_translating_round(project: Project, shift: Sequence[float]) -> int:
     teacher = build_segmentation_network(config.segmentation_network, len(names))
     save_tensors(entry.folder / REGISTRATION, network.state_dict(), {"stage": "mono_registration"})
     save_tensors(entry.folder / TEACHER, teacher.state_dict(), {"stage": "mono_segmentation"})
-    return project.finish_round(entry.number, Outcome.FINISHED, promote=True).number
+    return project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True).number

@@ -44,7 +44,7 @@ from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingG
 from napari_jrss.project.corrections import Journal, recover, unsaved
 from napari_jrss.project.lock import WriterLock
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.project.schema import MIGRATIONS
 
 from .mutations import (
@@ -421,7 +421,7 @@ def make_project(folder: Path) -> None:
         for _ in range(2):
             entry = project.start_round(parent, config, project.snapshot().label_versions)
             metrics = {"labelled": 1.0, "accepted": 1.0, "validation_segmentation_dice": 0.5}
-            project.finish_round(entry.number, Outcome.FINISHED, metrics, promote=True)
+            project.finish_round(entry.number, RoundOutcome.FINISHED, metrics, promote=True)
             parent = entry.number
 
 
@@ -451,7 +451,7 @@ def _work_in_project(folder: Path) -> None:
         project.add_label_version(case_id, np.ones(project.grid.shape, np.uint8), "Ada")
         project.skip(case_id, "Ada", "later")
         entry = project.start_round(None, "{}", project.snapshot().label_versions)
-        project.finish_round(entry.number, Outcome.CANCELLED)
+        project.finish_round(entry.number, RoundOutcome.CANCELLED)
     _look_at_project_again(folder)
 
 

@@ -28,7 +28,7 @@ from napari_jrss.project.corrections import Journal
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels_and_fields import export_dataset, export_labels
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 
 TABLE = LabelTable.of_groups({"left part": (3,), "right part": (7,)})
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
@@ -112,7 +112,7 @@ def play_round(where: Where) -> None:
         for case_id in ("case0", "case1"):
             confidence = np.ones(label.shape, np.float16)
             write_prediction(entry.folder / "predictions", case_id, Prediction(label, confidence))
-        project.finish_round(entry.number, Outcome.FINISHED, {"dice": 0.5}, promote=True)
+        project.finish_round(entry.number, RoundOutcome.FINISHED, {"dice": 0.5}, promote=True)
         where.say(f"teacher {entry.number}")
 
 

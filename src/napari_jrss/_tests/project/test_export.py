@@ -35,7 +35,7 @@ from napari_jrss.project.export.labels_and_fields import (
     label_names,
 )
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome, Split
+from napari_jrss.project.records import RoundOutcome, Split
 
 from .conftest import CASES, TABLE
 
@@ -155,7 +155,7 @@ def test_all_that_an_export_refuses_comes_before_it_writes(
         for case_id in ("case2", "case4"):
             prediction = Prediction(label, np.ones(label.shape, np.float16))
             write_prediction(project.round(number).folder / "predictions", case_id, prediction)
-        project.finish_round(number, Outcome.FINISHED, promote=True)
+        project.finish_round(number, RoundOutcome.FINISHED, promote=True)
     out = tmp_path / "out"
     command = ["export", str(project_path), str(out), "--ome-zarr"]
 

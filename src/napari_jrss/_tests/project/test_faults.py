@@ -30,7 +30,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.corrections import Journal, recover, unsaved
 from napari_jrss.project.export.labels_and_fields import export_labels
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Event, Outcome
+from napari_jrss.project.records import Event, RoundOutcome
 
 from .conftest import TABLE, write_scan
 from .faults import ATTEMPTS, PROGRAMS, Where
@@ -118,7 +118,7 @@ def check(where: Where, before: Path) -> None:
             assert (entry.folder / "config.json").read_text() == "{}"
             for path in (entry.folder / "predictions").glob("[!.]*.zarr"):
                 read_prediction(path.parent, path.stem)
-        finished = [r for r in project.rounds() if r.outcome is Outcome.FINISHED]
+        finished = [r for r in project.rounds() if r.outcome is RoundOutcome.FINISHED]
         assert project.teacher == (finished[-1] if finished else None)
         painted = [int(words[1]) for words in said if words[0] == "painted"]
         accepted = [v for v in project.label_versions("case0") if v.draft == "version:v0001"]
@@ -140,7 +140,7 @@ def check(where: Where, before: Path) -> None:
                 case ["round", number]:
                     project.round(int(number))
                 case ["teacher", number]:
-                    assert project.round(int(number)).outcome is Outcome.FINISHED
+                    assert project.round(int(number)).outcome is RoundOutcome.FINISHED
                 case ["file", path]:
                     assert Path(path).exists()
                 case ["case", *_] | ["painted", _]:

@@ -22,7 +22,7 @@ from napari_jrss.io.layouts import FoundCase, FoundCohort, discover
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.project import Project, check_case_id
-from napari_jrss.project.records import Event, Outcome, Split, Status
+from napari_jrss.project.records import Event, RoundOutcome, Split, Status
 
 from .conftest import CASES, TABLE, write_scan
 
@@ -348,7 +348,7 @@ def test_a_round_keeps_the_labels_it_started_with(project: Project) -> None:
     project.split(labelled=2, validation=1, test=1)
     snapshot = project.snapshot()
     first = project.start_round(None, '{"a": 1}', snapshot.label_versions)
-    assert (first.number, first.parent, first.outcome) == (0, None, Outcome.RUNNING)
+    assert (first.number, first.parent, first.outcome) == (0, None, RoundOutcome.RUNNING)
     assert (first.folder / "config.json").read_text() == '{"a": 1}'
     corrected = snapshot.labelled[0]
     project.add_label_version(corrected, np.ones(snapshot.shape, np.uint8), "Ada")
@@ -372,7 +372,7 @@ def test_teachers_are_promoted_and_rolled_back(project: Project) -> None:
     project.start_round(None, "{}", versions)
     with pytest.raises(ProjectError, match="isn't finished"):
         project.promote(0)
-    project.finish_round(0, Outcome.FINISHED, {"dice": 0.8}, promote=True)
+    project.finish_round(0, RoundOutcome.FINISHED, {"dice": 0.8}, promote=True)
     assert project.teacher is not None
     assert (project.teacher.number, project.teacher.metrics) == (0, {"dice": 0.8})
     project.start_round(0, "{}", versions)
@@ -383,7 +383,7 @@ def test_teachers_are_promoted_and_rolled_back(project: Project) -> None:
     assert project.teacher.number == 0
     assert [e.round for e in project.history() if e.kind is Event.PROMOTED] == [0, 1, 0]
     with pytest.raises(ProjectError, match="round 1 is finished"):
-        project.finish_round(1, Outcome.FAILED)
+        project.finish_round(1, RoundOutcome.FAILED)
 
 
 def test_an_unfinished_round_is_found_resumed_or_left(project: Project) -> None:
@@ -392,14 +392,14 @@ def test_an_unfinished_round_is_found_resumed_or_left(project: Project) -> None:
     project.start_round(None, "{}", versions)
     unfinished = project.unfinished_round()
     assert unfinished is not None
-    assert unfinished.outcome is Outcome.RUNNING
-    project.finish_round(0, Outcome.CANCELLED)
-    assert project.resume_round(0).outcome is Outcome.RUNNING
+    assert unfinished.outcome is RoundOutcome.RUNNING
+    project.finish_round(0, RoundOutcome.CANCELLED)
+    assert project.resume_round(0).outcome is RoundOutcome.RUNNING
     with pytest.raises(ProjectError, match="no teacher"):
         project.start_round(0, "{}", versions)
     project.start_round(None, "{}", versions)  # the other one is left
-    assert [r.outcome for r in project.rounds()] == [Outcome.CANCELLED, Outcome.RUNNING]
-    project.finish_round(1, Outcome.FINISHED)
+    assert [r.outcome for r in project.rounds()] == [RoundOutcome.CANCELLED, RoundOutcome.RUNNING]
+    project.finish_round(1, RoundOutcome.FINISHED)
     assert project.unfinished_round() is None
 
 

@@ -19,7 +19,7 @@ from napari_jrss.io.layouts import discover
 from napari_jrss.project.export.labels_and_fields import export_dataset
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event
-from napari_jrss.project.relocate import Source
+from napari_jrss.project.relocate import MissingFile
 
 from .conftest import TABLE, write_scan
 
@@ -77,9 +77,9 @@ def test_what_is_not_there_stays_missing(moved: Project, tmp_path: Path) -> None
     assert {s.case_id for s in moved.find_sources(images)} == {"case1", "case2"}
     old = tmp_path / "old"
     assert moved.missing_sources() == [
-        Source("case0", "scan", old / "images" / "case0.nii.gz"),
-        Source("case0", "label", old / "labels" / "case0.nii.gz"),
-        Source("case1", "label", old / "labels" / "case1.nii.gz"),
+        MissingFile("case0", "scan", old / "images" / "case0.nii.gz"),
+        MissingFile("case0", "label", old / "labels" / "case0.nii.gz"),
+        MissingFile("case1", "label", old / "labels" / "case1.nii.gz"),
     ]
     with pytest.raises(ProjectError, match="nowhere: no such folder"):
         list(moved.find_sources(tmp_path / "nowhere"))

@@ -36,7 +36,7 @@ from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome, Round
+from napari_jrss.project.records import Round, RoundOutcome
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> 
 def _step_seconds(entry: Round, config: TrainingConfig, device: str) -> dict[str, float]:
     """Seconds per step of a finished round, if its steps cost what the planned ones will."""
     seconds = entry.metrics.get(STEP_SECONDS)
-    if entry.outcome is not Outcome.FINISHED or not isinstance(seconds, dict):
+    if entry.outcome is not RoundOutcome.FINISHED or not isinstance(seconds, dict):
         return {}
     own = config_of(entry)
     same = (

@@ -27,7 +27,7 @@ from napari_jrss.app.rounds.train import (
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import ProjectError
-from napari_jrss.project.records import Outcome, Round
+from napari_jrss.project.records import Round, RoundOutcome
 from napari_jrss.training.events import Event, parse_event
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RoundRow:
 
     number: int
     parent: int | None
-    outcome: Outcome
+    outcome: RoundOutcome
     is_teacher: bool
     started: str
     preset: str | None

@@ -12,8 +12,8 @@ from napari_jrss.app.description import config_of, description_of
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Outcome
 from napari_jrss.project.records import Round as LedgerRound
+from napari_jrss.project.records import RoundOutcome
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -211,7 +211,7 @@ def _run(project: Project, plan: _Planned, place: Executor, cancel: Cancel) -> I
     number = _enter(project, plan) if place.first else -1
     entry = project.round(place.agree(number))
     clock = _Clock()
-    outcome = Outcome.CANCELLED
+    outcome = RoundOutcome.CANCELLED
     metrics: dict[str, object] = {}
     try:
         for event in place.run(project, entry, cancel):
@@ -219,7 +219,7 @@ def _run(project: Project, plan: _Planned, place: Executor, cancel: Cancel) -> I
             if isinstance(event, RoundFinished):
                 said = (event.warning, _behind(project, entry, event.metrics))
                 event = event.model_copy(update={"warning": " ".join(filter(None, said))})
-                outcome = Outcome.FINISHED
+                outcome = RoundOutcome.FINISHED
                 metrics = {
                     **event.metrics,
                     STEP_SECONDS: clock.seconds_per_step(),
@@ -229,11 +229,11 @@ def _run(project: Project, plan: _Planned, place: Executor, cancel: Cancel) -> I
                 }
             yield event
     except Exception as error:
-        outcome, metrics = Outcome.FAILED, {"error": str(error)}
+        outcome, metrics = RoundOutcome.FAILED, {"error": str(error)}
         raise
     finally:
         if place.first:
-            finished = outcome is Outcome.FINISHED
+            finished = outcome is RoundOutcome.FINISHED
             project.finish_round(entry.number, outcome, metrics, promote=finished)
 
 
@@ -402,7 +402,7 @@ def leave_series(project: Project) -> None:
     """Say that nobody will go on with the last series: its interrupted round, or the next ones."""
     entry = interrupted_round(project)
     if entry is not None:
-        project.finish_round(entry.number, Outcome.CANCELLED, {**entry.metrics, LEFT: True})
+        project.finish_round(entry.number, RoundOutcome.CANCELLED, {**entry.metrics, LEFT: True})
     elif rounds_left(project) > 0:
         latest = project.rounds()[-1].number
         project.add_metrics(latest, {LEFT: True}, "the rounds still to come were left")

@@ -9,12 +9,12 @@ from qtpy.QtGui import QFont
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_jrss.app.rounds.rounds import RoundRow
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 
 COLUMNS = {
     "Round": "Number of the round; the one whose teacher is in force is bold",
     "From": "The round whose teacher it started from",
-    "Outcome": "How it ended",
+    "RoundOutcome": "How it ended",
     "N": "Labelled training cases",
     "Acc.": "Unlabelled cases whose pseudo-label its teacher had accepted",
     "Seg.": "Mean Dice of the segmentation on the validation cases; (!) where structures are not "
@@ -47,7 +47,7 @@ class RoundsTable(QTableWidget):
         """Number of the selected round, if its teacher could be put in force."""
         rows = self.selectionModel().selectedRows()
         row = self._rows[rows[0].row()] if rows else None
-        if row is None or row.outcome is not Outcome.FINISHED or row.is_teacher:
+        if row is None or row.outcome is not RoundOutcome.FINISHED or row.is_teacher:
             return None
         return row.number
 
@@ -76,7 +76,7 @@ class RoundsTable(QTableWidget):
 
 def outcome_of(row: RoundRow) -> str:
     """How a round ended, for a person: one that was stopped and can go on is paused."""
-    paused = row.resumable and row.outcome is not Outcome.FAILED
+    paused = row.resumable and row.outcome is not RoundOutcome.FAILED
     return "paused" if paused else str(row.outcome)
 
 

@@ -30,7 +30,7 @@ from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
 from napari_jrss.errors import EXPECTED, from_validation, one_line
-from napari_jrss.project.records import Outcome
+from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Event
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.curves import Line, Plot
@@ -298,7 +298,7 @@ class RoundsTab(QWidget):
         if project is not None and project.read_only:
             self._say("The project is open read-only: rounds can be looked at, not started.")
         elif entry is not None and not self.status.text():
-            how = "failed" if entry.outcome is Outcome.FAILED else "is paused"
+            how = "failed" if entry.outcome is RoundOutcome.FAILED else "is paused"
             self._say(f"Round {entry.number} {how}; Resume goes on with it.")
         elif resumable and not self.status.text():
             self._say("Rounds of this series are still to come; Resume goes on with them.")
