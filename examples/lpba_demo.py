@@ -99,6 +99,7 @@ class Demo:
         self.train_or_review()
 
     def train_or_review(self) -> None:
+        """Go on where the project stands: train, resume, or review."""
         if self.session.open_project.teacher is not None:
             self.review()
         elif self.session.rounds.resumable:
@@ -129,6 +130,7 @@ class Demo:
             self.session.review.open(suggestion.case_id)
 
     def reviewing(self) -> None:
+        """Say that the first pseudo-labels are on the screen."""
         case = self.session.review.case
         if case is None or case.prediction is None or "reviewing" in self.shown:
             return
@@ -158,16 +160,19 @@ class Demo:
         QTimer.singleShot(2000, self.accept)
 
     def accept(self) -> None:
+        """Make the correction a label version."""
         self.picture("3-corrected", after=0)
         self.session.review.accept()
         QTimer.singleShot(2000, self.next_round)
 
     def next_round(self) -> None:
+        """Start a joint round, which learns from the correction."""
         self.dock.tabs.setCurrentWidget(self.dock.rounds)
         self.session.rounds.start(self.training, rounds=1)
         self.picture("4-round", after=8000)
 
     def end(self) -> None:
+        """Print what the round gained, show the next case, and close the window."""
         after = mean_dice(self.session)
         print(f"mean Dice of the pseudo-labels: {self.dice_before:.3f} before, {after:.3f} after")
         self.picture("5-second-teacher", after=1000)
@@ -176,6 +181,7 @@ class Demo:
         QTimer.singleShot(8000, self.viewer.close)
 
     def say(self, line: str) -> None:
+        """Show a line below the tabs."""
         self.session.notified.emit(line)
 
     def picture(self, name: str, after: int) -> None:
@@ -198,6 +204,7 @@ def mean_dice(session: Session) -> float:
 
 
 def main() -> None:
+    """Open the window with the dock, and begin."""
     viewer = napari.Viewer()
     _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
     Demo(viewer, dock).begin()

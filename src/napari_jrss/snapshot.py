@@ -51,9 +51,11 @@ class CachedArrays:
     )
 
     def image(self, case_id: str) -> Image:
+        """Image of a case (z, y, x), from memory or from the disk."""
         return self._get("image", case_id, self.read_image)
 
     def label(self, case_id: str) -> Label:
+        """Label of a case (z, y, x), from memory or from the disk."""
         return self._get("label", case_id, self.read_label)
 
     def _get(self, kind: str, case_id: str, read: Callable[[str], NDArray]) -> NDArray:  # type: ignore[type-arg]

@@ -113,6 +113,7 @@ class TrainingState:
     precision: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
+        """Save the state in a safetensors file."""
         tensors: StateDict = {}
         for part, states in (("module", self.modules), ("best", self.best)):
             for name, state in states.items():
@@ -129,6 +130,7 @@ class TrainingState:
 
     @classmethod
     def read(cls, path: Path) -> TrainingState:
+        """Load a state that :meth:`write` saved; :class:`CheckpointError` if it is damaged."""
         tensors, description = load_tensors(path)
         names = [full_name.split("/", 2) for full_name in tensors]
         for parts in names:

@@ -33,7 +33,9 @@ from napari_jrss.training.sampling import step_seed
 class Cancel(Protocol):
     """Something that can be asked to stop, such as a :class:`threading.Event`."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """Whether the work should stop."""
+        ...
 
 
 Validation = Generator[None, None, float | None]
@@ -54,9 +56,17 @@ class Stage(Protocol):
     steps: int
     steps_per_epoch: int
 
-    def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]: ...
-    def after_step(self, step: int) -> None: ...
-    def validate(self) -> Validation: ...
+    def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Losses of a step by name; the one named ``total`` is minimised."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Called after each step of the optimizer."""
+        ...
+
+    def validate(self) -> Validation:
+        """Measure the validation cases."""
+        ...
 
 
 def fit(

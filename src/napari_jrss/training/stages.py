@@ -155,6 +155,7 @@ class MonoSegmentationStage:
         self.steps = settings.steps(self.steps_per_epoch, tensors.snapshot.classes - 1)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Dice loss of a batch of augmented labelled cases."""
         snapshot = self.tensors.snapshot
         cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
@@ -169,6 +170,7 @@ class MonoSegmentationStage:
         """Nothing follows the network."""
 
     def validate(self) -> Validation:
+        """Dice of the network on the validation cases."""
         return segmentation_validation(
             self.modules["network"], self.tensors.snapshot, self.tensors.device
         )
@@ -202,6 +204,7 @@ class RegistrationStage:
         self.steps = max(epochs * self.steps_per_epoch, minimum_steps)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Losses of a batch of pairs of cases."""
         batch = self.draw(rng)
         self.network.train()
         classes, settings = self.tensors.snapshot.classes, self.config.registration
@@ -248,6 +251,7 @@ class RegistrationStage:
         """Nothing follows the network."""
 
     def validate(self) -> Validation:
+        """Dice of warped labels on pairs of validation cases."""
         return registration_validation(
             self.modules["network"], self.tensors.snapshot, self.tensors.device
         )
@@ -281,6 +285,7 @@ class StudentStage:
         self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Losses of the student on labelled and on screened cases."""
         self.student.train()
         settings = self.config.joint
         weighted = settings.class_weighting != "none"
@@ -327,10 +332,12 @@ class StudentStage:
         )
 
     def after_step(self, step: int) -> None:
+        """Move the teacher's weights towards the student's."""
         decay = self.config.joint.ema_decay
         update_teacher(self.modules["teacher"], self.modules["student"], decay)
 
     def validate(self) -> Validation:
+        """Dice of the teacher on the validation cases."""
         return segmentation_validation(
             self.modules["teacher"], self.tensors.snapshot, self.tensors.device
         )

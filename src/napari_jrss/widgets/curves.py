@@ -45,6 +45,7 @@ class Plot(QWidget):
         self.setToolTip(f"{title} over {x_name}")
 
     def sizeHint(self) -> QSize:  # noqa: N802
+        """The size of a small plot."""
         return QSize(360, 120)
 
     def show_lines(self, lines: Sequence[Line]) -> None:

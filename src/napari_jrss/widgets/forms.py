@@ -39,12 +39,15 @@ class NumberBox(QDoubleSpinBox):
         self.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType)
 
     def textFromValue(self, value: float) -> str:  # noqa: N802
+        """Up to nine significant digits, without trailing zeros."""
         return f"{value:.9g}"
 
     def valueFromText(self, text: str) -> float:  # noqa: N802
+        """The number that a text stands for."""
         return float(text)
 
     def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:
+        """Accept a number in the range, and whatever may become one."""
         state = QValidator.State.Intermediate
         try:
             if self.minimum() <= float(text) <= self.maximum():

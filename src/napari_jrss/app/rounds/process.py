@@ -96,6 +96,7 @@ class InOwnProcess:
         return True
 
     def agree(self, number: int) -> int:
+        """The number itself: there is no other process to agree with."""
         return number
 
     def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:

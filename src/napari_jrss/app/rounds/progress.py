@@ -28,6 +28,7 @@ class Curve:
     y: list[float] = field(default_factory=list)
 
     def add(self, x: float, y: float) -> None:
+        """Append a point."""
         self.x.append(x)
         self.y.append(y)
 

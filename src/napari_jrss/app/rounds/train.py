@@ -39,9 +39,7 @@ class OutOfMemoryError(JRSSError):
 
 
 class Executor(Protocol):
-    """Where rounds run: :class:`InThisProcess`, or
-    :class:`napari_jrss.app.rounds.process.InOwnProcess`.
-    """
+    """Where rounds run, such as :class:`InThisProcess`."""
 
     @property
     def first(self) -> bool:
@@ -89,9 +87,11 @@ class InThisProcess:
 
     @property
     def first(self) -> bool:
+        """Whether this is the process that records the rounds."""
         return self._fabric is None or bool(self._fabric.is_global_zero)
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
+        """Open the device and check the names of both networks."""
         from napari_jrss.inference.device import make_fabric
         from napari_jrss.networks.build import check_network
 
@@ -103,11 +103,13 @@ class InThisProcess:
         return True
 
     def agree(self, number: int) -> int:
+        """The first process's number, sent to all processes."""
         assert self._fabric is not None
         agreed: int = self._fabric.broadcast(number)
         return agreed
 
     def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
+        """Run the round here; :class:`OutOfMemoryError` if the memory is not enough."""
         from napari_jrss.training.round import Round, run_round
 
         assert self._fabric is not None
@@ -130,7 +132,7 @@ class InThisProcess:
         self._fabric.barrier()
 
     def close(self) -> None:
-        pass
+        """Nothing to release."""
 
 
 def train(

@@ -83,6 +83,7 @@ class DeepAtlasStage(JointStage):
     """Registration and segmentation in turns, each with the other held."""
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Losses of one step: registration steps and segmentation steps take turns."""
         registering = step % (REGISTRATION_STEPS + SEGMENTATION_STEPS) < REGISTRATION_STEPS
         self.network.train(registering)
         self.mono.network.train(not registering)

@@ -45,6 +45,7 @@ class PddStage(RegistrationStage):
     """PDD-Net's losses; a pair without two labels counts with its image difference alone."""
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Losses of one registration step."""
         batch = self.draw(rng)
         self.network.train()
         network = self.modules["network"]

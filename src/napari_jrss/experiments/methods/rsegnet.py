@@ -57,6 +57,7 @@ class RSegNetStage(JointStage):
     """Both networks at every step, both directions of every pair."""
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
+        """Losses of both networks in one step."""
         self.network.train()
         self.mono.network.train()
         supervised = self.mono.losses(step, rng)["dice"]
