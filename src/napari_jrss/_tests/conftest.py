@@ -1,9 +1,34 @@
 """What several test folders use."""
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the window as gui; skip gui and gpu where there is no display or GPU."""
+    without = {}
+    if sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        # Qt ends the whole process where it finds no display.
+        without["gui"] = pytest.mark.skip(reason="no display: run under xvfb-run -a")
+    for item in items:
+        if "/widgets/" in item.nodeid or "make_napari_viewer" in getattr(item, "fixturenames", ()):
+            item.add_marker("gui")
+        if item.get_closest_marker("gpu") and "gpu" not in without:
+            import torch
+
+            without["gpu"] = pytest.mark.skipif(
+                not torch.cuda.is_available(), reason="no CUDA device"
+            )
+        for name, skip in without.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import RoundFinished
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = pytest.mark.gpu
 
 STAGES = ("mono_segmentation", "registration", "student")
 GRID = (96, 96, 96)

@@ -28,7 +28,7 @@ from napari_jrss.training.checkpoint import TrainingState
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.training.round import Round, run_round
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = pytest.mark.gpu
 
 GPU = torch.device("cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

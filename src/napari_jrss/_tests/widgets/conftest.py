@@ -1,8 +1,6 @@
 """A real viewer with the dock in it; needs a display, such as Xvfb gives one."""
 
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,6 @@ from napari_jrss.app.author import VARIABLE
 from napari_jrss.project.project import Project
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.preferences import PLUGIN
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a display a Qt program is killed, so its tests are passed over with the reason."""
-    if sys.platform == "linux" and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        skip = pytest.mark.skip(reason="no display: run under xvfb-run -a")
-        for item in items:
-            if "/widgets/" in item.nodeid:
-                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
