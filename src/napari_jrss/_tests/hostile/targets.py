@@ -1,6 +1,6 @@
 """What the program reads from the disk, each with a sound example, ways to spoil it, a reader.
 
-`benchmarks/fuzz.py` runs the same targets for as long as one likes.
+:mod:`napari_jrss._tests.hostile.fuzz` runs the same targets for some minutes.
 """
 
 from __future__ import annotations

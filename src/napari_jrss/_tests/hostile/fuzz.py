@@ -1,9 +1,9 @@
-"""Spoil everything that the program reads, for as long as one likes, and count what happens.
+"""Damage everything that the program reads, for some minutes, and count what happens.
 
-    python benchmarks/fuzz.py --minutes 20
+    python -m napari_jrss._tests.hostile.fuzz --minutes 20
 
 runs the targets of the hostile tests in turn, each batch in a process of its own with limits on
-time and memory, so that a crash is a finding too. Faults are printed once each, with the
+time and memory, so that a crash is a finding too. Each kind of fault is printed once, with the
 mutation that makes the file again; the exit code is 1 if there were any.
 """
 
@@ -18,18 +18,20 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from napari_jrss._tests.hostile.targets import READERS, FaultError, an_arena, attack
+from napari_jrss._tests.hostile.targets_engine import ENGINE_READERS
+
+TARGETS = {target.name: target for target in (*READERS, *ENGINE_READERS)}
+MODULE = "napari_jrss._tests.hostile.fuzz"
 BATCH = 500
 
 
 def batch(name: str, seed: int, examples: int, arena: Path) -> None:
     """One process's share: prints a line of JSON per distinct fault, then the counts."""
-    import hypothesis
-    from hypothesis import HealthCheck, Phase, given, settings
-
-    from napari_jrss._tests.hostile.targets import READERS, FaultError, attack
-    from napari_jrss._tests.hostile.targets_engine import ENGINE_READERS
-
-    target = next(target for target in (*READERS, *ENGINE_READERS) if target.name == name)
+    target = TARGETS[name]
     current = arena / "current mutation"
     current.touch()
     tried, refused, slowest = 0, 0, 0.0
@@ -80,10 +82,7 @@ def main() -> int:
         name, seed, examples, arena = options.batch
         batch(name, int(seed), int(examples), Path(arena))
         return 0
-    from napari_jrss._tests.hostile.targets import READERS, an_arena
-    from napari_jrss._tests.hostile.targets_engine import ENGINE_READERS
-
-    names = [t.name for t in (*READERS, *ENGINE_READERS) if options.only in t.name]
+    names = [name for name in TARGETS if options.only in name]
     tried: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     slowest: dict[str, float] = {}
@@ -94,7 +93,7 @@ def main() -> int:
         for name in names:
             seed += 1
             with an_arena() as arena:
-                command = [sys.executable, __file__, "--batch", name, str(seed), str(BATCH)]
+                command = [sys.executable, "-m", MODULE, "--batch", name, str(seed), str(BATCH)]
                 done = subprocess.run(
                     [*command, str(arena)], capture_output=True, text=True, check=False
                 )
