@@ -1,4 +1,4 @@
-"""The paper's figures from the outcomes of an experiment (its Figures 4 to 10)."""
+"""The paper's figures from the results of an experiment (its Figures 4 to 10)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from napari_jrss.experiments.examples import EXAMPLES
 from napari_jrss.experiments.folder import RUNS
-from napari_jrss.experiments.outcome import Outcome, TaskName, mean_std, rank
+from napari_jrss.experiments.results import MethodResults, TaskName, by_labelled
 from napari_jrss.experiments.tables import TASKS, at, with_task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ OTHER_COLOURS = [colour for colour in COLOURS if colour != JRSS_COLOUR]
 
 
 def write_plots(
-    out: Path, folder: Path, outcomes: Sequence[Outcome], labelled: int | str
+    out: Path, folder: Path, results: Sequence[MethodResults], labelled: int | str
 ) -> list[str]:
     """Write every figure that there are runs for as PNG and SVG.
 
@@ -42,7 +42,7 @@ def write_plots(
     """
     names = []
     with mpl.rc_context(STYLE):
-        for name, figure in _figures(out, outcomes, labelled):
+        for name, figure in _figures(out, results, labelled):
             figure.savefig(folder / f"{name}.png", dpi=160)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             names.append(name)
@@ -50,51 +50,51 @@ def write_plots(
 
 
 def _figures(
-    out: Path, outcomes: Sequence[Outcome], labelled: int | str
+    out: Path, results: Sequence[MethodResults], labelled: int | str
 ) -> Iterator[tuple[str, Figure]]:
-    colours = _colours(outcomes)
+    colours = _colours(results)
     for task in TASKS:
-        chosen = with_task(at(outcomes, labelled), task)
+        chosen = with_task(at(results, labelled), task)
         if chosen:
             yield f"boxes_{task}", _boxes(chosen, task, labelled, colours)
-    if len({o.labelled for o in outcomes if o.method.name == "jrss" and not o.variant}) > 1:
-        yield "over_labelled", _over_labelled(outcomes, colours)
-    sweeps = _sweeps(outcomes)
+    if len({r.labelled for r in results if r.method.name == "jrss" and not r.variant}) > 1:
+        yield "over_labelled", _over_labelled(results, colours)
+    sweeps = _sweeps(results)
     if sweeps:
         yield "tau", _tau(sweeps)
-    chosen = _with_examples(out, at(outcomes, labelled))
+    chosen = _with_examples(out, at(results, labelled))
     for task in TASKS:
         shown = with_task(chosen, task)
         if shown:
             yield f"slices_{task}", _slices(out, shown, task)
-    series = _with_examples(out, [o for o in outcomes if o.method.name == "jrss" and not o.variant])
+    series = _with_examples(out, [r for r in results if r.method.name == "jrss" and not r.variant])
     for task in TASKS:
         shown = with_task(series, task)
         if len(shown) > 1:
             yield f"slices_{task}_over_labelled", _slices(out, shown, task, over_labelled=True)
 
 
-def _colours(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    names = dict.fromkeys(o.method.name for o in outcomes)
+def _colours(results: Sequence[MethodResults]) -> dict[str, str]:
+    names = dict.fromkeys(r.method.name for r in results)
     colours = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(names)}
     return colours | {"jrss": JRSS_COLOUR}
 
 
 def _boxes(
-    outcomes: Sequence[Outcome],
+    results: Sequence[MethodResults],
     task: TaskName,
     labelled: int | str,
     colours: Mapping[str, str],
 ) -> Figure:
     """Figure 4: Dice of each structure by method."""
-    structures = [*outcomes[0].runs[0]["structures"]]
+    structures = [*results[0].runs[0]["structures"]]
     groups = [*structures, None]
-    figure = Figure((max(6.0, 0.16 * len(groups) * (len(outcomes) + 2)), 4), layout="constrained")
+    figure = Figure((max(6.0, 0.16 * len(groups) * (len(results) + 2)), 4), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(outcomes)
-    for i, outcome in enumerate(outcomes):
-        values = [list(outcome.samples(task, "dice", s).values()) for s in groups]
-        where = [g + (i - (len(outcomes) - 1) / 2) * width for g in range(len(groups))]
+    width = 0.8 / len(results)
+    for i, result in enumerate(results):
+        values = [result.samples(task, "dice", s).to_numpy() for s in groups]
+        where = [g + (i - (len(results) - 1) / 2) * width for g in range(len(groups))]
         drawn = axes.boxplot(
             values,
             positions=where,
@@ -105,8 +105,8 @@ def _boxes(
             flierprops={"markersize": 2, "alpha": 0.5},
         )
         for box in drawn["boxes"]:
-            box.set(facecolor=colours[outcome.method.name], linewidth=0.6)
-        drawn["boxes"][0].set_label(outcome.title)
+            box.set(facecolor=colours[result.method.name], linewidth=0.6)
+        drawn["boxes"][0].set_label(result.title)
     axes.set_xticks(range(len(groups)), [*structures, "mean"], rotation=30, ha="right")
     axes.set(ylabel="Dice", ylim=(0, 1), title=f"{task.title()}, N = {labelled}")
     axes.grid(axis="y", alpha=0.3)
@@ -114,22 +114,22 @@ def _boxes(
     return figure
 
 
-def _over_labelled(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> Figure:
+def _over_labelled(results: Sequence[MethodResults], colours: Mapping[str, str]) -> Figure:
     """Figure 7: Dice over N; what needs no labels is a level line."""
     figure = Figure((9, 3.6), layout="constrained")
-    plain = [o for o in outcomes if not o.variant]
-    counts = sorted({o.labelled for o in plain if o.method.labels != "none"}, key=rank)
+    plain = [r for r in results if not r.variant]
+    counts = sorted({r.labelled for r in plain if r.method.labels != "none"}, key=by_labelled)
     for axes, task in zip(figure.subplots(1, 2), TASKS, strict=True):
-        for name in dict.fromkeys(o.method.name for o in plain):
-            line = with_task([o for o in plain if o.method.name == name], task)
+        for name in dict.fromkeys(r.method.name for r in plain):
+            line = with_task([r for r in plain if r.method.name == name], task)
             if not line:
                 continue
-            means = [mean_std(o.samples(task, "dice").values())[0] for o in line]
+            means = [r.samples(task, "dice").mean() for r in line]
             if line[0].method.labels == "none":
                 style = {"color": colours[name], "linestyle": ":", "label": line[0].title}
                 axes.axhline(means[0], **style)
             else:
-                where = [counts.index(o.labelled) for o in line]
+                where = [counts.index(r.labelled) for r in line]
                 bold = 2.4 if name == "jrss" else 1.2
                 axes.plot(where, means, "o-", color=colours[name], lw=bold, label=line[0].title)
         axes.set_xticks(range(len(counts)), [str(n) for n in counts])
@@ -144,51 +144,49 @@ def _over_labelled(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> F
     return figure
 
 
-def _sweeps(outcomes: Sequence[Outcome]) -> dict[int | str, list[Outcome]]:
+def _sweeps(results: Sequence[MethodResults]) -> dict[int | str, list[MethodResults]]:
     """JRSS at each N where tau was varied."""
-    sweeps: dict[int | str, list[Outcome]] = {}
-    for o in outcomes:
-        if o.method.name == "jrss" and (not o.variant or o.variant.startswith("tau")):
-            sweeps.setdefault(o.labelled, []).append(o)
-    return {n: sorted(each, key=lambda o: o.tau) for n, each in sweeps.items() if len(each) > 1}
+    sweeps: dict[int | str, list[MethodResults]] = {}
+    for r in results:
+        if r.method.name == "jrss" and (not r.variant or r.variant.startswith("tau")):
+            sweeps.setdefault(r.labelled, []).append(r)
+    return {n: sorted(each, key=lambda r: r.tau) for n, each in sweeps.items() if len(each) > 1}
 
 
-def _tau(sweeps: Mapping[int | str, Sequence[Outcome]]) -> Figure:
+def _tau(sweeps: Mapping[int | str, Sequence[MethodResults]]) -> Figure:
     """Figure 10: Dice over the threshold, on the seeds that all points have."""
     figure = Figure((9, 3.4), layout="constrained")
     for axes, task in zip(figure.subplots(1, 2), TASKS, strict=True):
         for labelled, line in sweeps.items():
-            seeds = set.intersection(*(set(o.seeds) for o in line))
-            means = [
-                mean_std(v for s, v in o.samples(task, "dice").items() if s[0] in seeds)[0]
-                for o in line
-            ]
-            axes.plot([o.tau for o in line], means, "o-", label=f"N = {labelled}")
+            seeds = set.intersection(*(set(r.seeds) for r in line))
+            figures = [r.samples(task, "dice") for r in line]
+            means = [f[f.index.isin(seeds, level="seed")].mean() for f in figures]
+            axes.plot([r.tau for r in line], means, "o-", label=f"N = {labelled}")
         axes.set(xlabel="threshold tau", ylabel="Dice", title=f"JRSS, {task}")
         axes.grid(alpha=0.3)
     figure.axes[1].legend(frameon=False)
     return figure
 
 
-def _with_examples(out: Path, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _with_examples(out: Path, results: Sequence[MethodResults]) -> list[MethodResults]:
     """Those whose runs still have the slices that they wrote; kept figures have none."""
     return [
-        o for o in outcomes if all((out / RUNS / run["run"] / EXAMPLES).exists() for run in o.runs)
+        r for r in results if all((out / RUNS / run["run"] / EXAMPLES).exists() for run in r.runs)
     ]
 
 
 def _slices(
-    out: Path, outcomes: Sequence[Outcome], task: TaskName, over_labelled: bool = False
+    out: Path, results: Sequence[MethodResults], task: TaskName, over_labelled: bool = False
 ) -> Figure:
     """Figures 5, 6, 8 and 9: one axial slice by every method, with contours."""
-    first = outcomes[0]
+    first = results[0]
     seed = min(first.seeds)
-    shown = [o for o in outcomes if seed in o.seeds]
+    shown = [r for r in results if seed in r.seeds]
     files = [
-        np.load(out / RUNS / next(r["run"] for r in o.runs if r["seed"] == seed) / EXAMPLES)
-        for o in shown
+        np.load(out / RUNS / next(run["run"] for run in r.runs if run["seed"] == seed) / EXAMPLES)
+        for r in shown
     ]
-    titles = [f"N = {o.labelled}" if over_labelled else o.title for o in shown]
+    titles = [f"N = {r.labelled}" if over_labelled else r.title for r in shown]
     if task == "segmentation":
         panels = [("manual label", files[0]["case_image"], files[0]["case_truth"])]
         shown_image, shown_label = "case_image", "case_label"

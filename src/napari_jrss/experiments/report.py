@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_jrss.experiments.folder import PROTOCOL, collect
-from napari_jrss.experiments.outcome import Outcome, rank, read_outcomes
 from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ABLATIONS, Protocol, ProtocolError, plan
+from napari_jrss.experiments.results import MethodResults, by_labelled, read_results
 from napari_jrss.experiments.tables import (
     Table,
     by_round,
@@ -79,16 +79,16 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
     if not (out / PROTOCOL).is_file():
         raise ProtocolError(f"{out}: is not the folder of an experiment")
     protocol = Protocol.model_validate_json((out / PROTOCOL).read_text(encoding="utf-8"))
-    outcomes = read_outcomes(out)
-    if not outcomes:
+    results = read_results(out)
+    if not results:
         raise ProtocolError(f"{out}: has no finished run yet")
     collect(out)
-    n = _main_labelled(outcomes, labelled)
+    n = _main_labelled(results, labelled)
     folder = out / REPORT
     folder.mkdir(exist_ok=True)
-    tables = _tables(protocol, outcomes, n)
-    plots = write_plots(out, folder, outcomes, n)
-    remarks = _remarks(protocol, outcomes)
+    tables = _tables(protocol, results, n)
+    plots = write_plots(out, folder, results, n)
+    remarks = _remarks(protocol, results)
     write_text(folder / "tables.md", _markdown(protocol, tables, remarks))
     write_text(folder / "tables.tex", "\n".join(table.latex() for table in tables))
     page = folder / "index.html"
@@ -96,43 +96,45 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
     return page
 
 
-def _main_labelled(outcomes: Sequence[Outcome], wanted: str | None) -> int | str:
-    counted = [o for o in outcomes if not o.variant and o.method.labels != "none"]
-    counts = Counter(o.labelled for o in counted)
+def _main_labelled(results: Sequence[MethodResults], wanted: str | None) -> int | str:
+    counted = [r for r in results if not r.variant and r.method.labels != "none"]
+    counts = Counter(r.labelled for r in counted)
     if not counts:
         return 0
     if wanted is None:
-        runs = {n: sum(len(o.runs) for o in counted if o.labelled == n) for n in counts}
-        return max(counts, key=lambda n: (counts[n], runs[n], -rank(n)))
+        runs = {n: sum(len(r.runs) for r in counted if r.labelled == n) for n in counts}
+        return max(counts, key=lambda n: (counts[n], runs[n], -by_labelled(n)))
     found = [n for n in counts if str(n) == wanted]
     if not found:
-        known = ", ".join(str(n) for n in sorted(counts, key=rank))
+        known = ", ".join(str(n) for n in sorted(counts, key=by_labelled))
         raise ProtocolError(f"no run has N = {wanted}; known: {known}")
     return found[0]
 
 
-def _tables(protocol: Protocol, outcomes: Sequence[Outcome], labelled: int | str) -> list[Table]:
+def _tables(
+    protocol: Protocol, results: Sequence[MethodResults], labelled: int | str
+) -> list[Table]:
     paper = PAPER[protocol.paper]
     tables = [
-        comparison(outcomes, labelled, "segmentation", paper),
-        comparison(outcomes, labelled, "registration", paper),
+        comparison(results, labelled, "segmentation", paper),
+        comparison(results, labelled, "registration", paper),
     ]
     tables = [table for table in tables if table.rows]
-    if len({o.labelled for o in outcomes if not o.variant and o.method.labels != "none"}) > 1:
-        tables.append(over_labelled(outcomes))
-    tables += [table for table in (by_round(outcomes), gains(outcomes)) if table.rows]
-    jrss = [o for o in outcomes if o.method.name == "jrss"]
-    taus = sorted({o.variant for o in jrss if o.variant.startswith("tau")})
-    for n in sorted({o.labelled for o in jrss if not o.variant}, key=rank):
-        varied = {o.variant for o in jrss if o.labelled == n}
+    if len({r.labelled for r in results if not r.variant and r.method.labels != "none"}) > 1:
+        tables.append(over_labelled(results))
+    tables += [table for table in (by_round(results), gains(results)) if table.rows]
+    jrss = [r for r in results if r.method.name == "jrss"]
+    taus = sorted({r.variant for r in jrss if r.variant.startswith("tau")})
+    for n in sorted({r.labelled for r in jrss if not r.variant}, key=by_labelled):
+        varied = {r.variant for r in jrss if r.labelled == n}
         for kind, names in (("ablations", list(ABLATIONS)), ("tau", taus)):
             if varied & set(names):
-                tables.append(variants(outcomes, n, names, kind))
+                tables.append(variants(results, n, names, kind))
     return tables
 
 
-def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
-    runs = [run for o in outcomes for run in o.runs]
+def _remarks(protocol: Protocol, results: Sequence[MethodResults]) -> list[str]:
+    runs = [run for r in results for run in r.runs]
     done = {run["run"] for run in runs}
     missing: dict[str, list[str]] = {}  # seeds by what --only takes
     for run in plan(protocol):
@@ -158,7 +160,7 @@ def _remarks(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[str]:
     if missing:
         names = (f"{name} ({', '.join(seeds)})" for name, seeds in missing.items())
         remarks.append(f"Not run (seeds in brackets): {'; '.join(names)}.")
-    remarks += [note for o in outcomes for note in o.notes]
+    remarks += [note for r in results for note in r.notes]
     return remarks
 
 

@@ -1,24 +1,22 @@
-"""The paper's tables from the outcomes of an experiment, as Markdown, LaTeX and HTML."""
+"""The paper's tables from the results of an experiment, as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 
-from napari_jrss.experiments.outcome import (
-    Outcome,
-    Sample,
-    TaskName,
-    holm,
-    mean_std,
-    paired_p,
-    rank,
-)
 from napari_jrss.experiments.paper import PaperFigures
 from napari_jrss.experiments.protocol import tau_text
+from napari_jrss.experiments.results import (
+    MethodResults,
+    TaskName,
+    by_labelled,
+    holm,
+    paired_p,
+)
 
 NONE = "–"  # noqa: RUF001
 
@@ -117,187 +115,187 @@ COLUMNS: dict[TaskName, tuple[Column, ...]] = {
 
 
 def comparison(
-    outcomes: Sequence[Outcome], labelled: int | str, task: TaskName, paper: PaperFigures
+    results: Sequence[MethodResults], labelled: int | str, task: TaskName, paper: PaperFigures
 ) -> Table:
     """Tables 1 and 2: all methods at one N, tested against JRSS on the same cases or pairs."""
-    chosen = with_task(at(outcomes, labelled), task)
-    jrss = next((o for o in chosen if o.method.name == "jrss"), None)
-    dice = [o.samples(task, "dice") for o in chosen]
-    reference = {} if jrss is None else jrss.samples(task, "dice")
-    corrected = holm(
-        [None if o is jrss else paired_p(d, reference) for o, d in zip(chosen, dice, strict=True)]
-    )
+    chosen = with_task(at(results, labelled), task)
+    jrss = next((r for r in chosen if r.method.name == "jrss"), None)
+    others = [None if jrss is None or r is jrss else r for r in chosen]
+    reference = None if jrss is None else jrss.samples(task, "dice")
+    dice = [None if r is None else r.samples(task, "dice") for r in others]
+    corrected = holm([None if d is None else paired_p(d, reference) for d in dice])
     columns = [_column(chosen, task, column) for column in COLUMNS[task]]
-    gains = [None if o is jrss else _gain(d, reference) for o, d in zip(chosen, dice, strict=True)]
     extra = [
-        [Cell(NONE if gain is None else f"{gain:+.3f}") for gain in gains],
-        [Cell(NONE if p is None else _p(p)) for p in corrected],
-        [Cell(NONE if not (n := o.parameters(task)) else f"{n:,}") for o in chosen],
-        [Cell(", ".join(map(str, o.seeds))) for o in chosen],
+        [Cell(NONE if d is None else _gain(d, reference)) for d in dice],
+        [Cell(_p(p)) for p in corrected],
+        [Cell(NONE if not (n := r.parameters(task)) else f"{n:,}") for r in chosen],
+        [Cell(_seeds(r)) for r in chosen],
     ]
     known = paper.comparison(task) if labelled == paper.labelled else {}
     if known:
-        columns.insert(1, [Cell(known.get(o.method.name, NONE)) for o in chosen])
+        columns.insert(1, [Cell(known.get(r.method.name, NONE)) for r in chosen])
     titles = [column.title for column in COLUMNS[task]]
     header = ("Method", *titles[:1], *(["paper's Dice"] if known else []), *titles[1:])
     header += ("Dice against JRSS", "p", "parameters", "seeds")
-    names = [Cell(o.title) for o in chosen]
+    names = [Cell(r.title) for r in chosen]
     rows = tuple(zip(names, *columns, *extra, strict=True))
     what = "test cases" if task == "segmentation" else "test pairs"
     return Table(f"{task}_n{labelled}", f"{task.title()}, N = {labelled}: {what}", header, rows)
 
 
-def over_labelled(outcomes: Sequence[Outcome]) -> Table:
+def over_labelled(results: Sequence[MethodResults]) -> Table:
     """Table 3: every N, both tasks."""
-    plain = [o for o in outcomes if not o.variant and o.method.labels != "none"]
+    plain = [r for r in results if not r.variant and r.method.labels != "none"]
     rows: list[tuple[Cell, ...]] = []
-    for labelled in sorted({o.labelled for o in plain}, key=rank):
-        chosen = [o for o in plain if o.labelled == labelled]
+    for labelled in sorted({r.labelled for r in plain}, key=by_labelled):
+        chosen = [r for r in plain if r.labelled == labelled]
         columns = [
             _column(chosen, "segmentation", SEGMENTATION[0]),
             _column(chosen, "registration", REGISTRATION[0]),
             _column(chosen, "registration", REGISTRATION[2]),
         ]
-        names = [Cell(o.title) for o in chosen]
+        names = [Cell(r.title) for r in chosen]
         rows += zip([Cell(str(labelled))] * len(chosen), names, *columns, strict=True)
     header = ("N", "Method", "Segmentation Dice", "Registration Dice", "std(Jac)")
     return Table("labelled", "Every number N of labelled cases", header, tuple(rows))
 
 
 def variants(
-    outcomes: Sequence[Outcome], labelled: int | str, names: Sequence[str], kind: str
+    results: Sequence[MethodResults], labelled: int | str, names: Sequence[str], kind: str
 ) -> Table:
     """JRSS with one setting changed, against JRSS on the same seeds and test cases.
 
-    What it starts from and what is refined after it stand beside it where they change, too.
+    The methods before and after JRSS stand beside it where the setting changes them, too.
     """
-    varied = {o.method.name for o in outcomes if o.labelled == labelled and o.variant in names}
+    varied = {r.method.name for r in results if r.labelled == labelled and r.variant in names}
     chosen = [
-        o
-        for o in outcomes
-        if o.labelled == labelled
-        and o.method.name in varied
-        and (not o.variant or o.variant in names)
+        r
+        for r in results
+        if r.labelled == labelled
+        and r.method.name in varied
+        and (not r.variant or r.variant in names)
     ]
-    whole = next(o for o in chosen if o.method.name == "jrss" and not o.variant)
+    whole = next(r for r in chosen if r.method.name == "jrss" and not r.variant)
     if kind == "tau":
-        chosen.sort(key=lambda o: o.tau)
+        chosen.sort(key=lambda r: r.tau)
     rows = []
-    for outcome in chosen:
-        cells = [Cell(f"tau = {tau_text(outcome.tau)}" if kind == "tau" else outcome.title)]
+    for result in chosen:
+        cells = [Cell(f"tau = {tau_text(result.tau)}" if kind == "tau" else result.title)]
         for task in TASKS:
-            here, there = outcome.samples(task, "dice"), whole.samples(task, "dice")
-            common = here.keys() & there.keys()
-            mean, std = mean_std(here[s] for s in common)
-            gain = None if outcome is whole else _gain(here, there)
-            p = None if outcome is whole else paired_p(here, there)
+            here, there = result.samples(task, "dice"), whole.samples(task, "dice")
+            common = here[here.index.isin(there.index)]
+            changed = result is not whole
             cells += [
-                Cell(_figure(mean, std)),
-                Cell(NONE if gain is None else f"{gain:+.3f}"),
-                Cell(NONE if p is None else _p(p)),
+                Cell(_figure(common)),
+                Cell(_gain(here, there) if changed else NONE),
+                Cell(_p(paired_p(here, there) if changed else None)),
             ]
-        mean, std = mean_std(outcome.samples("registration", "std_jacobian").values())
-        rows.append((*cells, Cell(_figure(mean, std)), Cell(", ".join(map(str, outcome.seeds)))))
+        std_jacobian = _figure(result.samples("registration", "std_jacobian"))
+        rows.append((*cells, Cell(std_jacobian), Cell(_seeds(result))))
     header = ("JRSS", "Segmentation Dice", "change", "p", "Registration Dice", "change", "p")
     what = "The threshold" if kind == "tau" else "One switch turned"
     caption = f"{what}, N = {labelled} (p: Wilcoxon, uncorrected, same test cases and seeds)"
     return Table(f"{kind}_n{labelled}", caption, (*header, "std(Jac)", "seeds"), tuple(rows))
 
 
-def by_round(outcomes: Sequence[Outcome]) -> Table:
+def by_round(results: Sequence[MethodResults]) -> Table:
     """How JRSS moves from the Mono-Nets, round by round, at every N and on the same seeds."""
     columns = [(task, c) for task in TASKS for c in COLUMNS[task] if c.metric != "seconds"]
     rows: list[tuple[Cell, ...]] = []
-    for jrss, mono in _against_mono(outcomes):
-        seeds = set(jrss.seeds)
-        steps = {"Mono-Nets": mono.values, **{f"round {n}": v for n, v in jrss.rounds.items()}}
-        for name, values in steps.items():
-            outcome = replace(jrss, values=values)
-            figures = [
-                mean_std(v for s, v in outcome.samples(task, c.metric).items() if s[0] in seeds)
-                for task, c in columns
-            ]
+    for jrss, mono in _against_mono(results):
+        steps = {"Mono-Nets": mono, **{f"round {n}": jrss.after(n) for n in jrss.rounds}}
+        for name, step in steps.items():
+            figures = [step.samples(task, c.metric) for task, c in columns]
             cells = [
-                Cell(_figure(*f, c.digits)) for f, (_, c) in zip(figures, columns, strict=True)
+                Cell(_figure(f[f.index.isin(jrss.seeds, level="seed")], c.digits))
+                for f, (_, c) in zip(figures, columns, strict=True)
             ]
-            about = (Cell(str(jrss.labelled)), Cell(", ".join(map(str, jrss.seeds))), Cell(name))
-            rows.append((*about, *cells))
+            rows.append((Cell(str(jrss.labelled)), Cell(_seeds(jrss)), Cell(name), *cells))
     titles = [f"{task}: {column.title}" for task, column in columns]
     header = ("N", "seeds", "after", *titles)
     return Table("rounds", "Mono-Nets and joint rounds", header, tuple(rows))
 
 
-def gains(outcomes: Sequence[Outcome]) -> Table:
+def gains(results: Sequence[MethodResults]) -> Table:
     """JRSS after its last round minus the Mono-Nets, on the same cases and pairs, by seed."""
     rows = []
-    for jrss, mono in _against_mono(outcomes):
+    for jrss, mono in _against_mono(results):
         for seed in jrss.seeds:
             cells = [Cell(str(jrss.labelled)), Cell(str(seed))]
             for task in TASKS:
-                after, before = jrss.samples(task, "dice"), mono.samples(task, "dice")
-                gain = [after[s] - before[s] for s in after if s[0] == seed and s in before]
-                better = sum(g > 0 for g in gain)
-                cells += [Cell(f"{np.mean(gain):+.3f}"), Cell(f"{better} of {len(gain)}")]
+                gain = (jrss.samples(task, "dice") - mono.samples(task, "dice")).dropna()
+                gain = gain[gain.index.isin([seed], level="seed")]
+                cells += [Cell(f"{gain.mean():+.3f}"), Cell(f"{(gain > 0).sum()} of {len(gain)}")]
             rows.append(tuple(cells))
     header = ("N", "seed", "segmentation", "cases better", "registration", "pairs better")
     return Table("gains", "Dice of JRSS minus that of the Mono-Nets", header, tuple(rows))
 
 
-def _against_mono(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
+def _against_mono(
+    results: Sequence[MethodResults],
+) -> Iterator[tuple[MethodResults, MethodResults]]:
     """JRSS at every N, and the Mono-Nets that it began with."""
-    plain = [o for o in outcomes if not o.variant]
-    monos = {o.labelled: o for o in plain if o.method.name == "mono"}
-    for outcome in plain:
-        if outcome.method.name == "jrss" and outcome.labelled in monos:
-            yield outcome, monos[outcome.labelled]
+    plain = [r for r in results if not r.variant]
+    monos = {r.labelled: r for r in plain if r.method.name == "mono"}
+    for result in plain:
+        if result.method.name == "jrss" and result.labelled in monos:
+            yield result, monos[result.labelled]
 
 
-def at(outcomes: Sequence[Outcome], labelled: int | str) -> list[Outcome]:
-    """Plain outcomes at one N, and those of the methods that see no labels."""
+def at(results: Sequence[MethodResults], labelled: int | str) -> list[MethodResults]:
+    """Results without a variant at one N, and those of the methods that see no labels."""
     return [
-        o
-        for o in outcomes
-        if not o.variant and (o.labelled == labelled or o.method.labels == "none")
+        r
+        for r in results
+        if not r.variant and (r.labelled == labelled or r.method.labels == "none")
     ]
 
 
-def with_task(outcomes: Sequence[Outcome], task: TaskName) -> list[Outcome]:
+def with_task(results: Sequence[MethodResults], task: TaskName) -> list[MethodResults]:
     """Those that have figures for a task."""
-    return [o for o in outcomes if o.samples(task, "dice")]
+    return [r for r in results if not r.samples(task, "dice").empty]
 
 
-def _column(outcomes: Sequence[Outcome], task: TaskName, column: Column) -> list[Cell]:
-    figures = [mean_std(o.samples(task, column.metric).values()) for o in outcomes]
+def _column(results: Sequence[MethodResults], task: TaskName, column: Column) -> list[Cell]:
     trivial = column.metric not in ("dice", "hd95_mm")  # what doing nothing is best at
     figures = [
-        (np.nan, np.nan) if trivial and o.method.name == "initial" else figure
-        for o, figure in zip(outcomes, figures, strict=True)
+        r.samples(task, column.metric).iloc[: 0 if trivial and r.method.name == "initial" else None]
+        for r in results
     ]
     # Means over other seeds are over other splits, some of which are easier.
-    seeds = max((len(o.seeds) for o in outcomes), default=0)
-    rounded = [
-        None if np.isnan(mean) or len(o.seeds) < seeds else round(mean, column.digits)
-        for o, (mean, _) in zip(outcomes, figures, strict=True)
+    seeds = max((len(r.seeds) for r in results), default=0)
+    means = [
+        None if f.empty or len(r.seeds) < seeds else round(float(f.mean()), column.digits)
+        for r, f in zip(results, figures, strict=True)
     ]
-    known = [mean for mean in rounded if mean is not None]
+    known = [mean for mean in means if mean is not None]
     best = column.better(known) if column.better is not None and known else None
     return [
-        Cell(_figure(*figure, column.digits), best is not None and mean == best)
-        for figure, mean in zip(figures, rounded, strict=True)
+        Cell(_figure(f, column.digits), best is not None and mean == best)
+        for f, mean in zip(figures, means, strict=True)
     ]
 
 
-def _gain(dice: Mapping[Sample, float], reference: Mapping[Sample, float]) -> float | None:
+def _gain(dice: pd.Series, reference: pd.Series) -> str:
     """Mean difference on the samples that both have."""
-    common = dice.keys() & reference.keys()
-    return mean_std(dice[s] - reference[s] for s in common)[0] if common else None
+    difference = (dice - reference).dropna()
+    return NONE if difference.empty else f"{difference.mean():+.3f}"
 
 
-def _figure(mean: float, std: float, digits: int = 3) -> str:
-    return NONE if np.isnan(mean) else f"{mean:.{digits}f} ({std:.{digits}f})"
+def _figure(values: pd.Series, digits: int = 3) -> str:
+    """Mean and standard deviation over cases or pairs."""
+    if values.empty:
+        return NONE
+    return f"{values.mean():.{digits}f} ({values.std(ddof=0):.{digits}f})"
 
 
-def _p(value: float) -> str:
+def _seeds(result: MethodResults) -> str:
+    return ", ".join(map(str, result.seeds))
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

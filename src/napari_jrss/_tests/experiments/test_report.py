@@ -12,22 +12,37 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.outcome import Outcome, holm, paired_p, read_outcomes
 from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.experiments.report import write_report
+from napari_jrss.experiments.results import MethodResults, holm, paired_p, read_results
 from napari_jrss.experiments.run import RunEnded
 from napari_jrss.experiments.tables import by_round, comparison, gains, over_labelled, variants
 
 Experiment = tuple[Path, list[RunEnded]]
 
 
-def outcome(method: str, dice: dict[str, float], seed: int = 0, **changes: object) -> Outcome:
+def figures(
+    dice: dict[str, float], seed: int = 0, round: int = 0, task: str = "segmentation"
+) -> pd.DataFrame:
+    """The Dice of one structure in some cases, as a run writes it."""
+    rows = [
+        {
+            **{"run": f"seed{seed}", "seed": seed, "round": round, "task": task, "case": case},
+            **{"moving": "", "structure": "a", "metric": "dice", "value": value},
+        }
+        for case, value in dice.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def result(method: str, dice: dict[str, float], seed: int = 0, **changes: object) -> MethodResults:
     """A method whose only figure is the Dice of one structure in some cases."""
     fields: dict[str, object] = {
         "method": METHODS[method],
@@ -42,13 +57,15 @@ def outcome(method: str, dice: dict[str, float], seed: int = 0, **changes: objec
                 "config": {"screening": {"tau": 0.7}},
             },
         ),
-        "values": {
-            ("segmentation", "dice"): {
-                (seed, case, ""): {"a": value} for case, value in dice.items()
-            }
-        },
+        "table": figures(dice, seed),
     }
-    return Outcome(**(fields | changes))  # type: ignore[arg-type]
+    return MethodResults(**(fields | changes))  # type: ignore[arg-type]
+
+
+def series(values: dict[tuple[int, str, str], float]) -> pd.Series:
+    """Figures by seed, case and moving case."""
+    index = pd.MultiIndex.from_tuples(list(values), names=["seed", "case", "moving"])
+    return pd.Series(list(values.values()), index)
 
 
 LOW = {f"case{i}": 0.5 + 0.01 * i for i in range(8)}
@@ -70,21 +87,20 @@ def test_holm_only_raises_and_keeps_the_order(p_values: list[float]) -> None:
 def test_the_test_pairs_the_common_cases() -> None:
     first = {(0, case, ""): value for case, value in HIGH.items()}
     second = {(0, case, ""): value for case, value in LOW.items()}
-    assert paired_p(first, second | {(1, "case0", ""): 9.0}) == pytest.approx(2 / 2**8)
-    assert paired_p(first, first) == 1.0
-    assert paired_p(first, {}) is None
+    other = {(1, "case0", ""): 9.0}
+    assert paired_p(series(first), series(second | other)) == pytest.approx(2 / 2**8)
+    assert paired_p(series(first), series(first)) == 1.0
+    assert paired_p(series(first), series(other)) is None
 
 
 def test_a_case_of_several_seeds_counts_once() -> None:
     first = {(seed, case, ""): HIGH[case] for seed in range(3) for case in HIGH}
     second = {(seed, case, ""): LOW[case] for seed in range(3) for case in LOW}
-    assert paired_p(first, second) == pytest.approx(2 / 2**8)
+    assert paired_p(series(first), series(second)) == pytest.approx(2 / 2**8)
 
 
 def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
-    table = comparison(
-        [outcome("mono", LOW), outcome("jrss", HIGH)], 5, "segmentation", PAPER[None]
-    )
+    table = comparison([result("mono", LOW), result("jrss", HIGH)], 5, "segmentation", PAPER[None])
     mono, jrss = table.rows
     assert (mono[0].text, jrss[0].text) == ("Mono-Net", "JRSS")
     assert (jrss[1].text, jrss[1].best) == ("0.635 (0.023)", True)
@@ -98,36 +114,31 @@ def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
 
 
 def test_a_mean_over_fewer_seeds_is_no_best_one() -> None:
-    first, second = (outcome("jrss", values, seed) for seed, values in enumerate((HIGH, LOW)))
+    first, second = (result("jrss", values, seed) for seed, values in enumerate((HIGH, LOW)))
     both = replace(
         first,
         runs=first.runs + second.runs,
-        values={key: first.values[key] | second.values[key] for key in first.values},
+        table=pd.concat([first.table, second.table]),
     )
-    jrss, mono = comparison([both, outcome("mono", HIGH)], 5, "segmentation", PAPER[None]).rows
+    jrss, mono = comparison([both, result("mono", HIGH)], 5, "segmentation", PAPER[None]).rows
     assert (jrss[1].text, mono[1].text) == ("0.585 (0.055)", "0.635 (0.023)")
     assert (jrss[1].best, mono[1].best) == (True, False)
     assert mono[3].text == "+0.000"  # on the seed that both have
 
 
 def test_the_papers_figures_stand_only_beside_its_own_experiment() -> None:
-    outcomes = [outcome("mono", LOW), outcome("jrss", HIGH)]
-    assert "0.795 (0.126)" in comparison(outcomes, 5, "segmentation", PAPER["lpba40"]).markdown()
-    assert "paper" not in comparison(outcomes, 5, "segmentation", PAPER[None]).markdown()
-    others = [outcome("jrss", HIGH, labelled=3)]
+    results = [result("mono", LOW), result("jrss", HIGH)]
+    assert "0.795 (0.126)" in comparison(results, 5, "segmentation", PAPER["lpba40"]).markdown()
+    assert "paper" not in comparison(results, 5, "segmentation", PAPER[None]).markdown()
+    others = [result("jrss", HIGH, labelled=3)]
     assert "paper" not in comparison(others, 3, "segmentation", PAPER["lpba40"]).markdown()
 
 
 def test_a_variant_is_compared_on_the_seeds_that_both_have() -> None:
-    whole = outcome("jrss", HIGH)
-    more = {
-        ("segmentation", "dice"): {
-            **whole.values["segmentation", "dice"],
-            (1, "case0", ""): {"a": 0.0},
-        }
-    }
+    whole = result("jrss", HIGH)
+    more = pd.concat([whole.table, figures({"case0": 0.0}, seed=1)])
     table = variants(
-        [outcome("jrss", HIGH, values=more), outcome("jrss", LOW, variant="no_ema")],
+        [result("jrss", HIGH, table=more), result("jrss", LOW, variant="no_ema")],
         5,
         ["no_ema"],
         "ablations",
@@ -137,15 +148,15 @@ def test_a_variant_is_compared_on_the_seeds_that_both_have() -> None:
 
 
 def test_a_variant_of_what_jrss_starts_from_stands_beside_it() -> None:
-    outcomes = [
-        outcome("mono", LOW),
-        outcome("mono", HIGH, variant="unet"),
-        outcome("mono_refined", HIGH),
-        outcome("jrss", LOW),
-        outcome("jrss", HIGH, variant="unet"),
-        outcome("jrss", HIGH, variant="no_ema"),
+    results = [
+        result("mono", LOW),
+        result("mono", HIGH, variant="unet"),
+        result("mono_refined", HIGH),
+        result("jrss", LOW),
+        result("jrss", HIGH, variant="unet"),
+        result("jrss", HIGH, variant="no_ema"),
     ]
-    rows = variants(outcomes, 5, ["unet"], "ablations").rows
+    rows = variants(results, 5, ["unet"], "ablations").rows
     assert [(row[0].text, row[2].text) for row in rows] == [
         ("Mono-Net", "+0.000"),
         ("Mono-Net with U-Nets instead of obelisk", "+0.100"),
@@ -156,8 +167,8 @@ def test_a_variant_of_what_jrss_starts_from_stands_beside_it() -> None:
 
 
 def test_n_runs_up_with_k_last() -> None:
-    outcomes = [outcome("jrss", LOW, labelled=n) for n in ("K", 7, 10, 1)]
-    assert [row[0].text for row in over_labelled(outcomes).rows] == ["1", "7", "10", "K"]
+    results = [result("jrss", LOW, labelled=n) for n in ("K", 7, 10, 1)]
+    assert [row[0].text for row in over_labelled(results).rows] == ["1", "7", "10", "K"]
 
 
 def test_a_round_that_could_not_be_run_leaves_its_seed_the_figures_of_the_one_before(
@@ -176,17 +187,18 @@ def test_a_round_that_could_not_be_run_leaves_its_seed_the_figures_of_the_one_be
     writer.writeheader()
     writer.writerows(kept)
     (other / "rows.csv.gz").write_bytes(gzip.compress(written.getvalue().encode()))
-    jrss = next(o for o in read_outcomes(runs.parent) if o.method.name == "jrss" and not o.variant)
-    first, second = (jrss.rounds[n]["segmentation", "dice"] for n in (1, 2))
-    assert {seed for seed, *_ in second} == {0, 1}
-    for sample, figures in second.items():
-        assert (figures == first[sample]) == (sample[0] == 1)
+    jrss = next(r for r in read_results(runs.parent) if r.method.name == "jrss" and not r.variant)
+    assert jrss.rounds == [1, 2]
+    first, second = (jrss.after(n).samples("segmentation", "dice") for n in (1, 2))
+    assert {seed for seed, *_ in second.index} == {0, 1}
+    for sample, value in second.items():
+        assert (value == first[sample]) == (sample[0] == 1)
 
 
 def test_rounds_are_told_from_the_mono_nets_on() -> None:
-    first = outcome("jrss", {case: value + 0.05 for case, value in LOW.items()}).values
-    jrss = outcome("jrss", HIGH, rounds={1: first, 2: outcome("jrss", HIGH).values})
-    table = by_round([outcome("mono", LOW), jrss])
+    first = figures({case: value + 0.05 for case, value in LOW.items()}, round=1)
+    jrss = result("jrss", HIGH, table=pd.concat([first, figures(HIGH, round=2)]))
+    table = by_round([result("mono", LOW), jrss])
     told = [(row[2].text, row[3].text) for row in table.rows]
     assert told == [
         ("Mono-Nets", "0.535 (0.023)"),
@@ -198,9 +210,9 @@ def test_rounds_are_told_from_the_mono_nets_on() -> None:
 
 def test_gains_are_those_of_the_same_cases() -> None:
     mixed = HIGH | {"case0": LOW["case0"] - 0.1}
-    pairs = {("registration", "dice"): {(0, "fixed", "moving"): {"a": 0.5}}}
-    mono = outcome("mono", LOW | {"other": 0.0}, values=outcome("mono", LOW).values | pairs)
-    jrss = outcome("jrss", mixed, values=outcome("jrss", mixed).values | pairs)
+    pair = figures({"fixed": 0.5}, task="registration")
+    mono = result("mono", {}, table=pd.concat([figures(LOW | {"other": 0.0}), pair]))
+    jrss = result("jrss", {}, table=pd.concat([figures(mixed), pair]))
     (row,) = gains([mono, jrss]).rows
     told = [cell.text for cell in row]
     assert told == ["5", "0", "+0.075", "7 of 8", "+0.000", "0 of 1"]
