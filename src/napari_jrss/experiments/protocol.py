@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
@@ -21,7 +22,8 @@ from napari_jrss.experiments.methods import METHODS
 
 Changes = Mapping[str, Any]
 Labelled = Annotated[int, Field(ge=0)] | Literal["K"]
-SHIPPED = files("napari_jrss.experiments") / "protocols"
+HERE = files("napari_jrss.experiments")
+SHIPPED = HERE / "protocols"
 
 
 class ProtocolError(JRSSError):
@@ -38,43 +40,8 @@ class Ablation:
 
 ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
     {
-        "no_screening": Ablation(
-            "without screening",
-            {
-                "screening": {
-                    "voxel_gate": False,
-                    "class_gate": "none",
-                    "learned_gate": False,
-                    "accept_fraction": 0.0,
-                }
-            },
-        ),
-        "no_learned_gate": Ablation(
-            "taught by unlearned structures", {"screening": {"learned_gate": False}}
-        ),
-        "no_uncertainty": Ablation("without uncertainty loss", {"joint": {"lambda_u": 0.0}}),
-        "no_warp": Ablation("without warped input", {"joint": {"registration_warp": False}}),
-        "no_ema": Ablation("without averaged teacher", {"joint": {"ema_decay": 0.0}}),
-        "no_dropout": Ablation("without dropout", {"joint": {"dropout": 0.0}}),
-        "no_weak_supervision": Ablation(
-            "registration without labels",
-            {"registration": {"lambda_d": 0.0}},
-        ),
-        "folding_penalty": Ablation(
-            "with a penalty of folds", {"registration": {"lambda_j": 10.0}}
-        ),
-        "residual_unet": Ablation(
-            "with a residual U-Net as the segmenter",
-            {"segmentation_network": {"name": "monai_unet"}, "joint": {"dropout": 0.0}},
-        ),
-        "unet": Ablation(
-            "with U-Nets instead of obelisk",
-            {
-                "segmentation_network": {"name": "vm_unet"},
-                "segmentation": {"include_background": False},
-                "registration_network": {"name": "voxelmorph"},
-            },
-        ),
+        name: Ablation(**described)
+        for name, described in yaml.safe_load((HERE / "ablations.yaml").read_text("utf-8")).items()
     }
 )
 
@@ -248,8 +215,6 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
     ProtocolError
         In one line, what is wrong and where.
     """
-    import yaml
-
     shipped = {file.name.removesuffix(".yaml"): file for file in SHIPPED.iterdir()}
     source = path if path.is_file() else shipped.get(str(path))
     if source is None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from napari_jrss.experiments.folder import PROTOCOL, collect
-from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ABLATIONS, Protocol, ProtocolError, plan
 from napari_jrss.experiments.results import MethodResults, by_labelled, read_results
 from napari_jrss.experiments.tables import (
@@ -114,10 +113,9 @@ def _main_labelled(results: Sequence[MethodResults], wanted: str | None) -> int 
 def _tables(
     protocol: Protocol, results: Sequence[MethodResults], labelled: int | str
 ) -> list[Table]:
-    paper = PAPER[protocol.paper]
     tables = [
-        comparison(results, labelled, "segmentation", paper),
-        comparison(results, labelled, "registration", paper),
+        comparison(results, labelled, "segmentation", protocol.paper),
+        comparison(results, labelled, "registration", protocol.paper),
     ]
     tables = [table for table in tables if table.rows]
     if len({r.labelled for r in results if not r.variant and r.method.labels != "none"}) > 1:

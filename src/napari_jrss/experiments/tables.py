@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from napari_jrss.experiments.paper import PaperFigures
+from napari_jrss.experiments.paper import LABELLED, paper_dice
 from napari_jrss.experiments.protocol import tau_text
 from napari_jrss.experiments.results import (
     MethodResults,
@@ -115,7 +115,7 @@ COLUMNS: dict[TaskName, tuple[Column, ...]] = {
 
 
 def comparison(
-    results: Sequence[MethodResults], labelled: int | str, task: TaskName, paper: PaperFigures
+    results: Sequence[MethodResults], labelled: int | str, task: TaskName, paper: str | None
 ) -> Table:
     """Tables 1 and 2: all methods at one N, tested against JRSS on the same cases or pairs."""
     chosen = with_task(at(results, labelled), task)
@@ -131,7 +131,7 @@ def comparison(
         [Cell(NONE if not (n := r.parameters(task)) else f"{n:,}") for r in chosen],
         [Cell(_seeds(r)) for r in chosen],
     ]
-    known = paper.comparison(task) if labelled == paper.labelled else {}
+    known = paper_dice(paper, task) if labelled == LABELLED else {}
     if known:
         columns.insert(1, [Cell(known.get(r.method.name, NONE)) for r in chosen])
     titles = [column.title for column in COLUMNS[task]]

@@ -32,3 +32,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {protocol}: runs.0.methods: unknown method 'vm'; known: all,")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_named_in_one_line() -> None:
+    command = (
+        "import sys; from napari_jrss.cli import main; sys.modules['yaml'] = None; "
+        "sys.argv = ['napari-jrss', 'experiment', 'smoke', '--list']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: experiments need yaml: pip install 'napari-jrss[experiments]'\n"
+    )

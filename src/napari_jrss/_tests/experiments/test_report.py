@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.paper import PAPER
 from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.experiments.report import write_report
 from napari_jrss.experiments.results import MethodResults, holm, paired_p, read_results
@@ -100,7 +99,7 @@ def test_a_case_of_several_seeds_counts_once() -> None:
 
 
 def test_a_table_has_mean_std_best_in_bold_and_p() -> None:
-    table = comparison([result("mono", LOW), result("jrss", HIGH)], 5, "segmentation", PAPER[None])
+    table = comparison([result("mono", LOW), result("jrss", HIGH)], 5, "segmentation", None)
     mono, jrss = table.rows
     assert (mono[0].text, jrss[0].text) == ("Mono-Net", "JRSS")
     assert (jrss[1].text, jrss[1].best) == ("0.635 (0.023)", True)
@@ -120,7 +119,7 @@ def test_a_mean_over_fewer_seeds_is_no_best_one() -> None:
         runs=first.runs + second.runs,
         table=pd.concat([first.table, second.table]),
     )
-    jrss, mono = comparison([both, result("mono", HIGH)], 5, "segmentation", PAPER[None]).rows
+    jrss, mono = comparison([both, result("mono", HIGH)], 5, "segmentation", None).rows
     assert (jrss[1].text, mono[1].text) == ("0.585 (0.055)", "0.635 (0.023)")
     assert (jrss[1].best, mono[1].best) == (True, False)
     assert mono[3].text == "+0.000"  # on the seed that both have
@@ -128,10 +127,10 @@ def test_a_mean_over_fewer_seeds_is_no_best_one() -> None:
 
 def test_the_papers_figures_stand_only_beside_its_own_experiment() -> None:
     results = [result("mono", LOW), result("jrss", HIGH)]
-    assert "0.795 (0.126)" in comparison(results, 5, "segmentation", PAPER["lpba40"]).markdown()
-    assert "paper" not in comparison(results, 5, "segmentation", PAPER[None]).markdown()
+    assert "0.795 (0.126)" in comparison(results, 5, "segmentation", "lpba40").markdown()
+    assert "paper" not in comparison(results, 5, "segmentation", None).markdown()
     others = [result("jrss", HIGH, labelled=3)]
-    assert "paper" not in comparison(others, 3, "segmentation", PAPER["lpba40"]).markdown()
+    assert "paper" not in comparison(others, 3, "segmentation", "lpba40").markdown()
 
 
 def test_a_variant_is_compared_on_the_seeds_that_both_have() -> None:
