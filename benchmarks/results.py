@@ -31,7 +31,7 @@ INTRODUCTION = """# Results
 
 Written by `python benchmarks/results.py write` from the runs' own files in `benchmarks/results`.
 `napari-jrss experiment NAME --data FOLDER --out DIR` repeats the runs of a section, whose name is
-in brackets; [experiments.md](experiments.md) says what the methods are.
+in brackets; [Experiments](experiments.md) says what the methods are.
 """
 
 

@@ -2,7 +2,7 @@
 
 Titles and descriptions become form labels, tooltips and ``--help``. The defaults are the
 paper's (section 4.3) or, where the paper is silent, the decision recorded in
-docs/method.md; :func:`preset` gives the two faster variants.
+docs/dev/choices.md; :func:`preset` gives the two faster variants.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class JointConfig(_Settings):
 
 
 class RefinementConfig(_Settings):
-    """How the field of one pair is improved after the network (docs/method.md)."""
+    """How the field of one pair is improved after the network (docs/explanation/method.md)."""
 
     steps: int = Field(50, ge=1, title="Steps")
     learning_rate: float = Field(
@@ -329,7 +329,7 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate({"preset": name, **variants[name], **changes})
 
 
-# Few labels are learned in a few hundred steps; docs/method.md has the figures behind each value.
+# Few labels are learned in a few hundred steps; docs/dev/choices.md has the figures.
 _FAST: dict[str, object] = {
     "registration_network": {"output_scale": 10.0},
     "segmentation": {"epochs": 1, "minimum_steps": 750, "steps_per_structure": 225},

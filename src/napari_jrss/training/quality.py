@@ -1,7 +1,7 @@
 """Which structures a teacher has learned, told from the scans that teach it.
 
 Its confidence doesn't tell: a Dice loss can leave one class on a plateau, predicted far too widely
-and surely, and no threshold tau keeps such labels from the rounds (docs/method.md has figures).
+and surely, and no threshold tau keeps such labels from the rounds (figures: docs/dev/choices.md).
 """
 
 from __future__ import annotations

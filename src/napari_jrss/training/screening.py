@@ -57,8 +57,8 @@ def screen(
 ) -> PseudoLabel:
     """Hold a prediction against tau.
 
-    Two gates (docs/method.md says why two): a voxel is kept where its confidence exceeds
-    tau; a class is kept where the mean (or the largest) confidence of the voxels predicted
+    Two gates (docs/explanation/method.md says why two): a voxel is kept where its confidence
+    exceeds tau; a class is kept where the mean (or the largest) confidence of the voxels predicted
     as this class does. What fails is ignored, never background.
 
     Parameters

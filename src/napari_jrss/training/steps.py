@@ -176,7 +176,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
 
     Running statistics of batch normalisation are averaged like weights; counters are copied.
     The decay is constant. UA-MT (Yu et al. 2019) starts with a smaller one to forget a random
-    teacher; ours is pre-trained and has nothing to forget (docs/method.md has the figures).
+    teacher; ours is pre-trained and has nothing to forget (docs/dev/choices.md has the figures).
     """
     source = student.state_dict()
     for name, value in teacher.state_dict().items():
