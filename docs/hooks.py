@@ -29,13 +29,16 @@ def make_commands() -> str:
             panel = command.rich_help_panel
             lines += [f"## {panel}", ""]
         context = typer.Context(command, info_name=f"napari-jrss {name}")
-        usage = " ".join(command.collect_usage_pieces(context))
+        usage = " ".join(command.collect_usage_pieces(context)).translate(
+            str.maketrans("", "", "{}")
+        )
         lines += [f"### {name}", "", f"    napari-jrss {name} {usage}", "", command.help, ""]
-        lines += ["| | |", "|---|---|"]
+        lines += ["| Option | Meaning |", "|---|---|"]
         for parameter in command.params:
             record = parameter.get_help_record(context)
             if record is not None and parameter.name != "help":
-                lines.append(f"| `{record[0].replace('|', ', ')}` | {_cell(record[1])} |")
+                option = record[0].replace(" range>", ">").replace("|", ", ")
+                lines.append(f"| `{option}` | {_bounds(_cell(record[1]))} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -106,3 +109,9 @@ def _row(model: Any, name: str, values: dict[str, dict[str, Any]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _bounds(text: str) -> str:
+    """Bounds in words, where typer writes ``1<=x<=10``."""
+    text = re.sub(r"([\d.]+)&lt;=x&lt;=([\d.]+)", r"from \1 to \2", text)
+    return re.sub(r"x>=([\d.]+)", r"at least \1", text)
