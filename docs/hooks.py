@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 _MARK = re.compile(r"<!-- make: (\w+) -->")
+_ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([\w.]*\.)?(\w+)</code>")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page."""
     return _MARK.sub(lambda match: globals()[f"make_{match[1]}"](), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs for each page: docstrings name things by Sphinx's roles."""
+    return _ROLE.sub(r"<code>\2</code>", html)
 
 
 def make_commands() -> str:

@@ -232,3 +232,16 @@ def test_blocks_run(page: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }
     for block in TO_RUN[page]:
         run[block.language](shrunk(block.text))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs" / "tutorials" / "first_project.ipynb", as_version=4)
+    folder = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(notebook, timeout=600, resources=folder).execute()
+    text = str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+    assert "9 cases" in text
+    assert "the teacher of round 1 is in force" in text
+    assert "image/png" in text
