@@ -8,7 +8,6 @@ order and share their variables. A block that can't run here stands below a comm
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -21,10 +20,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 import napari_jrss.cli
 from napari_jrss import config
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
+from napari_jrss.experiments.protocol import Protocol
 from napari_jrss.sample_data import make_case, make_cohort
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +104,9 @@ def test_each_block_is_run_or_says_why_not(page: str) -> None:
         assert block.language in RUN + SHOWN, block
         assert block.reason is None or len(block.reason.split()) >= 3, block
         if block.language == "json":
-            json.loads(block.text)
+            config.TrainingConfig.model_validate_json(block.text)
+        if block.language == "yaml":
+            Protocol.model_validate(yaml.safe_load(block.text))
 
 
 @pytest.fixture(scope="session")
