@@ -35,13 +35,13 @@ if not (ROOT / "docs").is_dir():
 SHRUNK = {
     "--preset fast": "--preset smoke",
     'preset="fast"': 'preset="smoke"',
-    'jrss.preset("fast"': 'jrss.preset("smoke"',
+    'preset("fast")': 'preset("smoke")',
     "--rounds 3": "--rounds 1",
     "rounds=3": "rounds=1",
     "--tau 0.6": "--tau 0.05",
     '"minimum_steps": 1500': '"minimum_steps": 6',
-    "--labelled 5 --validation 4 --test 10": "--labelled 2 --validation 1 --test 1",
-    "labelled=5, validation=4, test=10": "labelled=2, validation=1, test=1",
+    "--labelled 5 --validation 4 --test 10": "--labelled 2 --validation 1 --test 2",
+    "labelled=5, validation=4, test=10": "labelled=2, validation=1, test=2",
 }
 """What the pages say, and what runs in its place, so that all pages take a few minutes."""
 
