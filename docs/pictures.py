@@ -8,6 +8,7 @@ scans, with the same buttons.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -33,8 +34,8 @@ LOOP = ("cohort", "rounds", "review", "corrected", "gained")
 class Pictures:
     """A window on a synthetic cohort, and the folder that its pictures go to."""
 
-    def __init__(self, folder: Path, work: Path) -> None:
-        self.folder, self.work = folder, work
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.viewer = napari.Viewer()
         _, dock = self.viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
         assert isinstance(dock, MainWidget)
@@ -49,7 +50,7 @@ class Pictures:
             if time.monotonic() > end:
                 raise TimeoutError
             QApplication.processEvents()
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def pause(self, seconds: float) -> None:
         """Let the window draw."""
@@ -111,9 +112,9 @@ class Pictures:
     def run(self) -> None:
         """The whole tutorial."""
         self.take("start")
-        make_cohort(self.work / "scans", cases=14, structures=6)
+        make_cohort("scans", cases=14, shape=(32, 40, 32), structures=6)
         dock, session = self.dock, self.session
-        dock.cohort.take(self.work / "scans")
+        dock.cohort.take(Path("scans"))
         dialog = self.dialog()
         self.wait(lambda: dialog.start.isEnabled(), 60)
         self.take("import", dialog)
@@ -207,10 +208,11 @@ def settings_of_its_own(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work, settings_of_its_own(Path(work)):
-        pictures = Pictures(folder, Path(work))
+        os.chdir(work)  # so that the pictures show no paths of this machine
+        pictures = Pictures(folder)
         try:
             pictures.run()
         finally:
