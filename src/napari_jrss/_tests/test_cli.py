@@ -22,6 +22,8 @@ from napari_jrss.io.read import read_volume
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "segmentation": {"minimum_steps": 6},
     "registration": {"minimum_steps": 6},

@@ -19,6 +19,8 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
+pytestmark = pytest.mark.slow
+
 
 def smoke(segmentation_steps: int, student_epochs: int, registration_steps: int) -> TrainingConfig:
     """The preset smoke with other numbers of steps."""

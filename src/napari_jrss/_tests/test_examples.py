@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--size", "16"]
 
 

@@ -21,6 +21,8 @@ from napari_jrss.app.rounds.train import train
 from napari_jrss.project.project import Project
 from napari_jrss.training.events import StageStarted
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("mono_segmentation", "registration", "student", "prediction")
 
 

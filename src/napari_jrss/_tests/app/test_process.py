@@ -32,7 +32,10 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the signals are POSIX's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the signals are POSIX's"),
+]
 
 LONG = {"segmentation": {"epochs": 1, "minimum_steps": 100_000}}
 

@@ -20,6 +20,8 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import RoundFinished, StepEnd
 
+pytestmark = pytest.mark.slow
+
 LONG = {"segmentation": {"epochs": 1, "minimum_steps": 100_000}}
 WAIT_S = 150
 

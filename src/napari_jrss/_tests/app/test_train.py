@@ -32,6 +32,8 @@ from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.training.round import RoundError
 
+pytestmark = pytest.mark.slow
+
 
 def run(
     project: Project,

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from napari_jrss.cli import app
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_runs_of_a_shipped_protocol_are_listed() -> None:

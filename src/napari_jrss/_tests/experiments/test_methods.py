@@ -86,7 +86,10 @@ def dice_of_registration(
     return float(np.mean(before)), float(np.mean(after))
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module")

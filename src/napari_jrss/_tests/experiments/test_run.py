@@ -16,6 +16,8 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import RunEnded, run_experiment
 from napari_jrss.project.project import Project
 
+pytestmark = pytest.mark.slow
+
 RUNS = [
     "initial-n0-seed0",
     "mono-n2-seed0",

@@ -13,6 +13,8 @@ from .mutations import Mutation
 from .targets import READERS, Target, an_arena, attack
 from .targets_engine import ENGINE_READERS
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("NAPARI_JRSS_HOSTILE_EXAMPLES", "30"))
 
 

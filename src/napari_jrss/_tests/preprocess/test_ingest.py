@@ -18,6 +18,8 @@ from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import ingest
 from napari_jrss.preprocess.workers import in_processes
 
+pytestmark = pytest.mark.slow
+
 TABLE = LabelTable.from_ids([1, 2])
 
 

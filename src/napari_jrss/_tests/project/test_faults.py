@@ -35,7 +35,10 @@ from napari_jrss.project.records import Event, RoundOutcome
 from .conftest import TABLE, write_scan
 from .faults import ATTEMPTS, PROGRAMS, Where
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
+]
 
 ALL = os.environ.get("NAPARI_JRSS_KILLS") == "all"
 KILLS = 10

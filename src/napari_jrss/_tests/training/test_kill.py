@@ -19,7 +19,10 @@ import pytest
 
 from napari_jrss._tests.training.phantoms import Never, cpu, snapshot, tiny_config, write_parent
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
+]
 
 
 @dataclass(frozen=True)

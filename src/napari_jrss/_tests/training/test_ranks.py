@@ -13,6 +13,8 @@ import torch
 
 from napari_jrss._tests.training.phantoms import UNLABELLED, weights
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import json, os, sys
 from pathlib import Path

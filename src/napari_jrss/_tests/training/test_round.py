@@ -52,6 +52,8 @@ from napari_jrss.training.round import (
     run_round,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
