@@ -278,9 +278,9 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert "still at work" not in run("status", project).stdout
     with Project.open(project):  # as the training itself has it
         now = " ".join(run("status", project).stdout.split())
-        assert f"{said}, unless it is still at work: held by process {os.getpid()}" in now
+        assert f"{said}, unless it is still at work: open for writing in process {os.getpid()}" in now
         held = mistake("train", project, "--preset", "smoke", "--resume")
-        assert "held by process" in held
+        assert "open for writing in process" in held
         assert "read-only" not in held
     told = run("train", project, "--resume", "--json", "--tau", "0.9")
     assert "going on with round 0 as it was begun: preset smoke, seed 0, tau 0.05" in told.stderr

@@ -15,11 +15,11 @@ from psygnal import Signal
 
 from napari_jrss.app.cohort import Cohort
 from napari_jrss.app.pairs.pairs import Pairs
+from napari_jrss.app.review.autosave import PERIOD_S
 from napari_jrss.app.review.review import Review
 from napari_jrss.app.rounds.rounds import Rounds
 from napari_jrss.app.runner import BusyError, JobRunner
 from napari_jrss.errors import ProjectError
-from napari_jrss.project.corrections import PERIOD_S
 from napari_jrss.project.project import Project
 
 _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6

@@ -1,4 +1,4 @@
-"""Short work in the order it was asked for, on a thread that ends when there is none left."""
+"""Short work in the order in which it was asked for, on one thread that ends when it is idle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WorkQueue:
     Attributes
     ----------
     failed
-        The error of work that raised; emitted on the desk's thread. The next work goes on.
+        The error of work that raised; emitted on the queue's thread. The next work goes on.
     """
 
     failed = Signal(Exception)
@@ -27,42 +27,78 @@ class WorkQueue:
     def __init__(self, name: str) -> None:
         self.name = name
         self._waiting: deque[Callable[[], object]] = deque()
+        self._later: dict[Callable[[], object], float] = {}
+        self._working = False
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
 
     @property
     def busy(self) -> bool:
-        """Whether there is work under way or waiting."""
-        return self._thread is not None
-
-    def submit(self, work: Callable[[], object]) -> None:
-        """Do this after everything that was submitted before."""
+        """Whether there is work under way or due."""
         with self._changed:
-            self._waiting.append(work)
+            return self._working or bool(self._waiting)
+
+    def submit(self, work: Callable[[], object], after_s: float = 0.0) -> None:
+        """Do this after everything that is due before.
+
+        Parameters
+        ----------
+        work
+            Any function. Its error goes to :attr:`failed`.
+        after_s
+            Seconds until it is due. The same work is not planned a second time meanwhile.
+        """
+        with self._changed:
+            if after_s > 0:
+                self._later.setdefault(work, time.monotonic() + after_s)
+            else:
+                self._waiting.append(work)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 self._thread.start()
+            self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until there is no work left, at most `timeout` seconds; whether that came to be."""
-        end = None if timeout is None else time.monotonic() + timeout
+        """Do all planned work now and wait until it is done.
+
+        Parameters
+        ----------
+        timeout
+            At most so many seconds; None for no limit.
+
+        Returns
+        -------
+        bool
+            Whether everything was done in this time.
+        """
         with self._changed:
-            while self._thread is not None:
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._changed.wait(left)
-        return True
+            self._waiting.extend(self._later)
+            self._later.clear()
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._working and not self._waiting, timeout)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                work = self._waiting.popleft()
+        while (work := self._next()) is not None:
             try:
                 work()
             except Exception as error:
                 self.failed.emit(error)
+
+    def _next(self) -> Callable[[], object] | None:
+        """The next work once it is due; None when there is none left, which ends the thread."""
+        with self._changed:
+            self._working = False
+            self._changed.notify_all()
+            while not self._waiting:
+                if not self._later:
+                    self._thread = None
+                    return None
+                work, due = min(self._later.items(), key=lambda item: item[1])
+                left = due - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                else:
+                    del self._later[work]
+                    self._waiting.append(work)
+            self._working = True
+            return self._waiting.popleft()

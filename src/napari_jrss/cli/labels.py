@@ -82,25 +82,22 @@ def recover(
     """Keep corrections that were never accepted, as a new label version."""
     from napari_jrss.app.author import author as known
     from napari_jrss.errors import ProjectError
-    from napari_jrss.project import corrections as journal
+    from napari_jrss.project import corrections
     from napari_jrss.project.project import Project
 
     with Project.open(project) as opened:
-        found = journal.recover(opened, case)
+        found = corrections.recover(opened, case)
         if discard:
-            journal.discard(opened, case)
+            corrections.discard(opened, case)
             typer.echo(f"{case}: {found.voxels_changed} corrected voxels given up")
             return
         if not found.voxels_changed:
             raise ProjectError(
-                f"case {case}: nothing was corrected, only {len(found.accepted)} structures "
+                f"case {case}: nothing was corrected, only {len(found.info.accepted)} structures "
                 "accepted one by one; open the case in the window to go on, or --discard them"
             )
         name = known(author)
-        going_on, found = journal.Journal.resume(opened, case)
-        with going_on:
-            going_on.author = name
-            made = going_on.accept(found.label)
+        made = corrections.Corrections.resume(opened, found).accept(found.label, name)
     typer.echo(
-        f"{case}: {found.voxels_changed} voxels that {found.author} corrected are {made} now"
+        f"{case}: {found.voxels_changed} voxels that {found.info.author} corrected are {made} now"
     )

@@ -15,10 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
-from napari_jrss.errors import ProjectError, from_os_error
-from napari_jrss.io.atomic import sync_file, sync_folder, temp_path
+from napari_jrss.errors import ProjectError, from_os_error, one_line
+from napari_jrss.io.atomic import sync_file, sync_folder, temp_path, write_bytes
 from napari_jrss.project import schema
-from napari_jrss.project.integrity import check_sound
+from napari_jrss.project.integrity import check_version
 from napari_jrss.project.records import (
     Case,
     Event,
@@ -54,16 +54,16 @@ class Ledger:
         self.path = path
         self.read_only = read_only
         self._lock = RLock()
-        self._connection = _connect(path)
         try:
-            with self.reading():
-                self._check_version()
-                self._connection.execute("PRAGMA foreign_keys = ON")
-                self._connection.execute("PRAGMA trusted_schema = OFF")
-                # The deletion of the journal is what commits: flush the folder after it.
-                self._connection.execute("PRAGMA synchronous = EXTRA")
+            self._connection = connect(path)
+        except sqlite3.Error as error:
+            raise ProjectError(f"{path}: {error}") from error
+        try:
+            with self.reading() as connection:
+                self._bring_up_to_date()
+                connection.execute("PRAGMA foreign_keys = ON")
                 if read_only:
-                    self._connection.execute("PRAGMA query_only = ON")
+                    connection.execute("PRAGMA query_only = ON")
         except BaseException:
             self._connection.close()
             raise
@@ -71,50 +71,40 @@ class Ledger:
     @classmethod
     def create(cls, path: Path, label_table: str, preprocessing: str, made_by: str) -> None:
         """Write an empty ledger of the current schema into a folder that has none."""
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             schema.migrate(connection, 0)
             connection.execute(
                 "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
                 (now(), made_by, label_table, preprocessing),
             )
-            connection.execute(
-                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)",
-                (now(), Event.CREATED, f"by napari-jrss {made_by}"),
-            )
-        except sqlite3.Error as error:
-            raise ProjectError(f"{path}: {error}") from error
-        finally:
-            connection.close()
+            _log(connection, Event.CREATED, None, None, None, None, f"by napari-jrss {made_by}")
+            write_bytes(path, connection.serialize())
 
     def close(self) -> None:
         """Close the database; safe to call again."""
         with self._lock:
             self._connection.close()
 
-    def _check_version(self) -> None:
-        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != schema.APPLICATION_ID or version < 0:
-            raise ProjectError(f"{self.path}: not the ledger of a project")
-        if version > schema.SCHEMA_VERSION:
-            raise ProjectError(
-                f"{self.path}: made by a newer version of napari-jrss (schema {version}, "
-                f"this one knows {schema.SCHEMA_VERSION}); update napari-jrss"
-            )
+    def _bring_up_to_date(self) -> None:
         try:
-            check_sound(self._connection, schema.MIGRATIONS[:version])
+            version = check_version(
+                self._connection,
+                schema.APPLICATION_ID,
+                schema.MIGRATIONS,
+                "the ledger of a project",
+            )
         except ProjectError as error:
             raise ProjectError(f"{self.path}: {error}") from None
-        if version < schema.SCHEMA_VERSION:
-            if self.read_only:
-                raise ProjectError(
-                    f"{self.path}: made by an older version (schema {version}); open it once "
-                    "for writing, which brings it up to date"
-                )
-            self._keep_copy(version)
-            schema.migrate(self._connection, version)
+        if version == len(schema.MIGRATIONS):
+            return
+        if self.read_only:
+            raise ProjectError(
+                f"{self.path}: made by an older version (schema {version}); open it once for "
+                "writing, which brings it up to date"
+            )
+        self._keep_copy(version)
+        schema.migrate(self._connection, version)
 
     def _keep_copy(self, version: int) -> None:
         """Put the ledger aside as it is, before its schema changes."""
@@ -137,12 +127,9 @@ class Ledger:
         with self._lock:
             try:
                 yield self._connection
-            except ProjectError:
-                raise
-            # A damaged name in the schema can't even be told in UTF-8.
+            # A damaged name in the schema may not even be UTF-8.
             except (sqlite3.Error, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise ProjectError(f"{self.path}: {reason}") from error
+                raise ProjectError(f"{self.path}: {one_line(error)[:300]}") from error
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -437,20 +424,21 @@ class Ledger:
         return None if row is None else int(row[0])
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open an existing database in autocommit mode."""
-    try:
-        # "rw" never makes a file; where the file can't be written, SQLite reads it all the
-        # same. Even a reader may have to roll back what a killed writer left half done.
-        return sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            timeout=10.0,
-            check_same_thread=False,
-        )
-    except sqlite3.Error as error:
-        raise ProjectError(f"{path}: {error}") from error
+def connect(path: Path) -> sqlite3.Connection:
+    """Open an existing database in autocommit mode; ``sqlite3.Error`` if it can't be opened."""
+    # "rw" never makes a file; where the file can't be written, SQLite reads it all the same. Even
+    # a reader may have to roll back what a killed writer left unfinished.
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        timeout=10.0,
+        check_same_thread=False,
+    )
+    connection.execute("PRAGMA trusted_schema = OFF")
+    # A transaction is committed when the rollback file is deleted: flush the folder after that.
+    connection.execute("PRAGMA synchronous = EXTRA")
+    return connection
 
 
 def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:

@@ -25,7 +25,8 @@ CASES = "cases"
 ROUNDS = "rounds"
 REFERENCE = "reference.nii.gz"
 LEFTOVERS = "leftovers"
-JOURNALS = "journal"
+CORRECTIONS = "journal"
+CORRECTIONS_SUFFIX = ".sqlite"
 
 _CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -132,7 +133,7 @@ class ProjectFolder:
             raise
         if not read_only:
             # What a killed program was still writing.
-            for folder in (path, project._inside(CASES), project._inside(JOURNALS)):
+            for folder in (path, project._inside(CASES), project._inside(CORRECTIONS)):
                 sweep(folder)
         return project
 
@@ -182,8 +183,8 @@ class ProjectFolder:
         self._inside(CASES, name, "labels")
         return self._inside(CASES, name)
 
-    def journal_path(self, case_id: str) -> Path:
-        """Where the corrections of a case are journalled, see :mod:`.journal`.
+    def corrections_path(self, case_id: str, suffix: str = CORRECTIONS_SUFFIX) -> Path:
+        """The file with the corrections of a case under way, which need not be there.
 
         Raises
         ------
@@ -191,7 +192,7 @@ class ProjectFolder:
             As :meth:`case_path`.
         """
         check_case_id(case_id)
-        return self._inside(JOURNALS, f"{case_id}.journal")
+        return self._inside(CORRECTIONS, f"{case_id}{suffix}")
 
     @property
     def grid(self) -> TrainingGrid:

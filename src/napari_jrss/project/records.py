@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 
 class Split(StrEnum):
     """What a case is for; decided per subject group by :meth:`Project.split`."""
@@ -175,6 +177,38 @@ class HistoryEntry:
     version: str | None
     round: int | None
     detail: str
+
+
+class CorrectionsInfo(BaseModel):
+    """What a file of corrections says of itself.
+
+    Attributes
+    ----------
+    case_id
+        The case.
+    draft, author
+        What the corrections start from, and by whom they are.
+    started, last_change
+        UTC times, ISO 8601.
+    seconds
+        Time spent on the case.
+    accepted
+        Structures, by class index, that the person accepted one by one.
+    shape, classes
+        Of the label: (z, y, x), and the number of classes with the background.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    case_id: str
+    draft: str
+    author: str
+    started: str
+    last_change: str
+    seconds: float
+    accepted: frozenset[int]
+    shape: tuple[int, int, int]
+    classes: int
 
 
 @dataclass(frozen=True)

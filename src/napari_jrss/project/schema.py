@@ -1,15 +1,13 @@
-"""The ledger's tables, and how a ledger of an older version comes by them."""
+"""The tables of the ledger, and the scripts that bring an older ledger up to date."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
 
-APPLICATION_ID = 0x4A525353  # "JRSS", so that `file` and we know the database for what it is
+APPLICATION_ID = 0x4A525353  # "JRSS", which marks the database as ours
 
-MIGRATIONS: tuple[str, ...] = (
-    # 1
-    """
+_TABLES = """
     CREATE TABLE project (
         only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
         created TEXT NOT NULL,
@@ -17,7 +15,7 @@ MIGRATIONS: tuple[str, ...] = (
         label_table TEXT NOT NULL,
         preprocessing TEXT NOT NULL,
         grid TEXT
-    );
+    ) STRICT;
     CREATE TABLE cases (
         case_id TEXT PRIMARY KEY COLLATE NOCASE,
         split TEXT NOT NULL CHECK (split IN ('train', 'validation', 'test', 'unused')),
@@ -32,7 +30,7 @@ MIGRATIONS: tuple[str, ...] = (
             DEFERRABLE INITIALLY DEFERRED,
         FOREIGN KEY (case_id, reference_version) REFERENCES label_versions (case_id, version)
             DEFERRABLE INITIALLY DEFERRED
-    );
+    ) STRICT;
     CREATE TABLE label_versions (
         case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
         version TEXT NOT NULL,
@@ -44,7 +42,7 @@ MIGRATIONS: tuple[str, ...] = (
         seconds REAL,
         sha256 TEXT NOT NULL,
         PRIMARY KEY (case_id, version)
-    );
+    ) STRICT;
     CREATE TABLE rounds (
         number INTEGER PRIMARY KEY CHECK (number >= 0),
         parent INTEGER REFERENCES rounds (number),
@@ -53,7 +51,7 @@ MIGRATIONS: tuple[str, ...] = (
         outcome TEXT NOT NULL CHECK (outcome IN ('running', 'finished', 'cancelled', 'failed')),
         config_sha256 TEXT NOT NULL,
         metrics TEXT NOT NULL DEFAULT '{}'
-    );
+    ) STRICT;
     CREATE TABLE round_cases (
         number INTEGER NOT NULL REFERENCES rounds (number),
         case_id TEXT NOT NULL COLLATE NOCASE REFERENCES cases (case_id),
@@ -62,7 +60,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (number, case_id),
         CHECK ((role = 'unlabelled') = (version IS NULL)),
         FOREIGN KEY (case_id, version) REFERENCES label_versions (case_id, version)
-    );
+    ) STRICT;
     CREATE TABLE events (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         at TEXT NOT NULL,
@@ -72,14 +70,14 @@ MIGRATIONS: tuple[str, ...] = (
         version TEXT,
         round INTEGER REFERENCES rounds (number),
         detail TEXT NOT NULL DEFAULT ''
-    );
+    ) STRICT;
     CREATE INDEX events_of_case ON events (case_id);
     CREATE TABLE failed_imports (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         at TEXT NOT NULL,
         case_id TEXT NOT NULL,
         reason TEXT NOT NULL
-    );
+    ) STRICT;
     CREATE TRIGGER label_version_kept BEFORE DELETE ON label_versions
         BEGIN SELECT RAISE(ABORT, 'a label version is never deleted'); END;
     CREATE TRIGGER label_version_unchanged BEFORE UPDATE ON label_versions
@@ -88,15 +86,27 @@ MIGRATIONS: tuple[str, ...] = (
         BEGIN SELECT RAISE(ABORT, 'an event is never deleted'); END;
     CREATE TRIGGER event_unchanged BEFORE UPDATE ON events
         BEGIN SELECT RAISE(ABORT, 'an event is never changed'); END;
-    """,
-)
-"""Script number i brings a ledger of schema version i to i + 1."""
+"""
+_NAMES = ("project", "cases", "label_versions", "rounds", "round_cases", "events", "failed_imports")
 
-SCHEMA_VERSION = len(MIGRATIONS)
+# SQLite can't make a table STRICT, so each is copied aside and made anew, in the order of its rows.
+_MAKE_STRICT = "\n".join(
+    (
+        *(f"CREATE TEMP TABLE old_{n} AS SELECT * FROM {n} ORDER BY rowid;" for n in _NAMES),
+        *(f"DROP TABLE {n};" for n in _NAMES),
+        _TABLES,
+        *(f"INSERT INTO {n} SELECT * FROM old_{n} ORDER BY rowid;" for n in _NAMES),
+        *(f"DROP TABLE old_{n};" for n in _NAMES),
+    )
+)
+
+MIGRATIONS: tuple[str, ...] = (_TABLES.replace(") STRICT;", ");"), _MAKE_STRICT)
+"""Script number i brings a ledger of schema version i to i + 1."""
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
     """Bring a ledger up to date, each step in one transaction."""
+    connection.execute("PRAGMA foreign_keys = OFF")  # tables are dropped and made anew
     for step, script in enumerate(MIGRATIONS[version:], start=version + 1):
         try:
             connection.executescript(

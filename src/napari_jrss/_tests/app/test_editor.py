@@ -270,7 +270,7 @@ def test_a_structure_that_is_not_there_changes_nothing(tool: Any) -> None:
     assert not np.shares_memory(new, label)
 
 
-def test_a_desk_does_one_thing_after_another_and_goes_on_after_an_error() -> None:
+def test_a_queue_does_one_thing_after_another_and_goes_on_after_an_error() -> None:
     queue, done, failed = WorkQueue("test"), [], []
     queue.failed.connect(failed.append)
     gate = threading.Event()
@@ -286,3 +286,20 @@ def test_a_desk_does_one_thing_after_another_and_goes_on_after_an_error() -> Non
     assert [type(error) for error in failed] == [ZeroDivisionError]
     assert not queue.busy
     assert "test" not in [thread.name for thread in threading.enumerate() if thread.is_alive()]
+
+
+def test_work_for_later_is_planned_once_and_done_when_it_is_due_or_waited_for() -> None:
+    queue, done = WorkQueue("test"), []
+
+    def work() -> None:
+        done.append(1)
+
+    for _ in range(5):
+        queue.submit(work, after_s=60)
+    assert not queue.busy
+    queue.submit(lambda: done.append(0))
+    assert queue.wait(5)
+    assert done == [0, 1]
+    due = threading.Event()
+    queue.submit(due.set, after_s=0.05)
+    assert due.wait(5)

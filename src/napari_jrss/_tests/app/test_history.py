@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from napari_jrss.app.history import history
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
-from napari_jrss.project.corrections import Journal, unsaved
+from napari_jrss.project.corrections import Corrections, unsaved
 from napari_jrss.project.project import Project
 
 
@@ -38,8 +38,10 @@ def test_corrections_never_accepted_are_recovered_or_given_up(path: Path) -> Non
     with Project.open(path) as project:
         cases = project.snapshot().labelled
         for case in cases:
-            with Journal.start(project, case, "blank", 0 * project.label(case), "Ada") as journal:
-                journal.record([0, 1, 2], 1)
+            blank = 0 * project.label(case)
+            painted = blank[0].copy()
+            painted.flat[:3] = 1
+            Corrections(project, case, "blank", blank, "Ada").save({0: painted})
     refused = run.invoke(app, ["recover", str(path), cases[0]])
     assert "who is it" in str(refused.exception)
     told = run.invoke(app, ["recover", str(path), cases[0], "--author", "Emmy"]).output
@@ -52,7 +54,7 @@ def test_corrections_never_accepted_are_recovered_or_given_up(path: Path) -> Non
         assert project.label_versions(cases[0])[-1].author == "Emmy"
         assert len(project.label_versions(cases[1])) == 1
     again = run.invoke(app, ["recover", str(path), cases[1]])
-    assert "there is no such journal" in str(again.exception)
+    assert "there are no corrections" in str(again.exception)
 
 
 def test_the_story_is_told_and_a_version_brought_back(path: Path) -> None:

@@ -16,7 +16,7 @@ from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.predictions import PREDICTIONS, prediction_path
-from napari_jrss.project import corrections as journal
+from napari_jrss.project.corrections import recover, unsaved
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split, Status
 from napari_jrss.training.events import Event, StageStarted
@@ -72,7 +72,7 @@ def test_a_case_opens_with_its_pseudo_label_and_nothing_is_written(session: Sess
     assert [source.draft for source in case.sources] == ["round:0", "blank"]
     review.close_case()
     assert review.wait(10)
-    assert not session.open_project.journal_path(case.case_id).exists()
+    assert not session.open_project.corrections_path(case.case_id).exists()
 
 
 def test_a_labelled_case_opens_with_its_label_never_with_the_proposal(session: Session) -> None:
@@ -100,7 +100,7 @@ def test_accepting_a_corrected_case_makes_n_grow(session: Session) -> None:
     assert (version.author, version.draft, version.voxels_changed) == ("anna", "round:0", 4)
     assert version.seconds is not None
     np.testing.assert_array_equal(project.label(case.case_id), case.editor.label)
-    assert not project.journal_path(case.case_id).exists()
+    assert not project.corrections_path(case.case_id).exists()
     assert not review.unsaved
     assert review.suggestion is not None
     assert review.suggestion.case_id != case.case_id
@@ -149,11 +149,6 @@ def test_corrections_survive_a_program_that_dies(
     editor.undo()
     assert review.wait(10)
     path = session.open_project.path
-    journal = path / "journal" / f"{case_id}.journal"
-    size = 0
-    while journal.stat().st_size > size:  # the journal's own thread flushes every quarter second
-        size = journal.stat().st_size
-        threading.Event().wait(0.6)
     died = shutil.copytree(path, tmp_path / "died.jrss")
 
     other = Session(author="anna")
@@ -206,7 +201,7 @@ def test_accepted_structures_are_accepted_still_when_the_case_is_opened_again(
     assert review.wait(10)
     review.open(second)
     assert review.wait(10)
-    assert journal.unsaved(session.open_project) == []
+    assert unsaved(session.open_project) == []
 
 
 def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
@@ -216,32 +211,55 @@ def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
     review.on_table.editor.label[review.on_table.editor.label == 1] = 0
     review.open(second, "discard")
     assert review.wait(10)
-    assert journal.unsaved(session.open_project) == []
+    assert unsaved(session.open_project) == []
     assert opened(session, first).on_table.editor.locked == set()
 
 
 def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
-    sizes = []
+    changed = []
     for autosave_s in (60, 0.05):
         session.autosave_s = autosave_s
         review = opened(session)
         editor, case_id = review.on_table.editor, review.on_table.case_id
-        editor.label[0, 0, :5] = 1 + (editor.label[0, 0, 0] == 1)
-        editor.sync()
-        assert review.wait(10)
-        threading.Event().wait(0.6)  # the first change is written at once
-        journal = session.open_project.path / "journal" / f"{case_id}.journal"
-        before = journal.stat().st_size
-        editor.label[1, 0, :5] = 1 + (editor.label[1, 0, 0] == 1)
-        editor.sync()
-        assert review.wait(10)
-        threading.Event().wait(0.6)
-        sizes.append(journal.stat().st_size - before)
+        for z in range(2):  # the first change is saved at once
+            editor.label[z, 0, :5] = 1 + (editor.label[z, 0, 0] == 1)
+            editor.sync()
+            threading.Event().wait(0.6)
+        changed.append(recover(session.open_project, case_id).voxels_changed)
         review.close_case(Leave.KEEP)
         assert review.wait(10)
-    late, soon = sizes
-    assert late == 0
-    assert soon > 0
+        assert recover(session.open_project, case_id).voxels_changed > 5
+        review.discard_unfinished(case_id)
+        assert review.wait(10)
+    late, soon = changed
+    assert late == 5
+    assert soon > 5
+
+
+def test_a_disk_that_is_full_is_told_once_and_tried_again(
+    session: Session, failures: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.autosave_s = 0.01
+    review = opened(session)
+    editor, case_id = review.on_table.editor, review.on_table.case_id
+
+    def paint(z: int) -> None:
+        editor.label[z, 0, :5] = 1 + (editor.label[z, 0, 0] == 1)
+        editor.sync()
+        assert review.wait(10)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("napari_jrss.project.corrections.write_bytes", full)
+        paint(0)
+        paint(1)
+    assert [type(error) for error in failures] == [ProjectError]
+    assert "No space left on device" in str(failures[0])
+    paint(2)
+    label = recover(session.open_project, case_id).label
+    np.testing.assert_array_equal(label, editor.label)
 
 
 def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
@@ -521,7 +539,7 @@ def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
     case.editor.label[0, 0, :2] = 1
     case.editor.sync()
     assert review.wait(10)
-    session.open_project.journal_path(other).write_bytes(b"damaged")
+    session.open_project.corrections_path(other).write_bytes(b"damaged")
     review.open(other, Leave.KEEP)
     assert review.wait(10)
     assert [type(error) for error in failures] == [ProjectError]
@@ -534,7 +552,7 @@ def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
     assert "case:A" in case.drafts
     review.accept()
     assert review.wait(10)
-    assert not session.open_project.journal_path(case.case_id).exists()
+    assert not session.open_project.corrections_path(case.case_id).exists()
     review.close_case()
     again = opened(session, case.case_id).on_table
     assert again.editor.origin.draft == f"version:{again.versions[-1].version}"

@@ -26,7 +26,7 @@ from napari_jrss.app.rounds.train import InterruptedSeriesError, train
 from napari_jrss.app.status import project_status
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
-from napari_jrss.project.corrections import Journal
+from napari_jrss.project.corrections import Corrections
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
@@ -297,8 +297,9 @@ def test_a_series_killed_between_two_rounds_is_not_passed_over(project: Project)
     with pytest.raises(InterruptedSeriesError, match="after round 0, 2 still to come: --resume"):
         run(project, 1)
     case_id, blank = project.cases()[0].case_id, np.zeros(project.grid.shape, np.uint8)
-    with Journal.start(project, case_id, "blank", blank, "Ada") as journal:
-        journal.record([0], 1)
+    painted = blank[0].copy()
+    painted[0, 0] = 1
+    Corrections(project, case_id, "blank", blank, "Ada").save({0: painted})
     (left,) = project_status(project).unsaved
     assert (left.author, left.voxels_changed, left.problem) == ("Ada", 1, "")
     told = CliRunner().invoke(app, ["status", str(project.path)], env={"COLUMNS": "200"}).output

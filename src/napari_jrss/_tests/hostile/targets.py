@@ -24,6 +24,7 @@ from hypothesis.strategies import SearchStrategy
 from pydicom.uid import RLELossless
 
 from napari_jrss._tests.io.dicom_phantoms import enhanced, save, slices
+from napari_jrss._tests.project.former import FORMAT, former_file, record, write_former_file
 from napari_jrss.app.description import description_of
 from napari_jrss.app.settings import SettingsError, training_config
 from napari_jrss.app.status import project_status
@@ -41,7 +42,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
 from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
-from napari_jrss.project.corrections import Journal, recover, unsaved
+from napari_jrss.project.corrections import Corrections, recover, unsaved
 from napari_jrss.project.lock import WriterLock
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
@@ -482,8 +483,8 @@ def _columns() -> dict[str, tuple[str, ...]]:
 
 
 _PROJECT = "brain.jrss"
-_JOURNAL = f"{_PROJECT}/journal/d.journal"
-_LOCK = "project.lock"
+_CORRECTIONS = f"{_PROJECT}/journal/d.sqlite"
+_FORMER = f"{_PROJECT}/journal/d.journal"
 _PROJECT_PARTS = (
     *("", "/cases", "/rounds", "/rounds/0000", "/rounds/0001", "/rounds/0001/config.json"),
     *("/project.sqlite", "/project.lock", "/cases/a.ome.zarr", "/cases/a.ome.zarr/labels"),
@@ -492,14 +493,22 @@ _PROJECT_PARTS = (
 )
 
 
-def _journal(folder: Path) -> None:
+def _corrections(folder: Path) -> None:
     make_project(folder)
     with Project.open(folder / _PROJECT) as project:
-        journal = Journal.start(project, "d", "blank", np.zeros(SHAPE, np.uint8), "Ada")
-        for voxel in range(3):
-            journal.record([voxel, 100 + voxel], [1, 2])
-            journal.flush()
-        journal.close()
+        label = np.zeros(SHAPE, np.uint8)
+        corrections = Corrections(project, "d", "blank", label.copy(), "Ada")
+        for z in range(3):
+            label[z, z] = 1
+            corrections.save({z: label[z]}, accepted={1}, seconds=z)
+
+
+def _former_corrections(folder: Path) -> None:
+    make_project(folder)
+    records = [record(1.7e9 + i, i, [i, 100 + i], b"\1\2") for i in range(3)]
+    blank, classes = np.zeros(SHAPE, np.uint8), len(TABLE.classes)
+    content = former_file("d", "blank", blank, "Ada", classes, *records)
+    write_former_file(folder / _PROJECT, "d", content)
 
 
 def _recover(folder: Path) -> None:
@@ -509,15 +518,16 @@ def _recover(folder: Path) -> None:
         found = recover(project, "d")
         assert found.label.max() < len(TABLE.classes)
         assert found.voxels_changed <= found.label.size
-        journal, found = Journal.resume(project, "d")
-        with journal:
-            journal.record([5], [1])
-            journal.accept(found.label)
+        corrections = Corrections.resume(project, found)
+        found.label[0, 0, 5] = 1
+        corrections.save({0: found.label[0]})
+        corrections.accept(found.label)
         project.label("d")
 
 
 def _hold(folder: Path) -> None:
-    (folder / "project.lock").write_text(
+    (folder / "project.lock").touch()
+    (folder / "project.writer").write_text(
         '{"process": 1, "computer": "x", "since": "2026-01-01T00:00:00+00:00"}'
     )
 
@@ -533,7 +543,7 @@ def _wait_for(folder: Path) -> None:
         try:
             WriterLock(path)
         except ProjectError as error:
-            if "held by" not in str(error):
+            if "open for writing in" not in str(error):
                 raise
         else:
             raise AssertionError("two hold one lock")
@@ -651,13 +661,24 @@ READERS: tuple[Target, ...] = (
         (ProjectError, ScanError),
     ),
     Target(
-        "journal of corrections",
-        _journal,
+        "corrections",
+        _corrections,
         _recover,
         st.one_of(
-            of_frames(_JOURNAL, len(b"napari-jrss journal 1\n")),
-            of_bytes(_JOURNAL),
-            of_replacement(f"{_PROJECT}/journal", _JOURNAL),
+            of_sql(_CORRECTIONS, {"corrections": ("only_row", "info"), "slices": ("z", "label")}),
+            of_bytes(_CORRECTIONS),
+            of_replacement(f"{_PROJECT}/journal", _CORRECTIONS),
+        ),
+        (ProjectError, ScanError),
+    ),
+    Target(
+        "corrections, former format",
+        _former_corrections,
+        _recover,
+        st.one_of(
+            of_frames(_FORMER, len(FORMAT)),
+            of_bytes(_FORMER),
+            of_replacement(f"{_PROJECT}/journal", _FORMER),
         ),
         (ProjectError, ScanError),
     ),
@@ -666,7 +687,9 @@ READERS: tuple[Target, ...] = (
         _hold,
         _wait_for,
         st.one_of(
-            of_json("project.lock"), of_bytes("project.lock"), of_replacement("project.lock")
+            of_json("project.writer"),
+            of_bytes("project.writer", "project.lock"),
+            of_replacement("project.writer", "project.lock"),
         ),
         (ProjectError,),
     ),

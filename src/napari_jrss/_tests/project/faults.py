@@ -24,7 +24,7 @@ from napari_jrss.io.layouts import discover
 from napari_jrss.io.predictions import Prediction, write_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import workers
-from napari_jrss.project.corrections import Journal
+from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels_and_fields import export_dataset, export_labels
 from napari_jrss.project.project import Project
@@ -60,11 +60,11 @@ def paint(where: Where) -> None:
     """Corrections of case0, never accepted."""
     with Project.open(where.project) as project:
         label = project.label("case0")
-        with Journal.start(project, "case0", "version:v0001", label, "Ada") as journal:
-            for i in range(4):
-                journal.record([2 * i, 2 * i + 1], 2)
-                journal.flush()
-                where.say(f"painted {2 * i + 2}")
+        corrections = Corrections(project, "case0", "version:v0001", label.copy(), "Ada")
+        for i in range(4):
+            label.flat[[2 * i, 2 * i + 1]] = 2
+            corrections.save({0: label[0]}, seconds=i)
+            where.say(f"painted {2 * i + 2}")
 
 
 def accept(where: Where) -> None:
@@ -72,20 +72,16 @@ def accept(where: Where) -> None:
     with Project.open(where.project) as project:
         if len(project.label_versions("case0")) > 1:
             return
-        journal, found = _journal(project)
-        found[0, 0, :6] = 2
-        journal.checkpoint(found)
-        journal.flush()
+        found = recoverable(project, "case0")
+        if found is not None:
+            corrections, label = Corrections.resume(project, found), found.label
+        else:
+            label = project.label("case0")
+            corrections = Corrections(project, "case0", "version:v0001", label.copy(), "Ada")
+        label[0, 0, :6] = 2
+        corrections.save({0: label[0]})
         where.say("painted 6")
-        where.say(f"version case0 {journal.accept(found)}")
-
-
-def _journal(project: Project) -> tuple[Journal, np.ndarray]:
-    if project.journal_path("case0").exists():
-        journal, found = Journal.resume(project, "case0")
-        return journal, found.label
-    label = project.label("case0")
-    return Journal.start(project, "case0", "version:v0001", label, "Ada"), label
+        where.say(f"version case0 {corrections.accept(label)}")
 
 
 def decide(where: Where) -> None:
@@ -228,15 +224,15 @@ def _restore(where: Where) -> str:
     return "done"
 
 
-def _journal_only(where: Where) -> str:
+def _corrections(where: Where) -> str:
     with Project.open(where.project) as project:
         base = np.random.default_rng(1).integers(0, 3, project.grid.shape)
-        journal = Journal.start(project, "case1", "blank", base, "Ada")
+        corrections = Corrections(project, "case1", "blank", base, "Ada")
         try:
-            journal.record(np.arange(300), base.ravel()[:300] // 2)
-            journal.close()
+            corrections.save(dict(enumerate(base // 2)))
+            corrections.save({0: base[0]}, accepted={1})
         finally:
-            journal.discard()
+            corrections.discard()
     return "done"
 
 
@@ -267,7 +263,7 @@ ATTEMPTS: dict[str, Callable[[Where], str]] = {
     "label": _label,
     "reject": _reject,
     "restore": _restore,
-    "journal": _journal_only,
+    "corrections": _corrections,
     "round": _round,
     "ingest": _ingest,
     "export": _export,

@@ -38,7 +38,7 @@ def hold(path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def wait_until_held(path: Path) -> None:
     for _ in range(1000):
-        if path.exists() and path.read_text():
+        if holder(path):
             return
         time.sleep(0.01)
     raise AssertionError("nobody took the lock")
@@ -60,7 +60,7 @@ def test_who_writes_is_told_to_those_who_only_look(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"
     assert holder(path) == ""
     lock = WriterLock(path)
-    assert holder(path).startswith("held by this program already, since ")
+    assert holder(path).startswith("open for writing in this program already, since ")
     lock.release()
     assert holder(path) == ""
 
@@ -71,11 +71,11 @@ def test_a_killed_programs_lock_is_taken_over(tmp_path: Path) -> None:
     wait_until_held(path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert path.read_text()  # it never said goodbye
+    assert f"process {process.pid} on" in holder(path)  # it never said goodbye
     lock = WriterLock(path)
-    assert str(os.getpid()) in path.read_text()
+    assert "in this program already" in holder(path)
     lock.release()
-    assert path.read_text() == ""
+    assert holder(path) == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
@@ -96,18 +96,18 @@ def test_a_forked_worker_does_not_outlive_the_lock(tmp_path: Path) -> None:
 def test_one_program_cannot_hold_it_twice_and_release_frees_it(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"
     lock = WriterLock(path)
-    with pytest.raises(ProjectError, match="held by this program already"):
+    with pytest.raises(ProjectError, match="open for writing in this program already"):
         WriterLock(path)
     lock.release()
     lock.release()
     WriterLock(path).release()
 
 
-def test_a_lock_file_that_says_nonsense_still_locks(tmp_path: Path) -> None:
+def test_a_lock_whose_text_is_nonsense_still_locks(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"
     lock = WriterLock(path)
-    path.write_text('{"process": []}')
-    with pytest.raises(ProjectError, match="held by another program"):
+    path.with_name("project.writer").write_text('{"process": []}')
+    with pytest.raises(ProjectError, match="open for writing in another program"):
         WriterLock(path)
     lock.release()
 

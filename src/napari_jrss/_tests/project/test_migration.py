@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from napari_jrss.errors import ProjectError
 from napari_jrss.project import schema
 from napari_jrss.project.project import Project
 
+NOW = len(schema.MIGRATIONS)
+TABLES = ("project", "cases", "label_versions", "rounds", "round_cases", "events", "failed_imports")
 NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
 
 
@@ -23,7 +26,6 @@ NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
 def a_version_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as it may be one day: its schema has one more column."""
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, NEXT))
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
 
 
 def version(path: Path) -> int:
@@ -31,6 +33,67 @@ def version(path: Path) -> int:
     (number,) = connection.execute("PRAGMA user_version").fetchone()
     connection.close()
     return number
+
+
+def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {
+            table: connection.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall()
+            for table in TABLES
+        }
+
+
+def make_first_version(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Bring a ledger back to schema version 1; its rows."""
+    found = rows(path)
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        for table, content in found.items():
+            places = ", ".join("?" * len(content[0])) if content else ""
+            connection.executemany(f"INSERT INTO {table} VALUES ({places})", content)
+    return found
+
+
+def test_the_tables_of_the_first_schema_become_strict_and_every_row_stays(
+    project_path: Path,
+) -> None:
+    file = project_path / "project.sqlite"
+    with Project.open(project_path) as project:
+        project.restore("case0", "v0001", "Ada")
+        project.reject("case1", "Ada", "leaks")
+        project.split(labelled=2, validation=1)
+        entry = project.start_round(None, "{}", project.snapshot().label_versions)
+        project.finish_round(entry.number, "finished", {"dice": 0.5}, promote=True)
+        history = project.history()
+    before = make_first_version(file)
+    assert before["round_cases"]
+    with Project.open(project_path) as project:
+        assert project.history() == history
+        assert project.label("case0").any()
+        project.skip("case1", "Ada")
+        assert len(project.history()) == len(history) + 1
+    after = rows(file)
+    assert {name: after[name][: len(content)] for name, content in before.items()} == before
+    assert version(file) == NOW
+    assert version(project_path / "project-schema1.sqlite") == 1
+    with closing(sqlite3.connect(file)) as connection:
+        with pytest.raises(sqlite3.IntegrityError, match="cannot store BLOB value"):
+            connection.execute("UPDATE cases SET added = x'00'")
+        with pytest.raises(sqlite3.IntegrityError, match="never deleted"):
+            connection.execute("DELETE FROM label_versions")
+
+
+def test_a_value_of_a_wrong_type_in_the_first_schema_is_named(project_path: Path) -> None:
+    file = project_path / "project.sqlite"
+    make_first_version(file)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE cases SET added = x'00' WHERE case_id = 'case0'")
+    with pytest.raises(ProjectError, match=r"project\.sqlite: cannot store BLOB value in TEXT"):
+        Project.open(project_path)
+    assert version(file) == 1
 
 
 def test_an_older_project_is_migrated_after_a_copy_was_kept(
@@ -41,20 +104,20 @@ def test_an_older_project_is_migrated_after_a_copy_was_kept(
     with pytest.raises(ProjectError, match="open it once for writing"):
         Project.open(project_path, read_only=True)
     assert file.read_bytes() == before
-    assert version(file) == 1
+    assert version(file) == NOW
     with Project.open(project_path) as project:
         assert len(project.cases()) == 6
         assert project.label("case0").any()
-    assert version(file) == 2
-    copy = project_path / "project-schema1.sqlite"
-    assert version(copy) == 1
+    assert version(file) == NOW + 1
+    copy = project_path / f"project-schema{NOW}.sqlite"
+    assert version(copy) == NOW
     connection = sqlite3.connect(copy)
     assert connection.execute("SELECT count(*) FROM cases").fetchone() == (6,)
     connection.close()
     Project.open(project_path, read_only=True).close()
     assert {p.name for p in project_path.iterdir() if p.name.startswith((".", "project"))} == {
         "project.sqlite",
-        "project-schema1.sqlite",
+        f"project-schema{NOW}.sqlite",
         "project.lock",
     }
 
@@ -67,7 +130,7 @@ def test_a_migration_that_fails_changes_nothing(
         patch.setattr(schema, "MIGRATIONS", broken)
         with pytest.raises(ProjectError, match=r"project\.sqlite: no such table: nowhere"):
             Project.open(project_path)
-    assert version(project_path / "project.sqlite") == 1
+    assert version(project_path / "project.sqlite") == NOW
     Project.open(project_path).close()
 
 
@@ -77,7 +140,6 @@ KILLED = f"""
     from napari_jrss.project.project import (Project)
 
     schema.MIGRATIONS = (*schema.MIGRATIONS, {NEXT!r})
-    schema.SCHEMA_VERSION += 1
     moment = sys.argv[2]
     die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -107,11 +169,11 @@ def test_a_migration_that_is_killed_is_done_at_the_next_opening(
         [sys.executable, str(tmp_path / "program.py"), str(project_path), moment], check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert version(project_path / "project.sqlite") == 1
+    assert version(project_path / "project.sqlite") == NOW
     Project.open(project_path).close()  # the older program still can
     request.getfixturevalue("a_version_later")
     with Project.open(project_path) as project:
         assert len(project.cases()) == 6
-    assert version(project_path / "project.sqlite") == 2
-    assert version(project_path / "project-schema1.sqlite") == 1
+    assert version(project_path / "project.sqlite") == NOW + 1
+    assert version(project_path / f"project-schema{NOW}.sqlite") == NOW
     assert not list(project_path.glob(".*"))

@@ -80,7 +80,7 @@ def test_a_second_program_may_look_while_the_first_writes(project: Project, tmp_
             project.restore("case0", "v0001", "Ada")
     """
     result = run(tmp_path, script, project.path)
-    assert "held by process" in result.stdout
+    assert "open for writing in process" in result.stdout
     assert result.stdout.splitlines()[-1] == str(CASES)
     assert "is open read-only" in result.stderr
     project.restore("case0", "v0001", "Ada")  # and the first still writes

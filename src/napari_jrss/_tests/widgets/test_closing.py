@@ -150,13 +150,13 @@ def test_a_second_dock_on_the_same_project_looks_on(
     assert again is not dock
     assert again.session is not dock.session
     dock.session.open(path)
-    with pytest.raises(ProjectError, match="held by this program already"):
+    with pytest.raises(ProjectError, match="open for writing in this program already"):
         again.session.open(path)
     lines: list[str] = []
     again.session.notified.connect(lines.append)
     again.cohort.open_project(path)
     assert again.session.project.read_only
-    assert "held by this program already" in lines[-1]
+    assert "open for writing in this program already" in lines[-1]
     assert not again.rounds.start.isEnabled()
     qtbot.waitUntil(lambda: "read-only" in again.rounds.status.text())
     dock.session.close()

@@ -332,7 +332,7 @@ def test_a_project_that_another_holds_opens_read_only(
         settled(tab, qtbot)
         assert dock.session.open_project.read_only
         assert "read-only" in dock._heading.text()
-        assert "held by this program" in dock._message.text()
+        assert "open for writing in this program" in dock._message.text()
         assert not tab.split.isEnabled()
         assert not tab.structures.isEnabled()
         assert dock.session.cohort.without_prediction() == [case_id]

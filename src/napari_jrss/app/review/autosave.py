@@ -1,4 +1,4 @@
-"""The journal of the case under review, kept while the person paints."""
+"""Saving the corrections of the case under review while the person paints."""
 
 from __future__ import annotations
 
@@ -6,37 +6,42 @@ import time
 
 import numpy as np
 
-from napari_jrss.app.review.editor import Edit, LabelEditor
+from napari_jrss.app.review.editor import Edit, LabelEditor, Origin
 from napari_jrss.app.work_queue import WorkQueue
-from napari_jrss.project.corrections import PAUSE_S, PERIOD_S, Journal
+from napari_jrss.errors import ProjectError
+from napari_jrss.project.corrections import Corrections
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Status
 from napari_jrss.snapshot import Label
 
 UNNAMED = "unnamed"
-"""Author of a journal before the person gave a name; a label version needs a real one."""
+"""Author of corrections before the person gave a name; a label version needs a real one."""
+PERIOD_S = 0.25
+"""Usual time between two saves, in seconds."""
+PAUSE_S = 30.0
+"""Without a change for longer, in seconds, a person counts as being away."""
 
 
 class Autosave:
-    """Journals an editor's actions; a case that is only looked at leaves no trace.
+    """Saves what an editor changes; a case that is only looked at leaves no trace.
 
-    Everything that touches the disk happens at the desk, one thing after another. Methods are
-    called by the person's thread, but for those marked as the desk's own.
+    The person's thread calls :meth:`note`, :meth:`note_accepted` and :meth:`touch`, which only
+    plan a save. The work on the disk is done on the queue's thread, and the other methods may be
+    called there only.
 
     Parameters
     ----------
     project, case_id
-        Whose journal.
+        The case.
     editor
-        What to keep. Connect :meth:`note` to its actions.
-    desk
+        What to save. Connect :meth:`note` to its changes.
+    queue
         Where the work is done.
     author
         The person, if known yet.
-    journal
-        One that goes on, or None.
+    corrections
+        Earlier corrections that go on, or None.
     period_s
-        Seconds after which a change is on the disk, in a journal that begins here.
+        The first change is saved at once, later ones not more often than this, in seconds.
     """
 
     def __init__(
@@ -46,18 +51,23 @@ class Autosave:
         editor: LabelEditor,
         queue: WorkQueue,
         author: str,
-        journal: Journal | None = None,
+        corrections: Corrections | None = None,
         period_s: float = PERIOD_S,
     ) -> None:
         self._project = project
         self._case_id = case_id
         self._editor = editor
-        self._desk = queue
+        self._queue = queue
         self._author = author or UNNAMED
-        self._journal = journal
         self._period_s = period_s
-        self._seconds = 0.0 if journal is None else journal.seconds
+        self._begin(editor.origin)
+        self._corrections = corrections or self._corrections
+        self._ticks = editor.locked
+        self._dirty: set[int] = set()
+        self._kept = self._failed = False
+        self._seconds = self._corrections.seconds
         self._last = time.monotonic()
+        self._last_save = -period_s
 
     @property
     def seconds(self) -> float:
@@ -65,93 +75,112 @@ class Autosave:
         return self._seconds + min(time.monotonic() - self._last, PAUSE_S)
 
     def touch(self) -> None:
-        """The person did something."""
+        """Count the time until now: the person did something."""
         self._seconds = self.seconds
         self._last = time.monotonic()
 
     def note(self, edit: Edit) -> None:
-        """Keep one action."""
+        """Save an action soon. The editor calls this, and it isn't changed meanwhile."""
         self.touch()
-        if edit.origins is not None:
-            self._desk.submit(self.restart)
-        else:
-            self._desk.submit(lambda: self._record(edit))
+        slices = edit.indices // self._editor.label[0].size
+        self._dirty.update(np.flatnonzero(np.bincount(slices)).tolist())
+        self._plan()
 
     def note_accepted(self) -> None:
-        """Keep which structures are accepted."""
+        """Save soon which structures are accepted."""
         self.touch()
-        self._desk.submit(self._record_accepted)
+        self._plan()
+
+    def _plan(self) -> None:
+        self._queue.submit(self.save, self._last_save + self._period_s - time.monotonic())
+
+    def save(self) -> None:
+        """Write the slices that changed since the last save, and which structures are accepted.
+
+        Raises
+        ------
+        ProjectError
+            They can't be written. This is raised once; the next save tries them again.
+        """
+        if self._kept:
+            return
+        editor = self._editor
+        with editor.paused:
+            origin, accepted = editor.origin, editor.locked
+            anew = origin is not self._origin
+            dirty = set(range(len(editor.label))) if anew else self._dirty
+            self._dirty = set()
+            slices = editor.slices(dirty)
+        if not dirty and accepted == self._ticks:
+            return
+        try:
+            if anew:
+                self._corrections.discard()
+                self._begin(origin)
+                slices = {z: s for z, s in slices.items() if (s != origin.label[z]).any()}
+            if self._corrections.on_disk or slices or accepted:
+                self._corrections.save(slices, accepted=accepted, seconds=self.seconds)
+            self._ticks, self._failed = accepted, False
+        except ProjectError:
+            self._dirty |= dirty
+            if not self._failed:
+                self._failed = True
+                raise
+        finally:
+            self._last_save = time.monotonic()
 
     def accept(self, label: Label, author: str) -> str:
-        """Make a label a version in force, and remove the journal; the desk's own."""
-        origin = self._editor.origin
-        if self._journal is None:
-            changed = int(np.count_nonzero(label != origin.label))
-            version = self._project.add_label_version(
-                self._case_id,
-                label,
-                author,
-                draft=origin.draft,
-                status=Status.CORRECTED if changed else Status.ACCEPTED,
-                voxels_changed=changed,
-                seconds=round(self.seconds, 1),
-            )
-        else:
-            self._journal.author = author
-            version = self._journal.accept(label)
-        self._journal = None
+        """Make a label a version in force, which the editor goes on from.
+
+        Parameters
+        ----------
+        label
+            Class indices (z, y, x) as they were when the person accepted them.
+        author
+            Who accepts it.
+
+        Returns
+        -------
+        str
+            The version.
+
+        Raises
+        ------
+        ProjectError
+            The label couldn't be kept; the corrections stay.
+        """
+        self.save()
+        try:
+            version = self._corrections.accept(label, author, self.seconds)
+        except ProjectError:
+            self._dirty.update(range(len(label)))
+            raise
         self._author = author
         self._seconds, self._last = 0.0, time.monotonic()
+        self._editor.rebase(f"version:{version}", label)
+        self._begin(self._editor.origin)
+        self._ticks = self._editor.locked
+        if self._editor.voxels_changed:  # painted meanwhile
+            self._dirty.update(range(len(label)))
+            self.save()
         return version
 
-    def restart(self) -> None:
-        """Begin anew from the editor's origin, with what differs from it; the desk's own."""
-        self.discard()
-        if self._worth_keeping:
-            self._start()
-
     def keep(self) -> None:
-        """Leave the work on the disk for later, if there is any; the desk's own."""
-        if self._journal is None:
+        """Leave the corrections on the disk for later, if there are any; nothing follows."""
+        if self._kept:
             return
-        journal, self._journal = self._journal, None
-        if self._worth_keeping:
-            journal.close()
-        else:
-            journal.discard()
+        self.save()
+        self._kept = True
+        if not self._editor.voxels_changed and not self._editor.locked:
+            self._corrections.discard()
 
     def discard(self) -> None:
-        """Give the corrections up; the desk's own."""
-        if self._journal is not None:
-            journal, self._journal = self._journal, None
-            journal.discard()
+        """Give the corrections up."""
+        self._dirty, self._ticks = set(), self._editor.locked
+        self._corrections.discard()
 
-    @property
-    def _worth_keeping(self) -> bool:
-        return self._editor.voxels_changed > 0 or bool(self._editor.locked)
-
-    def _record_accepted(self) -> None:
-        if self._journal is None:
-            self._start()
-        else:
-            self._journal.note_accepted(self._editor.locked)
-
-    def _record(self, edit: Edit) -> None:
-        if self._journal is None:
-            self._start()
-        else:
-            self._journal.record(edit.indices, edit.after)
-
-    def _start(self) -> None:
-        origin = self._editor.origin
-        self._journal = Journal.start(
-            self._project,
-            self._case_id,
-            origin.draft,
-            origin.label,
-            self._author,
-            self._seconds,
-            self._period_s,
+    def _begin(self, origin: Origin) -> None:
+        self._origin = origin
+        self._corrections = Corrections(
+            self._project, self._case_id, origin.draft, origin.label, self._author
         )
-        self._journal.checkpoint(self._editor.snapshot())
-        self._journal.note_accepted(self._editor.locked)

@@ -9,7 +9,8 @@ undo.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
+from collections.abc import Iterable, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import RLock
 
@@ -174,6 +175,16 @@ class LabelEditor:
         """A copy of the label after the latest action, whatever is being painted into it."""
         with self._lock:
             return self._known.copy()
+
+    @property
+    def paused(self) -> AbstractContextManager[object]:
+        """Nothing here changes inside ``with editor.paused``."""
+        return self._lock
+
+    def slices(self, numbers: Iterable[int]) -> dict[int, Label]:
+        """Copies of slices (y, x) along z after the latest action, by number."""
+        with self._lock:
+            return {z: self._known[z].copy() for z in numbers}
 
     def painted_slices(self, index: int, axis: int) -> list[int]:
         """Slices across an axis on which a class was painted by hand and not undone."""

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from napari_jrss.app.review.autosave import Autosave
+from napari_jrss.app.review.autosave import PERIOD_S, Autosave
 from napari_jrss.app.review.editor import LabelEditor
 from napari_jrss.app.review.prediction_review import Screened, Screening
 from napari_jrss.app.review.regions import Region
 from napari_jrss.app.work_queue import WorkQueue
-from napari_jrss.errors import ProjectError
 from napari_jrss.io.predictions import PREDICTIONS, Prediction, prediction_path, read_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.project.corrections import PERIOD_S, Journal, unsaved_of
+from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
 from napari_jrss.snapshot import Image, Label
@@ -95,9 +94,9 @@ class OpenCase:
     versions
         Labels that may be looked at, oldest first; one that is hidden from training isn't.
     editor, autosave
-        The label under correction, and its journal.
+        The label under correction, and what saves it.
     recovered
-        When corrections that were found in the journal were last changed, or None.
+        When corrections that were found on the disk were last changed, or None.
     teacher
         The round that `prediction` is from.
     prediction
@@ -195,7 +194,7 @@ def read_case(
     known: Kept | None = None,
     autosave_s: float = PERIOD_S,
 ) -> OpenCase:
-    """Put a case on the table, with the corrections that its journal holds, if any.
+    """Put a case on the table, with the corrections that were saved, if any.
 
     Parameters
     ----------
@@ -203,14 +202,14 @@ def read_case(
         The case's.
     case_id
         Which.
-    desk
-        Where the journal is to be kept.
+    queue
+        Where corrections are saved.
     author
         The person, if known yet.
     known
         What is left in memory of it, which needn't be read again.
     autosave_s
-        Seconds after which a change is in the journal.
+        Seconds between two saves of the corrections.
 
     Raises
     ------
@@ -226,13 +225,15 @@ def read_case(
     elif teacher is not None:
         prediction = find_prediction(teacher, case_id)
     classes = len(project.table.names)
-    resumed = None if project.read_only else _resume(project, case_id, autosave_s)
-    if resumed is not None:
-        journal, editor, last = resumed
+    corrections, last = None, None
+    if not project.read_only and (found := recoverable(project, case_id)) is not None:
+        corrections, last = Corrections.resume(project, found), found.info.last_change
+        editor = LabelEditor(found.label, found.info.draft, classes, found.base)
+        for index in found.info.accepted:
+            editor.lock(index)
     else:
-        journal, last = None, None
         editor = LabelEditor(*_usual_draft(project, case, teacher, prediction), classes)
-    autosave = Autosave(project, case_id, editor, queue, author, journal, autosave_s)
+    autosave = Autosave(project, case_id, editor, queue, author, corrections, autosave_s)
     if not project.read_only:
         editor.changed.connect(autosave.note)
     return OpenCase(
@@ -273,25 +274,6 @@ def _usual_draft(
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
         return prediction.label, f"round:{teacher.number}"
     return np.zeros(project.grid.shape, project.table.dtype), BLANK
-
-
-def _resume(
-    project: Project, case_id: str, autosave_s: float
-) -> tuple[Journal, LabelEditor, str] | None:
-    """Corrections that were left in the journal."""
-    if not project.journal_path(case_id).exists():
-        return None
-    entry = unsaved_of(project, case_id)
-    if entry is None:
-        return None  # what it holds is a label version already
-    if entry.problem:
-        raise ProjectError(entry.problem)
-    journal, found = Journal.resume(project, case_id, autosave_s)
-    classes = len(project.table.names)
-    editor = LabelEditor(found.label, found.draft, classes, found.base)
-    for index in found.accepted:
-        editor.lock(index)
-    return journal, editor, found.last_change
 
 
 def draft_in_words(draft: str) -> str:

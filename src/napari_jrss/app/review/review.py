@@ -23,7 +23,7 @@ from napari_jrss.app.review.open_case import (
 from napari_jrss.app.review.repairs import Tools
 from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.errors import ProjectError
-from napari_jrss.project import corrections as journal
+from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved
 from napari_jrss.project.labels import check_draft
 from napari_jrss.snapshot import Label
 
@@ -88,7 +88,7 @@ class Review:
         self.queue = WorkQueue("review")
         self.case: OpenCase | None = None
         self.suggestion: Suggestion | None = None
-        self.unfinished: list[journal.JournalEntry] = []
+        self.unfinished: list[CorrectionsFile] = []
         self.ask: Callable[[OpenCase], Leave | None] | None = None
         self._wanted: str | None = None
         self._kept: OrderedDict[str, Kept] = OrderedDict()
@@ -355,9 +355,6 @@ class Review:
             if ours is not origin and np.array_equal(label, ours.label):
                 return  # asked for twice
             version = case.autosave.accept(label, author)
-            case.editor.rebase(f"version:{version}", label)
-            if case.editor.voxels_changed:  # painted meanwhile
-                case.autosave.restart()
             case.recovered = None
             self._refresh(case)
             changed = case.versions[-1].voxels_changed or 0
@@ -399,11 +396,11 @@ class Review:
         if self.case is not None and self.case.case_id == case_id:
             raise ProjectError(f"case {case_id} is on the table; revert it there")
 
-        def discard() -> None:
-            journal.discard(project, case_id)
+        def give_up() -> None:
+            discard(project, case_id)
             self._list_unfinished()
 
-        self.queue.submit(discard)
+        self.queue.submit(give_up)
 
     def _decide(self, kind: str, reason: str) -> None:
         author = self._require_author()
@@ -486,5 +483,5 @@ class Review:
         if project is None or project.read_only:
             return
         here = None if self.case is None else self.case.case_id
-        self.unfinished = [e for e in journal.unsaved(project) if e.case_id != here]
+        self.unfinished = [e for e in unsaved(project) if e.case_id != here]
         self.unfinished_changed.emit()

@@ -25,7 +25,7 @@ from napari_jrss.widgets.layers.review import OVERLAYS
 if TYPE_CHECKING:
     from napari_jrss.app.review.open_case import OpenCase
     from napari_jrss.app.review.prediction_review import Screened
-    from napari_jrss.project.corrections import JournalEntry
+    from napari_jrss.project.corrections import CorrectionsFile
 
 _STEPS = 1000  # of the tau slider, from 0 to 1
 
@@ -242,7 +242,7 @@ class UnfinishedPanel(QWidget):
         layout.addLayout(row)
         self.hide()
 
-    def show_entries(self, entries: list[JournalEntry]) -> None:
+    def show_entries(self, entries: list[CorrectionsFile]) -> None:
         """List what was left, or nothing."""
         self.setVisible(bool(entries))
         self.text.setText(
