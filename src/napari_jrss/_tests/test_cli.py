@@ -278,7 +278,8 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert "still at work" not in run("status", project).stdout
     with Project.open(project):  # as the training itself has it
         now = " ".join(run("status", project).stdout.split())
-        assert f"{said}, unless it is still at work: open for writing in process {os.getpid()}" in now
+        at_work = f"open for writing in process {os.getpid()}"
+        assert f"{said}, unless it is still at work: {at_work}" in now
         held = mistake("train", project, "--preset", "smoke", "--resume")
         assert "open for writing in process" in held
         assert "read-only" not in held
