@@ -52,8 +52,9 @@ def make_first_version(path: Path) -> dict[str, list[tuple[object, ...]]]:
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
         for table, content in found.items():
-            places = ", ".join("?" * len(content[0])) if content else ""
-            connection.executemany(f"INSERT INTO {table} VALUES ({places})", content)
+            for row in content:
+                places = ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO {table} VALUES ({places})", row)
     return found
 
 

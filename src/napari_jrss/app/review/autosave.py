@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from napari_jrss.app.review.editor import Edit, LabelEditor, Origin
+from napari_jrss.app.review.editor import Edit, LabelEditor
 from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import Corrections
@@ -60,8 +60,8 @@ class Autosave:
         self._queue = queue
         self._author = author or UNNAMED
         self._period_s = period_s
-        self._begin(editor.origin)
-        self._corrections = corrections or self._corrections
+        self._origin = editor.origin
+        self._corrections = corrections or self._begun()
         self._ticks = editor.locked
         self._dirty: set[int] = set()
         self._kept = self._failed = False
@@ -116,7 +116,8 @@ class Autosave:
         try:
             if anew:
                 self._corrections.discard()
-                self._begin(origin)
+                self._origin = origin
+                self._corrections = self._begun()
                 slices = {z: s for z, s in slices.items() if (s != origin.label[z]).any()}
             if self._corrections.on_disk or slices or accepted:
                 self._corrections.save(slices, accepted=accepted, seconds=self.seconds)
@@ -158,7 +159,8 @@ class Autosave:
         self._author = author
         self._seconds, self._last = 0.0, time.monotonic()
         self._editor.rebase(f"version:{version}", label)
-        self._begin(self._editor.origin)
+        self._origin = self._editor.origin
+        self._corrections = self._begun()
         self._ticks = self._editor.locked
         if self._editor.voxels_changed:  # painted meanwhile
             self._dirty.update(range(len(label)))
@@ -179,8 +181,6 @@ class Autosave:
         self._dirty, self._ticks = set(), self._editor.locked
         self._corrections.discard()
 
-    def _begin(self, origin: Origin) -> None:
-        self._origin = origin
-        self._corrections = Corrections(
-            self._project, self._case_id, origin.draft, origin.label, self._author
-        )
+    def _begun(self) -> Corrections:
+        origin = self._origin
+        return Corrections(self._project, self._case_id, origin.draft, origin.label, self._author)
