@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Don't even import the window's tests for ``-m "not gui"``: napari takes seconds."""
+    window = collection_path == Path(__file__).parent / "widgets"
+    return True if window and "not gui" in config.option.markexpr else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of the window as gui; skip gui and gpu where there is no display or GPU."""
