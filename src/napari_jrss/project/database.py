@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import astuple
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -32,6 +33,8 @@ from napari_jrss.project.records import (
     now,
     round_folder,
 )
+
+_CASE = "case_id, split, status, label_version, reference_version, subject_group"
 
 
 class Ledger:
@@ -78,7 +81,7 @@ class Ledger:
                 "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
                 (now(), made_by, label_table, preprocessing),
             )
-            _log(connection, Event.CREATED, None, None, None, None, f"by napari-jrss {made_by}")
+            _log(connection, Event.CREATED, f"by napari-jrss {made_by}")
             write_bytes(path, connection.serialize())
 
     def close(self) -> None:
@@ -127,8 +130,10 @@ class Ledger:
         with self._lock:
             try:
                 yield self._connection
-            # A damaged name in the schema may not even be UTF-8.
-            except (sqlite3.Error, UnicodeDecodeError) as error:
+            except ProjectError:
+                raise
+            # A value that isn't one of ours, or that isn't UTF-8.
+            except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
                 raise ProjectError(f"{self.path}: {one_line(error)[:300]}") from error
 
     @contextmanager
@@ -165,34 +170,23 @@ class Ledger:
         """Replace the label table, whose names or colours a person changed."""
         with self.writing() as connection:
             connection.execute("UPDATE project SET label_table = ?", (table,))
-            _log(connection, Event.STRUCTURE_CHANGED, author, None, None, None, detail)
+            _log(connection, Event.STRUCTURE_CHANGED, detail, author=author)
 
     # -- cases
 
     def cases(self) -> list[Case]:
         """All cases, by id."""
         with self.reading() as connection:
-            rows = connection.execute(
-                "SELECT case_id, split, status, label_version, reference_version, subject_group "
-                "FROM cases ORDER BY case_id"
-            ).fetchall()
-        return [self._case(row) for row in rows]
+            rows = connection.execute(f"SELECT {_CASE} FROM cases ORDER BY case_id").fetchall()
+            return [_case(row) for row in rows]
 
     def case(self, case_id: str) -> Case | None:
         """One case by its exact id."""
         with self.reading() as connection:
             row = connection.execute(
-                "SELECT case_id, split, status, label_version, reference_version, subject_group "
-                "FROM cases WHERE case_id = ?",
-                (case_id,),
+                f"SELECT {_CASE} FROM cases WHERE case_id = ?", (case_id,)
             ).fetchone()
-        return None if row is None or row[0] != case_id else self._case(row)
-
-    def _case(self, row: tuple[str, str, str, str | None, str | None, str | None]) -> Case:
-        try:
-            return Case(row[0], Split(row[1]), Status(row[2]), row[3], row[4], row[5])
-        except ValueError as error:
-            raise ProjectError(f"{self.path}: case {row[0]}: {error}") from error
+            return None if row is None or row[0] != case_id else _case(row)
 
     def add_case(
         self, case_id: str, group: str | None = None, first_label: LabelVersion | None = None
@@ -215,7 +209,7 @@ class Ledger:
             if first_label is not None:
                 _insert_version(connection, first_label)
             author = None if first_label is None else first_label.author
-            _log(connection, Event.IMPORTED, author, case_id, version, None, "")
+            _log(connection, Event.IMPORTED, author=author, case_id=case_id, version=version)
 
     def assign(self, cases: Sequence[Case], detail: str, groups: Mapping[str, str | None]) -> None:
         """Write the outcome of a split: where each case belongs and which label it shows."""
@@ -232,12 +226,12 @@ class Ledger:
                 "UPDATE cases SET subject_group = ? WHERE case_id = ?",
                 [(group, case_id) for case_id, group in groups.items()],
             )
-            _log(connection, Event.SPLIT, None, None, None, None, detail)
+            _log(connection, Event.SPLIT, detail)
 
     def relinked(self, case_id: str, detail: str) -> None:
         """Record that a file which a case was made from was found elsewhere."""
         with self.writing() as connection:
-            _log(connection, Event.RELINKED, None, case_id, None, None, detail)
+            _log(connection, Event.RELINKED, detail, case_id=case_id)
 
     def fail_import(self, case_id: str, reason: str) -> None:
         """Record a scan that didn't become a case."""
@@ -275,14 +269,9 @@ class Ledger:
         """All label versions of a case, oldest first."""
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT case_id, version, status, created, author, draft, voxels_changed, "
-                "seconds, sha256 FROM label_versions WHERE case_id = ? ORDER BY rowid",
-                (case_id,),
+                "SELECT * FROM label_versions WHERE case_id = ? ORDER BY rowid", (case_id,)
             ).fetchall()
-        try:
             return [LabelVersion(a, b, Status(status), *rest) for a, b, status, *rest in rows]
-        except ValueError as error:
-            raise ProjectError(f"{self.path}: case {case_id}: {error}") from error
 
     def add_version(self, label: LabelVersion, kind: Event, detail: str) -> None:
         """Register a label that is in place and put it in force."""
@@ -293,7 +282,14 @@ class Ledger:
                 "WHERE case_id = ?",
                 (label.status, label.version, label.case_id),
             )
-            _log(connection, kind, label.author, label.case_id, label.version, None, detail)
+            _log(
+                connection,
+                kind,
+                detail,
+                author=label.author,
+                case_id=label.case_id,
+                version=label.version,
+            )
 
     def decide(
         self, case_id: str, kind: Event, author: str, round_number: int | None, reason: str
@@ -307,7 +303,9 @@ class Ledger:
                     "WHERE case_id = ? AND status = 'unlabelled'",
                     (case_id,),
                 )
-            _log(connection, kind, author, case_id, None, round_number, reason)
+            _log(
+                connection, kind, reason, author=author, case_id=case_id, round_number=round_number
+            )
 
     def history(self, case_id: str | None) -> list[HistoryEntry]:
         """What happened, oldest first: to one case, or to the whole project."""
@@ -317,10 +315,7 @@ class Ledger:
                 "WHERE ?1 IS NULL OR case_id = ?1 ORDER BY number",
                 (case_id,),
             ).fetchall()
-        try:
             return [HistoryEntry(row[0], Event(row[1]), *row[2:]) for row in rows]
-        except ValueError as error:
-            raise ProjectError(f"{self.path}: {error}") from error
 
     # -- rounds
 
@@ -346,7 +341,7 @@ class Ledger:
                 "INSERT INTO round_cases VALUES (?, ?, ?, ?)",
                 [(number, case_id, *role) for case_id, role in roles.items()],
             )
-            _log(connection, Event.ROUND_STARTED, None, None, None, number, "")
+            _log(connection, Event.ROUND_STARTED, round_number=number)
 
     def resume_round(self, number: int) -> None:
         """Record that an unfinished round goes on."""
@@ -355,7 +350,7 @@ class Ledger:
                 "UPDATE rounds SET outcome = 'running', finished = NULL WHERE number = ?",
                 (number,),
             )
-            _log(connection, Event.ROUND_RESUMED, None, None, None, number, "")
+            _log(connection, Event.ROUND_RESUMED, round_number=number)
 
     def end_round(self, number: int, outcome: RoundOutcome, metrics: str, promote: bool) -> None:
         """Record how a round ended and, at the same moment, that its teacher took over."""
@@ -363,13 +358,13 @@ class Ledger:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
             _end_round(connection, number, outcome, outcome)
             if promote:
-                _log(connection, Event.PROMOTED, None, None, None, number, "")
+                _log(connection, Event.PROMOTED, round_number=number)
 
     def set_metrics(self, number: int, metrics: str, reason: str) -> None:
         """Record other metrics of a round that has ended, and why."""
         with self.writing() as connection:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
-            _log(connection, Event.ROUND_ENDED, None, None, None, number, reason)
+            _log(connection, Event.ROUND_ENDED, reason, round_number=number)
 
     def rounds(self, folder: Path) -> list[Round]:
         """All rounds by number; `folder` is where their folders lie."""
@@ -383,7 +378,6 @@ class Ledger:
                 "SELECT number, case_id, version FROM round_cases WHERE version IS NOT NULL"
             ):
                 used.setdefault(number, {})[case_id] = version
-        try:
             return [
                 Round(
                     number=row[0],
@@ -398,8 +392,6 @@ class Ledger:
                 )
                 for row in rows
             ]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ProjectError(f"{self.path}: {error}") from error
 
     def roles(self, number: int) -> dict[str, tuple[str, str | None]]:
         """What each case was for in a round: case id -> (role, label version)."""
@@ -412,7 +404,7 @@ class Ledger:
     def promote(self, number: int, author: str | None, detail: str) -> None:
         """Make a round's teacher the current one."""
         with self.writing() as connection:
-            _log(connection, Event.PROMOTED, author, None, None, number, detail)
+            _log(connection, Event.PROMOTED, detail, author=author, round_number=number)
 
     def teacher(self) -> int | None:
         """Number of the round promoted last."""
@@ -441,21 +433,14 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _case(row: tuple[str, str, str, str | None, str | None, str | None]) -> Case:
+    return Case(row[0], Split(row[1]), Status(row[2]), row[3], row[4], row[5])
+
+
 def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:
+    # The fields of the record are the columns of the table.
     connection.execute(
-        "INSERT INTO label_versions (case_id, version, status, created, author, draft, "
-        "voxels_changed, seconds, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            label.case_id,
-            label.version,
-            label.status,
-            label.created,
-            label.author,
-            label.draft,
-            label.voxels_changed,
-            label.seconds,
-            label.sha256,
-        ),
+        "INSERT INTO label_versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(label)
     )
 
 
@@ -465,17 +450,18 @@ def _end_round(
     connection.execute(
         "UPDATE rounds SET outcome = ?, finished = ? WHERE number = ?", (outcome, now(), number)
     )
-    _log(connection, Event.ROUND_ENDED, None, None, None, number, detail)
+    _log(connection, Event.ROUND_ENDED, detail, round_number=number)
 
 
 def _log(
     connection: sqlite3.Connection,
     kind: Event,
-    author: str | None,
-    case_id: str | None,
-    version: str | None,
-    round_number: int | None,
-    detail: str,
+    detail: str = "",
+    *,
+    author: str | None = None,
+    case_id: str | None = None,
+    version: str | None = None,
+    round_number: int | None = None,
 ) -> None:
     connection.execute(
         "INSERT INTO events (at, kind, author, case_id, version, round, detail) "
