@@ -21,7 +21,7 @@ from pathlib import Path
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.label_files import label_table_from_csv
 from napari_jrss.io.layouts import discover
-from napari_jrss.project.export.labels_and_fields import export_dataset
+from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 

@@ -21,7 +21,7 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import FoundCohort
 from napari_jrss.io.predictions import PREDICTIONS, prediction_path, write_prediction
 from napari_jrss.labels import LabelTable
-from napari_jrss.project.export.labels_and_fields import export_labels, export_predictions
+from napari_jrss.project.export.labels import export_labels, export_predictions
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, Round, Split, Status
 from napari_jrss.project.split import Assignment

@@ -25,7 +25,7 @@ from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels_and_fields import label_bytes, label_names
+from napari_jrss.project.export.labels import label_bytes, label_names
 from napari_jrss.project.project import Project
 
 if TYPE_CHECKING:

@@ -35,13 +35,9 @@ def export(
     from napari_jrss.app.rounds.train import teacher_warning
     from napari_jrss.cli.render import counting
     from napari_jrss.io.predictions import PREDICTIONS
+    from napari_jrss.project.export.datasets import export_dataset, export_ome_zarr
     from napari_jrss.project.export.dicom_seg import export_segmentations
-    from napari_jrss.project.export.labels_and_fields import (
-        export_dataset,
-        export_labels,
-        export_ome_zarr,
-        export_predictions,
-    )
+    from napari_jrss.project.export.labels import export_labels, export_predictions
     from napari_jrss.project.project import Project
 
     with Project.open(project, read_only=True) as opened:

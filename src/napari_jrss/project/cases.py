@@ -1,4 +1,4 @@
-"""The cases of a project: scans become cases, and cases get their side of the split."""
+"""The cases of a project: how scans become cases, and which of them train, validate and test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_jrss.preprocess.ingest import IngestResult, ingest
 from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
-from napari_jrss.snapshot import Image
+from napari_jrss.snapshot import Image, Label
 
 IMPORT_AUTHOR = "import"
 FIRST_VERSION = "v0001"
@@ -71,15 +71,15 @@ class ProjectCases(ProjectFolder):
         """Preprocess scans in worker processes and make each a case as it gets ready.
 
         The first scans added settle the training grid. A scan that fails is recorded with the
-        reason, see :meth:`failed_imports`, and the others go on; scans may be added again. The
-        same scan under another name, or pseudonym, is left out: it could train and be tested on.
+        reason, see :meth:`failed_imports`, and the others go on; it may be added again. The same
+        scan under another name, or pseudonym, is left out: no scan may both train and test.
 
         Parameters
         ----------
         found
             As :func:`~napari_jrss.io.layouts.discover` finds them.
         workers
-            Processes; None: one per core.
+            Number of processes; None for one per core.
         groups
             Subject group of each case, where known.
 
@@ -114,10 +114,10 @@ class ProjectCases(ProjectFolder):
         if not fresh:
             return
         if not self.cases():
-            # Settled by the first import that brings a case.
+            # The first import that brings a case settles the grid.
             kept = self._inside(REFERENCE)
             chosen = training_grid(fresh, self.preprocessing, self.table, workers, kept)
-            if chosen.reference is not None:  # as seen from the project, which may be moved
+            if chosen.reference is not None:  # relative to the project, which may be moved
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
         about = [self.attributes(case.case_id) for case in self.cases()]
@@ -186,10 +186,10 @@ class ProjectCases(ProjectFolder):
         return result
 
     def _clear(self, path: Path) -> None:
-        """Make room where a killed import left a folder that never became a case.
+        """Remove the folder that a killed import left and that never became a case.
 
-        A folder with more than an imported label holds somebody's work, whatever became of
-        the ledger: it is put aside, not removed.
+        A folder with more than an imported label holds somebody's work, even if the ledger
+        doesn't know it: it is moved to the leftovers, not removed.
         """
         if not path.exists():
             return
@@ -213,7 +213,7 @@ class ProjectCases(ProjectFolder):
         seed: int = 0,
         groups: Mapping[str, str | None] | None = None,
     ) -> Assignment:
-        """Deal the cases to training, validation and test, whole subject groups together.
+        """Assign the cases to training, validation and test, whole subject groups together.
 
         For one seed the three sets are the same for every `labelled`, and the labelled set of
         a smaller N lies in that of a larger N. Training cases beyond N count as unlabelled;
@@ -226,7 +226,7 @@ class ProjectCases(ProjectFolder):
         validation, test
             Numbers of cases (with labels).
         training
-            K; the cases beyond it are put aside (UNUSED). None for all that are left.
+            K; the cases beyond it are UNUSED. None for all that are left.
         seed
             Of the shuffle.
         groups
@@ -270,7 +270,7 @@ class ProjectCases(ProjectFolder):
         }
         hidden = set(assignment.train) - set(assignment.labelled)
         status = self._ledger.version_status()
-        dealt = []
+        assigned = []
         for case_id, case in cases.items():
             version = label[case_id]
             case = replace(case, split=side[case_id])
@@ -288,10 +288,24 @@ class ProjectCases(ProjectFolder):
                     label_version=None,
                     reference_version=version,
                 )
-            dealt.append(case)
-        counts = Counter(case.split for case in dealt)
+            assigned.append(case)
+        counts = Counter(case.split for case in assigned)
         detail = ", ".join(f"{counts[split]} {split}" for split in Split)
         self._ledger.assign(
-            dealt, f"{detail}; {len(assignment.labelled)} labelled; seed {seed}", groups
+            assigned, f"{detail}; {len(assignment.labelled)} labelled; seed {seed}", groups
         )
         return assignment
+
+
+def read_checked_label(path: Path, version: str, checksum: str) -> Label:
+    """Read a label (z, y, x) of a case's folder, voxel by voxel as somebody accepted it.
+
+    Raises
+    ------
+    ProjectError
+        Its voxels aren't what was written.
+    """
+    label = store.read_label(path, version)
+    if store.fingerprint(label) != checksum:
+        raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
+    return label

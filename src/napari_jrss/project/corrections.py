@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -112,7 +112,7 @@ class Corrections:
         self, project: Project, case_id: str, draft: str, base: ArrayLike, author: str
     ) -> None:
         self._project = project
-        self._base = project.checked_label(case_id, np.asarray(base))
+        self._base = project.checked_label(case_id, base)
         self._path = project.corrections_path(case_id)
         self._on_disk = False
         started = now()
@@ -182,29 +182,20 @@ class Corrections:
 
         Raises
         ------
-        ValueError
-            A slice, class or structure that the project doesn't have.
         ProjectError
-            The disk can't be written, the project is read-only, or the first save found
-            corrections of this case that were neither accepted nor given up.
+            The project has no such slice, class or structure, it is read-only, the disk can't be
+            written, or there are other corrections of this case that were neither accepted nor
+            given up.
         """
-        depth, *size = self._info.shape
-        arrays: dict[int, Label] = {}
-        for z, values in slices.items():
-            array = np.asarray(values)
-            if not 0 <= z < depth or array.shape != tuple(size):
-                raise ValueError(f"case {self._info.case_id}: slice {z} lies outside the label")
-            if array.dtype.kind not in "iub" or not (
-                0 <= int(array.min()) <= int(array.max()) < self._info.classes
-            ):
-                raise ValueError(
-                    f"case {self._info.case_id}: classes are 0 to {self._info.classes - 1}"
-                )
-            arrays[z] = cast(Label, array)
-        if not all(0 < index < self._info.classes for index in accepted):
-            raise ValueError(
-                f"case {self._info.case_id}: structures are 1 to {self._info.classes - 1}"
-            )
+        case_id, shape, classes = self._info.case_id, self._info.shape, self._info.classes
+        if not all(0 <= z < shape[0] for z in slices):
+            raise ProjectError(f"case {case_id}: slices are 0 to {shape[0] - 1}")
+        if not all(0 < index < classes for index in accepted):
+            raise ProjectError(f"case {case_id}: structures are 1 to {classes - 1}")
+        arrays = {
+            z: self._project.checked_label(case_id, values, shape[1:])
+            for z, values in slices.items()
+        }
         info = self._info.model_copy(
             update={"accepted": frozenset(accepted), "seconds": seconds, "last_change": now()}
         )
@@ -252,7 +243,7 @@ class Corrections:
             The label couldn't be kept; the file stays.
         """
         info = self._info
-        array = self._project.checked_label(info.case_id, np.asarray(label))
+        array = self._project.checked_label(info.case_id, label)
         seconds = info.seconds if seconds is None else seconds
         changed = int(np.count_nonzero(array != self._base))
         if info.draft == "blank":

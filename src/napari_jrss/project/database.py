@@ -1,7 +1,7 @@
 """What happened to every case and every round, and who did it: one SQLite file.
 
-The ledger knows no images. A row is written last, when what it speaks of lies on the disk, so
-a crash leaves at most a folder that no row mentions. Label versions and events are only ever
+The ledger holds no images. A row is written last, when the files that it is about are on the disk,
+so a crash leaves at most a folder that no row mentions. Label versions and events are only ever
 added: triggers in the database itself refuse to change or remove one.
 """
 
@@ -110,7 +110,7 @@ class Ledger:
         schema.migrate(self._connection, version)
 
     def _keep_copy(self, version: int) -> None:
-        """Put the ledger aside as it is, before its schema changes."""
+        """Copy the ledger as it is, before its schema changes."""
         path = schema.copy_before_migration(self.path, version)
         temporary = temp_path(path)
         try:
@@ -353,7 +353,7 @@ class Ledger:
             _log(connection, Event.ROUND_RESUMED, round_number=number)
 
     def end_round(self, number: int, outcome: RoundOutcome, metrics: str, promote: bool) -> None:
-        """Record how a round ended and, at the same moment, that its teacher took over."""
+        """Record how a round ended and, if `promote`, that its teacher is the current one."""
         with self.writing() as connection:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
             _end_round(connection, number, outcome, outcome)
@@ -361,7 +361,7 @@ class Ledger:
                 _log(connection, Event.PROMOTED, round_number=number)
 
     def set_metrics(self, number: int, metrics: str, reason: str) -> None:
-        """Record other metrics of a round that has ended, and why."""
+        """Replace the metrics of a round that has ended, and record why."""
         with self.writing() as connection:
             connection.execute("UPDATE rounds SET metrics = ? WHERE number = ?", (metrics, number))
             _log(connection, Event.ROUND_ENDED, reason, round_number=number)

@@ -1,4 +1,4 @@
-"""The folder of a project: made, opened by one writer, its paths and what holds for all cases."""
+"""The folder of a project: how it is made and opened, its paths, its grid and its structures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ProjectFolder:
 
     @property
     def writer(self) -> str:
-        """Who else said to be writing, see :func:`~napari_jrss.project.lock.holder`."""
+        """Which other program writes, see :func:`~napari_jrss.project.lock.holder`."""
         return "" if self._lock is not None else holder(self.path / LOCK)
 
     # -- open and close
@@ -65,7 +65,7 @@ class ProjectFolder:
         Parameters
         ----------
         path
-            The new folder, by custom ``<name>.jrss``.
+            The new folder, usually ``<name>.jrss``.
         table
             Names and colours of the classes.
         preprocessing
@@ -74,7 +74,7 @@ class ProjectFolder:
         Raises
         ------
         ProjectError
-            Something is there already, or the place can't be written.
+            There is something at this path already, or it can't be written.
         """
         path = Path(path).absolute()
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -104,15 +104,15 @@ class ProjectFolder:
         Parameters
         ----------
         path
-            Its folder, wherever it has been moved.
+            Its folder, which may have been moved.
         read_only
             Only look; possible while another program writes.
 
         Raises
         ------
         ProjectError
-            Not a project, damaged, made by a newer version, or held by another program (the
-            message says by whom and since when).
+            It is no project, damaged, made by a newer version, or open for writing in another
+            program (the message says in which and since when).
         """
         path = Path(path).absolute()
         if not path.exists():
@@ -223,8 +223,8 @@ class ProjectFolder:
         Raises
         ------
         ProjectError
-            There is no such structure, the name is empty or another's, or the project is
-            read-only.
+            There is no such structure, the name is empty or belongs to another structure, or the
+            project is read-only.
         """
         name = " ".join(name.split())
         if name in (c.name for c in self.table.classes if c.index != index):
@@ -237,7 +237,7 @@ class ProjectFolder:
         Raises
         ------
         ProjectError
-            There is no such structure, that is no colour, or the project is read-only.
+            There is no such structure, `colour` is none, or the project is read-only.
         """
         self._change_structure(index, author, colour=colour.lower())
 

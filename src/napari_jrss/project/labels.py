@@ -1,4 +1,4 @@
-"""The label versions of a project's cases, none of which is ever changed, and what led there."""
+"""The labels of a project: versions that are never changed, decisions, and their history."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.cases import ProjectCases
+from napari_jrss.project.cases import ProjectCases, read_checked_label
 from napari_jrss.project.records import Event, HistoryEntry, LabelVersion, Status, now
 from napari_jrss.snapshot import Label
 
@@ -29,9 +29,9 @@ class ProjectLabels(ProjectCases):
         Parameters
         ----------
         case_id
-            Whose.
+            The case.
         version
-            Which; None for the one in force.
+            Which label; None for the one in force.
 
         Raises
         ------
@@ -42,12 +42,8 @@ class ProjectLabels(ProjectCases):
         version = version or case.label_version
         if version is None:
             raise ProjectError(f"{self.path}: case {case_id} has no label")
-        entry = self._version(case_id, version)
-        path = self.case_path(case_id)
-        array = store.read_label(path, version)
-        if store.fingerprint(array) != entry.sha256:
-            raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
-        return array
+        checksum = self._version(case_id, version).sha256
+        return read_checked_label(self.case_path(case_id), version, checksum)
 
     def label_versions(self, case_id: str) -> list[LabelVersion]:
         """All label versions of a case, oldest first."""
@@ -60,7 +56,7 @@ class ProjectLabels(ProjectCases):
     def add_label_version(
         self,
         case_id: str,
-        array: NDArray[np.integer],
+        array: ArrayLike,
         author: str,
         *,
         draft: str = "blank",
@@ -73,14 +69,13 @@ class ProjectLabels(ProjectCases):
         Parameters
         ----------
         case_id
-            Whose.
+            The case.
         array
             Class indices (z, y, x) on the training grid.
         author
             Who made it, by the name that the person gave.
         draft
-            What it was made from: ``blank``, ``round:2`` (the teacher of that round),
-            ``case:A`` (propagated from case A), ``version:v0001``.
+            What it was made from, see :func:`check_draft`.
         status
             MANUAL, ACCEPTED (as the teacher drew it) or CORRECTED.
         voxels_changed
@@ -196,14 +191,31 @@ class ProjectLabels(ProjectCases):
                 return entry
         raise ProjectError(f"{self.path}: case {case_id} has no label version {version!r}")
 
-    def checked_label(self, case_id: str, array: NDArray[np.integer]) -> Label:
-        """The array as the project keeps labels; :class:`ProjectError` if it can't be one."""
-        array = np.asarray(array)
+    def checked_label(
+        self, case_id: str, array: ArrayLike, shape: tuple[int, ...] | None = None
+    ) -> Label:
+        """Return an array as the project keeps labels.
+
+        Parameters
+        ----------
+        case_id
+            The case, for the message.
+        array
+            Class indices.
+        shape
+            The shape that they must have; None for that of the training grid.
+
+        Raises
+        ------
+        ProjectError
+            They have another shape, aren't integers, or aren't classes of the project.
+        """
+        array, shape = np.asarray(array), shape or self.grid.shape
         if array.dtype.kind not in "iub":
             raise ProjectError(f"case {case_id}: a label holds integers, not {array.dtype}")
-        if array.shape != self.grid.shape:
+        if array.shape != shape:
             raise ProjectError(
-                f"case {case_id}: label of shape {array.shape}, training grid of {self.grid.shape}"
+                f"case {case_id}: label of shape {array.shape}, the training grid has {shape}"
             )
         low, high, last = int(array.min()), int(array.max()), len(self.table.names) - 1
         if low < 0 or high > last:

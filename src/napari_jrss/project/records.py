@@ -1,4 +1,4 @@
-"""What the ledger tells of: cases, label versions, rounds, and what happened to them."""
+"""The records of the ledger: cases, label versions, rounds, and what happened to them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RoundOutcome(StrEnum):
 
 
 class Event(StrEnum):
-    """What the history tells of."""
+    """What can happen in a project, as the history lists it."""
 
     CREATED = "created"
     IMPORTED = "imported"
@@ -105,7 +105,7 @@ class LabelVersion:
     Attributes
     ----------
     case_id, version
-        Whose, and its name there: ``v0001``, ``v0002``...
+        The case, and the name of the version: ``v0001``, ``v0002``...
     status
         The status it gives to its case.
     created
@@ -113,7 +113,7 @@ class LabelVersion:
     author
         The name that the person gave.
     draft
-        What it was made from, see :func:`check_draft`.
+        What it was made from, see :func:`~napari_jrss.project.labels.check_draft`.
     voxels_changed
         Number of voxels that differ from the draft, if known.
     seconds

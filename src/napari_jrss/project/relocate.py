@@ -13,7 +13,7 @@ import numpy as np
 from napari_jrss.errors import ProjectError, ScanError, from_os_error
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.cases import ProjectCases
+from napari_jrss.project.rounds import ProjectRounds
 
 if TYPE_CHECKING:
     from napari_jrss.io.dicom import DicomSeries
@@ -38,7 +38,7 @@ class MissingFile:
     path: Path
 
 
-class ProjectSources(ProjectCases):
+class ProjectSources(ProjectRounds):
     """The files behind the cases; see :class:`~napari_jrss.project.project.Project`."""
 
     def missing_sources(self) -> list[MissingFile]:
@@ -87,7 +87,7 @@ class ProjectSources(ProjectCases):
             checksum = _checksum(file)
             for entry in [entry for entry in missing if entry[1] == checksum]:
                 source, _ = entry
-                # Files that are alike, such as labels of two cases, are told by their names.
+                # Equal files, such as empty labels of two cases, are distinguished by their names.
                 alike = sum(other == checksum and o.kind == source.kind for o, other in missing)
                 if alike > 1 and file.name != source.path.name:
                     continue
@@ -129,7 +129,7 @@ def _ending(path: Path) -> str:
 
 
 def _checksum(file: Path) -> str | None:
-    """SHA-256; None for what can't be read, such as a pipe or a file of somebody else."""
+    """SHA-256; None for what can't be read, such as a pipe or another user's file."""
     if not file.is_file():
         return None
     try:
@@ -143,8 +143,8 @@ def find_dicom_sources(
 ) -> dict[str, DicomSeries]:
     """The series that cases were made from, among those of a folder; by case id.
 
-    A series is told by its geometry and its voxels, not by identifiers: a copy that was
-    anonymised serves as well. A case whose series isn't there is missing from the result.
+    A series is recognised by its geometry and its voxels, not by identifiers, so an anonymised
+    copy serves as well. A case whose series isn't there is missing from the result.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def find_dicom_sources(
         try:
             voxels = checksum(read_series(series))
         except ScanError:
-            continue  # damaged, so it isn't what a case was made from
+            continue  # damaged, so no case was made from it
         for case in alike:
             if case.checksum == voxels:
                 found.setdefault(case.case_id, series)

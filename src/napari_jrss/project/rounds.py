@@ -11,13 +11,14 @@ from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_text
 from napari_jrss.io.predictions import PREDICTIONS
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.cases import ProjectCases
+from napari_jrss.project.cases import read_checked_label
 from napari_jrss.project.folder import ROUNDS
+from napari_jrss.project.labels import ProjectLabels
 from napari_jrss.project.records import Round, RoundOutcome, Split, round_folder
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
 
 
-class ProjectRounds(ProjectCases):
+class ProjectRounds(ProjectLabels):
     """The rounds of a project; see :class:`~napari_jrss.project.project.Project`."""
 
     def rounds(self) -> list[Round]:
@@ -71,7 +72,7 @@ class ProjectRounds(ProjectCases):
             raise ProjectError(f"{self.path}: case {case_id!r} neither trains nor validates")
         number = max((entry.number for entry in self.rounds()), default=-1) + 1
         folder = self._inside(ROUNDS, round_folder(number))
-        # A killed start leaves at most the configuration, or what was written aside for it.
+        # A killed start leaves at most the configuration, or its unfinished copy.
         if folder.exists() and any(
             f.name != "config.json" and not f.name.startswith(".") for f in folder.iterdir()
         ):
@@ -105,7 +106,7 @@ class ProjectRounds(ProjectCases):
         Parameters
         ----------
         number, outcome
-            Which, and how.
+            Which round, and how it ended.
         metrics
             What the engine measured, as JSON can hold it.
         promote
@@ -121,7 +122,7 @@ class ProjectRounds(ProjectCases):
         return self.round(number)
 
     def add_metrics(self, number: int, metrics: Mapping[str, object], reason: str) -> None:
-        """Record more of a round that has ended, which it stays as it did; the history says why."""
+        """Record more metrics of a round that has ended; the history says why."""
         known = self.round(number).metrics
         self._ledger.set_metrics(number, json.dumps({**known, **metrics}), reason)
 
@@ -196,10 +197,7 @@ class ProjectRounds(ProjectCases):
 
 @dataclass(frozen=True)
 class _SnapshotReader:
-    """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read.
-
-    Nothing trains on a label that isn't, voxel by voxel, what somebody accepted.
-    """
+    """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read."""
 
     paths: Mapping[str, Path]
     versions: Mapping[str, str]
@@ -216,10 +214,7 @@ class _SnapshotReader:
         if case_id not in self.versions:
             raise KeyError(f"case {case_id} has no label in this snapshot")
         path, version = self.paths[case_id], self.versions[case_id]
-        label = store.read_label(path, version)
-        if store.fingerprint(label) != self.checksums[case_id]:
-            raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
-        return label
+        return read_checked_label(path, version, self.checksums[case_id])
 
 
 def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from napari_jrss.errors import ProjectError
 
 @dataclass(frozen=True)
 class Assignment:
-    """The outcome of :func:`split_by_group`; every case is in exactly one of the first four.
+    """What :func:`split_by_group` decides; every case is in exactly one of the first four.
 
     Attributes
     ----------
@@ -39,14 +39,14 @@ def split_by_group(
     training: int | None,
     seed: int,
 ) -> Assignment:
-    """Deal cases to the sides, never a subject group to two of them.
+    """Assign cases to test, validation and training; no subject group is in two of them.
 
-    The groups are shuffled by the seed alone. Test and validation are filled first, then
-    training; a group that is too large for the room left goes to a later side, and only when
-    no other group is left is it cut, its other cases then being unused. Test and validation
-    take cases with labels only (an unlabelled scan of the same subject is unused). `labelled`
-    plays no part until the sides stand, and then takes a beginning of one fixed order, so the
-    labelled set of a smaller N lies in that of a larger N.
+    The groups are shuffled by the seed alone. The test set is filled first, then validation,
+    then training. A group that is larger than the number of cases still missing goes to a later
+    set; only when no other group is left is it cut, and its other cases are unused. Test and
+    validation take cases with labels only (an unlabelled scan of the same subject is unused).
+    `labelled` cases are chosen last, from the start of one fixed order, so the labelled set of
+    a smaller N lies in that of a larger N.
 
     Parameters
     ----------
@@ -91,10 +91,10 @@ def split_by_group(
 
     known = frozenset(with_label)
     unused: list[str] = []
-    sides: dict[str, list[str]] = {}
+    sets: dict[str, list[str]] = {}
     for name, number in (("test", test), ("validation", validation)):
-        sides[name], pool = _fill(pool, number, known, unused)
-        if len(sides[name]) < number:
+        sets[name], pool = _fill(pool, number, known, unused)
+        if len(sets[name]) < number:
             raise ProjectError(
                 f"a split with {test} test and {validation} validation cases needs more labelled "
                 f"cases than there are ({len(known & set(groups))}, whole subject groups kept "
@@ -103,8 +103,8 @@ def split_by_group(
     # Groups with labels first: a limit K must not leave out the few labels that there are.
     pool.sort(key=lambda group: known.isdisjoint(group))
     everyone = frozenset(groups)
-    room = sum(map(len, pool)) if training is None else training
-    train, left = _fill(pool, room, everyone, unused)
+    wanted = sum(map(len, pool)) if training is None else training
+    train, left = _fill(pool, wanted, everyone, unused)
     if training is not None and len(train) < training:
         raise ProjectError(
             f"{training} training cases were asked for, {len(train)} are left beside {test} test "
@@ -121,8 +121,8 @@ def split_by_group(
         )
     return Assignment(
         train=tuple(sorted(train)),
-        validation=tuple(sorted(sides["validation"])),
-        test=tuple(sorted(sides["test"])),
+        validation=tuple(sorted(sets["validation"])),
+        test=tuple(sorted(sets["test"])),
         unused=tuple(sorted(unused)),
         labelled=tuple(sorted(candidates[:labelled])),
     )
@@ -144,10 +144,10 @@ def _fill(
     if len(taken) < number:
         for i, group in enumerate(left):
             fitting = [case_id for case_id in group if case_id in eligible]
-            if fitting:  # larger than the room: cut it
-                room = number - len(taken)
-                taken += fitting[:room]
-                unused += [case_id for case_id in group if case_id not in fitting[:room]]
+            if fitting:  # larger than what is missing: cut it
+                cut = fitting[: number - len(taken)]
+                taken += cut
+                unused += [case_id for case_id in group if case_id not in cut]
                 del left[i]
                 break
     return taken, left

@@ -25,8 +25,9 @@ from napari_jrss.io.predictions import Prediction, write_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import workers
 from napari_jrss.project.corrections import Corrections, recoverable
+from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels_and_fields import export_dataset, export_labels
+from napari_jrss.project.export.labels import export_labels
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 

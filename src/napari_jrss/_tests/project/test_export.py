@@ -26,14 +26,10 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.resample import inside
 from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
+from napari_jrss.project.export.datasets import export_dataset
+from napari_jrss.project.export.fields import scan_displacement, write_displacement
 from napari_jrss.project.export.folder import RECORD
-from napari_jrss.project.export.labels_and_fields import (
-    export_dataset,
-    export_displacement,
-    export_labels,
-    export_predictions,
-    label_names,
-)
+from napari_jrss.project.export.labels import export_labels, export_predictions, label_names
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome, Split
 
@@ -169,7 +165,9 @@ def test_all_that_an_export_refuses_comes_before_it_writes(
 
     (out / "predictions").mkdir(parents=True)
     (out / "predictions" / "case4.nii.gz").write_bytes(b"drawn by hand")
-    refused("predictions: holds what no export wrote or what was edited since: case4.nii.gz;")
+    refused(
+        "predictions: holds files that no export wrote or that were edited since: case4.nii.gz;"
+    )
     assert not (out / "labels").exists()
     (out / "predictions" / "case4.nii.gz").unlink()
     (out / "ome-zarr").write_text("a file")
@@ -314,7 +312,9 @@ def test_itk_reproduces_the_training_grids_warp_for_turned_scans(tmp_path: Path)
     warped = ndimage.map_coordinates(done.image, grid + field, order=1, mode="nearest")
     scale = done.chain.intensity
     ours = other.chain.values_to_source(warped * scale.std + scale.mean, fill=np.nan)
-    path = export_displacement(field, done.chain, other.chain, tmp_path / "field.nii.gz")
+    path = write_displacement(
+        *scan_displacement(field, done.chain, other.chain), tmp_path / "field.nii.gz"
+    )
     itks = itk_warp(tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", path)
     # Near its border the cached image mixes in what it is padded with; ITK doesn't know that.
     covered = inside(done.chain.matrix, (16, 16, 16), moving.shape).astype(float)
@@ -342,7 +342,9 @@ def test_itk_reproduces_our_warp_with_pre_alignment_and_resampling(
         for volume, align in ((fixed, np.eye(4)), (moving, aligned))
     )
     field = np.stack([smooth(shape, seed, 1.0) for seed in (3, 4, 5)])
-    path = export_displacement(field, to_moving, to_fixed, tmp_path / "field.nii.gz")
+    path = write_displacement(
+        *scan_displacement(field, to_moving, to_fixed), tmp_path / "field.nii.gz"
+    )
     header = nib.Nifti1Image.from_filename(path).header
     assert header["dim"].tolist()[:6] == [5, 14, 12, 10, 1, 3]
     assert header.get_intent()[0] == "vector"
@@ -360,7 +362,7 @@ def test_a_sheared_scan_gets_a_field_that_itk_can_place(tmp_path: Path) -> None:
     chain = _chain(fixed, shape, np.eye(4))
     u = np.array([0.5, -1.0, 2.0])  # z, y, x voxels
     field = np.broadcast_to(u[:, None, None, None], (3, *shape))
-    path = export_displacement(field, chain, chain, tmp_path / "field.nii.gz")
+    path = write_displacement(*scan_displacement(field, chain, chain), tmp_path / "field.nii.gz")
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
     for voxel in ((0, 0, 0), (7, 5, 3), (13, 11, 9)):
         here, there = ((fixed.affine @ (*v, 1))[:3] for v in (voxel, np.array(voxel) + u[::-1]))

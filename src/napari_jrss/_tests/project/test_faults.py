@@ -28,7 +28,7 @@ from napari_jrss.io.layouts import FoundCase, FoundCohort
 from napari_jrss.io.predictions import read_prediction
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.corrections import Corrections, recover, unsaved
-from napari_jrss.project.export.labels_and_fields import export_labels
+from napari_jrss.project.export.labels import export_labels
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, RoundOutcome
 

@@ -24,11 +24,8 @@ from napari_jrss.io.layouts import FoundCohort, discover_dicom
 from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
-from napari_jrss.project.export.labels_and_fields import (
-    export_dataset,
-    export_labels,
-    export_ome_zarr,
-)
+from napari_jrss.project.export.datasets import export_dataset, export_ome_zarr
+from napari_jrss.project.export.labels import export_labels
 from napari_jrss.project.project import Project
 
 from .conftest import CASES, TABLE

@@ -297,7 +297,7 @@ def test_versions_never_change_and_restoring_makes_a_new_one(project: Project) -
 def test_labels_that_do_not_fit_are_refused(project: Project) -> None:
     good = project.label("case0")
     for array, author, message in (
-        (good[:-1], "Ada", "training grid of"),
+        (good[:-1], "Ada", "the training grid has"),
         (good.astype(np.float32), "Ada", "integers"),
         (np.full_like(good, 3), "Ada", "has class 3, the project's are 0 to 2"),
         (np.full(good.shape, -1), "Ada", "has class -1"),

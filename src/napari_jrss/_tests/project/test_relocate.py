@@ -16,7 +16,7 @@ from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.layouts import discover
-from napari_jrss.project.export.labels_and_fields import export_dataset
+from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event
 from napari_jrss.project.relocate import MissingFile

@@ -22,12 +22,9 @@ from napari_jrss.io.atomic import write_text
 from napari_jrss.io.nifti import nifti_bytes, write_nifti
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
+from napari_jrss.project.export.fields import scan_displacement, write_displacement
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels_and_fields import (
-    label_names,
-    scan_displacement,
-    write_displacement,
-)
+from napari_jrss.project.export.labels import label_names
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Label
 

@@ -22,8 +22,8 @@ from napari_jrss.io.predictions import prediction_path, read_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.case_store import DICOM_SOURCE
 from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.project.export.datasets import dicom_series
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels_and_fields import dicom_series
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Status
 from napari_jrss.snapshot import Label
@@ -160,15 +160,15 @@ def segmentation_bytes(
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Raise what goes wrong as a ProjectError that names a file."""
+    """Raise any error as a ProjectError in one line that names the file."""
     try:
         with warnings.catch_warnings():
-            # What the source's headers break of the standard is not this label's doing.
+            # Warnings about the headers of the source say nothing about the label.
             warnings.simplefilter("ignore")
             yield
     except ProjectError as error:
         raise ProjectError(f"{name}: {error}") from error
-    # highdicom and the source's headers: whatever they lack, it is this series that can't be used.
+    # highdicom raises many kinds of errors when a header of the source lacks something.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ProjectError(

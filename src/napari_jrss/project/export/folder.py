@@ -1,4 +1,4 @@
-"""Folders that exports write to, in which nothing of a person's is replaced."""
+"""Folders that exports write to; files that a person made or edited stay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECORD = "napari-jrss.sha256"
 class ExportFolder:
     """A folder, and what each of its files held when an export wrote it.
 
-    ``napari-jrss.sha256`` in the folder keeps that, a digest and a name per line.
+    ``napari-jrss.sha256`` in the folder lists these: a digest and a name per line.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ class ExportFolder:
         if theirs:
             more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
             raise ProjectError(
-                f"{path}: holds what no export wrote or what was edited since: {theirs[0]}{more}; "
-                "it stays, so move it away or export into another folder"
+                f"{path}: holds files that no export wrote or that were edited since: "
+                f"{theirs[0]}{more}; move them away or export into another folder"
             )
 
     def make(self) -> None:
@@ -65,7 +65,7 @@ class ExportFolder:
         """Write a file, so that a later export knows it even if this program dies."""
         digest = sha256(content).hexdigest()
         if digest not in self._written[name]:
-            # Before the file, and beside what it holds until then.
+            # Before the file is written, and beside the digest of its present content.
             self._written[name].add(digest)
             entries = sorted((n, d) for n, digests in self._written.items() for d in digests)
             write_text(self._record, "".join(f"{d}  {n}\n" for n, d in entries))

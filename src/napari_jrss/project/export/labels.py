@@ -1,0 +1,144 @@
+"""Labels out of a project: NIfTI files, each on the grid of the scan that it belongs to.
+
+A file has the orientation, qform, sform and zooms of its scan. What can't be exported is refused
+by the call; the iterator that it returns writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.nifti import nifti_bytes
+from napari_jrss.io.predictions import prediction_path, read_prediction
+from napari_jrss.io.volume import ScanHeader
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.project.export.folder import ExportFolder
+from napari_jrss.project.project import Project
+from napari_jrss.snapshot import Label
+
+ITK_SNAP_NAMES = "labels.txt"
+SLICER_NAMES = "labels.ctbl"
+
+
+def label_bytes(label: Label, chain: GridTransform, table: LabelTable, path: Path) -> bytes:
+    """A label of the training grid as a NIfTI file on its scan's own grid.
+
+    Parameters
+    ----------
+    label
+        Class indices (z, y, x) on the training grid.
+    chain
+        The scan's way to the training grid.
+    table
+        The classes. The file holds the ids of the files that the project was made from where
+        each class has exactly one, else the class indices.
+    path
+        What the file is to be called; ends in .nii or .nii.gz.
+    """
+    return nifti_bytes(path, table.to_source_ids(chain.label_to_source(label)), scan_header(chain))
+
+
+def label_names(table: LabelTable) -> dict[str, bytes]:
+    """Files with the names and colours of exported labels for ITK-SNAP and for 3D Slicer.
+
+    ``labels.txt`` is an ITK-SNAP label description (Segmentation > Import Label Descriptions),
+    ``labels.ctbl`` a Slicer colour table, where a name can't hold spaces.
+    """
+    snap = [
+        "################################################",
+        "# ITK-SnAP Label Description File",
+        "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
+        "################################################",
+    ]
+    slicer = ["# Color table of napari-jrss", f"# {len(table.classes)} values"]
+    for entry in table.classes:
+        number = entry.source_ids[0] if table.one_to_one else entry.index
+        red, green, blue = bytes.fromhex(entry.colour[1:])
+        shown = int(entry.index > 0)
+        name = " ".join(entry.name.replace('"', "'").split())
+        snap.append(
+            f"{number:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}    "
+            f'"{name}"'
+        )
+        slicer.append(f"{number} {name.replace(' ', '_')} {red} {green} {blue} {255 * shown}")
+    files = {ITK_SNAP_NAMES: snap, SLICER_NAMES: slicer}
+    return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
+
+
+def export_labels(
+    project: Project, folder: Path, case_ids: Sequence[str] | None = None
+) -> Iterator[Path]:
+    """Write the labels in force as ``<case_id>.nii.gz``, with their names; yield each file.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    folder
+        Made if it isn't there; what an earlier export wrote there is replaced.
+    case_ids
+        Which cases; None for all that have a label in force.
+
+    Raises
+    ------
+    ProjectError
+        A case that was named has no label, or the folder holds files of these names that no
+        export wrote or that were edited since.
+    """
+    if case_ids is None:
+        case_ids = [case.case_id for case in project.cases() if case.label_version]
+    for case_id in case_ids:
+        if project.case(case_id).label_version is None:
+            raise ProjectError(f"{project.path}: case {case_id} has no label")
+    return _export(project, folder, case_ids, project.label)
+
+
+def export_predictions(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
+    """Write a teacher's labels as ``<case_id>.nii.gz``, with their names; yield each file.
+
+    Parameters
+    ----------
+    project
+        May be open read-only.
+    predictions
+        Where a round keeps its predictions, see :mod:`napari_jrss.io.predictions`.
+    folder
+        Made if it isn't there; what an earlier export wrote there is replaced.
+
+    Raises
+    ------
+    ProjectError
+        The folder holds files of these names that no export wrote or that were edited since.
+    """
+    cases = [case.case_id for case in project.cases()]
+    case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
+    return _export(project, folder, case_ids, lambda c: read_prediction(predictions, c).label)
+
+
+def _export(
+    project: Project, folder: Path, case_ids: Sequence[str], label: Callable[[str], Label]
+) -> Iterator[Path]:
+    names = label_names(project.table)
+    files = {case_id: f"{case_id}.nii.gz" for case_id in case_ids}
+    out = ExportFolder(folder, [*names, *files.values()])
+
+    def write() -> Iterator[Path]:
+        out.make()
+        for name, content in names.items():
+            out.write(name, content)
+        for case_id, name in files.items():
+            chain = project.attributes(case_id).chain
+            content = label_bytes(label(case_id), chain, project.table, folder / name)
+            yield out.write(name, content)
+
+    return write()
+
+
+def scan_header(chain: GridTransform) -> ScanHeader:
+    """The header of a case's scan; of a DICOM series, one with its geometry."""
+    return chain.header or ScanHeader.of_affine(np.array(chain.source_affine), chain.source_shape)
