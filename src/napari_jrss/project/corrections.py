@@ -210,6 +210,7 @@ class Corrections:
                     )
                     db.execute("UPDATE corrections SET info = ?", (info.model_dump_json(),))
             else:
+                self._check_startable()
                 self._create(arrays, info)
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
@@ -272,16 +273,19 @@ class Corrections:
             discard(self._project, self._info.case_id)
             self._on_disk = False
 
-    def _create(self, slices: Mapping[int, Label], info: CorrectionsInfo) -> None:
+    def _check_startable(self) -> None:
+        info = self._info
         self._project.case(info.case_id)
         check_draft(info.draft)
         if not info.author.strip():
             raise ProjectError("corrections need their author's name")
-        if self._path.exists() and recoverable(self._project, info.case_id) is not None:
+        if recoverable(self._project, info.case_id) is not None:
             raise ProjectError(
                 f"{self._path}: holds corrections of case {info.case_id} that were not accepted; "
                 "recover or discard them first"
             )
+
+    def _create(self, slices: Mapping[int, Label], info: CorrectionsInfo) -> None:
         base = [self._packed(array) for array in self._base]
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
             db.executescript(f"PRAGMA application_id = {_APPLICATION_ID}; {_SCHEMA}")

@@ -341,6 +341,8 @@ def test_a_file_of_the_former_format_is_recovered_and_goes_on_in_the_new_one(
     np.testing.assert_array_equal(found.label, label)
     np.testing.assert_array_equal(found.base, project.label("case0"))
     assert (found.info.draft, found.info.seconds) == ("version:v0001", 9.5)
+    with pytest.raises(ProjectError, match="recover or discard"):
+        Corrections(project, "case0", "blank", label, "Grace").save({0: label[0]})
     resumed = Corrections.resume(project, found)
     assert not path.exists()
     label.flat[5] = 1
