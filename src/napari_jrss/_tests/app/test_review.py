@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from napari_jrss._tests.app.phantoms import describe, give_networks, give_teacher
 from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
@@ -260,6 +262,26 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(
     paint(2)
     label = recover(session.open_project, case_id).label
     np.testing.assert_array_equal(label, editor.label)
+
+
+def test_a_pause_is_no_work_and_a_stroke_costs_the_painter_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = opened(session).on_table
+    indices = np.arange(0, case.editor.label.size, 2)
+    before = case.editor.label.ravel()[indices]
+    edit, spent = Edit("paint", indices, before, before), []
+    for _ in range(50):
+        started = time.perf_counter()
+        case.autosave.note(edit)
+        spent.append(time.perf_counter() - started)
+    assert np.median(spent) < 2e-3
+    moment, before = time.monotonic(), case.autosave.seconds
+    for later in (10, 20, 3620):
+        monkeypatch.setattr(time, "monotonic", lambda at=moment + later: at)
+        case.autosave.touch()
+    assert case.autosave.seconds == pytest.approx(before + 50, abs=1)
+    monkeypatch.undo()
 
 
 def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
