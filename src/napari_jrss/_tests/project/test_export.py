@@ -85,7 +85,7 @@ def test_labels_that_no_export_wrote_are_not_replaced(project: Project, tmp_path
     theirs = tmp_path / "labels" / "case3.nii.gz"
     theirs.parent.mkdir()
     theirs.write_bytes(b"drawn by hand")
-    with pytest.raises(ProjectError, match=r"no export wrote .*: case3\.nii\.gz; it stays"):
+    with pytest.raises(ProjectError, match=r"no export wrote .*: case3\.nii\.gz; move"):
         export_labels(project, theirs.parent)
     assert files(theirs.parent) == {"case3.nii.gz": b"drawn by hand"}
     theirs.unlink()
@@ -112,10 +112,10 @@ def test_what_was_edited_since_an_export_is_not_replaced(project: Project, tmp_p
     label = project.label("case0")
     project.add_label_version("case0", np.roll(label, 1, 0), "Ada")
     before = files(out)
-    with pytest.raises(ProjectError, match=r"edited since: labels\.txt and 1 more; it stays"):
+    with pytest.raises(ProjectError, match=r"edited since: labels\.txt and 1 more; move"):
         export_labels(project, out)
     (out / "labels.txt").unlink()
-    with pytest.raises(ProjectError, match=r"edited since: case1\.nii\.gz; it stays"):
+    with pytest.raises(ProjectError, match=r"edited since: case1\.nii\.gz; move"):
         export_labels(project, out)
     del before["labels.txt"]
     assert files(out) == before

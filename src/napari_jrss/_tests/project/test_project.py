@@ -105,13 +105,14 @@ def test_looking_changes_no_file(project_path: Path) -> None:
 
 def test_a_newer_project_is_refused(project_path: Path) -> None:
     bare = sqlite3.connect(project_path / "project.sqlite")
+    (version,) = bare.execute("PRAGMA user_version").fetchone()
     bare.execute("PRAGMA user_version = 999")
     bare.close()
     for read_only in (False, True):
         with pytest.raises(ProjectError, match="newer version"):
             Project.open(project_path, read_only)
     bare = sqlite3.connect(project_path / "project.sqlite")
-    bare.execute("PRAGMA user_version = 1")
+    bare.execute(f"PRAGMA user_version = {version}")
     bare.close()
     Project.open(project_path).close()  # the failed openings left no lock behind
 
