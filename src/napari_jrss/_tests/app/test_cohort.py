@@ -161,6 +161,7 @@ def test_a_name_that_can_not_be(session: Session, index: int, name: str, reason:
         session.cohort.recolour(1, "reddish")
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     """Five labelled scans and two unlabelled ones, one of them broken: all that can train does."""
     folder = make_cohort(tmp_path / "scans", cases=7, shape=(16, 24, 16), structures=2)
@@ -195,6 +196,7 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     session.close()
 
 
+@pytest.mark.slow
 def test_an_import_can_be_stopped(tmp_path: Path) -> None:
     folder = make_cohort(tmp_path / "scans", cases=6, shape=(16, 16, 16), structures=1)
     config = PreprocessingConfig()
@@ -276,6 +278,7 @@ def test_labels_are_exported_in_their_scans_geometry(
     assert not (tmp_path / "out" / "labels").exists()
 
 
+@pytest.mark.slow
 def test_an_export_of_nothing_or_into_a_file_is_told(tmp_path: Path) -> None:
     make_cohort(tmp_path / "scans", cases=2, shape=(16, 16, 16), structures=1)
     table = LabelTable.from_ids([1])

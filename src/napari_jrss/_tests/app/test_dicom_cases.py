@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss._tests.io.phantoms import blobs
@@ -16,6 +17,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 
 
+@pytest.mark.slow
 def test_a_side_of_a_pair_is_the_scan_as_the_project_holds_it(tmp_path: Path) -> None:
     stored = (3 * blobs()).astype(np.int16)
     folder = save(tmp_path / "in", slices(stored, lps_affine("PIR", (1, 1.2, 2.5), 9)))

@@ -155,6 +155,7 @@ def test_a_shipped_protocol_can_be_planned(path: str) -> None:
     assert len({run.id for run in runs}) == len(runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

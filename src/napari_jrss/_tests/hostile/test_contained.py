@@ -132,8 +132,9 @@ def peak_megabytes(script: str, *arguments: object) -> tuple[str, float]:
     """What a script in a process of its own prints, and by how much its memory grew."""
     measured = (
         "import sys, resource\n"
-        "import napari_jrss.preprocess.case_store, napari_jrss.io.volume\n"
-        "from napari_jrss.io.volume import ScanError, read_volume\n"
+        "import napari_jrss.preprocess.case_store\n"
+        "from napari_jrss.errors import ScanError\n"
+        "from napari_jrss.io.read import read_volume\n"
         "from napari_jrss.io.zarr_check import read_array\n"
         "from pathlib import Path\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -152,6 +153,7 @@ def peak_megabytes(script: str, *arguments: object) -> tuple[str, float]:
     return "\n".join(said), int(grown) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@pytest.mark.slow
 def test_a_bomb_behind_a_scan_is_left_packed(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), tmp_path / "a.nii")
     path = tmp_path / "bomb.nii.gz"
@@ -165,6 +167,7 @@ def test_a_bomb_behind_a_scan_is_left_packed(tmp_path: Path) -> None:
     assert grown < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", ["blosc", "zstd"])
 def test_a_bomb_in_a_chunk_is_left_packed(tmp_path: Path, compressor: str) -> None:
     codec = {

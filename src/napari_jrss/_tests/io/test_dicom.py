@@ -462,6 +462,7 @@ def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 @given(st.integers(128, 1500), st.binary(min_size=1, max_size=8), st.integers(0, 2000))
 @settings(max_examples=60)
 def test_a_file_of_nonsense_is_read_or_refused(

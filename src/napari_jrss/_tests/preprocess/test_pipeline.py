@@ -247,6 +247,7 @@ def test_the_cohort_decides_what_the_configuration_leaves_open(tmp_path):
         training_grid(cases, PreprocessingConfig(reference_case="broken"))
 
 
+@pytest.mark.slow
 def test_a_crop_around_the_labels_holds_them_all(tmp_path):
     moved = np.eye(4)
     moved[:3, 3] = (6, 0, 0)
@@ -289,6 +290,7 @@ def test_centre_of_mass_brings_bodies_together_without_resampling(tmp_path):
     np.testing.assert_array_equal(done[0].label, done[1].label)
 
 
+@pytest.mark.slow
 def test_affine_prealignment_finds_a_known_map(tmp_path):
     big = blobs((36, 40, 44), seed=3)
     fixed = volume(big, np.eye(4))
