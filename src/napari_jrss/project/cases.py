@@ -258,37 +258,25 @@ class ProjectCases(ProjectFolder):
             training=training,
             seed=seed,
         )
-        side = {
-            case_id: split
-            for split, ids in (
-                (Split.TRAIN, assignment.train),
-                (Split.VALIDATION, assignment.validation),
-                (Split.TEST, assignment.test),
-                (Split.UNUSED, assignment.unused),
-            )
-            for case_id in ids
-        }
         hidden = set(assignment.train) - set(assignment.labelled)
-        status = self._ledger.version_status()
+        versions = {(v.case_id, v.version): v for v in self._ledger.versions()}
         assigned = []
-        for case_id, case in cases.items():
-            version = label[case_id]
-            case = replace(case, split=side[case_id])
-            if version is not None and case_id not in hidden:
-                case = replace(
-                    case,
-                    status=status[case_id, version],
-                    label_version=version,
-                    reference_version=None,
-                )
-            elif version is not None:
-                case = replace(
-                    case,
-                    status=Status.UNLABELLED,
-                    label_version=None,
-                    reference_version=version,
-                )
-            assigned.append(case)
+        for split in Split:
+            for case_id in getattr(assignment, split):
+                case, version = replace(cases[case_id], split=split), label[case_id]
+                if version is not None and case_id in hidden:
+                    case = replace(
+                        case,
+                        status=Status.UNLABELLED,
+                        label_version=None,
+                        reference_version=version,
+                    )
+                elif version is not None:
+                    status = versions[case_id, version].status
+                    case = replace(
+                        case, status=status, label_version=version, reference_version=None
+                    )
+                assigned.append(case)
         counts = Counter(case.split for case in assigned)
         detail = ", ".join(f"{counts[split]} {split}" for split in Split)
         self._ledger.assign(

@@ -253,23 +253,12 @@ class Ledger:
 
     # -- labels and decisions
 
-    def version_status(self) -> dict[tuple[str, str], Status]:
-        """Status that each label version gives to its case, by case id and version."""
-        with self.reading() as connection:
-            rows = connection.execute("SELECT case_id, version, status FROM label_versions")
-            return {(case_id, version): Status(status) for case_id, version, status in rows}
-
-    def version_checksums(self) -> dict[tuple[str, str], str]:
-        """SHA-256 of each label version, by case id and version."""
-        with self.reading() as connection:
-            rows = connection.execute("SELECT case_id, version, sha256 FROM label_versions")
-            return {(case_id, version): checksum for case_id, version, checksum in rows}
-
-    def versions(self, case_id: str) -> list[LabelVersion]:
-        """All label versions of a case, oldest first."""
+    def versions(self, case_id: str | None = None) -> list[LabelVersion]:
+        """All label versions of a case, or of all cases, oldest first."""
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT * FROM label_versions WHERE case_id = ? ORDER BY rowid", (case_id,)
+                "SELECT * FROM label_versions WHERE ?1 IS NULL OR case_id = ?1 ORDER BY rowid",
+                (case_id,),
             ).fetchall()
             return [LabelVersion(a, b, Status(status), *rest) for a, b, status, *rest in rows]
 

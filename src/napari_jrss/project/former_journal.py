@@ -6,6 +6,7 @@ change. Each part is a frame: its length, its CRC-32 and its content.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zlib
@@ -16,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_jrss.errors import ProjectError
 from napari_jrss.preprocess.case_store import fingerprint
@@ -30,19 +30,6 @@ _FRAME = struct.Struct("<II")  # length of the content, its CRC-32
 _RECORD = struct.Struct("<ddQI")
 _LARGEST_HEADER = 100_000
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-
-
-class _Header(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    case_id: str
-    draft: str
-    author: str
-    started: str
-    seconds: float
-    shape: tuple[int, int, int]
-    classes: int
-    sha256: str
 
 
 def read_former_journal(
@@ -70,8 +57,10 @@ def read_former_journal(
             raise ProjectError("not a file of corrections, or a damaged one")
         frames = _frames(file)
         try:
-            header = _Header.model_validate_json(next(frames, b"")[:_LARGEST_HEADER])
-        except ValidationError as error:
+            known = json.loads(next(frames, b"")[:_LARGEST_HEADER])
+            first = known.pop("sha256")
+            header = CorrectionsInfo(**known, last_change=known["started"], accepted=frozenset())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ProjectError("its beginning is damaged") from error
         if header.shape != shape or header.classes != classes:
             raise ProjectError(
@@ -81,7 +70,7 @@ def read_former_journal(
         voxels, size = int(np.prod(shape)), dtype.itemsize
         raw = _unpacked(next(frames, b""), voxels * size)
         base = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)
-        if base.size != voxels or fingerprint(base) != header.sha256:
+        if base.size != voxels or fingerprint(base) != first:
             raise ProjectError("its first label is damaged")
         label, at = base.copy(), 0.0
         seconds: float = header.seconds
@@ -105,18 +94,10 @@ def read_former_journal(
                 break
             label[indices.astype(np.int64)] = values
             (at, seconds), accepted = times, ticks
-    changed = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-    info = CorrectionsInfo(
-        case_id=header.case_id,
-        draft=header.draft,
-        author=header.author,
-        started=header.started,
-        last_change=changed if at else header.started,
-        seconds=seconds,
-        accepted=frozenset(accepted.tolist()),
-        shape=shape,
-        classes=classes,
-    )
+    changes: dict[str, object] = {"seconds": seconds, "accepted": frozenset(accepted.tolist())}
+    if at:
+        changes["last_change"] = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    info = header.model_copy(update=changes)
     return info, label.reshape(shape), base.reshape(shape)
 
 

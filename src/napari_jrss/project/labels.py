@@ -51,7 +51,7 @@ class ProjectLabels(ProjectCases):
 
     def label_counts(self) -> dict[str, int]:
         """Number of label versions of each case that has any."""
-        return dict(Counter(case_id for case_id, _ in self._ledger.version_status()))
+        return dict(Counter(version.case_id for version in self._ledger.versions()))
 
     def add_label_version(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,11 +31,14 @@ class MissingFile:
         Its scan or its first label.
     path
         Where the file is, or was when last seen.
+    checksum
+        Its SHA-256.
     """
 
     case_id: str
     kind: Literal["scan", "label"]
     path: Path
+    checksum: str
 
 
 class ProjectSources(ProjectRounds):
@@ -46,7 +49,15 @@ class ProjectSources(ProjectRounds):
 
         Cases of DICOM series aren't among them: of these no path is kept.
         """
-        return [source for source, _ in self._missing()]
+        found: list[MissingFile] = []
+        for case in self.cases():
+            about = self.attributes(case.case_id)
+            if about.source != store.DICOM_SOURCE:
+                found.append(MissingFile(case.case_id, "scan", Path(about.source), about.checksum))
+            if about.label_source:
+                path, checksum = Path(about.label_source), about.label_checksum or ""
+                found.append(MissingFile(case.case_id, "label", path, checksum))
+        return [file for file in found if not file.path.is_file()]
 
     def find_sources(self, folder: str | Path) -> Iterator[MissingFile]:
         """Look below a folder for missing files, by checksum, and remember where they are.
@@ -71,9 +82,9 @@ class ProjectSources(ProjectRounds):
         folder = Path(folder).absolute()
         if not folder.is_dir():
             raise ProjectError(f"{folder}: no such folder")
-        missing = self._missing()
-        names = {source.path.name for source, _ in missing}
-        endings = tuple({_ending(source.path) for source, _ in missing})
+        missing = self.missing_sources()
+        names = {lost.path.name for lost in missing}
+        endings = tuple({_ending(lost.path) for lost in missing})
         files = [
             Path(below) / name
             for below, _, found in os.walk(folder)
@@ -85,40 +96,23 @@ class ProjectSources(ProjectRounds):
             if not missing:
                 break
             checksum = _checksum(file)
-            for entry in [entry for entry in missing if entry[1] == checksum]:
-                source, _ = entry
+            for lost in [lost for lost in missing if lost.checksum == checksum]:
                 # Equal files, such as empty labels of two cases, are distinguished by their names.
-                alike = sum(other == checksum and o.kind == source.kind for o, other in missing)
-                if alike > 1 and file.name != source.path.name:
+                alike = sum((o.checksum, o.kind) == (checksum, lost.kind) for o in missing)
+                if alike > 1 and file.name != lost.path.name:
                     continue
-                missing.remove(entry)
-                yield self._relink(source, file)
+                missing.remove(lost)
+                yield self._relink(replace(lost, path=file))
 
-    def _missing(self) -> list[tuple[MissingFile, str]]:
-        """The missing files with their checksums."""
-        found: list[tuple[MissingFile, str]] = []
-        for case in self.cases():
-            about = self.attributes(case.case_id)
-            if about.source != store.DICOM_SOURCE and not Path(about.source).is_file():
-                found.append(
-                    (MissingFile(case.case_id, "scan", Path(about.source)), about.checksum)
-                )
-            if about.label_source and not Path(about.label_source).is_file():
-                label = MissingFile(case.case_id, "label", Path(about.label_source))
-                found.append((label, about.label_checksum or ""))
-        return found
-
-    def _relink(self, source: MissingFile, file: Path) -> MissingFile:
-        path = self.case_path(source.case_id)
+    def _relink(self, found: MissingFile) -> MissingFile:
+        path = self.case_path(found.case_id)
+        source = {"scan": "source", "label": "label_source"}[found.kind]
         try:
-            if source.kind == "scan":
-                store.relink(path, source=str(file))
-            else:
-                store.relink(path, label_source=str(file))
+            store.relink(path, **{source: str(found.path)})
         except OSError as error:
             raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
-        self._ledger.relinked(source.case_id, source.kind)
-        return MissingFile(source.case_id, source.kind, file)
+        self._ledger.relinked(found.case_id, found.kind)
+        return found
 
 
 def _ending(path: Path) -> str:

@@ -61,13 +61,7 @@ class ProjectRounds(ProjectLabels):
         self.check_writable()
         if parent is not None and self.round(parent).outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {parent} isn't finished, so it has no teacher")
-        roles: dict[str, tuple[str, str | None]] = {}
-        for case in self.cases():
-            version = label_versions.get(case.case_id)
-            if case.split is Split.TRAIN:
-                roles[case.case_id] = ("labelled" if version else "unlabelled", version)
-            elif case.split is Split.VALIDATION and version:
-                roles[case.case_id] = ("validation", version)
+        roles = self._roles(label_versions)
         for case_id in label_versions.keys() - roles.keys():
             raise ProjectError(f"{self.path}: case {case_id!r} neither trains nor validates")
         number = max((entry.number for entry in self.rounds()), default=-1) + 1
@@ -156,6 +150,17 @@ class ProjectRounds(ProjectLabels):
 
     # -- for the engine
 
+    def _roles(self, label_versions: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+        """What each case is for when these labels are used: case id -> (role, label version)."""
+        roles: dict[str, tuple[str, str | None]] = {}
+        for case in self.cases():
+            version = label_versions.get(case.case_id)
+            if case.split is Split.TRAIN:
+                roles[case.case_id] = ("labelled" if version else "unlabelled", version)
+            elif case.split is Split.VALIDATION and version:
+                roles[case.case_id] = ("validation", version)
+        return roles
+
     def snapshot(self, round_number: int | None = None) -> CohortSnapshot:
         """The cases and labels as they are now, or as a round found them at its start.
 
@@ -165,14 +170,9 @@ class ProjectRounds(ProjectLabels):
             There are no cases.
         """
         if round_number is None:
-            roles: dict[str, tuple[str, str | None]] = {}
-            for case in self.cases():
-                if case.labelled:
-                    roles[case.case_id] = ("labelled", case.label_version)
-                elif case.split is Split.TRAIN:
-                    roles[case.case_id] = ("unlabelled", None)
-                elif case.split is Split.VALIDATION and case.label_version:
-                    roles[case.case_id] = ("validation", case.label_version)
+            roles = self._roles(
+                {case.case_id: case.label_version for case in self.cases() if case.label_version}
+            )
         else:
             roles = self._ledger.roles(self.round(round_number).number)
         if not roles:
@@ -180,7 +180,7 @@ class ProjectRounds(ProjectLabels):
         versions = {case_id: version for case_id, (_, version) in roles.items() if version}
         paths = {case_id: self.case_path(case_id) for case_id in roles}
         grid = self.grid
-        known = self._ledger.version_checksums()
+        known = {(v.case_id, v.version): v.sha256 for v in self._ledger.versions()}
         checksums = {case_id: known[case_id, version] for case_id, version in versions.items()}
         reader = _SnapshotReader(paths, versions, checksums, grid.shape)
         return CohortSnapshot(

@@ -17,7 +17,7 @@ class Assignment:
     Attributes
     ----------
     train, validation, test, unused
-        Case ids, sorted.
+        Case ids, sorted; named as the values of :class:`~napari_jrss.project.records.Split`.
     labelled
         The N of the training cases whose labels are in force.
     """

@@ -19,7 +19,6 @@ from napari_jrss.io.layouts import discover
 from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event
-from napari_jrss.project.relocate import MissingFile
 
 from .conftest import TABLE, write_scan
 
@@ -76,10 +75,10 @@ def test_what_is_not_there_stays_missing(moved: Project, tmp_path: Path) -> None
     changed.write_bytes(changed.read_bytes() + b"!")
     assert {s.case_id for s in moved.find_sources(images)} == {"case1", "case2"}
     old = tmp_path / "old"
-    assert moved.missing_sources() == [
-        MissingFile("case0", "scan", old / "images" / "case0.nii.gz"),
-        MissingFile("case0", "label", old / "labels" / "case0.nii.gz"),
-        MissingFile("case1", "label", old / "labels" / "case1.nii.gz"),
+    assert [(f.case_id, f.kind, f.path) for f in moved.missing_sources()] == [
+        ("case0", "scan", old / "images" / "case0.nii.gz"),
+        ("case0", "label", old / "labels" / "case0.nii.gz"),
+        ("case1", "label", old / "labels" / "case1.nii.gz"),
     ]
     with pytest.raises(ProjectError, match="nowhere: no such folder"):
         list(moved.find_sources(tmp_path / "nowhere"))
