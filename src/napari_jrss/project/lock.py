@@ -71,13 +71,16 @@ def holder(path: Path) -> str:
 
 def _holder(path: Path) -> str:
     """Who holds the project and since when, as far as the text says."""
+    unknown = "open for writing in another program"
+    if not path.is_file():  # opening a pipe would wait for a writer
+        return unknown
     try:
         with path.open(encoding="utf-8") as stream:
             holder = json.loads(stream.read(1000))
         process, computer = int(holder["process"]), str(holder["computer"])
         since = f"{datetime.fromisoformat(holder['since']).astimezone():%Y-%m-%d %H:%M:%S}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return "open for writing in another program"
+        return unknown
     if process == os.getpid() and computer == platform.node():
         return f"open for writing in this program already, since {since}"
     return f"open for writing in process {process} on {computer} since {since}"
