@@ -171,6 +171,7 @@ class Autosave:
         """Leave the corrections on the disk for later, if there are any; nothing follows."""
         if self._kept:
             return
+        self._failed = False  # a failure now is the last that the person hears of
         self.save()
         self._kept = True
         if not self._editor.voxels_changed and not self._editor.locked:
