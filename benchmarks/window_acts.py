@@ -135,10 +135,10 @@ def measure(
 
 def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
     """Four synthetic heads with ten structures, two of them labelled, and a teacher."""
-    from napari_jrss.app.description import RoundDescription
     from napari_jrss.config import PreprocessingConfig, preset
     from napari_jrss.io.layouts import discover
-    from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+    from napari_jrss.io.predictions import Prediction
+    from napari_jrss.io.round_files import RoundDescription
     from napari_jrss.project.project import Project
     from napari_jrss.project.records import RoundOutcome
     from napari_jrss.sample_data import make_cohort
@@ -160,7 +160,7 @@ def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:
             confidence = rng.uniform(0.3, 1, label.shape).astype(np.float16)
             doubt = rng.exponential(0.02, label.shape).astype(np.float16)
             prediction = Prediction(label, confidence, doubt)
-            write_prediction(entry.folder / PREDICTIONS, case, prediction)
+            entry.files.write_prediction(case, prediction)
         project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True)
     return path
 

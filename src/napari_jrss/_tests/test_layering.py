@@ -23,6 +23,7 @@ LAYERS = {
     "geometry": 1,
     "snapshot": 1,
     "config": 1,
+    "processes": 2,
     "losses": 1,
     "metrics": 1,
     "labels": 2,

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.io.predictions import PREDICTIONS, prediction_path, read_prediction
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, Round, Split
 from napari_jrss.snapshot import Image
+from napari_jrss.training.screening import confidence_by_class
 
 THUMBNAIL_PIXELS = 48
 """Longer side of a thumbnail."""
@@ -75,20 +75,16 @@ def figures_of(
 
     `measure`: whether to read the label that the case can be measured by, if it has one.
     """
-    folder = teacher.folder / PREDICTIONS
-    if not prediction_path(folder, case.case_id).exists():
+    prediction = teacher.files.prediction(case.case_id)
+    if prediction is None:
         return None
-    prediction = read_prediction(folder, case.case_id)
     classes = len(project.table.classes)
-    label = prediction.label.ravel()
-    confidence = prediction.confidence.ravel().astype(np.float64)
-    counts = np.bincount(label, minlength=classes)[1:classes]
-    sums = np.bincount(label, weights=confidence, minlength=classes)[1:classes]
+    counts, sums = (each[1:classes] for each in confidence_by_class(prediction, classes))
     of_class = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     found = int(counts.sum())
     uncertainty = None
     if prediction.uncertainty is not None and found:
-        inside = prediction.uncertainty.ravel()[label > 0]
+        inside = prediction.uncertainty[prediction.label > 0]
         uncertainty = float(inside.mean(dtype=np.float64))
     dice = None
     version = ground_truth(case) if measure else None

@@ -19,7 +19,6 @@ from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import FoundCohort
-from napari_jrss.io.predictions import PREDICTIONS, prediction_path, write_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.export.labels import export_labels, export_predictions
 from napari_jrss.project.project import Project
@@ -319,7 +318,7 @@ class Cohort:
             for case in project.cases()
             if case.split is not Split.UNUSED
             and (not case.labelled)
-            and not prediction_path(teacher.folder / PREDICTIONS, case.case_id).exists()
+            and not teacher.files.has_prediction(case.case_id)
         ]
 
     def predict(self) -> None:
@@ -338,17 +337,17 @@ class Cohort:
         wanted = self.without_prediction()
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.app.networks import load_student, load_teacher
             from napari_jrss.inference.device import make_fabric
+            from napari_jrss.inference.load import load_student, load_teacher
             from napari_jrss.inference.predict import predict_case
 
-            device = make_fabric(self._session.device).device
-            network, student = load_teacher(teacher, device), load_student(teacher, device)
+            device, files = make_fabric(self._session.device).device, teacher.files
+            network, student = load_teacher(files, device), load_student(files, device)
             for done, case_id in enumerate(wanted, start=1):
                 if cancel.is_set():
                     return
                 prediction = predict_case(network, project.image(case_id), device, student)
-                write_prediction(teacher.folder / PREDICTIONS, case_id, prediction)
+                files.write_prediction(case_id, prediction)
                 yield CasePredicted(done, len(wanted), case_id)
                 self.look()
 
@@ -373,17 +372,16 @@ class Cohort:
         project = self._session.open_project
         cases, teacher = project.cases(), project.teacher
         labelled = [case.case_id for case in cases if case.label_version]
-        predictions = None if teacher is None else teacher.folder / PREDICTIONS
         total = len(labelled) + sum(
-            predictions is not None and prediction_path(predictions, case.case_id).exists()
-            for case in cases
+            teacher is not None and teacher.files.has_prediction(case.case_id) for case in cases
         )
         if not total:
             raise ProjectError(f"{project.path}: has no labels to export yet")
 
         def work(cancel: threading.Event) -> Iterator[LabelWritten]:
             files = export_labels(project, folder / "labels", labelled)
-            if predictions is not None:
+            if teacher is not None:
+                predictions = teacher.files.predictions
                 files = chain(
                     files, export_predictions(project, predictions, folder / "predictions")
                 )

@@ -16,8 +16,6 @@ from napari_jrss.snapshot import CachedArrays
 if TYPE_CHECKING:
     from napari_jrss.inference.evaluate import CaseEvaluated, PairEvaluated, Pairs
 
-ROWS, REFINED_ROWS = "evaluation.jsonl", "evaluation_refined.jsonl"
-
 
 class RoundEvaluated(BaseModel):
     """Summary of one round: means and standard deviations over test cases and pairs."""
@@ -67,9 +65,9 @@ def evaluate(
     ProjectError
         Without finished rounds or fewer than two labelled test cases.
     """
-    from napari_jrss.app.networks import load_refined, load_registration, load_teacher
     from napari_jrss.inference import evaluate as engine
     from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.load import load_refined, load_registration, load_teacher
 
     cases = [c.case_id for c in project.cases() if c.split is Split.TEST and c.label_version]
     if len(cases) < 2:
@@ -85,13 +83,13 @@ def evaluate(
     ordered_pairs = engine.evaluation_pairs(cases, pairs, seed)
     for entry in chosen:
         segmentation, registration = [], []
-        teacher = load_teacher(entry, torch_device)
+        teacher = load_teacher(entry.files, torch_device)
         for case in engine.evaluate_segmentation(
             teacher, arrays, cases, len(names), project.spacing_of, torch_device
         ):
             segmentation.append(case)
             yield case
-        network = (load_refined if refined else load_registration)(entry, torch_device)
+        network = (load_refined if refined else load_registration)(entry.files, torch_device)
         for pair in engine.evaluate_registration(
             network, arrays, ordered_pairs, len(names), project.spacing_of, torch_device
         ):
@@ -99,7 +97,7 @@ def evaluate(
             yield pair
         rows = [*segmentation, *registration]
         lines = "".join(row.model_dump_json() + "\n" for row in rows)
-        write_text(entry.folder / (REFINED_ROWS if refined else ROWS), lines)
+        write_text(entry.files.evaluation(refined), lines)
         yield RoundEvaluated(
             number=entry.number,
             name=_name(entry) + (", refined" if refined else ""),

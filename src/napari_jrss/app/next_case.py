@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_jrss.app.case_summary import CaseFigures, figures_of, view_of
-from napari_jrss.io.predictions import PREDICTIONS, read_prediction
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Split
@@ -162,9 +161,10 @@ def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[s
     classes = len(project.table.classes)
     agreement = {}
     for case_id in case_ids:
+        prediction = teacher.files.prediction(case_id)
+        assert prediction is not None
         draft = propagate(project, case_id, device=device).label
-        said = read_prediction(teacher.folder / PREDICTIONS, case_id).label
-        scores = dice_per_class(draft, said, classes)
+        scores = dice_per_class(draft, prediction.label, classes)
         if np.isfinite(scores).any():
             agreement[case_id] = float(np.nanmean(scores))
     return agreement

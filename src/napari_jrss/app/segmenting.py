@@ -122,8 +122,8 @@ def segment_scans(
         Without a teacher, if two scans would write the same files, or if a label is there that no
         export wrote or that was edited since.
     """
-    from napari_jrss.app.networks import load_student, load_teacher
     from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.load import load_student, load_teacher
 
     entry = project.require_teacher()
     names = [stem(scan.absolute()) for scan in scans]
@@ -136,8 +136,8 @@ def segment_scans(
     labels = [f"{name}_label{ending}" for name in names for ending in endings]
     folder = ExportFolder(out, [*about, *labels])
     torch_device = make_fabric(device).device
-    teacher = load_teacher(entry, torch_device)
-    student = load_student(entry, torch_device) if maps else None
+    teacher = load_teacher(entry.files, torch_device)
+    student = load_student(entry.files, torch_device) if maps else None
     folder.make()
     for file, content in about.items():
         folder.write(file, content)
@@ -213,15 +213,17 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
     device = session.device
 
     def work(cancel: threading.Event) -> Iterator[VolumeSegmented]:
-        from napari_jrss.app.networks import load_teacher
         from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.load import load_teacher
         from napari_jrss.inference.predict import predict_case
 
         torch_device = make_fabric(device).device
         ready = preprocess(volume, None, project.preprocessing, project.grid)
         if cancel.is_set():
             return
-        prediction = predict_case(load_teacher(teacher, torch_device), ready.image, torch_device)
+        prediction = predict_case(
+            load_teacher(teacher.files, torch_device), ready.image, torch_device
+        )
         yield VolumeSegmented(
             name,
             ready.chain.label_to_source(prediction.label),

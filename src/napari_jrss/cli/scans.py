@@ -34,7 +34,6 @@ def export(
     """Labels in force and the teacher's labels, in each scan's own geometry."""
     from napari_jrss.app.rounds.train import teacher_warning
     from napari_jrss.cli.render import counting
-    from napari_jrss.io.predictions import PREDICTIONS
     from napari_jrss.project.export.datasets import export_dataset, export_ome_zarr
     from napari_jrss.project.export.dicom_seg import export_segmentations
     from napari_jrss.project.export.labels import export_labels, export_predictions
@@ -45,7 +44,7 @@ def export(
             typer.echo(export_dataset(opened, dest, dataset, modality, dicom_source))
             return
         teacher = opened.teacher
-        predictions = None if teacher is None else teacher.folder / PREDICTIONS
+        predictions = None if teacher is None else teacher.files.predictions
         # Each call refuses what it can't export; none writes before its files are asked for.
         parts = {"labels": ("labels", export_labels(opened, dest / "labels"))}
         if predictions is not None:

@@ -53,12 +53,9 @@ def train(
     with Project.open(project, read_only=not first) as opened, _cancel_on_interrupt() as cancel:
         import torch
 
-        from napari_jrss.app.rounds.train import check_series, series_in_words
+        from napari_jrss.app.rounds.train import series_in_words
         from napari_jrss.app.rounds.train import train as run
 
-        if resume and first:
-            check_series(opened, settings, rounds, resume, pretrain)
-            typer.echo(series_in_words(opened), err=True)
         if threads is not None:
             torch.set_num_threads(threads)
         events = run(
@@ -71,6 +68,8 @@ def train(
             resume=resume,
             pretrain=pretrain,
         )
+        if resume and first:
+            typer.echo(series_in_words(opened), err=True)
         if first:
             events = _print_lines(events) if as_json else training_progress(events)
         for _ in events:

@@ -12,8 +12,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.io.round_files import RoundFiles
+from napari_jrss.networks.weights import load_weights, save_tensors
 from napari_jrss.snapshot import CohortSnapshot
-from napari_jrss.training.checkpoint import load_into, load_tensors, save_tensors
 from napari_jrss.training.events import Event, StageFinished
 from napari_jrss.training.loop import Stage, fit
 from napari_jrss.training.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
@@ -115,10 +116,10 @@ def train_stage(task: Task, stage: Stage, config: TrainingConfig | None = None) 
     the task's: seed, decay of the learning rate, validation interval.
     """
     path = task.folder / f"{stage.name}.safetensors"
-    state_path = task.folder / f"{stage.name}.state.safetensors"
+    state_path = RoundFiles(task.folder).state(stage.name)
     modules = nn.ModuleDict(stage.modules)
     if path.exists():
-        load_into(modules, load_tensors(path)[0], path)
+        load_weights(modules, path)
         state_path.unlink(missing_ok=True)
     else:
         task.folder.mkdir(parents=True, exist_ok=True)

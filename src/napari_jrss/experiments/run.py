@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,10 +19,9 @@ from napari_jrss.experiments.cohort import COHORT, prepare_cohort
 from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS, begun_with, collect
 from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
-from napari_jrss.experiments.worker import Worker, run_one
+from napari_jrss.experiments.worker import train_and_evaluate
 from napari_jrss.io.atomic import write_text
-
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+from napari_jrss.processes import Workers, available_cores, thread_limits
 
 
 @dataclass(frozen=True)
@@ -88,65 +85,54 @@ def run_experiment(
         if not begun and not (out / COHORT).exists():
             (out / PROTOCOL).unlink()  # nothing came of it: the next try may be another
         raise
-    places = _workers(workers, threads, device)
-    # Workers take the number of threads from here as they are born, before torch or ANTs read it.
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(before, str(places[0].threads)))
+    missing = _missing(runs, out)
+    kind, gpus = _devices(device)
+    count = workers or len(gpus) or available_cores()
+    threads = threads or max(1, available_cores() // count)
+    environments = [thread_limits(threads) for _ in range(min(count, len(missing)))]
+    for i, environment in enumerate(environments if gpus else ()):
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+    pool = Workers[Run](environments)
+
+    def begin(run: Run) -> None:
+        pool.submit(run, train_and_evaluate, protocol, run, out, project, kind, threads)
+
     try:
-        yield from _in_processes(protocol, out, project, runs, places)
+        yield from _in_processes(runs, missing, pool, begin)
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        pool.close(kill=True)
         collect(out)
 
 
 def _in_processes(
-    protocol: Protocol, out: Path, project: Path, runs: list[Run], places: list[Worker]
+    runs: Sequence[Run], missing: set[str], pool: Workers[Run], begin: Callable[[Run], None]
 ) -> Iterator[RunEnded]:
     """Give each free worker the next run whose start is done."""
-    context = multiprocessing.get_context("spawn")
-    # One pool of one process for each place, so that a crash takes no neighbour with it.
-    pools = {place: ProcessPoolExecutor(1, context) for place in places}
-    missing = _missing(runs, out)
-    waiting, free = list(runs), list(places)
-    busy: dict[Future[float], tuple[Run, Worker]] = {}
+    waiting = list(runs)
     problems: dict[str, str] = {}  # of each run that ended
-    try:
-        while waiting or busy:
-            for run in list(waiting):
-                ready = run.start is None or problems.get(run.start.id) == ""
-                if run.id not in missing:
-                    ended = RunEnded(run, 0.0, skipped=True)
-                elif run.start is not None and problems.get(run.start.id):
-                    ended = RunEnded(run, 0.0, f"{run.start.id} failed")
-                elif free and ready:
-                    place = free.pop(0)
-                    job = pools[place].submit(run_one, protocol, run, out, project, place)
-                    busy[job] = (run, place)
-                    waiting.remove(run)
-                    continue
-                else:
-                    continue
+    while waiting or pool.busy:
+        for run in list(waiting):
+            if run.id not in missing:
+                ended = RunEnded(run, 0.0, skipped=True)
+            elif run.start is not None and problems.get(run.start.id):
+                ended = RunEnded(run, 0.0, f"{run.start.id} failed")
+            elif pool.free and (run.start is None or run.start.id in problems):
+                begin(run)
                 waiting.remove(run)
-                problems[run.id] = ended.problem
-                yield ended
-            for job in wait(busy, return_when=FIRST_COMPLETED).done:
-                run, place = busy.pop(job)
-                problem, seconds = "", 0.0
-                try:
-                    seconds = job.result()
-                except Exception as error:  # whatever a run died of, the others go on
-                    problem = " ".join(f"{type(error).__name__}: {error}".split())
-                    pools[place].shutdown(wait=False)
-                    pools[place] = ProcessPoolExecutor(1, context)
-                free.append(place)
-                problems[run.id] = problem
-                yield RunEnded(run, seconds, problem)
-    finally:
-        for pool in pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+                continue
+            else:
+                continue
+            waiting.remove(run)
+            problems[run.id] = ended.problem
+            yield ended
+        for run, result in pool.results() if pool.busy else ():
+            if isinstance(result, Exception):  # whatever a run failed of, the others go on
+                problem = " ".join(f"{type(result).__name__}: {result}".split())
+                ended = RunEnded(run, 0.0, problem)
+            else:
+                ended = RunEnded(run, result)
+            problems[run.id] = ended.problem
+            yield ended
 
 
 def _missing(runs: Sequence[Run], out: Path) -> set[str]:
@@ -238,20 +224,15 @@ def _is_done(run: Run, out: Path) -> bool:
     return (out / RUNS / run.id / RUN).exists()
 
 
-def _workers(count: int | None, threads: int | None, device: str) -> list[Worker]:
-    """One per GPU, or per core without one."""
+def _devices(device: str) -> tuple[str, list[str]]:
+    """What runs compute on, ``cpu`` or ``cuda``, and the names of the GPUs."""
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
         raise ProtocolError(f"--device {device}: auto, cpu or cuda")
-    gpus = torch.cuda.device_count() if device != "cpu" else 0
-    if device == "cuda" and gpus == 0:
+    count = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cuda" and count == 0:
         raise ProtocolError("this machine has no cuda device; try --device cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = count or gpus or cores or 1
-    each = threads or max(1, (cores or 1) // count)
-    if gpus == 0:
-        return [Worker(i, "cpu", each) for i in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else [str(i) for i in range(gpus)]
-    return [Worker(i, "cuda", each, names[i % gpus]) for i in range(count)]
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    return ("cuda", names[:count]) if count else ("cpu", [])

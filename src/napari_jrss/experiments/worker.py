@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,17 +29,9 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
 
 
-@dataclass(frozen=True)
-class Worker:
-    """Where a worker process computes: device, CPU threads, and which GPU it may see."""
-
-    number: int
-    device: str
-    threads: int
-    gpu: str | None = None
-
-
-def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: Worker) -> float:
+def train_and_evaluate(
+    protocol: Protocol, run: Run, out: Path, project_path: Path, device: str, threads: int
+) -> float:
     """Train and evaluate one run; what :func:`run_experiment` does in its processes.
 
     Returns
@@ -50,9 +39,6 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
     float
         Seconds it took, with those of starts that were killed.
     """
-    _end_with_parent()
-    if place.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
     import torch
 
     from napari_jrss.experiments.examples import write_examples
@@ -61,7 +47,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
     from napari_jrss.inference.evaluate import evaluation_pairs
     from napari_jrss.snapshot import CachedArrays
 
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(threads)
     _flush_denormals()
     folder = out / RUNS / run.id
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +55,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
     with Project.open(project_path, read_only=True) as project, EventLog(folder) as log:
         dealt = assign(protocol, run, project)
         snapshot = snapshot_of(dealt, project)
-        fabric = make_fabric(place.device, run.config.precision)
+        fabric = make_fabric(device, run.config.precision)
         task = Task(
             snapshot=snapshot,
             config=run.config,
@@ -90,7 +76,7 @@ def run_one(protocol: Protocol, run: Run, out: Path, project_path: Path, place: 
         write_examples(folder, trained, arrays, dealt.test[0], pairs[0], fabric.device)
     write_rows(folder / ROWS, run, rows)
     description = {
-        **describe(run, place),
+        **describe(run, threads),
         "title": METHODS[run.method].title,
         "device": str(fabric.device),
         "device_name": _device_name(fabric.device.type),
@@ -141,7 +127,7 @@ def _figures(
             yield from rows_of(figures, of, names)
 
 
-def describe(run: Run, place: Worker) -> dict[str, Any]:
+def describe(run: Run, threads: int) -> dict[str, Any]:
     """What a run is, and the software and machine it ran on."""
     versions = {}
     for package in PACKAGES:
@@ -159,22 +145,9 @@ def describe(run: Run, place: Worker) -> dict[str, Any]:
             "system": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "threads": place.threads,
+            "threads": threads,
         },
     }
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing beside the one that resumes."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _flush_denormals() -> None:

@@ -15,9 +15,6 @@ from napari_jrss.io.atomic import new_folder
 from napari_jrss.io.zarr_check import read_array
 from napari_jrss.snapshot import Label
 
-PREDICTIONS = "predictions"
-"""Folder of a round that holds its predictions."""
-
 
 @dataclass(frozen=True)
 class Prediction:

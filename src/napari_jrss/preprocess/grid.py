@@ -21,7 +21,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.pipeline import foreground_box, place, whole_box
 from napari_jrss.preprocess.prealign import align
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.preprocess.workers import in_processes
+from napari_jrss.processes import in_processes
 
 # Networks halve the grid three times.
 _MULTIPLE = 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from napari_jrss.preprocess.case_store import (
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.preprocess.workers import in_processes
+from napari_jrss.processes import WorkerDiedError, in_processes
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def ingest(
     Notes
     -----
     Processes are spawned, so a script that calls this needs ``if __name__ == "__main__":``.
-    At most two cases per worker are under way, so memory doesn't grow with their number.
+    Each worker has one case under way, so memory doesn't grow with their number.
     """
     if table is None and any(case.label for case in cases):
         raise ValueError("labelled cases need a label table")
@@ -163,9 +162,7 @@ def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
 
 
 def _reason(error: BaseException, case: FoundCase) -> str:
-    if isinstance(error, BrokenProcessPool):
-        return "its process died; most likely there was too little memory"
-    if isinstance(error, ScanError | FileExistsError):
+    if isinstance(error, WorkerDiedError | ScanError | FileExistsError):
         return str(error)
     if not isinstance(case.image, Path):  # the message may hold a path
         return f"{case.case_id}: {type(error).__name__}"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.io.round_files import RoundFiles
+
 
 class Split(StrEnum):
     """What a case is for; decided per subject group by :meth:`Project.split`."""
@@ -164,6 +166,11 @@ class Round:
     config_sha256: str
     label_versions: Mapping[str, str]
     metrics: Mapping[str, object]
+
+    @property
+    def files(self) -> RoundFiles:
+        """The files in its folder."""
+        return RoundFiles(self.folder)
 
 
 @dataclass(frozen=True)

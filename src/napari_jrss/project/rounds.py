@@ -9,7 +9,7 @@ from pathlib import Path
 
 from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_text
-from napari_jrss.io.predictions import PREDICTIONS
+from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import read_checked_label
 from napari_jrss.project.folder import ROUNDS
@@ -26,7 +26,7 @@ class ProjectRounds(ProjectLabels):
         rounds = self._ledger.rounds(self.path / ROUNDS)
         for entry in rounds:
             # A round's folder is written into by its number alone.
-            self._inside(ROUNDS, entry.folder.name, PREDICTIONS)
+            self._inside(ROUNDS, entry.folder.name, entry.files.predictions.name)
         return rounds
 
     def round(self, number: int) -> Round:
@@ -66,15 +66,16 @@ class ProjectRounds(ProjectLabels):
             raise ProjectError(f"{self.path}: case {case_id!r} neither trains nor validates")
         number = max((entry.number for entry in self.rounds()), default=-1) + 1
         folder = self._inside(ROUNDS, round_folder(number))
+        config = RoundFiles(folder).config
         # A killed start leaves at most the configuration, or its unfinished copy.
         if folder.exists() and any(
-            f.name != "config.json" and not f.name.startswith(".") for f in folder.iterdir()
+            file != config and not file.name.startswith(".") for file in folder.iterdir()
         ):
             raise ProjectError(f"{folder}: in the way, though the ledger knows no round {number}")
         try:
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
-            write_text(folder / "config.json", config_json)
+            write_text(config, config_json)
             sync_folder(folder.parent)
         except OSError as error:
             raise ProjectError(f"{folder}: can't be written ({from_os_error(error)})") from error

@@ -1,74 +1,18 @@
-"""Weights and training state on disk: safetensors with their description, written all or nothing.
-
-Nothing here unpickles. A training state is one file, so that a kill at any moment leaves the
-previous state whole.
-"""
+"""The training state of a stage on disk: one file, so that a kill leaves the previous one whole."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
 
-from napari_jrss.errors import JRSSError, from_validation
-from napari_jrss.io.atomic import write_bytes
+from napari_jrss.errors import from_validation
+from napari_jrss.networks.weights import CheckpointError, StateDict, load_tensors, save_tensors
 
-StateDict = dict[str, Tensor]
 _NUMBER = re.compile("[0-9]{1,9}")
-
-
-class CheckpointError(JRSSError):
-    """A weights file that is missing, damaged or of another network."""
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON description into one safetensors file."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(on_cpu, {"description": json.dumps(description)}))
-
-
-def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, damaged, or not one of ours.
-    """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-        raise CheckpointError(f"{path}: not a readable weights file")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            description = json.loads((file.metadata() or {})["description"])
-            if not isinstance(description, dict):
-                raise ValueError("its description is no object")
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such weights file") from None
-    except (SafetensorError, KeyError, ValueError, OSError, RecursionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a readable weights file ({reason})") from None
-
-
-def load_into(network: nn.Module, state: StateDict, path: Path) -> None:
-    """Put weights read from `path` into `network`; :class:`CheckpointError` if they don't fit."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: damaged ({name[:100]} holds NaN or infinity)")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: weights of another network ({first})") from None
 
 
 class _Description(BaseModel):

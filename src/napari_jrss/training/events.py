@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from napari_jrss.io.atomic import write_text
+from napari_jrss.training.trainable import RoundError
 
 
 class _Event(BaseModel):
@@ -115,3 +121,70 @@ _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator=
 def parse_event(text: str | bytes) -> Event:
     """Read an event back from ``event.model_dump_json()``."""
     return _adapter.validate_json(text)
+
+
+class MetricsFile:
+    """The events of a round that outlive its run, one a line, each once: ``metrics.jsonl``.
+
+    Parameters
+    ----------
+    path
+        The file, which need not exist.
+    """
+
+    _KEPT = (StageStarted, EpochEnd, CaseScreened, CaseJudged, StageFinished)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: Event) -> None:
+        """Append an event, unless it is there or doesn't outlive the run.
+
+        A stage that goes on from a training state repeats the epochs after it: its start removes
+        them.
+
+        Raises
+        ------
+        RoundError
+            The file is damaged.
+        """
+        if not isinstance(event, self._KEPT):
+            return
+        known = self._lines()
+        if isinstance(event, StageStarted):
+            kept = [
+                text + "\n"
+                for text, line in known.items()
+                if line.get("stage") != event.stage or line.get("step", 0) <= event.first_step
+            ]
+            write_text(self.path, "".join(kept))
+        elif _identity(event.model_dump()) not in map(_identity, known.values()):
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(event.model_dump_json() + "\n")
+
+    def epochs(self) -> Iterator[EpochEnd]:
+        """The epochs so far; the half line that a killed run may have left is passed over."""
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                if b'"epoch_end"' in line and line.endswith(b"\n"):
+                    event = parse_event(line)
+                    assert isinstance(event, EpochEnd)
+                    yield event
+
+    def _lines(self) -> dict[str, dict[str, Any]]:
+        """Each line of the file, and the JSON object that it holds."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            raise RoundError(f"{self.path}: not a file of this round")
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            lines = {line: json.loads(line) for line in text.split("\n") if line}
+        except (OSError, ValueError, RecursionError) as error:
+            raise RoundError(f"{self.path}: damaged ({error})") from error
+        for line in lines.values():
+            if not isinstance(line, dict) or not isinstance(line.get("step", 0), int | float):
+                raise RoundError(f"{self.path}: damaged (a line that is not an event)")
+        return lines
+
+
+def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line.get(key) for key in ("kind", "stage", "case_id", "step"))

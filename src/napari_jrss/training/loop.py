@@ -18,14 +18,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.training.checkpoint import (
-    CheckpointError,
-    StateDict,
-    TrainingState,
-    load_into,
-    optimizer_moments,
-    restore_moments,
-)
+from napari_jrss.networks.weights import CheckpointError, StateDict, load_into
+from napari_jrss.training.checkpoint import TrainingState, optimizer_moments, restore_moments
 from napari_jrss.training.events import Cancelled, EpochEnd, Event, StageStarted, StepEnd
 from napari_jrss.training.sampling import step_seed
 

@@ -1,19 +1,16 @@
-"""The recipe: pre-training, then joint rounds of registration and segmentation.
+"""One round: the pre-training of the Mono-Nets, or joint registration and segmentation.
 
-Round 0 is the pre-training of the Mono-Nets. A round's folder holds ``config.json``,
-``metrics.jsonl``, the weights ``teacher``, ``student`` and ``registration`` (``.safetensors``)
-and ``predictions/<case_id>.zarr``. What is there is done: a killed round goes on from the first
-thing that is missing, inside a stage from its last training state.
+A round writes into its folder (:mod:`napari_jrss.io.round_files`). What is there is done: a
+killed round goes on from the first file that is missing, inside a stage from its last training
+state.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -21,24 +18,17 @@ from torch import nn
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.predict import predict_case
-from napari_jrss.io.atomic import end_with_whole_line, sweep, write_text
-from napari_jrss.io.predictions import (
-    PREDICTIONS,
-    Prediction,
-    prediction_path,
-    read_prediction,
-    write_prediction,
-)
+from napari_jrss.io.atomic import write_text
+from napari_jrss.io.round_files import RoundDescription, RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.snapshot import CohortSnapshot
-from napari_jrss.training.checkpoint import load_into, load_tensors, save_tensors
-from napari_jrss.training.description import RoundError, check_trainable, describe
 from napari_jrss.training.events import (
     Cancelled,
-    CaseJudged,
     CaseScreened,
     EpochEnd,
     Event,
+    MetricsFile,
     RoundFinished,
     StageFinished,
     StageStarted,
@@ -54,18 +44,11 @@ from napari_jrss.training.stages import (
     registration_validation,
     segmentation_validation,
 )
-
-TEACHER, STUDENT, REGISTRATION = (
-    "teacher.safetensors",
-    "student.safetensors",
-    "registration.safetensors",
-)
-METRICS = "metrics.jsonl"
-CONFIG = "config.json"
+from napari_jrss.training.trainable import RoundError, check_trainable
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundTask:
     """One round to run: what it sees, how it is set up, where it writes.
 
     Attributes
@@ -88,8 +71,19 @@ class Round:
     folder: Path
     parent: Path | None = None
 
+    @property
+    def files(self) -> RoundFiles:
+        """The files that the round writes."""
+        return RoundFiles(self.folder)
 
-def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+    @property
+    def parent_files(self) -> RoundFiles:
+        """The files of the parent; only for a joint round."""
+        assert self.parent is not None
+        return RoundFiles(self.parent)
+
+
+def run_round(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Run or resume one round, the pre-training included.
 
     Yields
@@ -106,20 +100,21 @@ def run_round(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     check_trainable(this.snapshot, joint=this.parent is not None)
     this.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
-        _sweep(this.folder)
-    if fabric.is_global_zero and not (this.folder / CONFIG).exists():
-        text = describe(this.snapshot, this.config)
-        write_text(this.folder / CONFIG, text)
+        this.files.sweep()
+        if not this.files.config.exists():
+            description = RoundDescription.of(this.snapshot, this.config)
+            write_text(this.files.config, description.model_dump_json(indent=1))
+    metrics = MetricsFile(this.files.metrics)
     work = _pretrain(this, fabric, cancel) if this.parent is None else _joint(this, fabric, cancel)
     for event in work:
         if fabric.is_global_zero:
-            _record(event, this.folder / METRICS)
+            metrics.add(event)
         yield event
         if isinstance(event, Cancelled):
             return
 
 
-def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+def _pretrain(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Mono-Seg and Mono-Reg, then the first predictions."""
     snapshot, config = this.snapshot, this.config
     tensors = TrainingTensors(snapshot, {}, fabric.device)
@@ -136,9 +131,9 @@ def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         config.registration.minimum_steps,
         config.registration.warmup_steps,
     )
-    stages: Sequence[tuple[Stage, dict[str, nn.Module]]] = [
-        (MonoSegmentationStage(teacher, tensors, config, fabric), {TEACHER: teacher}),
-        (registration_stage, {REGISTRATION: registration}),
+    stages: Sequence[tuple[Stage, dict[Path, nn.Module]]] = [
+        (MonoSegmentationStage(teacher, tensors, config, fabric), {this.files.teacher: teacher}),
+        (registration_stage, {this.files.registration: registration}),
     ]
     for stage, results in stages:
         if not (yield from _train(stage, results, this, fabric, cancel)):
@@ -146,14 +141,13 @@ def _pretrain(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     yield from _conclude(this, teacher, None, registration, fabric, cancel)
 
 
-def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+def _joint(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Screen, register, teach the student, average the teacher, screen again (Fig. 3)."""
-    assert this.parent is not None
-    snapshot, config = this.snapshot, this.config
+    snapshot, config, parent = this.snapshot, this.config, this.parent_files
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
     registration = build_registration_network(config.registration_network)
-    for network, name in ((teacher, TEACHER), (registration, REGISTRATION)):
-        load_into(network, load_tensors(this.parent / name)[0], this.parent / name)
+    load_weights(teacher, parent.teacher)
+    load_weights(registration, parent.registration)
     teacher.to(fabric.device)
 
     pseudo_labels = yield from _screen(this, teacher, fabric, cancel)
@@ -172,13 +166,12 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
             minimum_steps=1,
             warmup_steps=0,
         )
-        results: dict[str, nn.Module] = {REGISTRATION: registration}
+        results: dict[Path, nn.Module] = {this.files.registration: registration}
         if not (yield from _train(registration_stage, results, this, fabric, cancel)):
             return
-    elif fabric.is_global_zero and not (this.folder / REGISTRATION).exists():
+    elif fabric.is_global_zero and not this.files.registration.exists():
         # A round's folder stands alone: the parent's network is this round's, too.
-        state, description = load_tensors(this.parent / REGISTRATION)
-        save_tensors(this.folder / REGISTRATION, state, description)
+        save_tensors(this.files.registration, *load_tensors(parent.registration))
     student = build_segmentation_network(
         config.segmentation_network, snapshot.classes, config.joint.dropout
     )
@@ -187,17 +180,16 @@ def _joint(this: Round, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     student_stage = StudentStage(
         f"student_{this.number}", student, teacher, registration, tensors, config, fabric
     )
-    results = {STUDENT: student, TEACHER: teacher}
+    results = {this.files.student: student, this.files.teacher: teacher}
     if not (yield from _train(student_stage, results, this, fabric, cancel)):
         return
     yield from _conclude(this, teacher, student, registration, fabric, cancel)
 
 
 def _screen(
-    this: Round, teacher: nn.Module, fabric: Fabric, cancel: Cancel
+    this: RoundTask, teacher: nn.Module, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, dict[str, PseudoLabel] | None]:
     """Hold the parent's prediction of every unlabelled case against tau; None if cancelled."""
-    assert this.parent is not None
     stage, snapshot, screening = "screening", this.snapshot, this.config.screening
     required = labelled_classes(snapshot)
     judged = len(scans_to_judge(snapshot)) if screening.learned_gate else 0
@@ -210,7 +202,9 @@ def _screen(
         held_back = unlearned
     pseudo_labels: dict[str, PseudoLabel] = {}
     for case in snapshot.unlabelled:
-        prediction = _prediction_of_parent(this.parent, case, teacher, snapshot, fabric)
+        prediction = this.parent_files.prediction(case)
+        if prediction is None:  # a case that came after the parent
+            prediction = predict_case(teacher, snapshot.arrays.image(case), fabric.device)
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         pseudo_labels[case] = pseudo
         yield _screened(stage, case, pseudo)
@@ -231,18 +225,18 @@ def _screen(
 
 
 def _train(
-    stage: Stage, results: dict[str, nn.Module], this: Round, fabric: Fabric, cancel: Cancel
+    stage: Stage, results: dict[Path, nn.Module], this: RoundTask, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, bool]:
     """Run one stage and write its weights, or read them if the stage is done already."""
-    paths = {this.folder / name: network for name, network in results.items()}
-    state_path = this.folder / f"{stage.name}.state.safetensors"
-    if all(path.exists() for path in paths):
-        best = _read_weights(paths).get("best")
+    state_path = this.files.state(stage.name)
+    best = None
+    if all(path.exists() for path in results):
+        for path, network in results.items():
+            best = load_weights(network, path).get("best")
         if fabric.is_global_zero:
             state_path.unlink(missing_ok=True)
         yield StageFinished(stage=stage.name, best=best)
         return True
-    best = None
     for event in fit(stage, fabric, state_path, this.config, cancel):
         yield event
         if isinstance(event, StageStarted | EpochEnd):
@@ -251,29 +245,21 @@ def _train(
             return False
     if fabric.is_global_zero:
         classes = list(this.snapshot.class_names)
-        for path, network in paths.items():
+        for path, network in results.items():
             description = {"stage": stage.name, "classes": classes, "best": best}
             save_tensors(path, network.state_dict(), description)
         state_path.unlink(missing_ok=True)
     fabric.barrier()
     if not fabric.is_global_zero:
         # Buffers differ a little between processes, so their best epochs may differ too.
-        _read_weights(paths)
+        for path, network in results.items():
+            load_weights(network, path)
     yield StageFinished(stage=stage.name, best=best)
     return True
 
 
-def _read_weights(paths: Mapping[Path, nn.Module]) -> dict[str, Any]:
-    """Put the weights of a finished stage into its networks; returns their description."""
-    description: dict[str, Any] = {}
-    for path, network in paths.items():
-        state, description = load_tensors(path)
-        load_into(network, state, path)
-    return description
-
-
 def _conclude(
-    this: Round,
+    this: RoundTask,
     teacher: nn.Module,
     student: nn.Module | None,
     registration: nn.Module,
@@ -281,8 +267,7 @@ def _conclude(
     cancel: Cancel,
 ) -> Iterator[Event]:
     """Judge the teacher, write its prediction of every unlabelled case, hold it against tau."""
-    stage, folder = "prediction", this.folder / PREDICTIONS
-    snapshot, screening = this.snapshot, this.config.screening
+    stage, snapshot, screening = "prediction", this.snapshot, this.config.screening
     required, cases = labelled_classes(snapshot), snapshot.unlabelled
     judged = len(scans_to_judge(snapshot))
     yield StageStarted(stage=stage, steps=judged + len(cases))
@@ -294,12 +279,13 @@ def _conclude(
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=judged + i)
             return
-        if not prediction_path(folder, case).exists() and fabric.is_global_zero:
-            image = snapshot.arrays.image(case)
-            write_prediction(folder, case, predict_case(teacher, image, fabric.device, student))
+        if fabric.is_global_zero and not this.files.has_prediction(case):
+            made = predict_case(teacher, snapshot.arrays.image(case), fabric.device, student)
+            this.files.write_prediction(case, made)
         fabric.barrier()
         held_back = unlearned if screening.learned_gate else ()
-        prediction = read_prediction(folder, case)
+        prediction = this.files.prediction(case)
+        assert prediction is not None
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         accepted += pseudo.accepted
         yield _screened(stage, case, pseudo)
@@ -321,16 +307,6 @@ def _conclude(
     )
 
 
-def _prediction_of_parent(
-    parent: Path, case: str, teacher: nn.Module, snapshot: CohortSnapshot, fabric: Fabric
-) -> Prediction:
-    """The parent's prediction, made now for a case that came after it."""
-    folder = parent / PREDICTIONS
-    if prediction_path(folder, case).exists():
-        return read_prediction(folder, case)
-    return predict_case(teacher, snapshot.arrays.image(case), fabric.device)
-
-
 def labelled_classes(snapshot: CohortSnapshot) -> tuple[int, ...]:
     """Foreground classes that occur in the labelled cases."""
     seen = [np.unique(snapshot.arrays.label(case)) for case in snapshot.labelled]
@@ -346,46 +322,3 @@ def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
         class_confidence=[None if np.isnan(v) else float(v) for v in pseudo.class_confidence],
         classes_passed=[bool(passed) for passed in pseudo.classes_passed],
     )
-
-
-def _record(event: Event, path: Path) -> None:
-    """Append what outlives the run, once; a resumed stage first drops the epochs it repeats."""
-    if not isinstance(event, StageStarted | EpochEnd | CaseScreened | CaseJudged | StageFinished):
-        return
-    known = _recorded(path)
-    if isinstance(event, StageStarted):
-        kept = [
-            text + "\n"
-            for text, line in known.items()
-            if line.get("stage") != event.stage or line.get("step", 0) <= event.first_step
-        ]
-        write_text(path, "".join(kept))
-    elif _identity(event.model_dump()) not in map(_identity, known.values()):
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(event.model_dump_json() + "\n")
-
-
-def _recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines of a round's metrics and what they say, from a file that lies in its folder."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise RoundError(f"{path}: not a file of this round")
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = {line: json.loads(line) for line in text.split("\n") if line}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RoundError(f"{path}: damaged ({error})") from error
-    for line in lines.values():
-        if not isinstance(line, dict) or not isinstance(line.get("step", 0), int | float):
-            raise RoundError(f"{path}: damaged (a line is no event)")
-    return lines
-
-
-def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line.get(key) for key in ("kind", "stage", "case_id", "step"))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run was still writing: hidden names, and half a line of metrics."""
-    sweep(folder)
-    sweep(folder / PREDICTIONS)
-    end_with_whole_line(folder / METRICS)

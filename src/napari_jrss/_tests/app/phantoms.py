@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.app.description import RoundDescription
 from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.io.predictions import Prediction
+from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
@@ -87,21 +87,18 @@ def give_teacher(project: Project, seed: int = 0) -> int:
         confidence = rng.uniform(0.3, 1, label.shape).astype(np.float16)
         uncertainty = np.zeros(label.shape, np.float16)
         uncertainty[8:10, 6:8, 4:6] = 2
-        write_prediction(
-            entry.folder / PREDICTIONS, case.case_id, Prediction(label, confidence, uncertainty)
-        )
+        entry.files.write_prediction(case.case_id, Prediction(label, confidence, uncertainty))
     return project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True).number
 
 
 def give_networks(project: Project) -> None:
     """Networks that never learned anything, as the current teacher's weights."""
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-    from napari_jrss.training.checkpoint import save_tensors
-    from napari_jrss.training.round import REGISTRATION, TEACHER
+    from napari_jrss.networks.weights import save_tensors
 
     entry, config = project.teacher, preset("smoke")
     assert entry is not None
     teacher = build_segmentation_network(config.segmentation_network, len(project.table.names))
     registration = build_registration_network(config.registration_network)
-    for name, network in ((TEACHER, teacher), (REGISTRATION, registration)):
-        save_tensors(entry.folder / name, network.state_dict(), {})
+    save_tensors(entry.files.teacher, teacher.state_dict(), {})
+    save_tensors(entry.files.registration, registration.state_dict(), {})

@@ -26,7 +26,7 @@ from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import discover
-from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
@@ -49,8 +49,9 @@ def predicted(project: Project, case_ids: list[str], confidence: float = 0.8) ->
     for case_id in case_ids:
         label = project.label(case_id, "v0001")
         sure = np.where(label > 0, confidence, 1).astype(np.float16)
-        folder = project.round(number).folder / PREDICTIONS
-        write_prediction(folder, case_id, Prediction(label, sure, sure * 0 + 0.25))
+        project.round(number).files.write_prediction(
+            case_id, Prediction(label, sure, sure * 0 + 0.25)
+        )
     project.finish_round(number, RoundOutcome.FINISHED, promote=True)
 
 

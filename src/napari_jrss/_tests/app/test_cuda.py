@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from napari_jrss._tests.training.phantoms import Never, tiny_config
-from napari_jrss.app.rounds.estimate import measured_apart, one_step
+from napari_jrss.app.rounds.estimate import measure_in_own_process, one_step
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import OutOfMemoryError, train
 from napari_jrss.project.project import Project
@@ -24,7 +24,7 @@ def test_a_round_in_a_process_of_its_own_takes_no_memory_here(project: Project) 
     before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     place = InOwnProcess(project.path, "cuda")
-    event = list(train(project, tiny_config(), 1, Never(), place=place))[-1]
+    event = list(train(project, tiny_config(), 1, Never(), executor=place))[-1]
     assert isinstance(event, RoundFinished)
     assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
     assert project.round(1).metrics["device"] == "cuda"
@@ -51,7 +51,7 @@ def test_a_full_memory_is_told_in_one_line_and_leaves_the_teacher(project: Proje
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_estimate_of_memory_is_what_a_step_takes(precision: str) -> None:
     config = tiny_config(precision=precision)
-    measured = measured_apart(config, 3, GRID, "cuda", Never())
+    measured = measure_in_own_process(config, 3, GRID, "cuda", Never())
     assert measured is not None
     assert measured.device == "cuda"
     assert measured.total == torch.cuda.get_device_properties(0).total_memory

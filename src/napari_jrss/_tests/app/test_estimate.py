@@ -14,7 +14,7 @@ from napari_jrss.app.rounds.estimate import (
     Measured,
     StepCost,
     estimated,
-    measured_apart,
+    measure_in_own_process,
     steps_of,
 )
 from napari_jrss.app.rounds.train import train
@@ -68,7 +68,7 @@ def test_memory_is_the_program_the_volumes_and_a_step(project: Project) -> None:
 
 
 def test_a_real_step_is_measured_in_a_process_of_its_own() -> None:
-    measured = measured_apart(tiny_config(), 3, (16, 24, 16), "cpu", Never())
+    measured = measure_in_own_process(tiny_config(), 3, (16, 24, 16), "cpu", Never())
     assert measured is not None
     assert measured.device == "cpu"
     assert set(measured.stages) == set(STAGES)
@@ -82,6 +82,6 @@ def test_a_real_step_is_measured_in_a_process_of_its_own() -> None:
 def test_a_measurement_can_be_stopped_and_its_failure_is_one_line() -> None:
     cancel = threading.Event()
     cancel.set()
-    assert measured_apart(tiny_config(), 3, (16, 16, 16), "cpu", cancel) is None
+    assert measure_in_own_process(tiny_config(), 3, (16, 16, 16), "cpu", cancel) is None
     with pytest.raises(EstimateError, match=r"could not be measured: .*unknown device 'abacus'"):
-        measured_apart(tiny_config(), 3, (16, 16, 16), "abacus", Never())
+        measure_in_own_process(tiny_config(), 3, (16, 16, 16), "abacus", Never())

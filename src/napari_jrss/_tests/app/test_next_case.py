@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from napari_jrss.app.case_summary import CaseFigures, appearance
 from napari_jrss.app.next_case import Suggestion, suggest, suggest_now
 from napari_jrss.cli import app
-from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.io.predictions import Prediction
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 
@@ -35,8 +35,7 @@ def finished_round(project: Project) -> None:
         label[8:12] = 2
         kl = np.full(label.shape, 1 - confidence, np.float16)
         sure = np.full(label.shape, confidence, np.float16)
-        folder = project.round(number).folder / PREDICTIONS
-        write_prediction(folder, case_id, Prediction(label, sure, kl))
+        project.round(number).files.write_prediction(case_id, Prediction(label, sure, kl))
     project.finish_round(number, RoundOutcome.FINISHED, promote=True)
 
 

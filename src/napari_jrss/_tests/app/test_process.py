@@ -24,10 +24,11 @@ from napari_jrss._tests.training.phantoms import (
     tiny_config,
     weights,
 )
-from napari_jrss.app.rounds.process import LOG, NICENESS, InOwnProcess, TrainingProcessError
+from napari_jrss.app.rounds.process import LOG, NICENESS, InOwnProcess
 from napari_jrss.app.rounds.train import train
 from napari_jrss.config import NetworkConfig
 from napari_jrss.networks.unet import VoxelMorphUNet
+from napari_jrss.processes import ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
@@ -56,11 +57,11 @@ def place(project: Project) -> Iterator[InOwnProcess]:
     made = InOwnProcess(project.path, "cpu", threads=1)
     yield made
     assert made.process is None
-    assert not [p for p in psutil.Process().children() if "training_process" in str(p.cmdline())]
+    assert not [p for p in psutil.Process().children() if "_run_child" in str(p.cmdline())]
 
 
 def run(place: InOwnProcess, project: Project, rounds: int = 0, **changes: object) -> list[Event]:
-    return list(train(project, tiny_config(**changes), rounds, Never(), place=place))
+    return list(train(project, tiny_config(**changes), rounds, Never(), executor=place))
 
 
 def gone(pid: int, within: float) -> bool:
@@ -81,7 +82,7 @@ def test_the_same_events_and_the_same_weights_as_in_this_process(
         expected = [weights(entry.folder) for entry in other.rounds()]
     nice: set[int] = set()
     there = []
-    for event in train(project, tiny_config(**network), 1, Never(), place=place):
+    for event in train(project, tiny_config(**network), 1, Never(), executor=place):
         there.append(event)
         if isinstance(event, StepEnd):
             nice.add(psutil.Process(place.process).nice())
@@ -108,11 +109,11 @@ def test_killed_then_stopped_then_resumed_to_the_same_weights(
         expected = weights(other.round(0).folder)
 
     def killed_at_step_3() -> None:
-        for event in train(project, tiny_config(), 0, Never(), place=place):
+        for event in train(project, tiny_config(), 0, Never(), executor=place):
             if isinstance(event, StepEnd) and event.step == 3:
                 os.kill(place.process, signal.SIGKILL)
 
-    with pytest.raises(TrainingProcessError, match=r"was killed \(SIGKILL, perhaps because memory"):
+    with pytest.raises(ProcessError, match=r"was killed \(SIGKILL, perhaps because memory"):
         killed_at_step_3()
     [entry] = project.rounds()
     assert entry.outcome is RoundOutcome.FAILED
@@ -121,7 +122,7 @@ def test_killed_then_stopped_then_resumed_to_the_same_weights(
 
     cancel = threading.Event()
     events = []
-    for event in train(project, tiny_config(), 0, cancel, resume=True, place=place):
+    for event in train(project, tiny_config(), 0, cancel, resume=True, executor=place):
         events.append(event)
         if isinstance(event, StepEnd) and event.stage == "mono_registration":
             cancel.set()
@@ -130,7 +131,7 @@ def test_killed_then_stopped_then_resumed_to_the_same_weights(
     assert len([e for e in events if getattr(e, "stage", "") == "mono_registration"]) < 8
     assert project.round(0).outcome is RoundOutcome.CANCELLED
 
-    last = list(train(project, tiny_config(), 0, Never(), resume=True, place=place))
+    last = list(train(project, tiny_config(), 0, Never(), resume=True, executor=place))
     assert isinstance(last[-1], RoundFinished)
     assert_same_tensors(weights(project.round(0).folder), expected)
 
@@ -140,7 +141,7 @@ def test_a_process_that_does_not_stop_is_ended(project: Project) -> None:
     place = InOwnProcess(project.path, "cpu", threads=1, at_once=at_once)
     events = []
     asked = 0.0
-    for event in train(project, tiny_config(**LONG), 0, cancel, place=place):
+    for event in train(project, tiny_config(**LONG), 0, cancel, executor=place):
         events.append(event)
         if isinstance(event, StepEnd) and not asked:
             pid, asked = place.process, time.monotonic()
@@ -164,7 +165,7 @@ from napari_jrss.app.rounds.process import (InOwnProcess)
 path, config = Path(sys.argv[1]), TrainingConfig.model_validate_json(sys.argv[2])
 place = InOwnProcess(path, "cpu", threads=1)
 with Project.open(path) as project:
-    for event in train(project, config, 0, threading.Event(), place=place):
+    for event in train(project, config, 0, threading.Event(), executor=place):
         print(place.process, event.kind, "torch" in sys.modules, flush=True)
 """
 
@@ -193,14 +194,14 @@ def test_it_ends_when_its_parent_is_killed_which_needs_no_pytorch(project: Proje
 
 def test_a_device_that_is_not_there_starts_no_round(project: Project) -> None:
     place = InOwnProcess(project.path, "abacus")
-    with pytest.raises(TrainingProcessError, match="unknown device 'abacus'"):
+    with pytest.raises(ProcessError, match="unknown device 'abacus'"):
         run(place, project)
     assert project.rounds() == []
 
 
 def test_a_full_gpu_is_told_with_what_to_lower(place: InOwnProcess, project: Project) -> None:
     network = {"segmentation_network": {"name": f"{__name__}:huge_network"}}
-    with pytest.raises(TrainingProcessError, match=r"memory .* is not enough .* lower the batch"):
+    with pytest.raises(ProcessError, match=r"memory .* is not enough .* lower the batch"):
         run(place, project, **network)
     assert project.round(0).outcome is RoundOutcome.FAILED
 
@@ -210,5 +211,5 @@ def test_a_stop_before_the_process_is_ready_starts_no_round(
 ) -> None:
     cancel = threading.Event()
     cancel.set()
-    assert list(train(project, tiny_config(), 0, cancel, place=place)) == []
+    assert list(train(project, tiny_config(), 0, cancel, executor=place)) == []
     assert project.rounds() == []

@@ -17,7 +17,7 @@ from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.predictions import PREDICTIONS, prediction_path
+from napari_jrss.io.predictions import prediction_path
 from napari_jrss.project.corrections import recover, unsaved
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split, Status
@@ -472,7 +472,7 @@ def test_a_new_teacher_changes_the_proposal_but_not_a_persons_work(session: Sess
 def forget_prediction(session: Session, case_id: str) -> None:
     teacher = session.open_project.teacher
     assert teacher is not None
-    shutil.rmtree(prediction_path(teacher.folder / PREDICTIONS, case_id))
+    shutil.rmtree(prediction_path(teacher.files.predictions, case_id))
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -508,7 +508,7 @@ def test_a_missing_prediction_is_made_in_the_background(
     np.testing.assert_array_equal(review.on_table.editor.label, prediction.label)
     teacher = session.open_project.teacher
     assert teacher is not None
-    assert prediction_path(teacher.folder / PREDICTIONS, case_id).exists()
+    assert teacher.files.has_prediction(case_id)
     assert session.inference.wait(20)
     assert failures == []
 

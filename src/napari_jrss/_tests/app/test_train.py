@@ -17,20 +17,19 @@ from napari_jrss._tests.training.phantoms import (
     tiny_config,
     weights,
 )
-from napari_jrss.app.description import config_of
 from napari_jrss.app.evaluation import RoundEvaluated, evaluate
 from napari_jrss.app.history import history
-from napari_jrss.app.networks import load_registration, load_student, load_teacher
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import InterruptedSeriesError, train
 from napari_jrss.app.status import project_status
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
+from napari_jrss.inference.load import load_registration, load_student, load_teacher
 from napari_jrss.project.corrections import Corrections
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
-from napari_jrss.training.round import RoundError
+from napari_jrss.training.trainable import RoundError
 
 pytestmark = pytest.mark.slow
 
@@ -70,9 +69,9 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     import torch
 
     device = torch.device("cpu")
-    assert load_student(project.round(0), device) is None
-    assert load_student(last, device) is not None
-    for network in (load_teacher(last, device), load_registration(last, device)):
+    assert load_student(project.round(0).files, device) is None
+    assert load_student(last.files, device) is not None
+    for network in (load_teacher(last.files, device), load_registration(last.files, device)):
         assert not network.training
 
     told = [e for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
@@ -156,7 +155,7 @@ def test_an_interrupted_series_goes_on_as_it_was_asked_for(
 
 def test_without_being_told_an_interrupted_series_is_an_error(project: Project) -> None:
     run(project, 1, AfterSteps(2))
-    with pytest.raises(InterruptedSeriesError, match="round 0 was interrupted: --resume goes on"):
+    with pytest.raises(InterruptedSeriesError, match="round 0 was interrupted"):
         run(project, 1)
     assert outcomes(project) == [(0, None, RoundOutcome.CANCELLED)]
     run(project, 0, resume=False)
@@ -197,7 +196,7 @@ def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
         (3, 2, RoundOutcome.FINISHED),
     ]
     assert teacher(project) == 3
-    assert config_of(project.round(2)) == config_of(project.round(3)) == config
+    assert [project.round(n).files.training_config() for n in (2, 3)] == [config, config]
     assert weights(project.round(2).folder).keys() < weights(project.round(3).folder).keys()
     names = [e.name for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
     assert names == ["Mono-Nets", "JRSS round 1", "Mono-Nets, round 2", "JRSS round 3"]
@@ -281,7 +280,7 @@ def test_a_network_that_is_unknown_starts_no_round(place: str, project: Project)
     config = tiny_config(segmentation_network={"name": "oblisk"})
     where = InOwnProcess(project.path, "cpu") if place == "own process" else None
     with pytest.raises(ValueError, match="unknown network 'oblisk'"):
-        list(train(project, config, 0, Never(), device="cpu", place=where))
+        list(train(project, config, 0, Never(), device="cpu", executor=where))
     assert outcomes(project) == []
 
 
@@ -294,7 +293,7 @@ def test_a_series_killed_between_two_rounds_is_not_passed_over(project: Project)
     assert outcomes(project) == [(0, None, RoundOutcome.FINISHED)]
     status = project_status(project)
     assert (status.interrupted_round, status.rounds_left) == (None, 2)
-    with pytest.raises(InterruptedSeriesError, match="after round 0, 2 still to come: --resume"):
+    with pytest.raises(InterruptedSeriesError, match="after round 0, 2 still to come: resume it"):
         run(project, 1)
     case_id, blank = project.cases()[0].case_id, np.zeros(project.grid.shape, np.uint8)
     painted = blank[0].copy()

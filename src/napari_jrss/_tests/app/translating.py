@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from napari_jrss.app.description import RoundDescription
 from napari_jrss.config import preset
+from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.weights import save_tensors
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
-from napari_jrss.training.checkpoint import save_tensors
-from napari_jrss.training.round import REGISTRATION, TEACHER
 
 
 def add_translating_round(project: Project, shift: Sequence[float]) -> int:
@@ -32,6 +31,6 @@ def add_translating_round(project: Project, shift: Sequence[float]) -> int:
         head.weight.zero_()
         head.bias.copy_(torch.tensor(shift) / config.registration_network.output_scale)
     teacher = build_segmentation_network(config.segmentation_network, len(names))
-    save_tensors(entry.folder / REGISTRATION, network.state_dict(), {"stage": "mono_registration"})
-    save_tensors(entry.folder / TEACHER, teacher.state_dict(), {"stage": "mono_segmentation"})
+    save_tensors(entry.files.registration, network.state_dict(), {"stage": "mono_registration"})
+    save_tensors(entry.files.teacher, teacher.state_dict(), {"stage": "mono_segmentation"})
     return project.finish_round(entry.number, RoundOutcome.FINISHED, promote=True).number

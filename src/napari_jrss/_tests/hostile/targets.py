@@ -25,7 +25,6 @@ from pydicom.uid import RLELossless
 
 from napari_jrss._tests.io.dicom_phantoms import enhanced, save, slices
 from napari_jrss._tests.project.former import FORMAT, former_file, record, write_former_file
-from napari_jrss.app.description import description_of
 from napari_jrss.app.settings import SettingsError, training_config
 from napari_jrss.app.status import project_status
 from napari_jrss.config import PreprocessingConfig, preset
@@ -437,7 +436,7 @@ def _look_at_project(folder: Path) -> None:
             for entry in project.history(case.case_id):
                 assert entry.at
         for entry in project.rounds():
-            description_of(entry)
+            entry.files.description()
         project.history()
         snapshot = project.snapshot()
         for case_id in snapshot.labelled:

@@ -10,18 +10,12 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import nn
 
-from napari_jrss.training.checkpoint import (
-    CheckpointError,
-    TrainingState,
-    load_into,
-    load_tensors,
-    optimizer_moments,
-    save_tensors,
-)
-from napari_jrss.training.description import RoundError
-from napari_jrss.training.events import EpochEnd, StageStarted
+from napari_jrss.io.round_files import RoundFiles
+from napari_jrss.networks.weights import CheckpointError, load_into, load_tensors, save_tensors
+from napari_jrss.training.checkpoint import TrainingState, optimizer_moments
+from napari_jrss.training.events import EpochEnd, MetricsFile, StageStarted
 from napari_jrss.training.loop import _restore
-from napari_jrss.training.round import _record, _sweep
+from napari_jrss.training.trainable import RoundError
 
 from .mutations import of_bytes, of_json, of_replacement
 from .targets import Target
@@ -94,13 +88,13 @@ _EPOCH = EpochEnd(
 
 def _write_metrics(folder: Path) -> None:
     for event in (_STARTED, _EPOCH):
-        _record(event, folder / _METRICS)
+        MetricsFile(folder / _METRICS).add(event)
 
 
 def _append_metrics(folder: Path) -> None:
-    _sweep(folder)
+    RoundFiles(folder).sweep()
     for event in (_STARTED, _EPOCH, _EPOCH):
-        _record(event, folder / _METRICS)
+        MetricsFile(folder / _METRICS).add(event)
     assert "epoch_end" in (folder / _METRICS).read_text()
 
 

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import psutil
@@ -16,7 +15,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import ingest
-from napari_jrss.preprocess.workers import in_processes
+from napari_jrss.processes import WorkerDiedError, in_processes
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +106,7 @@ def test_labels_without_a_table_are_a_mistake(tmp_path):
 
 def test_a_dying_worker_takes_one_item_with_it():
     results = dict(in_processes(dies_at_3, range(8), 2))
-    assert isinstance(results.pop(3), BrokenProcessPool)
+    assert isinstance(results.pop(3), WorkerDiedError)
     assert isinstance(results.pop(5), ValueError)
     assert results == {i: 10 * i for i in (0, 1, 2, 4, 6, 7)}
 
@@ -126,7 +125,7 @@ def test_workers_are_spawned_have_one_thread_and_end_with_the_loop():
 BUSY = """
 import sys
 from napari_jrss._tests.preprocess.jobs import (waits)
-from napari_jrss.preprocess.workers import (in_processes)
+from napari_jrss.processes import (in_processes)
 
 if __name__ == "__main__":
     list(in_processes(waits, sys.argv[1:], 2))
@@ -166,7 +165,7 @@ def test_a_script_without_its_guard_is_told_so(tmp_path, count):
     )
     assert ended.returncode == 1
     # Each process tells its own end; ours is the one line with the error's name.
-    told = [line for line in ended.stderr.splitlines() if "WorkersError: " in line]
+    told = [line for line in ended.stderr.splitlines() if "ProcessError: " in line]
     assert len(told) == 1
     assert "no worker process can start" in told[0]
     assert '`if __name__ == "__main__":`' in told[0]

@@ -11,11 +11,11 @@ import torch
 from lightning_fabric import Fabric
 
 from napari_jrss.config import TrainingConfig, preset
+from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.weights import StateDict, load_tensors, save_tensors
 from napari_jrss.snapshot import CohortSnapshot, Image, Label
-from napari_jrss.training.checkpoint import StateDict, load_tensors, save_tensors
 from napari_jrss.training.events import Event
-from napari_jrss.training.round import REGISTRATION, TEACHER
 
 SHAPE = (16, 24, 16)
 NAMES = ("background", "left", "right")
@@ -121,8 +121,10 @@ def write_parent(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         teacher = build_segmentation_network(config.segmentation_network, len(NAMES))
         registration = build_registration_network(config.registration_network)
-    save_tensors(folder / TEACHER, teacher.state_dict(), {"stage": "mono_segmentation"})
-    save_tensors(folder / REGISTRATION, registration.state_dict(), {"stage": "mono_registration"})
+    save_tensors(RoundFiles(folder).teacher, teacher.state_dict(), {"stage": "mono_segmentation"})
+    save_tensors(
+        RoundFiles(folder).registration, registration.state_dict(), {"stage": "mono_registration"}
+    )
     return folder
 
 

@@ -11,15 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import napari_jrss
-from napari_jrss.training.checkpoint import (
-    CheckpointError,
-    TrainingState,
-    load_into,
-    load_tensors,
-    optimizer_moments,
-    restore_moments,
-    save_tensors,
-)
+from napari_jrss.networks.weights import CheckpointError, load_into, load_tensors, save_tensors
+from napari_jrss.training.checkpoint import TrainingState, optimizer_moments, restore_moments
 
 
 def test_tensors_and_description_come_back(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from napari_jrss.inference.refine import RefinedRegistration
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.training.checkpoint import TrainingState
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
-from napari_jrss.training.round import Round, run_round
+from napari_jrss.training.round import RoundTask, run_round
 
 pytestmark = pytest.mark.gpu
 
@@ -54,8 +54,8 @@ def losses(events: list[Event]) -> dict[str, float]:
 def test_a_pretraining_and_a_round_come_to_their_end(precision: str, tmp_path: Path) -> None:
     config = tiny_config(precision=precision)
     folders = tmp_path / "0", tmp_path / "1"
-    pretraining = Round(0, snapshot(), config, folders[0])
-    joint = Round(1, snapshot(), config, folders[1], folders[0])
+    pretraining = RoundTask(0, snapshot(), config, folders[0])
+    joint = RoundTask(1, snapshot(), config, folders[1], folders[0])
     for this in (pretraining, joint):
         events = list(run_round(this, make_fabric("cuda", precision), Never()))
         assert isinstance(events[-1], RoundFinished)
@@ -70,12 +70,12 @@ def test_the_same_losses_as_on_the_cpu(tmp_path: Path) -> None:
     told = {}
     for name, fabric in (("cpu", cpu()), ("gpu", make_fabric("cuda"))):
         folder = tmp_path / name
-        pretraining = Round(0, snapshot(), config, folder / "0")
+        pretraining = RoundTask(0, snapshot(), config, folder / "0")
         told[name] = losses(list(run_round(pretraining, fabric, Never())))
     assert told["gpu"] == pytest.approx(told["cpu"], rel=0.01)
     started = tmp_path / "cpu" / "0"
     for name, fabric in (("cpu", cpu()), ("gpu", make_fabric("cuda"))):
-        joint = Round(1, snapshot(), config, tmp_path / name / "1", started)
+        joint = RoundTask(1, snapshot(), config, tmp_path / name / "1", started)
         told[name] = losses(list(run_round(joint, fabric, Never())))
     assert told["gpu"] == pytest.approx(told["cpu"], rel=0.01)
 
@@ -85,7 +85,7 @@ def test_left_and_resumed_it_goes_on_with_the_same_losses(precision: str, tmp_pa
     config = tiny_config(precision=precision)
 
     def run(folder: str, cancel: AfterSteps | Never) -> list[Event]:
-        this = Round(0, snapshot(), config, tmp_path / folder)
+        this = RoundTask(0, snapshot(), config, tmp_path / folder)
         return list(run_round(this, make_fabric("cuda", precision), cancel))
 
     straight = losses(run("straight", Never()))

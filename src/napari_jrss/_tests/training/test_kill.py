@@ -76,7 +76,7 @@ def _run(folder: Path, parent: Path | None, moment: Moment | None) -> None:
     """In a process of its own: run or resume, and die at the moment if it comes."""
     import torch
 
-    from napari_jrss.training.round import Round, run_round
+    from napari_jrss.training.round import RoundTask, run_round
 
     torch.set_num_threads(1)
     if isinstance(moment, BeforeChange):
@@ -89,7 +89,7 @@ def _run(folder: Path, parent: Path | None, moment: Moment | None) -> None:
 
         sys.addaudithook(watch)
     seen = 0
-    this = Round(1 if parent else 0, snapshot(), tiny_config(), folder, parent)
+    this = RoundTask(1 if parent else 0, snapshot(), tiny_config(), folder, parent)
     for event in run_round(this, cpu(), Never()):
         if isinstance(moment, AtEvent) and event.kind == moment.kind:
             seen += getattr(event, "stage", "") == moment.stage

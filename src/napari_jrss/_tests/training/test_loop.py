@@ -12,7 +12,8 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from napari_jrss._tests.training.phantoms import AfterSteps, Never, cpu, tiny_config
-from napari_jrss.training.checkpoint import CheckpointError, TrainingState
+from napari_jrss.networks.weights import CheckpointError
+from napari_jrss.training.checkpoint import TrainingState
 from napari_jrss.training.events import (
     Cancelled,
     EpochEnd,

@@ -22,9 +22,10 @@ from napari_jrss._tests.training.phantoms import (
     tiny_config,
 )
 from napari_jrss.config import NetworkConfig
+from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network
+from napari_jrss.networks.weights import save_tensors
 from napari_jrss.snapshot import Image, Label
-from napari_jrss.training.checkpoint import save_tensors
 from napari_jrss.training.events import (
     Cancelled,
     CaseJudged,
@@ -34,7 +35,8 @@ from napari_jrss.training.events import (
     StageStarted,
 )
 from napari_jrss.training.quality import LOOKED_AT, judge, warning
-from napari_jrss.training.round import REGISTRATION, TEACHER, Round, RoundError, run_round
+from napari_jrss.training.round import RoundTask, run_round
+from napari_jrss.training.trainable import RoundError
 
 
 class FindsOne(nn.Module):
@@ -111,17 +113,17 @@ def parent(tmp_path: Path) -> Path:
     folder = tmp_path / "0000"
     folder.mkdir()
     network = NetworkConfig(name=f"{__name__}:brightness")
-    save_tensors(folder / TEACHER, brightness(network, 1, 3, 0.0).state_dict(), {})
+    save_tensors(RoundFiles(folder).teacher, brightness(network, 1, 3, 0.0).state_dict(), {})
     registration = build_registration_network(NetworkConfig())
-    save_tensors(folder / REGISTRATION, registration.state_dict(), {})
+    save_tensors(RoundFiles(folder).registration, registration.state_dict(), {})
     return folder
 
 
-def round_from(parent: Path, **screening: object) -> Round:
+def round_from(parent: Path, **screening: object) -> RoundTask:
     config = tiny_config(
         segmentation_network={"name": f"{__name__}:brightness"}, screening=screening
     )
-    return Round(1, snapshot(), config, parent.parent / "0001", parent)
+    return RoundTask(1, snapshot(), config, parent.parent / "0001", parent)
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -147,6 +149,6 @@ def test_a_teacher_that_has_learned_nothing_stops_the_round_and_says_why(parent:
     everywhere = brightness(this.config.segmentation_network, 1, 3, 0.0)
     with torch.no_grad():
         everywhere.bias[1] = 100.0  # sure of class 1 in every voxel
-    save_tensors(parent / TEACHER, everywhere.state_dict(), {})
+    save_tensors(RoundFiles(parent).teacher, everywhere.state_dict(), {})
     with pytest.raises(RoundError, match=r"finds no structure even in the labelled scans"):
         list(run_round(this, cpu(), Never()))

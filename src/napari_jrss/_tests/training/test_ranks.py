@@ -32,7 +32,7 @@ def watch(event, arguments):
 import torch
 from napari_jrss._tests.training.phantoms import (AfterSteps, Never, snapshot, tiny_config)
 from napari_jrss.inference.device import (make_fabric)
-from napari_jrss.training.round import (Round, run_round)
+from napari_jrss.training.round import RoundTask, run_round
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -41,10 +41,10 @@ assert fabric.world_size == 2
 sys.addaudithook(watch)
 # Only the first process is asked to stop: the other one must not wait for it forever.
 looks = AfterSteps(2) if fabric.is_global_zero else Never()
-pretraining = Round(0, snapshot(), tiny_config(), folder / "0")
+pretraining = RoundTask(0, snapshot(), tiny_config(), folder / "0")
 stopped = [event.kind for event in run_round(pretraining, fabric, looks)][-1]
 kinds = [event.kind for event in run_round(pretraining, fabric, Never())]
-this = Round(1, snapshot(), tiny_config(), folder / "1", folder / "0")
+this = RoundTask(1, snapshot(), tiny_config(), folder / "1", folder / "0")
 kinds += [event.kind for event in run_round(this, fabric, Never())]
 inside = sorted({Path(name).name for name in written if name.startswith(str(folder))})
 told = {"stopped": stopped, "kinds": kinds, "written": inside}

@@ -29,6 +29,7 @@ from napari_jrss._tests.training.phantoms import (
     write_parent,
 )
 from napari_jrss.io.predictions import read_prediction, write_prediction
+from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.events import (
     Cancelled,
@@ -42,15 +43,8 @@ from napari_jrss.training.events import (
     StepEnd,
     parse_event,
 )
-from napari_jrss.training.round import (
-    METRICS,
-    REGISTRATION,
-    Round,
-    RoundError,
-    describe,
-    labelled_classes,
-    run_round,
-)
+from napari_jrss.training.round import RoundTask, labelled_classes, run_round
+from napari_jrss.training.trainable import RoundError
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +62,7 @@ def one_thread() -> Iterator[None]:
 class Straight:
     """A round that nothing interrupted, whom it read, and its parent as it was before."""
 
-    this: Round
+    this: RoundTask
     events: list[Event]
     read: list[tuple[str, str]]
     parent_before: dict[str, bytes]
@@ -76,7 +70,7 @@ class Straight:
 
 def straight(folder: Path, parent: Path | None) -> Straight:
     arrays = RecordingArrays()
-    this = Round(1, snapshot(arrays=arrays), tiny_config(), folder, parent)
+    this = RoundTask(1, snapshot(arrays=arrays), tiny_config(), folder, parent)
     before = files(parent) if parent else {}
     return Straight(this, run(this), arrays.read, before)
 
@@ -97,15 +91,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, parent: Path) -> Straight
     return straight(tmp_path_factory.mktemp("rounds") / "0001", parent)
 
 
-def joint(folder: Path, parent: Path, cohort: CohortSnapshot | None = None, **changes) -> Round:
-    return Round(1, cohort or snapshot(), tiny_config(**changes), folder, parent)
+def joint(folder: Path, parent: Path, cohort: CohortSnapshot | None = None, **changes) -> RoundTask:
+    return RoundTask(1, cohort or snapshot(), tiny_config(**changes), folder, parent)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def run(this: Round, cancel: AfterSteps | Never | None = None) -> list[Event]:
+def run(this: RoundTask, cancel: AfterSteps | Never | None = None) -> list[Event]:
     return list(run_round(this, cpu(), cancel or Never()))
 
 
@@ -176,7 +170,7 @@ def test_a_round_screens_registers_teaches_and_predicts_in_the_papers_order(
 
 
 def test_metrics_are_the_events_that_outlive_a_run(finished: Straight) -> None:
-    lines = (finished.this.folder / METRICS).read_text().splitlines()
+    lines = finished.this.files.metrics.read_text().splitlines()
     kinds_kept = EpochEnd | CaseScreened | CaseJudged | StageFinished
     kept = [e for e in finished.events if isinstance(e, kinds_kept)]
     assert [parse_event(line) for line in lines] == kept
@@ -194,7 +188,7 @@ def test_the_configuration_tells_settings_cases_and_label_versions(
     this = joint(tmp_path, parent)
     run(this, AfterSteps(0))
     description = json.loads((tmp_path / "config.json").read_text())
-    assert description == json.loads(describe(this.snapshot, this.config))
+    assert description["training"] == json.loads(this.config.model_dump_json())
     assert description["labelled"] == list(LABELLED)
     assert description["label_versions"] == {case: "v0001" for case in (*LABELLED, *VALIDATION)}
     assert description["training"]["screening"]["tau"] == 0.2
@@ -219,7 +213,7 @@ def test_validation_cases_have_no_part_in_a_step(
     for name, validation in (("with", VALIDATION), ("without", ())):
         cohort = snapshot(validation=validation)
         config = tiny_config(joint={"registration_epochs": registration_epochs})
-        this = Round(1, cohort, config, tmp_path / name, parent if origin else None)
+        this = RoundTask(1, cohort, config, tmp_path / name, parent if origin else None)
         steps = [e for e in run(this, AfterSteps(6)) if isinstance(e, StepEnd)]
         losses.append([event.losses for event in steps if event.stage == stage])
     # a look between validation cases takes the place of one before a step
@@ -234,8 +228,8 @@ def test_without_registration_epochs_the_parents_network_is_used(
     events = run(joint(tmp_path, parent, joint={"registration_epochs": 0}))
     assert ("stage_started", "registration_1") not in kinds(events)
     assert torch.equal(
-        weights(tmp_path)[REGISTRATION]["backbone.head.weight"],
-        weights(parent)[REGISTRATION]["backbone.head.weight"],
+        weights(tmp_path)["registration.safetensors"]["backbone.head.weight"],
+        weights(parent)["registration.safetensors"]["backbone.head.weight"],
     )
 
 
@@ -279,7 +273,7 @@ def test_a_label_table_without_structures_is_refused(tmp_path: Path) -> None:
     cohort = snapshot()
     object.__setattr__(cohort, "class_names", NAMES[:1])
     with pytest.raises(RoundError, match="no structure to learn"):
-        run(Round(0, cohort, tiny_config(), tmp_path))
+        run(RoundTask(0, cohort, tiny_config(), tmp_path))
 
 
 def test_a_teacher_that_is_sure_of_nothing_says_so(tmp_path: Path, parent: Path) -> None:
@@ -329,7 +323,7 @@ def test_the_seed_decides(pretrained: Straight, tmp_path: Path) -> None:
 
 
 def test_a_resumed_stage_tells_where_it_goes_on(tmp_path: Path) -> None:
-    this = Round(0, snapshot(), tiny_config(), tmp_path)
+    this = RoundTask(0, snapshot(), tiny_config(), tmp_path)
     cancelled = run(this, AfterSteps(5))[-1]  # three steps, two validation cases
     assert cancelled == Cancelled(stage="mono_segmentation", step=3)
     started = run(this, AfterSteps(0))[0]
@@ -339,12 +333,12 @@ def test_a_resumed_stage_tells_where_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_kill_and_half_a_line_are_swept(tmp_path: Path) -> None:
-    this = Round(0, snapshot(), tiny_config(), tmp_path)
+    this = RoundTask(0, snapshot(), tiny_config(), tmp_path)
     run(this, AfterSteps(5))
-    whole = (tmp_path / METRICS).read_text()
-    (tmp_path / METRICS).write_text(whole + '{"kind":"epoch_e')
+    whole = RoundFiles(tmp_path).metrics.read_text()
+    RoundFiles(tmp_path).metrics.write_text(whole + '{"kind":"epoch_e')
     (tmp_path / ".1a2b-teacher.safetensors.partial").write_bytes(b"half")
     (tmp_path / "predictions" / ".1a2b-u.zarr.partial").mkdir(parents=True)
     run(this, AfterSteps(0))
-    assert (tmp_path / METRICS).read_text() == whole
+    assert RoundFiles(tmp_path).metrics.read_text() == whole
     assert [p.name for p in tmp_path.rglob(".*")] == []

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from napari_jrss.config import ScreeningConfig
 from napari_jrss.io.predictions import Prediction
-from napari_jrss.training.screening import IGNORED, screen
+from napari_jrss.training.screening import IGNORED, Screening, screen
 
 CLASSES = 4
 Gate = Literal["mean", "max", "none"]
@@ -161,3 +161,50 @@ def test_a_higher_tau_keeps_no_more(
     )
     assert not ((high.target != IGNORED) & (low.target == IGNORED)).any()
     assert low.accepted or not high.accepted
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tau=st.one_of(
+        st.floats(0, 1),
+        st.sampled_from([0.0, 0.5, 1.0, 0.7, float(np.float16(0.7))]),
+    ),
+    gate=st.sampled_from(["mean", "max", "none"]),
+    voxel_gate=st.booleans(),
+    held_back=st.sets(st.integers(1, CLASSES - 1)),
+)
+def test_screening_is_eq_3_voxel_by_voxel_and_a_preview_at_any_tau_says_the_same(
+    seed: int, tau: float, gate: Gate, voxel_gate: bool, held_back: set[int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, rng.integers(1, CLASSES + 1), (3, 4, 5)).astype(np.uint8)
+    # Few distinct values, so that many lie exactly at tau.
+    confidence = rng.choice([0, 0.25, 0.5, tau, 0.7, 0.7001, 1], label.shape).astype(np.float16)
+    exact = confidence.astype(np.float64)
+    statistic = {"mean": np.mean, "max": np.max, "none": lambda _: 2}[gate]
+    passed = np.array(
+        [
+            c not in held_back and bool((label == c).any() and statistic(exact[label == c]) > tau)
+            for c in range(CLASSES)
+        ]
+    )
+    kept = passed[label] & (exact > tau if voxel_gate else True)
+    target = np.where(kept, label, IGNORED)
+
+    told = Prediction(label, confidence)
+    config = ScreeningConfig(tau=tau, class_gate=gate, voxel_gate=voxel_gate)
+    screened = screen(told, CLASSES, (1, 2, 3), config, held_back)
+    np.testing.assert_array_equal(screened.target, target)
+    np.testing.assert_array_equal(screened.classes_passed, passed)
+
+    names = {c: f"structure {c}" for c in held_back}
+    ready = Screening(told, CLASSES, config.model_copy(update={"tau": 0.3}), names)
+    preview = ready.at(tau)
+    np.testing.assert_array_equal(ready.target(tau), target)
+    np.testing.assert_array_equal(preview.classes_passed, passed)
+    assert preview.kept_fraction == kept.mean()
+    assert preview.structures_passed == passed[1:].sum()
+    assert ("not learned yet: structure" in preview.words) == bool(held_back)
+    out = np.empty_like(label)
+    assert ready.target(tau, out) is out
+    np.testing.assert_array_equal(out, target)

@@ -17,7 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
 
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
-from napari_jrss.io.predictions import PREDICTIONS, prediction_path
+from napari_jrss.io.predictions import prediction_path
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
@@ -327,7 +327,7 @@ def test_a_project_that_another_holds_opens_read_only(
     with Project.open(taught) as project:
         assert project.teacher is not None
         case_id = project.cases()[0].case_id
-        shutil.rmtree(prediction_path(project.teacher.folder / PREDICTIONS, case_id))
+        shutil.rmtree(prediction_path(project.teacher.files.predictions, case_id))
         drop(dock, taught)
         settled(tab, qtbot)
         assert dock.session.open_project.read_only

@@ -323,7 +323,7 @@ def test_the_estimate_is_shown_before_the_start(
     measured = Measured(
         device="cpu", program=0.0, total=2.0**30, stages=dict.fromkeys(stages, cost)
     )
-    monkeypatch.setattr("napari_jrss.app.rounds.rounds.measured_apart", lambda *_: measured)
+    monkeypatch.setattr("napari_jrss.app.rounds.rounds.measure_in_own_process", lambda *_: measured)
     click(qtbot, tab.measure)
     qtbot.waitUntil(lambda: "about" in tab.estimate.text(), timeout=WAIT_MS)
     steps = steps_of(tab.config(), tab._session.open_project.snapshot(), False, 0)

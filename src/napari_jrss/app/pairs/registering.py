@@ -117,14 +117,14 @@ def registration_network(
         Given, each field is improved on its pair while this watches, see
         :mod:`napari_jrss.inference.refine`.
     """
-    from napari_jrss.app.networks import load_refined, load_registration
     from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.load import load_refined, load_registration
 
     entry = project.require_teacher()
     torch_device = make_fabric(device).device
     if refine is None:
-        return load_registration(entry, torch_device), torch_device
-    return load_refined(entry, torch_device, refine), torch_device
+        return load_registration(entry.files, torch_device), torch_device
+    return load_refined(entry.files, torch_device, refine), torch_device
 
 
 def register_sides(

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
-from napari_jrss.app.description import config_of
-from napari_jrss.app.review.open_case import BLANK, OpenCase, find_prediction
-from napari_jrss.app.review.prediction_review import Screened, Screening
+from napari_jrss.app.review.open_case import BLANK, OpenCase
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.config import ScreeningConfig
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.predictions import PREDICTIONS, Prediction, write_prediction
+from napari_jrss.io.predictions import Prediction
+from napari_jrss.training.screening import Screened, Screening
 
 if TYPE_CHECKING:
     from napari_jrss.app.review.review import Review
@@ -111,7 +110,7 @@ class Proposal:
     def screen(self, case: OpenCase) -> None:
         """Make a prediction ready for any tau."""
         if case.prediction is not None and case.teacher is not None:
-            config = config_of(case.teacher).screening
+            config = case.teacher.files.training_config().screening
             if case.screening is None:
                 case.screening = Screening(
                     case.prediction, len(case.table.names), config, _held_back(case, config)
@@ -133,17 +132,17 @@ class Proposal:
         assert teacher is not None
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.app.networks import load_student, load_teacher
             from napari_jrss.inference.device import make_fabric
+            from napari_jrss.inference.load import load_student, load_teacher
             from napari_jrss.inference.predict import predict_case
 
-            device = make_fabric(self._session.device).device
-            network, student = load_teacher(teacher, device), load_student(teacher, device)
+            device, files = make_fabric(self._session.device).device, teacher.files
+            network, student = load_teacher(files, device), load_student(files, device)
             if cancel.is_set():
                 return
             prediction = predict_case(network, case.image, device, student)
             if not project.read_only:
-                write_prediction(teacher.folder / PREDICTIONS, case.case_id, prediction)
+                files.write_prediction(case.case_id, prediction)
             self._review.queue.submit(lambda: self._predicted(case, teacher, prediction))
             yield prediction
 
@@ -177,7 +176,7 @@ class Proposal:
             teacher = project.teacher
             if teacher is None or (case.teacher is not None and case.teacher == teacher):
                 return
-            prediction = find_prediction(teacher, case.case_id)
+            prediction = teacher.files.prediction(case.case_id)
             if prediction is not None:
                 self._predicted(case, teacher, prediction)
             else:

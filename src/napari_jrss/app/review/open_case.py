@@ -9,16 +9,16 @@ import numpy as np
 
 from napari_jrss.app.review.autosave import PERIOD_S, Autosave
 from napari_jrss.app.review.editor import LabelEditor
-from napari_jrss.app.review.prediction_review import Screened, Screening
 from napari_jrss.app.review.regions import Region
 from napari_jrss.app.work_queue import WorkQueue
-from napari_jrss.io.predictions import PREDICTIONS, Prediction, prediction_path, read_prediction
+from napari_jrss.io.predictions import Prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
 from napari_jrss.snapshot import Image, Label
+from napari_jrss.training.screening import Screened, Screening
 
 BLANK = "blank"
 
@@ -223,7 +223,7 @@ def read_case(
     if known is not None and known.teacher == teacher:
         prediction, screening = known.prediction, known.screening
     elif teacher is not None:
-        prediction = find_prediction(teacher, case_id)
+        prediction = teacher.files.prediction(case_id)
     classes = len(project.table.names)
     corrections, last = None, None
     if not project.read_only and (found := recoverable(project, case_id)) is not None:
@@ -250,12 +250,6 @@ def read_case(
         prediction,
         screening,
     )
-
-
-def find_prediction(teacher: Round, case_id: str) -> Prediction | None:
-    """The teacher's prediction of a case, if it was made."""
-    folder = teacher.folder / PREDICTIONS
-    return read_prediction(folder, case_id) if prediction_path(folder, case_id).exists() else None
 
 
 def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:

@@ -14,11 +14,7 @@ formula against real runs.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +24,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from napari_jrss.app.description import config_of
 from napari_jrss.app.rounds.progress import duration
 from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
+from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
@@ -172,7 +168,16 @@ def estimated(
     )
 
 
-def measured_apart(
+class _Question(BaseModel):
+    """Arguments of :func:`measure`."""
+
+    config: TrainingConfig
+    classes: int
+    shape: Shape
+    device: str
+
+
+def measure_in_own_process(
     config: TrainingConfig, classes: int, shape: Shape, device: str, cancel: Cancel
 ) -> Measured | None:
     """:func:`measure` in a process of its own; None if cancelled.
@@ -180,36 +185,25 @@ def measured_apart(
     Raises
     ------
     EstimateError
-        If it fails, with the reason.
+        It fails, with the reason.
     """
-    question = json.dumps(
-        {"config": config.model_dump(mode="json"), "classes": classes, "shape": shape}
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, device],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **_PROMPT_FREE, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    )
-    with child:
-        answer = error = b""
-        pending: bytes | None = question.encode()
-        while not cancel.is_set():
-            try:
-                answer, error = child.communicate(pending, timeout=0.1)
-                break
-            except subprocess.TimeoutExpired:
-                pending = None
-        else:
-            child.kill()
-            return None
+    question = _Question(config=config, classes=classes, shape=shape, device=device)
     try:
-        return Measured.model_validate_json(answer)
-    except ValidationError:
-        last = error.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise EstimateError(f"a step of this training could not be measured: {last[0]}") from None
+        with Child("estimate", _answer, environment=_PROMPT_FREE) as child:
+            child.send(question.model_dump_json())
+            while not cancel.is_set():
+                if (answer := child.receive()) is not None:
+                    return Measured.model_validate_json(answer)
+    except ProcessError as error:
+        raise EstimateError(f"a step of this training could not be measured: {error}") from None
+    return None
+
+
+def _answer(parent: Parent) -> None:
+    """The process that measures."""
+    question = _Question.model_validate_json(parent.receive())
+    measured = measure(question.config, question.classes, question.shape, question.device)
+    parent.send(measured.model_dump_json())
 
 
 def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> Measured:
@@ -245,7 +239,7 @@ def _step_seconds(entry: Round, config: TrainingConfig, device: str) -> dict[str
     seconds = entry.metrics.get(STEP_SECONDS)
     if entry.outcome is not RoundOutcome.FINISHED or not isinstance(seconds, dict):
         return {}
-    own = config_of(entry)
+    own = entry.files.training_config()
     same = (
         entry.metrics.get(DEVICE) == device
         and own.segmentation_network == config.segmentation_network
@@ -391,18 +385,3 @@ def _peak_of_process() -> Iterator[Callable[[], int]]:
     finally:
         done.set()
         thread.join()
-
-
-def main() -> None:
-    """The process that measures: a question as JSON in, the answer as JSON out."""
-    question = json.load(sys.stdin)
-    answer = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print is not the answer
-    config = TrainingConfig.model_validate(question["config"])
-    shape = question["shape"][0], question["shape"][1], question["shape"][2]
-    measured = measure(config, question["classes"], shape, sys.argv[1])
-    answer.write(measured.model_dump_json())
-
-
-if __name__ == "__main__":
-    main()

@@ -5,35 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_jrss.app.description import config_of
-from napari_jrss.app.rounds.estimate import Estimate, Measured, estimated, measured_apart
+from napari_jrss.app.rounds.estimate import Estimate, Measured, estimated, measure_in_own_process
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.progress import Progress
 from napari_jrss.app.rounds.train import (
     VALIDATION_DICE,
     WARNING,
     Executor,
-    InterruptedSeriesError,
     InThisProcess,
-    check_series,
+    PlannedRound,
     interrupted_round,
     leave_series,
+    plan_series,
     rounds_left,
-    train,
+    run_series,
 )
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.records import Round, RoundOutcome
-from napari_jrss.training.events import Event, parse_event
+from napari_jrss.training.events import Event, MetricsFile
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ class Rounds:
         entry = project.unfinished_round()
         if entry is None and rounds_left(project) > 0:
             entry = project.rounds()[-1]
-        return None if entry is None else config_of(entry)
+        return None if entry is None else entry.files.training_config()
 
     def history(self) -> list[RoundRow]:
         """All rounds of the project by number; none without a project."""
@@ -167,7 +163,7 @@ class Rounds:
             line.append(entry)
             entry = None if entry.parent is None else project.round(entry.parent)
         for entry in reversed(line):
-            drawn.read(_epochs(entry.folder / METRICS))
+            drawn.read(MetricsFile(entry.files.metrics).epochs())
         return drawn
 
     # -- commands
@@ -204,16 +200,9 @@ class Rounds:
             No project is open, or it is read-only.
         """
         project = self._session.open_project
-        if self.resumable and not anew:
-            entry = self.interrupted
-            what = (
-                "the series has rounds still to come"
-                if entry is None
-                else f"round {entry.number} was interrupted ({entry.outcome})"
-            )
-            raise InterruptedSeriesError(f"{what}: resume it, or leave it and start anew")
-        check_series(project, config, rounds, resume=False, pretrain=pretrain)
-        self._begin(config, rounds, resume=False, pretrain=pretrain)
+        project.check_writable()
+        resume = None if self.resumable and not anew else False
+        self._begin(plan_series(project, config, rounds, resume=resume, pretrain=pretrain))
 
     def resume(self) -> None:
         """Go on with the interrupted series, with the settings that it was started with.
@@ -224,9 +213,8 @@ class Rounds:
             There is none.
         """
         project = self._session.open_project
-        config = TrainingConfig()
-        check_series(project, config, 0, resume=True)
-        self._begin(config, 0, resume=True)
+        project.check_writable()
+        self._begin(plan_series(project, TrainingConfig(), 0, resume=True))
 
     def pause(self) -> None:
         """Stop after the present step and keep the training state; :meth:`resume` goes on."""
@@ -287,7 +275,9 @@ class Rounds:
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)
             if measured is None:
-                measured = measured_apart(config, snapshot.classes, snapshot.shape, device, cancel)
+                measured = measure_in_own_process(
+                    config, snapshot.classes, snapshot.shape, device, cancel
+                )
             if measured is not None:
                 self._measured[key] = measured
                 yield estimated(project, config, rounds, measured, pretrain=pretrain)
@@ -304,22 +294,16 @@ class Rounds:
 
     # -- the job
 
-    def _begin(
-        self, config: TrainingConfig, rounds: int, *, resume: bool, pretrain: bool = False
-    ) -> None:
+    def _begin(self, planned: PlannedRound) -> None:
         project, device = self._session.open_project, self._session.device
-        project.check_writable()
-
         leaving, at_once = threading.Event(), threading.Event()
 
         def work(cancel: threading.Event) -> Iterator[Event]:
-            place: Executor = InThisProcess(device)
+            executor: Executor = InThisProcess(device)
             if self.own_process:
-                place = InOwnProcess(project.path, device, at_once=at_once)
+                executor = InOwnProcess(project.path, device, at_once=at_once)
             try:
-                yield from train(
-                    project, config, rounds, cancel, resume=resume, pretrain=pretrain, place=place
-                )
+                yield from run_series(project, planned, cancel, executor)
             finally:
                 if leaving.is_set():
                     leave_series(project)
@@ -339,7 +323,7 @@ class Rounds:
 
 def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
     try:
-        config = config_of(entry)
+        config = entry.files.training_config()
     except ProjectError:
         config = None
     return RoundRow(
@@ -360,14 +344,6 @@ def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
         warning=str(entry.metrics.get(WARNING, "")),
         resumable=resumable,
     )
-
-
-def _epochs(path: Path) -> Iterator[Event]:
-    """The epochs that a round has recorded; what a killed round had half written is no line."""
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            if b'"epoch_end"' in line and line.endswith(b"\n"):
-                yield parse_event(line)
 
 
 def _number(value: object) -> float | None:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from napari_jrss.app.description import config_of, description_of
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
+from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Round as LedgerRound
-from napari_jrss.project.records import RoundOutcome
+from napari_jrss.project.records import Round, RoundOutcome
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -52,9 +51,17 @@ class Executor(Protocol):
         ...
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
-        """Get ready for a round before it is recorded; False if cancelled meanwhile.
+        """Get ready for a round of these settings, before it is recorded.
 
-        Raises what the round's device or the names of its networks would.
+        Returns
+        -------
+        bool
+            False if cancelled meanwhile.
+
+        Raises
+        ------
+        JRSSError
+            The device is not there, or a network has an unknown name.
         """
         ...
 
@@ -62,12 +69,18 @@ class Executor(Protocol):
         """The round's number, as the first process knows it."""
         ...
 
-    def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
-        """Run or resume a recorded round; events as of :func:`engine.joint_round.run_round`."""
+    def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
+        """Run or resume the round that :meth:`prepare` got ready for, once it is recorded.
+
+        Yields
+        ------
+        Event
+            As :func:`napari_jrss.training.round.run_round`.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of what :meth:`prepare` took; safe to call again."""
+        """Release what :meth:`prepare` took; safe to call again."""
         ...
 
 
@@ -84,6 +97,7 @@ class InThisProcess:
         self.device = device
         self._devices = devices
         self._fabric: Fabric | None = None
+        self._config: TrainingConfig | None = None
 
     @property
     def first(self) -> bool:
@@ -100,6 +114,7 @@ class InThisProcess:
             self.device = self._fabric.device.type
         for network in (config.segmentation_network, config.registration_network):
             check_network(network)
+        self._config = config
         return True
 
     def agree(self, number: int) -> int:
@@ -108,17 +123,18 @@ class InThisProcess:
         agreed: int = self._fabric.broadcast(number)
         return agreed
 
-    def run(self, project: Project, entry: LedgerRound, cancel: Cancel) -> Iterator[Event]:
+    def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Run the round here; :class:`OutOfMemoryError` if the memory is not enough."""
-        from napari_jrss.training.round import Round, run_round
+        from napari_jrss.training.round import RoundTask, run_round
 
+        config = self._config
         assert self._fabric is not None
-        config = config_of(entry)
+        assert config is not None
         snapshot = project.snapshot(entry.number)
         parent = None if entry.parent is None else project.round(entry.parent).folder
-        this = Round(entry.number, snapshot, config, entry.folder, parent)
+        task = RoundTask(entry.number, snapshot, config, entry.folder, parent)
         try:
-            yield from run_round(this, self._fabric, cancel)
+            yield from run_round(task, self._fabric, cancel)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -135,6 +151,28 @@ class InThisProcess:
         """Nothing to release."""
 
 
+@dataclass(frozen=True)
+class PlannedRound:
+    """One round to run: a new one, or an interrupted one to go on with.
+
+    Attributes
+    ----------
+    config
+        Its settings.
+    rounds_left
+        How many rounds are to follow it.
+    pretraining
+        Whether it starts from nothing.
+    interrupted
+        The round to go on with; None for a new one.
+    """
+
+    config: TrainingConfig
+    rounds_left: int
+    pretraining: bool = False
+    interrupted: Round | None = None
+
+
 def train(
     project: Project,
     config: TrainingConfig,
@@ -145,7 +183,7 @@ def train(
     devices: int = 1,
     resume: bool | None = None,
     pretrain: bool = False,
-    place: Executor | None = None,
+    executor: Executor | None = None,
 ) -> Iterator[Event]:
     """Pre-train a project that has no teacher yet, then run joint rounds.
 
@@ -164,68 +202,147 @@ def train(
         Checked before each step.
     device, devices
         See :func:`napari_jrss.inference.device.make_fabric`.
+    resume, pretrain
+        See :func:`plan_series`.
+    executor
+        Where rounds run; in this process, on `device` and `devices`, by default.
+
+    Raises
+    ------
+    JRSSError
+        At once, as :func:`plan_series`; at the first event, if the device isn't there.
+    """
+    planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
+    return run_series(project, planned, cancel, executor or InThisProcess(device, devices))
+
+
+def plan_series(
+    project: Project,
+    config: TrainingConfig,
+    rounds: int,
+    *,
+    resume: bool | None = None,
+    pretrain: bool = False,
+) -> PlannedRound:
+    """Plan the first round of a series, and check that the series can be run.
+
+    Parameters
+    ----------
+    project, config, rounds
+        See :func:`train`.
     resume
         True: go on with the interrupted series, as it was asked for. False: leave it and
         start anew. None: neither, an interrupted series is an error.
     pretrain
         Pre-train from nothing though there is a teacher, which stays in force until that is
         done: with more labels, for longer, or another network.
-    place
-        Where rounds run; in this process, on `device` and `devices`, by default.
 
     Raises
     ------
     InterruptedSeriesError
-        If there is an interrupted series and `resume` is None, or none and it is True, or if
-        `resume` and `pretrain` are both asked for.
+        There is an interrupted series and `resume` is None, or none and it is True; or `resume`
+        and `pretrain` are both asked for; or there is nothing to do.
+    RoundError
+        There is nothing that the rounds could learn from, or the settings of a network differ
+        from those of the current teacher.
     """
+    if rounds < 0:
+        raise ValueError(f"rounds must be at least 0, not {rounds}")
+    if resume and pretrain:
+        raise InterruptedSeriesError(
+            "a resumed series keeps its first settings: ask to resume or to pre-train, not both"
+        )
+    interrupted, left = interrupted_round(project), rounds_left(project)
+    if resume is None and (interrupted is not None or left > 0):
+        latest = project.rounds()[-1]
+        raise InterruptedSeriesError(
+            (
+                f"round {latest.number} was interrupted ({latest.outcome})"
+                if interrupted is not None
+                else f"the series was interrupted after round {latest.number}, {left} still to come"
+            )
+            + ": resume it, or leave it and start anew (--resume, --no-resume)"
+        )
+    if resume and interrupted is not None:
+        settings = interrupted.files.training_config()
+        return PlannedRound(settings, left, interrupted=interrupted)
+    if resume and left > 0:
+        planned = PlannedRound(project.rounds()[-1].files.training_config(), left - 1)
+    elif resume:
+        raise InterruptedSeriesError(f"{project.path}: there is no interrupted round to resume")
+    elif project.teacher is None or pretrain:
+        planned = PlannedRound(config, rounds, pretraining=True)
+    elif rounds == 0:
+        raise InterruptedSeriesError(
+            f"{project.path}: is pre-trained already; ask for rounds, or to pre-train it again"
+        )
+    else:
+        planned = PlannedRound(config, rounds - 1)
+    _check_trainable(project, planned)
+    return planned
+
+
+def run_series(
+    project: Project, planned: PlannedRound, cancel: Cancel, executor: Executor
+) -> Iterator[Event]:
+    """Run a planned round and those that follow it; see :func:`train`."""
     from napari_jrss.training.events import Cancelled
 
-    plan = _plan(project, config, rounds, resume, pretrain)
-    place = InThisProcess(device, devices) if place is None else place
     try:
-        while place.prepare(plan.config, cancel):
-            for event in _run(project, plan, place, cancel):
+        while executor.prepare(planned.config, cancel):
+            for event in _run(project, planned, executor, cancel):
                 yield event
                 if isinstance(event, Cancelled):
                     return
-            if plan.rounds_left == 0:
+            if planned.rounds_left == 0:
                 return
-            plan = _Planned(plan.config, plan.rounds_left - 1)
+            planned = PlannedRound(planned.config, planned.rounds_left - 1)
+            if executor.first:
+                _check_trainable(project, planned)
     finally:
-        place.close()
+        executor.close()
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """One round to run: a new one, or an interrupted one to go on with."""
+def _check_trainable(project: Project, planned: PlannedRound) -> None:
+    """Whether all that is left of a series can be run, as far as that can be told before it."""
+    from napari_jrss.training.trainable import RoundError, check_trainable
 
-    config: TrainingConfig
-    rounds_left: int
-    pretraining: bool = False
-    interrupted: LedgerRound | None = None
+    joint = not planned.pretraining or planned.rounds_left > 0
+    check_trainable(project.snapshot(), joint)
+    teacher = project.teacher
+    if planned.pretraining or teacher is None:
+        return
+    trained = teacher.files.training_config()
+    for task in ("segmentation_network", "registration_network"):
+        if getattr(planned.config, task) != getattr(trained, task):
+            raise RoundError(
+                f"the {task.replace('_', ' ')} of round {teacher.number}, from which the next one "
+                "starts, has other settings: pre-train again, or leave it as it is"
+            )
 
 
-def _run(project: Project, plan: _Planned, place: Executor, cancel: Cancel) -> Iterator[Event]:
+def _run(
+    project: Project, planned: PlannedRound, executor: Executor, cancel: Cancel
+) -> Iterator[Event]:
     """Run one planned round; the first process records it and how it ended."""
     from napari_jrss.training.events import RoundFinished
 
-    number = _enter(project, plan) if place.first else -1
-    entry = project.round(place.agree(number))
+    number = _record_start(project, planned) if executor.first else -1
+    entry = project.round(executor.agree(number))
     clock = _Clock()
     outcome = RoundOutcome.CANCELLED
     metrics: dict[str, object] = {}
     try:
-        for event in place.run(project, entry, cancel):
+        for event in executor.run(project, entry, cancel):
             clock.add(event)
             if isinstance(event, RoundFinished):
-                said = (event.warning, _behind(project, entry, event.metrics))
-                event = event.model_copy(update={"warning": " ".join(filter(None, said))})
+                warnings = (event.warning, _behind(project, entry, event.metrics))
+                event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
                 outcome = RoundOutcome.FINISHED
                 metrics = {
                     **event.metrics,
                     STEP_SECONDS: clock.seconds_per_step(),
-                    DEVICE: place.device,
+                    DEVICE: executor.device,
                     **({WARNING: event.warning} if event.warning else {}),
                     **({UNLEARNED: event.unlearned} if event.unlearned else {}),
                 }
@@ -234,12 +351,23 @@ def _run(project: Project, plan: _Planned, place: Executor, cancel: Cancel) -> I
         outcome, metrics = RoundOutcome.FAILED, {"error": str(error)}
         raise
     finally:
-        if place.first:
+        if executor.first:
             finished = outcome is RoundOutcome.FINISHED
             project.finish_round(entry.number, outcome, metrics, promote=finished)
 
 
-def _behind(project: Project, entry: LedgerRound, metrics: dict[str, float]) -> str:
+def _record_start(project: Project, planned: PlannedRound) -> int:
+    """Record in the project that the planned round starts, or goes on; its number."""
+    if planned.interrupted is not None:
+        return project.resume_round(planned.interrupted.number).number
+    snapshot, teacher = project.snapshot(), project.teacher
+    description = RoundDescription.of(snapshot, planned.config, planned.rounds_left)
+    text = description.model_dump_json(indent=1)
+    parent = None if planned.pretraining or teacher is None else teacher.number
+    return project.start_round(parent, text, snapshot.label_versions).number
+
+
+def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
     """Which round before this one left a clearly better segmentation; empty if none did."""
     reached: dict[int, float] = {}
     parent = entry.parent
@@ -278,96 +406,10 @@ class _Clock:
         return {stage: sum(steps) / len(steps) for stage, steps in self._steps.items()}
 
 
-def _enter(project: Project, plan: _Planned) -> int:
-    """Start the planned round in the project, or go on with it; its number."""
-    from napari_jrss.training.description import describe
-
-    if plan.interrupted is not None:
-        return project.resume_round(plan.interrupted.number).number
-    snapshot, teacher = project.snapshot(), project.teacher
-    _check_trainable(project, plan)
-    description = describe(snapshot, plan.config, plan.rounds_left)
-    parent = None if plan.pretraining or teacher is None else teacher.number
-    return project.start_round(parent, description, snapshot.label_versions).number
-
-
-def _check_trainable(project: Project, plan: _Planned) -> None:
-    """Whether all that is left of a series can be run, as far as that can be told before it."""
-    from napari_jrss.training.description import RoundError, check_trainable
-
-    check_trainable(project.snapshot(), joint=not plan.pretraining or plan.rounds_left > 0)
-    teacher = project.teacher
-    if plan.pretraining or teacher is None:
-        return
-    trained = config_of(teacher)
-    for task in ("segmentation_network", "registration_network"):
-        if getattr(plan.config, task) != getattr(trained, task):
-            raise RoundError(
-                f"the {task.replace('_', ' ')} of round {teacher.number}, from which the next one "
-                "starts, has other settings: pre-train again, or leave it as it is"
-            )
-
-
-def _plan(
-    project: Project,
-    config: TrainingConfig,
-    rounds: int,
-    resume: bool | None,
-    pretrain: bool,
-) -> _Planned:
-    """The first round to run."""
-    if rounds < 0:
-        raise ValueError(f"rounds must be at least 0, not {rounds}")
-    if resume and pretrain:
-        raise InterruptedSeriesError(
-            "a series is resumed as it was begun: ask for that or to pre-train again, not for both"
-        )
-    history = project.rounds()
-    interrupted = interrupted_round(project)
-    if resume is None and interrupted is not None:
-        raise InterruptedSeriesError(
-            f"round {interrupted.number} was interrupted: --resume goes on with it, "
-            "--no-resume starts anew"
-        )
-    left = rounds_left(project)
-    if resume is None and left > 0:
-        raise InterruptedSeriesError(
-            f"the series was interrupted after round {history[-1].number}, {left} still to come: "
-            "--resume goes on with it, --no-resume starts anew"
-        )
-    if resume and interrupted is not None:
-        return _Planned(config_of(interrupted), left, interrupted=interrupted)
-    if resume and left > 0:
-        return _Planned(config_of(history[-1]), left - 1)
-    if resume:
-        raise InterruptedSeriesError(f"{project.path}: there is no interrupted round to resume")
-    if project.teacher is None or pretrain:
-        return _Planned(config, rounds, pretraining=True)
-    if rounds == 0:
-        raise InterruptedSeriesError(
-            f"{project.path}: is pre-trained already; ask for rounds, or to pre-train it again"
-        )
-    return _Planned(config, rounds - 1)
-
-
-def check_series(
-    project: Project,
-    config: TrainingConfig,
-    rounds: int,
-    resume: bool | None = None,
-    pretrain: bool = False,
-) -> None:
-    """Raise what :func:`train` would raise before its first round, but for the device."""
-    project.check_writable()
-    plan = _plan(project, config, rounds, resume, pretrain)
-    if plan.interrupted is None:
-        _check_trainable(project, plan)
-
-
 def series_in_words(project: Project) -> str:
     """What a resumed series goes on with: the settings that it was begun with."""
     entry = interrupted_round(project)
-    config = config_of(entry or project.rounds()[-1])
+    config = (entry or project.rounds()[-1]).files.training_config()
     left = rounds_left(project)
     if entry is not None:
         what = f"round {entry.number}" + (f" and {left} more" if left else "")
@@ -381,7 +423,7 @@ def series_in_words(project: Project) -> str:
     )
 
 
-def interrupted_round(project: Project) -> LedgerRound | None:
+def interrupted_round(project: Project) -> Round | None:
     """The latest round, if it was paused, failed or killed, and nobody left it for good."""
     entry = project.unfinished_round()
     return None if entry is None or entry.metrics.get(LEFT) else entry
@@ -392,7 +434,7 @@ def rounds_left(project: Project) -> int:
     history = project.rounds()
     if not history or history[-1].metrics.get(LEFT):
         return 0
-    return description_of(history[-1]).rounds_left
+    return history[-1].files.description().rounds_left
 
 
 def teacher_warning(project: Project) -> str:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from napari_jrss.experiments.methods.mono import ROUND, networks_of
 from napari_jrss.experiments.recipe import NEVER, Task, Trained
-from napari_jrss.training.description import RoundError
-from napari_jrss.training.round import Round, run_round
+from napari_jrss.training.round import RoundTask, run_round
+from napari_jrss.training.trainable import RoundError
 
 
 def train(task: Task) -> Trained:
@@ -15,7 +15,7 @@ def train(task: Task) -> Trained:
     parent = task.before[-1] / ROUND
     done: list[Trained] = []
     for number in range(1, task.joint_rounds + 1):
-        this = Round(number, task.snapshot, task.config, task.folder / f"round{number}", parent)
+        this = RoundTask(number, task.snapshot, task.config, task.folder / f"round{number}", parent)
         try:
             for event in run_round(this, task.fabric, NEVER):
                 task.report(event)

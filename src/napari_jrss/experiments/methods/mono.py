@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
+from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-from napari_jrss.training.checkpoint import load_into, load_tensors
-from napari_jrss.training.round import REGISTRATION, TEACHER, Round, run_round
+from napari_jrss.networks.weights import load_weights
+from napari_jrss.training.round import RoundTask, run_round
 
 ROUND = "round0"
 
@@ -24,7 +25,7 @@ def train(task: Task) -> Trained:
         train_registration(task, registration, "mono_registration")
         return Trained(registration=registration)
     folder = task.folder / ROUND
-    for event in run_round(Round(0, task.snapshot, task.config, folder), task.fabric, NEVER):
+    for event in run_round(RoundTask(0, task.snapshot, task.config, folder), task.fabric, NEVER):
         task.report(event)
     return networks_of(task, folder)
 
@@ -34,7 +35,6 @@ def networks_of(task: Task, folder: Path) -> Trained:
     config = task.config
     teacher = build_segmentation_network(config.segmentation_network, task.snapshot.classes)
     registration = build_registration_network(config.registration_network)
-    for network, name in ((teacher, TEACHER), (registration, REGISTRATION)):
-        load_into(network, load_tensors(folder / name)[0], folder / name)
-        network.to(task.device)
-    return Trained(teacher, registration)
+    load_weights(teacher, RoundFiles(folder).teacher)
+    load_weights(registration, RoundFiles(folder).registration)
+    return Trained(teacher.to(task.device), registration.to(task.device))

@@ -9,7 +9,7 @@ from napari_jrss.config import RefinementConfig
 from napari_jrss.experiments.methods.mono import networks_of
 from napari_jrss.experiments.recipe import Task, Trained
 from napari_jrss.inference.refine import RefinedRegistration
-from napari_jrss.training.round import TEACHER
+from napari_jrss.io.round_files import RoundFiles
 
 
 def train(task: Task) -> Trained:
@@ -25,6 +25,5 @@ def train(task: Task) -> Trained:
 
 def _teachers(run: Path) -> list[Path]:
     """Of a run's rounds, in their order."""
-    return sorted(
-        run.glob(f"round*/{TEACHER}"), key=lambda path: int(path.parent.name.removeprefix("round"))
-    )
+    paths = run.glob(f"round*/{RoundFiles(run).teacher.name}")
+    return sorted(paths, key=lambda path: int(path.parent.name.removeprefix("round")))

@@ -32,8 +32,8 @@ from napari_jrss.widgets.tabs.review_tools import NEXT, REPAIRS, ToolsPanel
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-    from napari_jrss.app.review.prediction_review import Screened
     from napari_jrss.app.session import Session
+    from napari_jrss.training.screening import Screened
 
 _REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
 _REJECTIONS = ["the pseudo-label is no good", "structures are mixed up"]

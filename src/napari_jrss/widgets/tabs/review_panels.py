@@ -24,8 +24,8 @@ from napari_jrss.widgets.layers.review import OVERLAYS
 
 if TYPE_CHECKING:
     from napari_jrss.app.review.open_case import OpenCase
-    from napari_jrss.app.review.prediction_review import Screened
     from napari_jrss.project.corrections import CorrectionsFile
+    from napari_jrss.training.screening import Screened
 
 _STEPS = 1000  # of the tau slider, from 0 to 1
 

@@ -1,0 +1,152 @@
+"""The files in a round's folder: their names, and how each is read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.atomic import end_with_whole_line, sweep
+from napari_jrss.io.predictions import (
+    Prediction,
+    prediction_path,
+    read_prediction,
+    write_prediction,
+)
+from napari_jrss.snapshot import CohortSnapshot
+
+
+class RoundDescription(BaseModel):
+    """What ``config.json`` says of a round: its settings, and the cases that it uses.
+
+    Attributes
+    ----------
+    training
+        Settings.
+    classes
+        Names of the C output classes, the background first.
+    spacing_mm, shape
+        Training grid (z, y, x): voxel size in mm, and number of voxels.
+    labelled, unlabelled, validation
+        Case ids.
+    label_versions
+        Label version of each labelled and validation case.
+    rounds_left
+        Number of rounds that were to follow, so that an interrupted series can be resumed.
+    """
+
+    training: TrainingConfig
+    classes: list[str]
+    spacing_mm: tuple[float, float, float] | None = None
+    shape: tuple[int, int, int] | None = None
+    labelled: list[str] = []
+    unlabelled: list[str] = []
+    validation: list[str] = []
+    label_versions: Mapping[str, str] = {}
+    rounds_left: int = 0
+
+    @classmethod
+    def of(
+        cls, snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int = 0
+    ) -> RoundDescription:
+        """Describe a round that is about to start."""
+        return cls(
+            training=config,
+            classes=list(snapshot.class_names),
+            spacing_mm=snapshot.spacing_mm,
+            shape=snapshot.shape,
+            labelled=list(snapshot.labelled),
+            unlabelled=list(snapshot.unlabelled),
+            validation=list(snapshot.validation),
+            label_versions=snapshot.label_versions,
+            rounds_left=rounds_left,
+        )
+
+
+class RoundFiles:
+    """The files of one round; none of them needs to be there.
+
+    Parameters
+    ----------
+    folder
+        The round's folder.
+
+    Attributes
+    ----------
+    config
+        JSON of the :class:`RoundDescription`.
+    metrics
+        One event a line, see :class:`napari_jrss.training.events.MetricsFile`.
+    teacher, student, registration
+        Weights that the round ended with; a pre-training has no student.
+    predictions
+        Folder of the teacher's predictions, ``<case_id>.zarr``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.json"
+        self.metrics = folder / "metrics.jsonl"
+        self.teacher = folder / "teacher.safetensors"
+        self.student = folder / "student.safetensors"
+        self.registration = folder / "registration.safetensors"
+        self.predictions = folder / "predictions"
+
+    def state(self, stage: str) -> Path:
+        """Training state of a stage; there only while the stage runs."""
+        return self.folder / f"{stage}.state.safetensors"
+
+    def evaluation(self, refined: bool = False) -> Path:
+        """Figures, one line per test case and pair; `refined`: with each pair's field improved."""
+        return self.folder / ("evaluation_refined.jsonl" if refined else "evaluation.jsonl")
+
+    def description(self) -> RoundDescription:
+        """Read ``config.json``.
+
+        Raises
+        ------
+        ProjectError
+            It is missing or damaged.
+        """
+        try:
+            if self.config.exists() and not self.config.is_file():
+                raise OSError("not a file")
+            return RoundDescription.model_validate_json(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ProjectError(
+                f"{self.config}: unreadable description of a round ({reason})"
+            ) from None
+
+    def training_config(self) -> TrainingConfig:
+        """The settings that the round was started with; errors as of :meth:`description`."""
+        return self.description().training
+
+    def has_prediction(self, case_id: str) -> bool:
+        """Whether the round's teacher has predicted a case."""
+        return prediction_path(self.predictions, case_id).exists()
+
+    def prediction(self, case_id: str) -> Prediction | None:
+        """The teacher's prediction of a case; None if there is none.
+
+        Raises
+        ------
+        ScanError
+            It is damaged.
+        """
+        if not self.has_prediction(case_id):
+            return None
+        return read_prediction(self.predictions, case_id)
+
+    def write_prediction(self, case_id: str, prediction: Prediction) -> None:
+        """Write the teacher's prediction of a case; it replaces an earlier one."""
+        write_prediction(self.predictions, case_id, prediction)
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half written; only while nobody writes there."""
+        sweep(self.folder)
+        sweep(self.predictions)
+        end_with_whole_line(self.metrics)

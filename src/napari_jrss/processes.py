@@ -1,0 +1,423 @@
+"""Child processes: one that exchanges lines of JSON, and workers that do one job at a time.
+
+Every child is spawned, never forked: a fork copies locks that other threads may hold, and CUDA
+doesn't survive it. Every child ends when its parent ends, however that ends, and ignores Ctrl-C,
+which is its parent's to handle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import IO, Any, Generic, Self, TypeVar
+
+from napari_jrss.errors import EXPECTED, JRSSError, one_line
+
+Job = TypeVar("Job")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_POLL_S = 0.05
+_GRACE_S = 0.4
+_START = "import sys; from napari_jrss import processes; processes._run_child(*sys.argv[1:])"
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "ZARR_THREADING__MAX_WORKERS",
+    "ZARR_ASYNC__CONCURRENCY",
+)
+
+
+class ProcessError(JRSSError):
+    """A child process reported an error, died, or couldn't start."""
+
+
+class WorkerDiedError(ProcessError):
+    """The process that did a job died."""
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment variables that limit the libraries of a new process to so many threads."""
+    return dict.fromkeys(_THREADS, str(threads))
+
+
+# -- one child, and lines of JSON
+
+
+class Child:
+    """A function in a process of its own; each side sends the other lines of JSON.
+
+    Parameters
+    ----------
+    name
+        What error messages call the process, such as ``training``.
+    function
+        Called in the child with a :class:`Parent`; importable by name. Nothing else of this
+        program is imported there, not even a script's ``__main__``.
+    log
+        File that gets what the child prints; none: a temporary file.
+    environment
+        Environment variables of the child, beside those of this process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Parent], None],
+        *,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._log_path = log
+        self._log: IO[bytes]
+        self._log = tempfile.TemporaryFile() if log is None else log.open("w+b")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            # -P: no module is taken from the folder that the program happens to run in.
+            [sys.executable, "-P", "-c", _START, function.__module__, function.__name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={
+                **os.environ,
+                **(environment or {}),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to_child, self._from_child = self._process.stdin, self._process.stdout
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name=f"{name} messages", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
+    def send(self, message: str) -> None:
+        """Send a line of JSON; that the child is gone is noticed by :meth:`receive`."""
+        with suppress(OSError):
+            self._to_child.write(f"{message}\n".encode())
+            self._to_child.flush()
+
+    def stop(self) -> None:
+        """Ask the child to stop: sets its :attr:`Parent.stop`."""
+        self.send('"stop"')
+
+    def receive(self) -> bytes | None:
+        """The child's next line of JSON; None if there is none within a moment.
+
+        Raises
+        ------
+        ProcessError
+            The child's function raised an error, or the process has ended and all its lines have
+            been read.
+        """
+        try:
+            line = self._lines.get(timeout=_POLL_S)
+        except queue.Empty:
+            return None
+        if not line:
+            raise ProcessError(f"the {self._name} process {self._ending(self._process.wait())}")
+        message = json.loads(line)
+        if isinstance(message, dict) and "error" in message:
+            look = f" (see {self._log_path.name})" if message["fault"] and self._log_path else ""
+            raise ProcessError(message["error"] + look)
+        return line
+
+    def close(self) -> None:
+        """End the process, and wait for its end; safe to call again.
+
+        It ends by itself as its standard input closes; one that doesn't is terminated, then
+        killed.
+        """
+        with suppress(OSError):  # there may be nobody left to read what is unsent
+            self._to_child.close()
+        for insist in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(_GRACE_S)
+                break
+            except subprocess.TimeoutExpired:
+                insist()
+        self._process.wait()
+        self._reader.join()
+        self._from_child.close()
+        self._log.close()
+
+    def _read(self) -> None:
+        for line in self._from_child:
+            self._lines.put(line)
+        self._lines.put(b"")
+
+    def _ending(self, code: int) -> str:
+        """Describe an unexpected end by its signal, a named log, or the log's last line."""
+        if code < 0:
+            name = signal.Signals(-code).name
+            reason = ", perhaps because memory ran short" if name == "SIGKILL" else ""
+            return f"was killed ({name}{reason})"
+        if self._log_path is not None:
+            look = f"see {self._log_path.name}"
+        else:
+            self._log.seek(0)
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
+            look = lines[-1] if lines else "no reason given"
+        return f"ended unexpectedly (exit code {code}, {look})"
+
+
+class Parent:
+    """What a child knows of the process that started it.
+
+    Attributes
+    ----------
+    stop
+        Set when the parent asks the child to stop.
+    """
+
+    def __init__(self) -> None:
+        # What libraries print goes to the log; only messages go to the parent.
+        self._to_parent = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+        os.dup2(2, 1)
+        self.stop = threading.Event()
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def send(self, message: str) -> None:
+        """Send a line of JSON."""
+        self._to_parent.write(message + "\n")
+        self._to_parent.flush()
+
+    def receive(self) -> bytes:
+        """Wait for the next line of JSON."""
+        return self._lines.get()
+
+    def _listen(self) -> None:
+        """Take in the parent's lines; end this process when the parent is gone."""
+        with os.fdopen(0, "rb", buffering=0, closefd=False) as stream:
+            for line in stream:
+                if line.strip() == b'"stop"':
+                    self.stop.set()
+                else:
+                    self._lines.put(line)
+        os._exit(0)
+
+
+def _run_child(module: str, function: str) -> None:
+    """What a child does: call the function, and tell the parent of an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = Parent()
+    try:
+        getattr(importlib.import_module(module), function)(parent)
+    except Exception as error:
+        fault = not isinstance(error, EXPECTED)
+        text = one_line(error)
+        if fault:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {text}"
+        parent.send(json.dumps({"error": text, "fault": fault}))
+        raise SystemExit(1) from None
+
+
+# -- workers, and one job at a time
+
+
+class Workers(Generic[Job]):
+    """Spawned processes that do one job at a time each.
+
+    A process that dies takes only its own job with it, and is replaced.
+
+    Parameters
+    ----------
+    environments
+        For each process, environment variables that it starts with, beside those of this one.
+    """
+
+    def __init__(self, environments: Sequence[Mapping[str, str]]) -> None:
+        self._idle = [_Worker(environment) for environment in environments]
+        self._jobs: dict[Future[Any], tuple[_Worker, Job]] = {}
+        self._any_started = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def free(self) -> bool:
+        """Whether a process waits for a job."""
+        return bool(self._idle)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process does a job."""
+        return bool(self._jobs)
+
+    def submit(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
+        """Let a free process call `function`, which is importable by name; `job` names the call."""
+        worker = self._idle.pop(0)
+        self._jobs[worker.submit(function, *arguments)] = worker, job
+
+    def results(self) -> list[tuple[Job, Any]]:
+        """Wait until a job ends.
+
+        Returns
+        -------
+        list
+            Each job that has ended, with what its function returned or raised, or a
+            :class:`WorkerDiedError` if its process died.
+
+        Raises
+        ------
+        ProcessError
+            No process can start.
+        """
+        ended: list[tuple[Job, Any]] = []
+        for future in wait(self._jobs, return_when=FIRST_COMPLETED).done:
+            worker, job = self._jobs.pop(future)
+            error = future.exception()
+            self._any_started |= worker.pid.value > 0
+            if isinstance(error, BrokenProcessPool):
+                if not self._any_started:
+                    raise ProcessError(
+                        "no worker process can start: a script must make its calls below "
+                        '`if __name__ == "__main__":`, since each process imports the script; '
+                        "else there is too little memory"
+                    )
+                error = WorkerDiedError("its process died; most likely there was too little memory")
+                worker.renew()
+            self._idle.append(worker)
+            ended.append((job, future.result() if error is None else error))
+        return ended
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the processes, each after the job that it does, or at once if `kill`."""
+        workers = [*self._idle, *(worker for worker, _ in self._jobs.values())]
+        for worker in workers:
+            if kill and worker.pid.value:
+                with suppress(OSError):
+                    os.kill(worker.pid.value, signal.SIGTERM)
+        for worker in workers:
+            worker.pool.shutdown()
+
+
+class _Worker:
+    """One process, started by its first job."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.renew()
+
+    def renew(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pid = context.Value("i", 0)
+        self.pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.pid,))
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> Future[Any]:
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        try:
+            return self.pool.submit(function, *arguments)
+        except BrokenProcessPool:  # it died after its last job
+            self.renew()
+            return self.pool.submit(function, *arguments)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def _begin(pid: Synchronized[int]) -> None:
+    """Tell that the process has started, and make it end with its parent."""
+    pid.value = os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()  # nobody waits for results any more
+        os._exit(1)
+
+    threading.Thread(target=follow, name="end with parent", daemon=True).start()
+
+
+def in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Generator[tuple[Item, Result | Exception]]:
+    """Call `function` on each item in worker processes of one thread; yield as each ends.
+
+    Parameters
+    ----------
+    function
+        Importable by name.
+    items
+        Whatever it takes.
+    workers
+        Number of processes; none: as many as this process may use cores.
+
+    Yields
+    ------
+    tuple
+        The item, and what the function returned or raised. An item whose process died is tried
+        once more, by itself: the others may have taken all the memory. If that process dies too,
+        the item yields a :class:`WorkerDiedError`.
+
+    Raises
+    ------
+    ProcessError
+        No process can start.
+
+    Notes
+    -----
+    Each process has one item under way, so memory doesn't grow with the number of items.
+    """
+    count = max(1, min(workers or available_cores(), len(items)))
+    waiting, lost, retried = deque(items), deque[Item](), False
+    while waiting:
+        with Workers[Item]([thread_limits(1)] * (1 if retried else count)) as pool:
+            ended: list[tuple[Item, Any]] = []
+            while waiting or ended or pool.busy:
+                while waiting and pool.free:
+                    item = waiting.popleft()
+                    pool.submit(item, function, item)
+                for item, result in ended:
+                    if isinstance(result, WorkerDiedError) and not retried:
+                        lost.append(item)
+                    else:
+                        yield item, result
+                ended = pool.results() if pool.busy else []
+        waiting, lost, retried = lost, deque(), True

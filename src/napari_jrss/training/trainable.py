@@ -1,0 +1,38 @@
+"""Whether a round can be trained on a snapshot; nothing here needs PyTorch."""
+
+from __future__ import annotations
+
+from napari_jrss.errors import JRSSError
+from napari_jrss.snapshot import CohortSnapshot
+
+
+class RoundError(JRSSError):
+    """A round that can't be run as asked."""
+
+
+def check_trainable(snapshot: CohortSnapshot, joint: bool) -> None:
+    """Refuse a snapshot that no round could learn from.
+
+    Parameters
+    ----------
+    snapshot
+        The cases and labels of the round.
+    joint
+        Whether it is a joint round, which needs unlabelled cases; else a pre-training.
+
+    Raises
+    ------
+    RoundError
+        With the reason, and what to do.
+    """
+    if not snapshot.labelled:
+        raise RoundError("no training case has a label: label at least one")
+    if len(snapshot.training) < 2:
+        raise RoundError("training needs at least two training cases, labelled or not")
+    if snapshot.classes < 2:
+        raise RoundError("there is no structure to learn: the label table has a background only")
+    if joint and not snapshot.unlabelled:
+        raise RoundError(
+            "a joint round needs unlabelled training cases, and all of them are labelled: add "
+            "scans, or ask for no round after the pre-training"
+        )
