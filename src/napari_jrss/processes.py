@@ -15,7 +15,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections import deque
@@ -25,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from napari_jrss.errors import EXPECTED, JRSSError, one_line
 
@@ -34,6 +33,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POLL_S = 0.05
+_CLOSED = -1  # in place of the id of a process that is to end before it has started
 _GRACE_S = 0.4
 _START = "import sys; from napari_jrss import processes; processes._run_child(*sys.argv[1:])"
 _THREADS = (
@@ -79,7 +79,7 @@ class Child:
         Called in the child with a :class:`Parent`; importable by name. Nothing else of this
         program is imported there, not even a script's ``__main__``.
     log
-        File that gets what the child prints; none: a temporary file.
+        File for what the child prints; none: it is dropped.
     environment
         Environment variables of the child, beside those of this process.
     """
@@ -93,20 +93,15 @@ class Child:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
-        self._log_path = log
-        self._log: IO[bytes]
-        self._log = tempfile.TemporaryFile() if log is None else log.open("w+b")  # noqa: SIM115
+        self._see = "" if log is None else f"see {log.name}"
+        self._log = Path(log or os.devnull).open("wb")  # noqa: SIM115
         self._process = subprocess.Popen(
             # -P: no module is taken from the folder that the program happens to run in.
             [sys.executable, "-P", "-c", _START, function.__module__, function.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={
-                **os.environ,
-                **(environment or {}),
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            },
+            env={**os.environ, **(environment or {}), "PYTHONPATH": _import_path()},
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         assert self._process.stdin is not None
@@ -154,16 +149,12 @@ class Child:
             raise ProcessError(f"the {self._name} process {self._ending(self._process.wait())}")
         message = json.loads(line)
         if isinstance(message, dict) and "error" in message:
-            look = f" (see {self._log_path.name})" if message["fault"] and self._log_path else ""
-            raise ProcessError(message["error"] + look)
+            see = f" ({self._see})" if message["fault"] and self._see else ""
+            raise ProcessError(message["error"] + see)
         return line
 
     def close(self) -> None:
-        """End the process, and wait for its end; safe to call again.
-
-        It ends by itself as its standard input closes; one that doesn't is terminated, then
-        killed.
-        """
+        """Hang up, which ends the process; else terminate it, else kill it. Safe to call again."""
         with suppress(OSError):  # there may be nobody left to read what is unsent
             self._to_child.close()
         for insist in (self._process.terminate, self._process.kill):
@@ -183,18 +174,16 @@ class Child:
         self._lines.put(b"")
 
     def _ending(self, code: int) -> str:
-        """Describe an unexpected end by its signal, a named log, or the log's last line."""
         if code < 0:
             name = signal.Signals(-code).name
             reason = ", perhaps because memory ran short" if name == "SIGKILL" else ""
             return f"was killed ({name}{reason})"
-        if self._log_path is not None:
-            look = f"see {self._log_path.name}"
-        else:
-            self._log.seek(0)
-            lines = self._log.read().decode(errors="replace").strip().splitlines()
-            look = lines[-1] if lines else "no reason given"
-        return f"ended unexpectedly (exit code {code}, {look})"
+        return f"ended unexpectedly ({', '.join(filter(None, (f'exit code {code}', self._see)))})"
+
+
+def _import_path() -> str:
+    """What this process imports from, without the working folder."""
+    return os.pathsep.join(path for path in sys.path if path)
 
 
 class Parent:
@@ -291,18 +280,10 @@ class Workers(Generic[Job]):
         self._jobs[worker.submit(function, *arguments)] = worker, job
 
     def results(self) -> list[tuple[Job, Any]]:
-        """Wait until a job ends.
+        """Wait until a job ends; each one that has, with what its function returned or raised.
 
-        Returns
-        -------
-        list
-            Each job that has ended, with what its function returned or raised, or a
-            :class:`WorkerDiedError` if its process died.
-
-        Raises
-        ------
-        ProcessError
-            No process can start.
+        If its process died, that is a :class:`WorkerDiedError`. A :class:`ProcessError` is raised
+        if no process can start.
         """
         ended: list[tuple[Job, Any]] = []
         for future in wait(self._jobs, return_when=FIRST_COMPLETED).done:
@@ -325,10 +306,12 @@ class Workers(Generic[Job]):
     def close(self, *, kill: bool = False) -> None:
         """End the processes, each after the job that it does, or at once if `kill`."""
         workers = [*self._idle, *(worker for worker, _ in self._jobs.values())]
-        for worker in workers:
-            if kill and worker.pid.value:
+        for worker in workers if kill else ():
+            with worker.pid.get_lock():
+                pid, worker.pid.value = worker.pid.value, _CLOSED
+            if pid > 0:
                 with suppress(OSError):
-                    os.kill(worker.pid.value, signal.SIGTERM)
+                    os.kill(pid, signal.SIGTERM)
         for worker in workers:
             worker.pool.shutdown()
 
@@ -363,7 +346,10 @@ class _Worker:
 
 def _begin(pid: Synchronized[int]) -> None:
     """Tell that the process has started, and make it end with its parent."""
-    pid.value = os.getpid()
+    with pid.get_lock():
+        if pid.value == _CLOSED:
+            os._exit(1)
+        pid.value = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -42,16 +42,7 @@ class JointStage(RegistrationStage):
     ) -> None:
         config, joint = task.config, task.config.joint
         epochs = task.joint_rounds * (joint.registration_epochs + joint.segmentation_epochs)
-        super().__init__(
-            name,
-            registration,
-            task.tensors(),
-            config,
-            task.fabric,
-            epochs,
-            minimum_steps=1,
-            warmup_steps=0,
-        )
+        super().__init__(name, registration, task.tensors(), config, task.fabric, epochs)
         self.mono = MonoSegmentationStage(segmentation, self.tensors, config, task.fabric)
         self.modules = {"segmentation": segmentation, "registration": registration}
         self.learning_rate = rates.registration

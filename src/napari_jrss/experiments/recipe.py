@@ -158,17 +158,7 @@ def registration_stage(
     task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
 ) -> RegistrationStage:
     """The stage of a registration pre-training."""
-    settings = task.config.registration
-    return kind(
-        name,
-        network,
-        task.tensors(),
-        task.config,
-        task.fabric,
-        settings.epochs,
-        settings.minimum_steps,
-        settings.warmup_steps,
-    )
+    return kind(name, network, task.tensors(), task.config, task.fabric)
 
 
 class FieldModule(nn.Module):

@@ -9,7 +9,7 @@ from napari_jrss.errors import JRSSError
 
 
 class DeviceError(JRSSError):
-    """A device that isn't there."""
+    """The device is unknown, or this machine doesn't have it."""
 
 
 def make_fabric(device: str = "auto", precision: str = "32-true", devices: int = 1) -> Fabric:

@@ -1,4 +1,4 @@
-"""How good a round's networks are on the test cases: tidy rows, then their summary."""
+"""Figures of a round's networks on the test cases: a row per case and pair, then a summary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ SpacingOf = Callable[[str], Sequence[float]]
 
 
 class CaseEvaluated(BaseModel):
-    """Segmentation of one test case; lists run over the foreground classes, None if undefined."""
+    """Segmentation of one test case.
+
+    Lists run over the foreground classes, None where a figure is undefined; `seconds` is the time
+    of the prediction.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["case_evaluated"] = "case_evaluated"
@@ -34,7 +38,11 @@ class CaseEvaluated(BaseModel):
 
 
 class PairEvaluated(BaseModel):
-    """Registration of one ordered pair of test cases."""
+    """Registration of one ordered pair of test cases.
+
+    Lists run over the foreground classes, None where a figure is undefined. The figures of the
+    Jacobian are those of :class:`napari_jrss.metrics.JacobianStatistics`.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["pair_evaluated"] = "pair_evaluated"
@@ -72,7 +80,10 @@ def evaluate_segmentation(
     spacing_of: SpacingOf,
     device: torch.device,
 ) -> Iterator[CaseEvaluated]:
-    """Segment each test case and compare it with its label, on the training grid."""
+    """Segment each test case and compare it with its label, on the training grid.
+
+    `network` maps (B, 1, z, y, x) to logits (B, C, z, y, x), C = `classes`.
+    """
     for case in cases:
         image, truth = arrays.image(case), arrays.label(case)
         started = _now(device)
@@ -80,8 +91,8 @@ def evaluate_segmentation(
         seconds = _now(device) - started
         yield CaseEvaluated(
             case_id=case,
-            dice=_listed(dice_per_class(label, truth, classes)),
-            hd95_mm=_listed(hd95_mm(label, truth, classes, spacing_of(case))),
+            dice=none_for_nan(dice_per_class(label, truth, classes)),
+            hd95_mm=none_for_nan(hd95_mm(label, truth, classes, spacing_of(case))),
             seconds=seconds,
         )
 
@@ -94,7 +105,10 @@ def evaluate_registration(
     spacing_of: SpacingOf,
     device: torch.device,
 ) -> Iterator[PairEvaluated]:
-    """Register each pair of test cases and compare the warped label with the fixed one."""
+    """Register each pair (moving, fixed) and compare the warped label with the fixed one.
+
+    `network` maps two images (B, 1, z, y, x) to a displacement field (B, 3, z, y, x) in voxels.
+    """
     for moving, fixed in pairs:
         image, target = arrays.image(moving), arrays.image(fixed)
         label, truth = arrays.label(moving), arrays.label(fixed)
@@ -106,9 +120,9 @@ def evaluate_registration(
         yield PairEvaluated(
             moving=moving,
             fixed=fixed,
-            dice_before=_listed(dice_per_class(label, truth, classes, "absent_in_either")),
-            dice=_listed(dice_per_class(warped, truth, classes, "absent_in_either")),
-            hd95_mm=_listed(hd95_mm(warped, truth, classes, spacing_of(fixed))),
+            dice_before=none_for_nan(dice_per_class(label, truth, classes, "absent_in_either")),
+            dice=none_for_nan(dice_per_class(warped, truth, classes, "absent_in_either")),
+            hd95_mm=none_for_nan(hd95_mm(warped, truth, classes, spacing_of(fixed))),
             std_jacobian=regularity.std,
             sdlogj_plus3=regularity.sdlogj_plus3,
             folded_percent=regularity.folded_percent,
@@ -167,7 +181,8 @@ def _nanmean(values: NDArray[np.float64]) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def _listed(values: NDArray[np.float64]) -> list[float | None]:
+def none_for_nan(values: NDArray[np.float64]) -> list[float | None]:
+    """The values (n,) as JSON can hold them."""
     return [None if np.isnan(value) else float(value) for value in values]
 
 

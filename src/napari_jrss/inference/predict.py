@@ -1,4 +1,4 @@
-"""What the trained networks say: classes of a scan, the displacement field of a pair."""
+"""Predictions of trained networks: classes of a scan, the displacement field of a pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from napari_jrss.snapshot import CaseArrays, Image, Label
 
 TILE_OVERLAP = 0.25
 BYTES_PER_VOXEL = 450
-"""Rather more than a forward pass takes per voxel: 200 for OBELISK, 400 for `monai_unet`."""
+"""A little more than a forward pass takes: 200 for OBELISK, 400 for `monai_unet`."""
 
 Field = NDArray[np.float32]
 
@@ -28,7 +28,10 @@ Field = NDArray[np.float32]
 def segmentation_logits(
     network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
 ) -> Tensor:
-    """Logits (C, z, y, x) of one image, the network in evaluation mode."""
+    """Logits (C, z, y, x) of one image (z, y, x), the network in evaluation mode.
+
+    `tile` is as for :func:`predict_case`.
+    """
     tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
     if tile is None:
         tile = tile_for(image.shape, free_memory(device))
@@ -54,9 +57,10 @@ def segmentation_logits(
 
 
 def tile_for(shape: Sequence[int], free_bytes: int) -> tuple[int, ...] | None:
-    """The largest tile whose forward pass fits into the free memory; None if all of it does.
+    """The largest tile (z, y, x) whose forward pass fits into `free_bytes` of memory.
 
-    The longest axis is halved, in multiples of 8 voxels, until it fits.
+    None if the whole image does. The longest axis is halved, in multiples of 8 voxels, until the
+    tile fits.
     """
     tile = list(shape)
     while np.prod(tile) * BYTES_PER_VOXEL > free_bytes and max(tile) > 32:
@@ -163,10 +167,10 @@ def warp_label(
 
 
 class Votes:
-    """Votes of labelled cases, registered to a fixed image, for the label of its voxels.
+    """Label fusion: labelled cases, registered to a fixed image, vote for the label of each voxel.
 
-    Each one votes at each voxel with a weight that falls with its local squared intensity
-    difference from the fixed image, ``exp(-d² / mean d²)`` smoothed over 5 voxels.
+    The weight of a vote falls with the local squared intensity difference d² from the fixed
+    image, smoothed over 5 voxels: ``exp(-d² / mean d²)``.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""A pair's own registration: the network's field, improved on this pair alone.
+"""Refinement: a field of the registration network, improved on its pair alone.
 
-The terms of the paper's registration loss (Eq. 10) once more, minimised not by a network's weights
-but by the control points of one field, which the registration network begins. What it knows of
-the structures are the teacher's probabilities in both images: no label by a person is read. Not
-in the paper; gradient descent on a coarse, smoothed grid after a first guess is ConvexAdam's
-recipe (Siebert et al.), which feeds on features of its own.
+It minimises the terms of the paper's registration loss (Eq. 10) over the control points of one
+field instead of a network's weights, starting from the network's field. Structures are matched
+by the teacher's probabilities in both images; no label by a person is read. This step is not in
+the paper: gradient descent on a coarse, smoothed grid after a first guess is the recipe of
+ConvexAdam (Siebert et al.), which matches other features.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from napari_jrss.losses import diffusion_regulariser, folding, image_difference
 from napari_jrss.networks.spatial import jacobian_determinant, resize_displacement, warp
 
 Watch = Callable[[float], bool]
-"""Is told before each step what share of the work is done, and says whether to go on."""
+"""Called before each step with the share of the work that is done; returns whether to go on."""
 
 
 def to_the_end(done: float) -> bool:
-    """Watches nothing, stops nothing."""
+    """A :data:`Watch` that never stops the work."""
     return True
 
 
@@ -64,7 +64,7 @@ class RefinedRegistration(nn.Module):
         return refine(displacement, here, there, self.config, self.watch)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        """What the teacher makes of them, (B, C, z, y, x)."""
+        """The teacher's class probabilities, (B, C, z, y, x)."""
         each = [
             segmentation_logits(self.teacher, image[0].cpu().numpy(), image.device)
             for image in images
@@ -84,13 +84,13 @@ def refine(
     Parameters
     ----------
     displacement
-        (B, 3, z, y, x) in voxels, what to begin with.
+        (B, 3, z, y, x) in voxels, where to start.
     moving, fixed
         Image (B, 1, z, y, x) and class probabilities (B, C, z, y, x) of each side.
     config
         Steps and weights.
     watch
-        Sees how far it is. Where it ends the work early, the fields are what they had become.
+        Called before each step. Where it stops the work, the fields are returned as they are.
 
     Returns
     -------
@@ -127,10 +127,10 @@ def refine(
 def disagreement(first: Tensor, second: Tensor) -> Tensor:
     """Dice loss whose intersection is the smaller of the two values: ``sum |p - q| / sum (p + q)``.
 
-    The Dice loss of Eq. 7, whose intersection is the product, isn't least where two soft
-    segmentations are the same, and would drag a field that is perfect. ``first`` and ``second``
-    are (B, C, z, y, x); the mean is over images and classes. A class that neither has a voxel of
-    counts next to nothing: its probabilities are noise.
+    The Dice loss of Eq. 7, whose intersection is the product, isn't smallest where two soft
+    segmentations are equal, so it would change a perfect field. ``first`` and ``second`` are
+    (B, C, z, y, x); the mean is over images and classes. A class with less than one voxel in both
+    hardly counts, since its probabilities are noise.
     """
     difference = (first - second).abs().flatten(2).sum(2)
     total = (first + second).flatten(2).sum(2)

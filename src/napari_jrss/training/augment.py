@@ -1,4 +1,4 @@
-"""Random changes of training images that keep image and label together."""
+"""Random changes of training images and, in the same way, of their labels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sample_label(label: Tensor, grid: Tensor, outside: int) -> Tensor:
 
 
 def random_intensity(image: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Multiply each image by 1 + N(0, std²) and add N(0, std²)."""
+    """Multiply each image (B, C, z, y, x) by 1 + N(0, std²) and add N(0, std²)."""
     drawn = std * torch.randn((2, image.shape[0], 1, 1, 1, 1), generator=generator)
     factor, offset = drawn.to(image.device)
     changed: Tensor = image * (1 + factor) + offset

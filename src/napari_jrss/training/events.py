@@ -1,4 +1,4 @@
-"""What long work says while it runs: small frozen messages that survive a trip as JSON."""
+"""Events of a training: frozen models that can be sent and kept as JSON."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ class EpochEnd(_Event):
 
 
 class CaseScreened(_Event):
-    """The teacher's pseudo-label of one case, held against tau (Eq. 3)."""
+    """The teacher's pseudo-label of one case, compared with tau (Eq. 3).
+
+    Lists run over the C classes; a confidence is None where no voxel was predicted.
+    """
 
     kind: Literal["case_screened"] = "case_screened"
     stage: str
@@ -63,9 +66,9 @@ class CaseScreened(_Event):
 
 
 class CaseJudged(_Event):
-    """The teacher's label of one labelled case, held against the person's.
+    """The teacher's label of one labelled case, compared with the person's.
 
-    `dice` is that of each foreground class, None where the person's label has none of it.
+    `dice` has a value for each foreground class, None where the person's label lacks it.
     """
 
     kind: Literal["case_judged"] = "case_judged"
@@ -85,9 +88,8 @@ class StageFinished(_Event):
 class RoundFinished(_Event):
     """A round is done; its weights and predictions are on disk.
 
-    `unlearned` are the classes that its teacher doesn't find even in labelled scans, and
-    `warning` says in a line what a person should know before the teacher is trusted; empty if
-    there is nothing.
+    `unlearned` are the classes that its teacher doesn't find even in labelled scans; `warning` is
+    a line about the teacher for the person, empty if there is nothing to warn of.
     """
 
     kind: Literal["round_finished"] = "round_finished"

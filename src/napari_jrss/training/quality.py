@@ -1,4 +1,4 @@
-"""Which structures a teacher has learned, told from the scans that teach it.
+"""Which structures a teacher has learned, judged on the labelled scans.
 
 Its confidence doesn't tell: a Dice loss can leave one class on a plateau, predicted far too widely
 and surely, and no threshold tau keeps such labels from the rounds (figures: docs/dev/choices.md).
@@ -13,13 +13,14 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
+from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.events import Cancelled, CaseJudged, Event
 from napari_jrss.training.loop import Cancel, stop_requested
 from napari_jrss.training.stages import segmentation_dice
 
 LEARNED_DICE, LOOKED_AT = 0.5, 5
-"""Dice below which a structure counts as not learned, and on how many scans that is looked at."""
+"""Mean Dice below which a structure counts as not learned, and the most scans that it is of."""
 
 
 def scans_to_judge(snapshot: CohortSnapshot) -> Sequence[str]:
@@ -30,9 +31,17 @@ def scans_to_judge(snapshot: CohortSnapshot) -> Sequence[str]:
 def judge(
     stage: str, teacher: nn.Module, snapshot: CohortSnapshot, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, tuple[int, ...] | None]:
-    """Hold a teacher against labelled scans, within a stage that counts them.
+    """Compare a teacher's labels of labelled cases with the person's.
 
-    Returns the classes that it doesn't find even there, or None if cancelled.
+    Yields
+    ------
+    CaseJudged
+        One per case, as events of `stage`; or :class:`Cancelled`, and then the judgement ends.
+
+    Returns
+    -------
+    tuple or None
+        The foreground classes that it hasn't learned; None if cancelled.
     """
     scores: list[NDArray[np.float64]] = []
     for case in scans_to_judge(snapshot):
@@ -43,15 +52,17 @@ def judge(
         found = segmentation_dice(teacher, snapshot, case, fabric.device)
         dice = np.where(voxels > 0, found, np.nan)
         scores.append(dice)
-        told = [None if np.isnan(value) else float(value) for value in dice]
-        yield CaseJudged(stage=stage, case_id=case, dice=told)
+        yield CaseJudged(stage=stage, case_id=case, dice=none_for_nan(dice))
     taught = np.flatnonzero(~np.isnan(scores).all(axis=0))
     means = {c: np.nanmean(np.array(scores)[:, c]) for c in taught}
     return tuple(int(c) + 1 for c, mean in means.items() if mean < LEARNED_DICE)
 
 
 def warning(unlearned: Sequence[str], held_back: bool) -> str:
-    """What a person should know of a teacher that misses these structures; empty for none."""
+    """A warning to the person of a teacher that misses these structures; empty without any.
+
+    `held_back`: whether the next round ignores them.
+    """
     if not unlearned:
         return ""
     names = ", ".join(unlearned)

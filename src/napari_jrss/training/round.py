@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.io.atomic import write_text
 from napari_jrss.io.round_files import RoundDescription, RoundFiles
@@ -121,19 +122,13 @@ def _pretrain(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
     fabric.seed_everything(config.seed, verbose=False)
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
     registration = build_registration_network(config.registration_network)
-    registration_stage = RegistrationStage(
-        "mono_registration",
-        registration,
-        tensors,
-        config,
-        fabric,
-        config.registration.epochs,
-        config.registration.minimum_steps,
-        config.registration.warmup_steps,
+    mono_segmentation = MonoSegmentationStage(teacher, tensors, config, fabric)
+    mono_registration = RegistrationStage(
+        "mono_registration", registration, tensors, config, fabric
     )
     stages: Sequence[tuple[Stage, dict[Path, nn.Module]]] = [
-        (MonoSegmentationStage(teacher, tensors, config, fabric), {this.files.teacher: teacher}),
-        (registration_stage, {this.files.registration: registration}),
+        (mono_segmentation, {this.files.teacher: teacher}),
+        (mono_registration, {this.files.registration: registration}),
     ]
     for stage, results in stages:
         if not (yield from _train(stage, results, this, fabric, cancel)):
@@ -142,7 +137,7 @@ def _pretrain(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
 
 
 def _joint(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
-    """Screen, register, teach the student, average the teacher, screen again (Fig. 3)."""
+    """Screen, register, train the student, average the teacher, predict (Fig. 3)."""
     snapshot, config, parent = this.snapshot, this.config, this.parent_files
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
     registration = build_registration_network(config.registration_network)
@@ -163,8 +158,6 @@ def _joint(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
             config,
             fabric,
             config.joint.registration_epochs,
-            minimum_steps=1,
-            warmup_steps=0,
         )
         results: dict[Path, nn.Module] = {this.files.registration: registration}
         if not (yield from _train(registration_stage, results, this, fabric, cancel)):
@@ -189,7 +182,7 @@ def _joint(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
 def _screen(
     this: RoundTask, teacher: nn.Module, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, dict[str, PseudoLabel] | None]:
-    """Hold the parent's prediction of every unlabelled case against tau; None if cancelled."""
+    """Screen the parent's predictions of the unlabelled cases (Eq. 3); None if cancelled."""
     stage, snapshot, screening = "screening", this.snapshot, this.config.screening
     required = labelled_classes(snapshot)
     judged = len(scans_to_judge(snapshot)) if screening.learned_gate else 0
@@ -266,7 +259,7 @@ def _conclude(
     fabric: Fabric,
     cancel: Cancel,
 ) -> Iterator[Event]:
-    """Judge the teacher, write its prediction of every unlabelled case, hold it against tau."""
+    """Judge the teacher, write its predictions of the unlabelled cases, and screen them."""
     stage, snapshot, screening = "prediction", this.snapshot, this.config.screening
     required, cases = labelled_classes(snapshot), snapshot.unlabelled
     judged = len(scans_to_judge(snapshot))
@@ -319,6 +312,6 @@ def _screened(stage: str, case: str, pseudo: PseudoLabel) -> CaseScreened:
         case_id=case,
         accepted=pseudo.accepted,
         kept_fraction=pseudo.kept_fraction,
-        class_confidence=[None if np.isnan(v) else float(v) for v in pseudo.class_confidence],
+        class_confidence=none_for_nan(pseudo.class_confidence),
         classes_passed=[bool(passed) for passed in pseudo.classes_passed],
     )

@@ -1,4 +1,4 @@
-"""Which cases and pairs come next: a function of the seed, the stage and the step alone.
+"""Which cases and pairs a step trains on: a function of the seed, the stage and the step alone.
 
 A resumed run therefore draws what the straight run would have drawn.
 """
@@ -20,7 +20,7 @@ def step_seed(seed: int, stage: str, step: int) -> int:
 
 
 def draw_cases(cases: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Draw `count` cases, without repetition while there are enough of them."""
+    """Draw `count` cases, without repetition as long as there are enough of them."""
     if not cases:
         raise ValueError("there is no case to draw from")
     repeats = -(-count // len(cases))

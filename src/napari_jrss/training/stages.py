@@ -1,4 +1,4 @@
-"""The stages of a project's training: what each draws, which step it takes, how it is judged."""
+"""The stages of the training: what each draws, which step it takes, how it is validated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_jrss.config import TrainingConfig
+from napari_jrss.config import RegistrationTraining, SegmentationTraining, TrainingConfig
 from napari_jrss.inference.predict import predict_case, warp_label
 from napari_jrss.losses import class_weights
 from napari_jrss.metrics import dice_per_class
@@ -135,15 +135,19 @@ def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
     return float(np.nanmean(np.nanmean(scores, axis=1))) if scores else None
 
 
-class MonoSegmentationStage:
-    """Mono-Seg: the segmentation network on the labelled cases alone (Eq. 2)."""
-
-    name = "mono_segmentation"
+class _CohortStage:
+    """What the stages share: tensors of the cohort, and one network with its optimiser."""
 
     def __init__(
-        self, network: nn.Module, tensors: TrainingTensors, config: TrainingConfig, fabric: Fabric
+        self,
+        name: str,
+        network: nn.Module,
+        tensors: TrainingTensors,
+        config: TrainingConfig,
+        settings: SegmentationTraining | RegistrationTraining,
+        fabric: Fabric,
     ) -> None:
-        settings = config.segmentation
+        self.name = name
         self.tensors, self.config = tensors, config
         self.modules = {"network": network}
         self.learning_rate = settings.learning_rate
@@ -152,6 +156,32 @@ class MonoSegmentationStage:
         )
         self.network, self.optimizer = fabric.setup(network, adam)
         self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the network."""
+
+    def _grid(self, batch: int, std: float, rng: np.random.Generator) -> Tensor:
+        """Random affine sampling grid for each image, (batch, z, y, x, 3)."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        shape, device = self.tensors.snapshot.shape, self.tensors.device
+        return random_affine_grid(batch, shape, std, generator, device)
+
+    def _intensity(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        std = self.config.augmentation.intensity_std
+        if std == 0:
+            return images
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return random_intensity(images, std, generator)
+
+
+class MonoSegmentationStage(_CohortStage):
+    """Mono-Seg: the segmentation network on the labelled cases alone (Eq. 1 and 2)."""
+
+    def __init__(
+        self, network: nn.Module, tensors: TrainingTensors, config: TrainingConfig, fabric: Fabric
+    ) -> None:
+        settings = config.segmentation
+        super().__init__("mono_segmentation", network, tensors, config, settings, fabric)
         self.steps = settings.steps(self.steps_per_epoch, tensors.snapshot.classes - 1)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
@@ -159,15 +189,12 @@ class MonoSegmentationStage:
         snapshot = self.tensors.snapshot
         cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
-        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
-        images = _intensity(sample_image(images, grid), self.config, rng)
+        grid = self._grid(len(cases), self.config.augmentation.affine_std, rng)
+        images = self._intensity(sample_image(images, grid), rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
         background = self.config.segmentation.include_background
         return mono_segmentation_step(self.network, images, labels, background)
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows the network."""
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""
@@ -176,8 +203,12 @@ class MonoSegmentationStage:
         )
 
 
-class RegistrationStage:
-    """Registration, pre-trained (Mono-Reg) or in a round, with what labels there are (Eq. 10)."""
+class RegistrationStage(_CohortStage):
+    """Registration, pre-trained (Mono-Reg) or in a round, with the labels there are (Eq. 10).
+
+    `epochs` are those of a joint round; without it the stage is the pre-training, whose length
+    and warm-up stand in `config`.
+    """
 
     def __init__(
         self,
@@ -186,22 +217,13 @@ class RegistrationStage:
         tensors: TrainingTensors,
         config: TrainingConfig,
         fabric: Fabric,
-        epochs: int,
-        minimum_steps: int,
-        warmup_steps: int,
+        epochs: int | None = None,
     ) -> None:
+        super().__init__(name, network, tensors, config, config.registration, fabric)
         settings = config.registration
-        self.name = name
-        self.tensors, self.config = tensors, config
-        self.modules = {"network": network}
-        self.learning_rate = settings.learning_rate
-        self.warmup_steps = warmup_steps
-        adam = torch.optim.Adam(
-            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.network, self.optimizer = fabric.setup(network, adam)
-        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
-        self.steps = max(epochs * self.steps_per_epoch, minimum_steps)
+        self.warmup_steps = settings.warmup_steps if epochs is None else 0
+        pretraining = max(settings.epochs * self.steps_per_epoch, settings.minimum_steps)
+        self.steps = pretraining if epochs is None else max(1, epochs * self.steps_per_epoch)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         """Losses of a batch of pairs of cases."""
@@ -239,16 +261,13 @@ class RegistrationStage:
         std = self.config.augmentation.pair_affine_std
         if std == 0:
             return images, labels
-        grid = _affine(len(cases), self.tensors, std, rng)
+        grid = self._grid(len(cases), std, rng)
         return sample_image(images, grid), sample_label(labels, grid, outside=0)
 
     def _lambda_r(self, step: int) -> float:
         settings = self.config.registration
         left = max(0.0, 1 - step / self.warmup_steps) if self.warmup_steps else 0.0
         return settings.lambda_r + left * (settings.lambda_r_warmup - settings.lambda_r)
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows the network."""
 
     def validate(self) -> Validation:
         """Dice of warped labels on pairs of validation cases."""
@@ -257,7 +276,7 @@ class RegistrationStage:
         )
 
 
-class StudentStage:
+class StudentStage(_CohortStage):
     """The student on manual and pseudo-labels, and the teacher that follows it (Eq. 6)."""
 
     def __init__(
@@ -270,27 +289,19 @@ class StudentStage:
         config: TrainingConfig,
         fabric: Fabric,
     ) -> None:
-        settings = config.segmentation
-        self.name = name
-        self.tensors, self.config = tensors, config
+        super().__init__(name, student, tensors, config, config.segmentation, fabric)
         self.modules = {"student": student, "teacher": teacher}
         self.registration = registration.to(tensors.device).eval()
-        self.learning_rate = settings.learning_rate
-        adam = torch.optim.Adam(
-            student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.student, self.optimizer = fabric.setup(student, adam)
         teacher.to(tensors.device).eval()
-        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
         self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         """Losses of the student on labelled and on screened cases."""
-        self.student.train()
+        self.network.train()
         settings = self.config.joint
         weighted = settings.class_weighting != "none"
         class_weight = self.tensors.class_weights() if weighted else None
-        return student_step(self.student, self._batch(rng), settings, class_weight)
+        return student_step(self.network, self._batch(rng), settings, class_weight)
 
     @torch.no_grad()
     def _batch(self, rng: np.random.Generator) -> StudentBatch:
@@ -320,8 +331,8 @@ class StudentStage:
             targets[:pairs] = _warp_labels(targets[:pairs], displacement)
             probabilities[:pairs] = warp(probabilities[:pairs], displacement, padding="border")
 
-        grid = _affine(len(cases), self.tensors, self.config.augmentation.affine_std, rng)
-        images = _intensity(sample_image(images, grid), self.config, rng)
+        grid = self._grid(len(cases), self.config.augmentation.affine_std, rng)
+        images = self._intensity(sample_image(images, grid), rng)
         return StudentBatch(
             images=images,
             labels=sample_label(targets, grid, outside=IGNORED),
@@ -346,18 +357,6 @@ class StudentStage:
 def epoch_steps(snapshot: CohortSnapshot, batch_size: int, fabric: Fabric) -> int:
     """Steps of an epoch: K samples, shared by the processes."""
     return max(1, round(len(snapshot.training) / (batch_size * fabric.world_size)))
-
-
-def _affine(batch: int, tensors: TrainingTensors, std: float, rng: np.random.Generator) -> Tensor:
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return random_affine_grid(batch, tensors.snapshot.shape, std, generator, tensors.device)
-
-
-def _intensity(images: Tensor, config: TrainingConfig, rng: np.random.Generator) -> Tensor:
-    if config.augmentation.intensity_std == 0:
-        return images
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return random_intensity(images, config.augmentation.intensity_std, generator)
 
 
 def _warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:

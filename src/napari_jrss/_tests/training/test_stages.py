@@ -58,10 +58,10 @@ def tensors(arrays: RecordingArrays | None = None) -> TrainingTensors:
 
 
 def registration_stage(
-    config: TrainingConfig, arrays: RecordingArrays | None = None, warmup_steps: int = 0
+    config: TrainingConfig, arrays: RecordingArrays | None = None, epochs: int | None = 1
 ) -> RegistrationStage:
     network = build_registration_network(NetworkConfig())
-    return RegistrationStage("r", network, tensors(arrays), config, cpu(), 1, 1, warmup_steps)
+    return RegistrationStage("r", network, tensors(arrays), config, cpu(), epochs)
 
 
 def student_stage(config: TrainingConfig, arrays: RecordingArrays | None = None) -> StudentStage:
@@ -104,11 +104,12 @@ def test_registration_pairs_all_training_cases_and_no_other() -> None:
 
 
 def test_smoothness_weighs_more_at_first_and_falls_linearly() -> None:
-    config = tiny_config(registration={"lambda_r": 0.1, "lambda_r_warmup": 0.5})
-    stage = registration_stage(config, warmup_steps=4)
+    warmup = {"lambda_r": 0.1, "lambda_r_warmup": 0.5, "warmup_steps": 4}
+    config = tiny_config(registration=warmup)
+    stage = registration_stage(config, epochs=None)
     seen = [stage._lambda_r(step) for step in range(6)]
     assert seen == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
-    constant = registration_stage(config, warmup_steps=0)
+    constant = registration_stage(config)  # a joint round
     assert [constant._lambda_r(step) for step in (0, 1)] == [0.1, 0.1]
 
 
@@ -135,7 +136,7 @@ def test_classes_weigh_by_their_rarity_in_the_manual_labels() -> None:
     stage = student_stage(tiny_config(joint={"class_weighting": "inverse_sqrt", "dropout": 0}))
     batch = stage._batch(np.random.default_rng(0))
     with torch.no_grad():
-        logits = stage.student.train()(batch.images)
+        logits = stage.network.train()(batch.images)
     manual = batch.manual
     expected = screened_cross_entropy(
         logits[manual],

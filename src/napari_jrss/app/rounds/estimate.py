@@ -301,7 +301,7 @@ def one_step(
         return lambda: (predict_case(network, snapshot.arrays.image("a"), fabric.device), None)[1]
     stage: Stage
     if name == "registration":
-        stage = RegistrationStage(name, registration, tensors, config, fabric, 1, 1, 0)
+        stage = RegistrationStage(name, registration, tensors, config, fabric, epochs=1)
     elif name == "student":
         teacher = build_segmentation_network(config.segmentation_network, classes)
         stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)

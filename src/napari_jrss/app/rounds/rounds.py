@@ -18,6 +18,7 @@ from napari_jrss.app.rounds.train import (
     PlannedRound,
     interrupted_round,
     leave_series,
+    lineage,
     plan_series,
     rounds_left,
     run_series,
@@ -158,12 +159,9 @@ class Rounds:
         """Losses and validation Dice of the rounds that led to the present one."""
         drawn, project = Progress(), self._session.project
         entry = None if project is None else (interrupted_round(project) or project.teacher)
-        line: list[Round] = []
-        while project is not None and entry is not None:
-            line.append(entry)
-            entry = None if entry.parent is None else project.round(entry.parent)
-        for entry in reversed(line):
-            drawn.read(MetricsFile(entry.files.metrics).epochs())
+        if project is not None and entry is not None:
+            for each in reversed(lineage(project, entry)):
+                drawn.read(MetricsFile(each.files.metrics).epochs())
         return drawn
 
     # -- commands

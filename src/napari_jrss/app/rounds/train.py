@@ -369,14 +369,11 @@ def _record_start(project: Project, planned: PlannedRound) -> int:
 
 def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
     """Which round before this one left a clearly better segmentation; empty if none did."""
-    reached: dict[int, float] = {}
-    parent = entry.parent
-    while parent is not None:
-        earlier = project.round(parent)
-        dice = earlier.metrics.get(VALIDATION_DICE)
-        if isinstance(dice, float):
-            reached[parent] = dice
-        parent = earlier.parent
+    reached = {
+        earlier.number: dice
+        for earlier in lineage(project, entry)[1:]
+        if isinstance(dice := earlier.metrics.get(VALIDATION_DICE), float)
+    }
     now = metrics.get(VALIDATION_DICE)
     best = max(reached, key=reached.__getitem__, default=None)
     if now is None or best is None or now >= reached[best] - CLEARLY:
@@ -385,6 +382,14 @@ def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
         f"On the validation cases round {best} segments better (Dice {reached[best]:.3f}, now "
         f"{now:.3f}); its teacher can be put in force again."
     )
+
+
+def lineage(project: Project, entry: Round) -> list[Round]:
+    """A round, its parent, the parent's parent, and so on to the pre-training."""
+    line = [entry]
+    while (parent := line[-1].parent) is not None:
+        line.append(project.round(parent))
+    return line
 
 
 class _Clock:
