@@ -84,7 +84,7 @@ class RoundTask:
         return RoundFiles(self.parent)
 
 
-def run_round(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+def run_round(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Run or resume one round, the pre-training included.
 
     Yields
@@ -98,15 +98,15 @@ def run_round(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
     RoundError
         If the snapshot can't be trained on, with the reason.
     """
-    check_trainable(this.snapshot, joint=this.parent is not None)
-    this.folder.mkdir(parents=True, exist_ok=True)
+    check_trainable(task.snapshot, joint=task.parent is not None)
+    task.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
-        this.files.sweep()
-        if not this.files.config.exists():
-            description = RoundDescription.of(this.snapshot, this.config)
-            write_text(this.files.config, description.model_dump_json(indent=1))
-    metrics = MetricsFile(this.files.metrics)
-    work = _pretrain(this, fabric, cancel) if this.parent is None else _joint(this, fabric, cancel)
+        task.files.sweep()
+        if not task.files.config.exists():
+            description = RoundDescription.of(task.snapshot, task.config)
+            write_text(task.files.config, description.model_dump_json(indent=1))
+    metrics = MetricsFile(task.files.metrics)
+    work = _pretrain(task, fabric, cancel) if task.parent is None else _joint(task, fabric, cancel)
     for event in work:
         if fabric.is_global_zero:
             metrics.add(event)
@@ -115,9 +115,9 @@ def run_round(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
             return
 
 
-def _pretrain(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Mono-Seg and Mono-Reg, then the first predictions."""
-    snapshot, config = this.snapshot, this.config
+    snapshot, config = task.snapshot, task.config
     tensors = TrainingTensors(snapshot, {}, fabric.device)
     fabric.seed_everything(config.seed, verbose=False)
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
@@ -127,63 +127,63 @@ def _pretrain(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
         "mono_registration", registration, tensors, config, fabric
     )
     stages: Sequence[tuple[Stage, dict[Path, nn.Module]]] = [
-        (mono_segmentation, {this.files.teacher: teacher}),
-        (mono_registration, {this.files.registration: registration}),
+        (mono_segmentation, {task.files.teacher: teacher}),
+        (mono_registration, {task.files.registration: registration}),
     ]
     for stage, results in stages:
-        if not (yield from _train(stage, results, this, fabric, cancel)):
+        if not (yield from _train(stage, results, task, fabric, cancel)):
             return
-    yield from _conclude(this, teacher, None, registration, fabric, cancel)
+    yield from _conclude(task, teacher, None, registration, fabric, cancel)
 
 
-def _joint(this: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
+def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Screen, register, train the student, average the teacher, predict (Fig. 3)."""
-    snapshot, config, parent = this.snapshot, this.config, this.parent_files
+    snapshot, config, parent = task.snapshot, task.config, task.parent_files
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
     registration = build_registration_network(config.registration_network)
     load_weights(teacher, parent.teacher)
     load_weights(registration, parent.registration)
     teacher.to(fabric.device)
 
-    pseudo_labels = yield from _screen(this, teacher, fabric, cancel)
+    pseudo_labels = yield from _screen(task, teacher, fabric, cancel)
     if pseudo_labels is None:
         return
     tensors = TrainingTensors(snapshot, pseudo_labels, fabric.device)
-    fabric.seed_everything(config.seed + this.number, verbose=False)
+    fabric.seed_everything(config.seed + task.number, verbose=False)
     if config.joint.registration_epochs:
         registration_stage = RegistrationStage(
-            f"registration_{this.number}",
+            f"registration_{task.number}",
             registration,
             tensors,
             config,
             fabric,
             config.joint.registration_epochs,
         )
-        results: dict[Path, nn.Module] = {this.files.registration: registration}
-        if not (yield from _train(registration_stage, results, this, fabric, cancel)):
+        results: dict[Path, nn.Module] = {task.files.registration: registration}
+        if not (yield from _train(registration_stage, results, task, fabric, cancel)):
             return
-    elif fabric.is_global_zero and not this.files.registration.exists():
+    elif fabric.is_global_zero and not task.files.registration.exists():
         # A round's folder stands alone: the parent's network is this round's, too.
-        save_tensors(this.files.registration, *load_tensors(parent.registration))
+        save_tensors(task.files.registration, *load_tensors(parent.registration))
     student = build_segmentation_network(
         config.segmentation_network, snapshot.classes, config.joint.dropout
     )
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
     student_stage = StudentStage(
-        f"student_{this.number}", student, teacher, registration, tensors, config, fabric
+        f"student_{task.number}", student, teacher, registration, tensors, config, fabric
     )
-    results = {this.files.student: student, this.files.teacher: teacher}
-    if not (yield from _train(student_stage, results, this, fabric, cancel)):
+    results = {task.files.student: student, task.files.teacher: teacher}
+    if not (yield from _train(student_stage, results, task, fabric, cancel)):
         return
-    yield from _conclude(this, teacher, student, registration, fabric, cancel)
+    yield from _conclude(task, teacher, student, registration, fabric, cancel)
 
 
 def _screen(
-    this: RoundTask, teacher: nn.Module, fabric: Fabric, cancel: Cancel
+    task: RoundTask, teacher: nn.Module, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, dict[str, PseudoLabel] | None]:
     """Screen the parent's predictions of the unlabelled cases (Eq. 3); None if cancelled."""
-    stage, snapshot, screening = "screening", this.snapshot, this.config.screening
+    stage, snapshot, screening = "screening", task.snapshot, task.config.screening
     required = labelled_classes(snapshot)
     judged = len(scans_to_judge(snapshot)) if screening.learned_gate else 0
     yield StageStarted(stage=stage, steps=judged + len(snapshot.unlabelled))
@@ -195,7 +195,7 @@ def _screen(
         held_back = unlearned
     pseudo_labels: dict[str, PseudoLabel] = {}
     for case in snapshot.unlabelled:
-        prediction = this.parent_files.prediction(case)
+        prediction = task.parent_files.prediction(case)
         if prediction is None:  # a case that came after the parent
             prediction = predict_case(teacher, snapshot.arrays.image(case), fabric.device)
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
@@ -218,10 +218,10 @@ def _screen(
 
 
 def _train(
-    stage: Stage, results: dict[Path, nn.Module], this: RoundTask, fabric: Fabric, cancel: Cancel
+    stage: Stage, results: dict[Path, nn.Module], task: RoundTask, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, bool]:
     """Run one stage and write its weights, or read them if the stage is done already."""
-    state_path = this.files.state(stage.name)
+    state_path = task.files.state(stage.name)
     best = None
     if all(path.exists() for path in results):
         for path, network in results.items():
@@ -230,14 +230,14 @@ def _train(
             state_path.unlink(missing_ok=True)
         yield StageFinished(stage=stage.name, best=best)
         return True
-    for event in fit(stage, fabric, state_path, this.config, cancel):
+    for event in fit(stage, fabric, state_path, task.config, cancel):
         yield event
         if isinstance(event, StageStarted | EpochEnd):
             best = event.best
         if isinstance(event, Cancelled):
             return False
     if fabric.is_global_zero:
-        classes = list(this.snapshot.class_names)
+        classes = list(task.snapshot.class_names)
         for path, network in results.items():
             description = {"stage": stage.name, "classes": classes, "best": best}
             save_tensors(path, network.state_dict(), description)
@@ -252,7 +252,7 @@ def _train(
 
 
 def _conclude(
-    this: RoundTask,
+    task: RoundTask,
     teacher: nn.Module,
     student: nn.Module | None,
     registration: nn.Module,
@@ -260,7 +260,7 @@ def _conclude(
     cancel: Cancel,
 ) -> Iterator[Event]:
     """Judge the teacher, write its predictions of the unlabelled cases, and screen them."""
-    stage, snapshot, screening = "prediction", this.snapshot, this.config.screening
+    stage, snapshot, screening = "prediction", task.snapshot, task.config.screening
     required, cases = labelled_classes(snapshot), snapshot.unlabelled
     judged = len(scans_to_judge(snapshot))
     yield StageStarted(stage=stage, steps=judged + len(cases))
@@ -272,18 +272,18 @@ def _conclude(
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=judged + i)
             return
-        if fabric.is_global_zero and not this.files.has_prediction(case):
+        if fabric.is_global_zero and not task.files.has_prediction(case):
             made = predict_case(teacher, snapshot.arrays.image(case), fabric.device, student)
-            this.files.write_prediction(case, made)
+            task.files.write_prediction(case, made)
         fabric.barrier()
         held_back = unlearned if screening.learned_gate else ()
-        prediction = this.files.prediction(case)
+        prediction = task.files.prediction(case)
         assert prediction is not None
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         accepted += pseudo.accepted
         yield _screened(stage, case, pseudo)
     metrics = {"labelled": float(len(snapshot.labelled)), "accepted": float(accepted)}
-    for task, network, validate in (
+    for name, network, validate in (
         ("segmentation", teacher, segmentation_validation),
         ("registration", registration, registration_validation),
     ):
@@ -292,11 +292,14 @@ def _conclude(
             yield Cancelled(stage=stage, step=judged + len(cases))
             return
         if dice is not None:
-            metrics[f"validation_{task}_dice"] = dice
+            metrics[f"validation_{name}_dice"] = dice
     yield StageFinished(stage=stage)
-    said = warning([snapshot.class_names[c] for c in unlearned], screening.learned_gate)
+    names = [snapshot.class_names[c] for c in unlearned]
     yield RoundFinished(
-        number=this.number, metrics=metrics, unlearned=list(unlearned), warning=said
+        number=task.number,
+        metrics=metrics,
+        unlearned=list(unlearned),
+        warning=warning(names, screening.learned_gate),
     )
 
 
