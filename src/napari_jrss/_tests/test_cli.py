@@ -284,7 +284,8 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
         assert "open for writing in process" in held
         assert "read-only" not in held
     told = run("train", project, "--resume", "--json", "--tau", "0.9")
-    assert "going on with round 0 as it was begun: preset smoke, seed 0, tau 0.05" in told.stderr
+    assert "resuming round 0, with its first settings: preset smoke, seed 0" in told.stderr
+    assert "tau 0.05" in told.stderr
     resumed = told.stdout.splitlines()
     first, last = json.loads(resumed[0]), json.loads(resumed[-1])
     assert first["first_step"] >= 1

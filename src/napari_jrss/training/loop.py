@@ -33,7 +33,7 @@ class Cancel(Protocol):
 
 
 Validation = Generator[None, None, float | None]
-"""Returns the mean foreground Dice, None without cases; yields between cases, to be left there."""
+"""Returns the mean foreground Dice, None without cases; yields after each case, to be stopped."""
 
 
 class Stage(Protocol):
@@ -124,7 +124,7 @@ def fit(
 
 
 def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingConfig) -> StepEnd:
-    """One step of the optimiser, with the losses it descended."""
+    """Take one step of the optimiser."""
     started = time.perf_counter()
     epoch = state.step // stage.steps_per_epoch
     for group in stage.optimizer.param_groups:
@@ -153,14 +153,20 @@ def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingCo
 
 
 def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:
-    """Whether to stop, as the first process sees it: all must leave before the same step."""
+    """Whether to stop, as the first process says: all must stop before the same step."""
     return bool(fabric.broadcast(cancel.is_set()))
 
 
 def run_validation(
     validation: Validation, fabric: Fabric, cancel: Cancel
 ) -> tuple[bool, float | None]:
-    """Whether it came to its end, not asked to stop between two cases, and the Dice."""
+    """Validate, unless asked to stop between two cases.
+
+    Returns
+    -------
+    bool, float or None
+        Whether the validation ended, and its Dice.
+    """
     while True:
         try:
             next(validation)

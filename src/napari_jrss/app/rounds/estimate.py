@@ -1,14 +1,14 @@
-"""How long a series of rounds will take and how much memory, told before it starts.
+"""An estimate of the time and memory that a series of rounds will take, before it starts.
 
-Time is the number of steps of each stage times the seconds of one: those of the latest finished
-round with the same networks, batch sizes and device, or else measured. Memory is
+Time is the number of steps of each stage times the seconds of one step: those of the latest
+finished round with the same networks, batch sizes and device, or else measured. Memory is
 
     program + volumes + a + b * voxels,
 
-where `voxels` is the size of the training grid; `a` and `b` come from one step of each stage on
-two small grids, in a process of their own, so that any network and any device is told right;
-`volumes` is what the cases take, which are kept up to a limit. docs/benchmarks.md holds the
-formula against real runs.
+where `voxels` is the size of the training grid; `a` and `b` are fitted to one step of each stage
+on two small grids, in a process of its own, so that they hold for any network and device;
+`volumes` are the cases that are kept in memory, up to a limit. docs/benchmarks.md compares the
+formula with real runs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PROMPT_FREE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65
 
 
 class EstimateError(JRSSError):
-    """A step that could not be measured, with the reason."""
+    """A step of the training could not be measured."""
 
 
 class StepCost(BaseModel):
@@ -64,7 +64,7 @@ class StepCost(BaseModel):
 
 
 class Measured(BaseModel):
-    """What :func:`measure` found; `program` is the bytes of the process before any step."""
+    """Result of :func:`measure`: bytes of the process before any step, of the device in all."""
 
     model_config = ConfigDict(frozen=True)
     device: str
@@ -101,7 +101,7 @@ class Estimate:
         return self.memory < self.available
 
     def line(self) -> str:
-        """One line for a person."""
+        """The estimate in one line."""
         return (
             f"about {duration(self.seconds)} on {self.device} ({self.basis}), "
             f"{self.memory / _GIB:.1f} of {self.available / _GIB:.1f} GiB of memory"
@@ -140,7 +140,7 @@ def estimated(
     *,
     pretrain: bool = False,
 ) -> Estimate:
-    """What a series will cost: memory as measured; time as earlier rounds took, or measured."""
+    """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
     snapshot = project.snapshot()
     voxels = math.prod(snapshot.shape)
     pretrained = project.teacher is not None and not pretrain

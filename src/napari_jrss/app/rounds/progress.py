@@ -1,4 +1,4 @@
-"""How far a series of rounds has come, told from its events: for a progress bar and for curves."""
+"""Progress of a series of rounds, computed from its events: for a progress bar and for curves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Curve:
 
 @dataclass
 class Progress:
-    """What a person wants to know of a running series.
+    """Where a running series is, how good it is, and how long it still takes.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Progress:
     dice
         Validation Dice per validated epoch, by stage; x counts the stage's steps.
     clock
-        Seconds, from anywhere.
+        Returns the time in seconds, from any start.
     """
 
     stage: str = ""
@@ -91,7 +91,7 @@ class Progress:
                 pass
 
     def read(self, events: Iterable[Event]) -> None:
-        """Take in what an earlier run wrote: its curves count, its time doesn't."""
+        """Add the epochs of an earlier run to the curves."""
         for event in events:
             if isinstance(event, EpochEnd):
                 self._draw(event)
@@ -125,7 +125,7 @@ class Progress:
         self.step, self._last = step, now
 
     def _forget_after(self, stage: str, step: int) -> None:
-        """A resumed stage repeats its epochs since its last saved state."""
+        """Remove the epochs that a resumed stage will repeat."""
         for curves in (self.losses, self.dice):
             curve = curves.get(stage)
             while curve is not None and curve.x and curve.x[-1] > step:

@@ -1,4 +1,4 @@
-"""Training a project: the pre-training where it is missing, then joint rounds, recorded."""
+"""Training a project: the pre-training where it is missing, then joint rounds, each recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNLEARNED = "unlearned"
 
 
 class InterruptedSeriesError(JRSSError):
-    """An interrupted series of rounds stands in the way of a new one."""
+    """A series can't start beside an interrupted one, or there is none to resume."""
 
 
 class OutOfMemoryError(JRSSError):
@@ -304,7 +304,7 @@ def run_series(
 
 
 def _check_trainable(project: Project, planned: PlannedRound) -> None:
-    """Whether all that is left of a series can be run, as far as that can be told before it."""
+    """Raise what would stop the rest of a series, as far as it can be known before."""
     from napari_jrss.training.trainable import RoundError, check_trainable
 
     joint = not planned.pretraining or planned.rounds_left > 0
@@ -380,7 +380,7 @@ def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
         return ""
     return (
         f"On the validation cases round {best} segments better (Dice {reached[best]:.3f}, now "
-        f"{now:.3f}); its teacher can be put in force again."
+        f"{now:.3f}); its teacher can be made the current one again."
     )
 
 
@@ -412,24 +412,18 @@ class _Clock:
 
 
 def series_in_words(project: Project) -> str:
-    """What a resumed series goes on with: the settings that it was begun with."""
-    entry = interrupted_round(project)
+    """What is resumed, with its first settings, in one line."""
+    entry, left = interrupted_round(project), rounds_left(project)
     config = (entry or project.rounds()[-1]).files.training_config()
-    left = rounds_left(project)
-    if entry is not None:
-        what = f"round {entry.number}" + (f" and {left} more" if left else "")
-    else:
-        what = "the round" if left == 1 else f"the {left} rounds"
-        what += " still to come"
-    begun = "as it was begun" if entry is not None and not left else "as the series was begun"
+    what = "the series" if entry is None else f"round {entry.number}"
     return (
-        f"going on with {what} {begun}: preset {config.preset}, seed {config.seed}, "
-        f"tau {config.screening.tau:g}"
+        f"resuming {what}{f', {left} more to come' if left else ''}, with its first settings: "
+        f"preset {config.preset}, seed {config.seed}, tau {config.screening.tau:g}"
     )
 
 
 def interrupted_round(project: Project) -> Round | None:
-    """The latest round, if it was paused, failed or killed, and nobody left it for good."""
+    """The latest round, if it was paused, failed or killed, and its series wasn't given up."""
     entry = project.unfinished_round()
     return None if entry is None or entry.metrics.get(LEFT) else entry
 
@@ -443,12 +437,12 @@ def rounds_left(project: Project) -> int:
 
 
 def teacher_warning(project: Project) -> str:
-    """What to know of the teacher in force before its labels are trusted; empty for nothing."""
+    """The warning that the current teacher's round ended with; empty if there was none."""
     return "" if project.teacher is None else str(project.teacher.metrics.get(WARNING, ""))
 
 
 def leave_series(project: Project) -> None:
-    """Say that nobody will go on with the last series: its interrupted round, or the next ones."""
+    """Give up the interrupted series: its interrupted round, and the rounds still to come."""
     entry = interrupted_round(project)
     if entry is not None:
         project.finish_round(entry.number, RoundOutcome.CANCELLED, {**entry.metrics, LEFT: True})
