@@ -1,21 +1,13 @@
-import os
-import subprocess
-import sys
-import time
-
 import numpy as np
-import psutil
 import pytest
 
 from napari_jrss._tests.io.phantoms import blobs, block_label, write
-from napari_jrss._tests.preprocess.jobs import dies_at_3, threads_and_parent
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.layouts import discover
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import ingest
-from napari_jrss.processes import WorkerDiedError, in_processes
 
 pytestmark = pytest.mark.slow
 
@@ -102,75 +94,3 @@ def test_labels_without_a_table_are_a_mistake(tmp_path):
     labelled = type(case)(case.case_id, case.image, case.image)
     with pytest.raises(ValueError, match="label table"):
         list(ingest([labelled], PreprocessingConfig(), None, tmp_path / "cases"))
-
-
-def test_a_dying_worker_takes_one_item_with_it():
-    results = dict(in_processes(dies_at_3, range(8), 2))
-    assert isinstance(results.pop(3), WorkerDiedError)
-    assert isinstance(results.pop(5), ValueError)
-    assert results == {i: 10 * i for i in (0, 1, 2, 4, 6, 7)}
-
-
-def test_workers_are_spawned_have_one_thread_and_end_with_the_loop():
-    for _, (threads, parent) in in_processes(threads_and_parent, range(3), 2):
-        assert (threads, parent) == (1, os.getpid())
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    running = in_processes(dies_at_3, [0] * 40, 1)
-    next(running)
-    running.close()
-    time.sleep(0.1)
-    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
-
-
-BUSY = """
-import sys
-from napari_jrss._tests.preprocess.jobs import (waits)
-from napari_jrss.processes import (in_processes)
-
-if __name__ == "__main__":
-    list(in_processes(waits, sys.argv[1:], 2))
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    (tmp_path / "program.py").write_text(BUSY)
-    told = [tmp_path / "first", tmp_path / "second"]
-    parent = subprocess.Popen([sys.executable, tmp_path / "program.py", *told])
-    alive = []
-    try:
-        while not all(path.exists() and path.read_text() for path in told):
-            assert parent.poll() is None
-            time.sleep(0.05)
-        workers = [psutil.Process(int(path.read_text())) for path in told]
-        parent.kill()
-        parent.wait()
-        _, alive = psutil.wait_procs(workers, timeout=10)
-        assert alive == []
-    finally:
-        parent.kill()
-        for worker in alive:
-            worker.kill()
-
-
-@pytest.mark.parametrize("count", [1, 9])
-def test_a_script_without_its_guard_is_told_so(tmp_path, count):
-    script = tmp_path / "program.py"
-    script.write_text(BUSY.replace('if __name__ == "__main__":', "if True:"))
-    ended = subprocess.run(
-        [sys.executable, script, *"abcdefghi"[:count]],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert ended.returncode == 1
-    # Each process tells its own end; ours is the one line with the error's name.
-    told = [line for line in ended.stderr.splitlines() if "ProcessError: " in line]
-    assert len(told) == 1
-    assert "no worker process can start" in told[0]
-    assert '`if __name__ == "__main__":`' in told[0]
-    assert list(tmp_path.iterdir()) == [script]
-
-
-def test_no_items_start_nothing():
-    assert list(in_processes(dies_at_3, [])) == []
