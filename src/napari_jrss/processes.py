@@ -1,4 +1,4 @@
-"""Child processes: one that exchanges lines of JSON, and workers that do one job at a time.
+"""Child processes: one that exchanges lines of JSON, and workers that take items one by one.
 
 Every child is spawned, never forked: a fork copies locks that other threads may hold, and CUDA
 doesn't survive it. Every child ends when its parent ends, however that ends, and ignores Ctrl-C,
@@ -17,24 +17,28 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 from napari_jrss.errors import EXPECTED, JRSSError, one_line
 
-Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POLL_S = 0.05
 _CLOSED = -1  # in place of the id of a process that is to end before it has started
 _GRACE_S = 0.4
+_DIED = "its process died; most likely there was too little memory"
+_NOT_STARTED = (
+    "no worker process can start: a script must make its calls below "
+    '`if __name__ == "__main__":`, since each process imports the script; else there is too '
+    "little memory"
+)
 _START = "import sys; from napari_jrss import processes; processes._run_child(*sys.argv[1:])"
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -239,80 +243,79 @@ def _run_child(module: str, function: str) -> None:
         raise SystemExit(1) from None
 
 
-# -- workers, and one job at a time
+# -- workers, and one function on many items
 
 
-class Workers(Generic[Job]):
-    """Spawned processes that do one job at a time each.
+def in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    *,
+    environments: Sequence[Mapping[str, str]] | None = None,
+    ready: Callable[[Item], bool] = lambda item: True,
+) -> Generator[tuple[Item, Result | Exception]]:
+    """Call `function` on each item in worker processes; yield as each ends.
 
-    A process that dies takes only its own job with it, and is replaced.
+    Each process has one item under way, so memory doesn't grow with the number of items. A
+    process that dies takes only its own item with it, and is replaced. When the generator is
+    closed, the processes are killed.
 
     Parameters
     ----------
+    function
+        Importable by name, or a :func:`functools.partial` of such a function.
+    items
+        Its arguments.
+    workers
+        Number of processes of one thread each; none: as many as this process may use cores.
     environments
-        For each process, environment variables that it starts with, beside those of this one.
+        Instead of `workers`: for each process, environment variables that it starts with.
+    ready
+        Whether an item may begin; asked again when another one has ended.
+
+    Yields
+    ------
+    tuple
+        The item, and what the function returned or raised. An item whose process died is tried
+        once more, by itself: the others may have taken all the memory. If that process dies too,
+        the item yields a :class:`WorkerDiedError`.
+
+    Raises
+    ------
+    ProcessError
+        No process can start.
     """
-
-    def __init__(self, environments: Sequence[Mapping[str, str]]) -> None:
-        self._idle = [_Worker(environment) for environment in environments]
-        self._jobs: dict[Future[Any], tuple[_Worker, Job]] = {}
-        self._any_started = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def free(self) -> bool:
-        """Whether a process waits for a job."""
-        return bool(self._idle)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a process does a job."""
-        return bool(self._jobs)
-
-    def submit(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
-        """Let a free process call `function`, which is importable by name; `job` names the call."""
-        worker = self._idle.pop(0)
-        self._jobs[worker.submit(function, *arguments)] = worker, job
-
-    def results(self) -> list[tuple[Job, Any]]:
-        """Wait until a job ends; each one that has, with what its function returned or raised.
-
-        If its process died, that is a :class:`WorkerDiedError`. A :class:`ProcessError` is raised
-        if no process can start.
-        """
-        ended: list[tuple[Job, Any]] = []
-        for future in wait(self._jobs, return_when=FIRST_COMPLETED).done:
-            worker, job = self._jobs.pop(future)
-            error = future.exception()
-            self._any_started |= worker.pid.value > 0
-            if isinstance(error, BrokenProcessPool):
-                if not self._any_started:
-                    raise ProcessError(
-                        "no worker process can start: a script must make its calls below "
-                        '`if __name__ == "__main__":`, since each process imports the script; '
-                        "else there is too little memory"
-                    )
-                error = WorkerDiedError("its process died; most likely there was too little memory")
-                worker.renew()
-            self._idle.append(worker)
-            ended.append((job, future.result() if error is None else error))
-        return ended
-
-    def close(self, *, kill: bool = False) -> None:
-        """End the processes, each after the job that it does, or at once if `kill`."""
-        workers = [*self._idle, *(worker for worker, _ in self._jobs.values())]
-        for worker in workers if kill else ():
-            with worker.pid.get_lock():
-                pid, worker.pid.value = worker.pid.value, _CLOSED
-            if pid > 0:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGTERM)
-        for worker in workers:
+    if environments is None:
+        environments = [thread_limits(1)] * (workers or available_cores())
+    idle = [_Worker(environment) for environment in environments[: len(items)]]
+    jobs: dict[Future[Result], tuple[_Worker, int]] = {}
+    waiting, died, any_started = list(range(len(items))), set[int](), False
+    try:
+        while waiting or jobs:
+            begin = [i for i in waiting if i not in died and ready(items[i])][: len(idle)]
+            for i in begin or ([] if jobs else waiting[:1]):
+                waiting.remove(i)
+                worker = idle.pop()
+                jobs[worker.submit(function, items[i])] = worker, i
+            for future in wait(jobs, return_when=FIRST_COMPLETED).done:
+                worker, i = jobs.pop(future)
+                idle.append(worker)
+                error = future.exception()
+                any_started |= worker.pid.value > 0
+                if isinstance(error, BrokenProcessPool):
+                    if not any_started:
+                        raise ProcessError(_NOT_STARTED)
+                    worker.renew()
+                    if i not in died:
+                        died.add(i)
+                        waiting.insert(0, i)
+                        continue
+                    error = WorkerDiedError(_DIED)
+                yield items[i], error if isinstance(error, Exception) else future.result()
+    finally:
+        for worker, _ in jobs.values():
+            worker.kill()
+        for worker in idle:
             worker.pool.shutdown()
 
 
@@ -328,20 +331,28 @@ class _Worker:
         self.pid = context.Value("i", 0)
         self.pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.pid,))
 
-    def submit(self, function: Callable[..., object], *arguments: object) -> Future[Any]:
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
         try:
-            return self.pool.submit(function, *arguments)
+            return self.pool.submit(function, item)
         except BrokenProcessPool:  # it died after its last job
             self.renew()
-            return self.pool.submit(function, *arguments)
+            return self.pool.submit(function, item)
         finally:
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+    def kill(self) -> None:
+        with self.pid.get_lock():
+            pid, self.pid.value = self.pid.value, _CLOSED
+        if pid > 0:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+        self.pool.shutdown()
 
 
 def _begin(pid: Synchronized[int]) -> None:
@@ -359,51 +370,3 @@ def _begin(pid: Synchronized[int]) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, name="end with parent", daemon=True).start()
-
-
-def in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Generator[tuple[Item, Result | Exception]]:
-    """Call `function` on each item in worker processes of one thread; yield as each ends.
-
-    Parameters
-    ----------
-    function
-        Importable by name.
-    items
-        Whatever it takes.
-    workers
-        Number of processes; none: as many as this process may use cores.
-
-    Yields
-    ------
-    tuple
-        The item, and what the function returned or raised. An item whose process died is tried
-        once more, by itself: the others may have taken all the memory. If that process dies too,
-        the item yields a :class:`WorkerDiedError`.
-
-    Raises
-    ------
-    ProcessError
-        No process can start.
-
-    Notes
-    -----
-    Each process has one item under way, so memory doesn't grow with the number of items.
-    """
-    count = max(1, min(workers or available_cores(), len(items)))
-    waiting, lost, retried = deque(items), deque[Item](), False
-    while waiting:
-        with Workers[Item]([thread_limits(1)] * (1 if retried else count)) as pool:
-            ended: list[tuple[Item, Any]] = []
-            while waiting or ended or pool.busy:
-                while waiting and pool.free:
-                    item = waiting.popleft()
-                    pool.submit(item, function, item)
-                for item, result in ended:
-                    if isinstance(result, WorkerDiedError) and not retried:
-                        lost.append(item)
-                    else:
-                        yield item, result
-                ended = pool.results() if pool.busy else []
-        waiting, lost, retried = lost, deque(), True

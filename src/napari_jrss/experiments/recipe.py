@@ -12,11 +12,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.io.round_files import RoundFiles
-from napari_jrss.networks.weights import load_weights, save_tensors
 from napari_jrss.snapshot import CohortSnapshot
-from napari_jrss.training.events import Event, StageFinished
-from napari_jrss.training.loop import Stage, fit
+from napari_jrss.training import round as training
+from napari_jrss.training.events import Event
+from napari_jrss.training.loop import Stage
 from napari_jrss.training.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
 
 
@@ -115,19 +114,11 @@ def train_stage(task: Task, stage: Stage, config: TrainingConfig | None = None) 
     A killed stage goes on from its last validated epoch. `config` says how to fit if it is not
     the task's: seed, decay of the learning rate, validation interval.
     """
-    path = task.folder / f"{stage.name}.safetensors"
-    state_path = RoundFiles(task.folder).state(stage.name)
-    modules = nn.ModuleDict(stage.modules)
-    if path.exists():
-        load_weights(modules, path)
-        state_path.unlink(missing_ok=True)
-    else:
-        task.folder.mkdir(parents=True, exist_ok=True)
-        for event in fit(stage, task.fabric, state_path, config or task.config, NEVER):
-            task.report(event)
-        save_tensors(path, modules.state_dict(), {"stage": stage.name})
-        state_path.unlink(missing_ok=True)
-    task.report(StageFinished(stage=stage.name))
+    task.folder.mkdir(parents=True, exist_ok=True)
+    results = {task.folder / f"{stage.name}.safetensors": nn.ModuleDict(stage.modules)}
+    of_round = training.RoundTask(0, task.snapshot, config or task.config, task.folder)
+    for event in training.train_stage(stage, results, of_round, task.fabric, NEVER):
+        task.report(event)
 
 
 def of_the_foreground(task: Task) -> Task:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
 from napari_jrss.experiments.worker import train_and_evaluate
 from napari_jrss.io.atomic import write_text
-from napari_jrss.processes import Workers, available_cores, thread_limits
+from napari_jrss.processes import available_cores, in_processes, thread_limits
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def run_experiment(
     ProtocolError
         Before anything is trained, in one line.
     """
+    kind, gpus = _devices(device)
     planned = plan(protocol)
     runs = _chosen(planned, only)
     for run in planned:
@@ -86,53 +88,28 @@ def run_experiment(
             (out / PROTOCOL).unlink()  # nothing came of it: the next try may be another
         raise
     missing = _missing(runs, out)
-    kind, gpus = _devices(device)
+    yield from (RunEnded(run, 0.0, skipped=True) for run in runs if run.id not in missing)
     count = workers or len(gpus) or available_cores()
     threads = threads or max(1, available_cores() // count)
-    environments = [thread_limits(threads) for _ in range(min(count, len(missing)))]
+    environments = [thread_limits(threads) for _ in range(count)]
     for i, environment in enumerate(environments if gpus else ()):
         environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-    pool = Workers[Run](environments)
+    job = partial(train_and_evaluate, protocol, out, project, kind, threads)
 
-    def begin(run: Run) -> None:
-        pool.submit(run, train_and_evaluate, protocol, run, out, project, kind, threads)
+    def ready(run: Run) -> bool:
+        return run.start is None or run.start.id not in missing
 
+    waiting = [run for run in runs if run.id in missing]
     try:
-        yield from _in_processes(runs, missing, pool, begin)
-    finally:
-        pool.close(kill=True)
-        collect(out)
-
-
-def _in_processes(
-    runs: Sequence[Run], missing: set[str], pool: Workers[Run], begin: Callable[[Run], None]
-) -> Iterator[RunEnded]:
-    """Give each free worker the next run whose start is done."""
-    waiting = list(runs)
-    problems: dict[str, str] = {}  # of each run that ended
-    while waiting or pool.busy:
-        for run in list(waiting):
-            if run.id not in missing:
-                ended = RunEnded(run, 0.0, skipped=True)
-            elif run.start is not None and problems.get(run.start.id):
-                ended = RunEnded(run, 0.0, f"{run.start.id} failed")
-            elif pool.free and (run.start is None or run.start.id in problems):
-                begin(run)
-                waiting.remove(run)
-                continue
-            else:
-                continue
-            waiting.remove(run)
-            problems[run.id] = ended.problem
-            yield ended
-        for run, result in pool.results() if pool.busy else ():
+        for run, result in in_processes(job, waiting, environments=environments, ready=ready):
+            missing.remove(run.id)
             if isinstance(result, Exception):  # whatever a run failed of, the others go on
                 problem = " ".join(f"{type(result).__name__}: {result}".split())
-                ended = RunEnded(run, 0.0, problem)
+                yield RunEnded(run, 0.0, problem)
             else:
-                ended = RunEnded(run, result)
-            problems[run.id] = ended.problem
-            yield ended
+                yield RunEnded(run, result)
+    finally:
+        collect(out)
 
 
 def _missing(runs: Sequence[Run], out: Path) -> set[str]:

@@ -16,7 +16,7 @@ from napari_jrss import __version__
 from napari_jrss.experiments.cohort import assign, snapshot_of
 from napari_jrss.experiments.folder import ROWS, RUN, RUNS, SETTINGS, EventLog, rows_of, write_rows
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.protocol import Protocol, Run
+from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run
 from napari_jrss.io.atomic import write_text
 from napari_jrss.project.project import Project
 
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
 
 
 def train_and_evaluate(
-    protocol: Protocol, run: Run, out: Path, project_path: Path, device: str, threads: int
+    protocol: Protocol, out: Path, project_path: Path, device: str, threads: int, run: Run
 ) -> float:
     """Train and evaluate one run; what :func:`run_experiment` does in its processes.
 
@@ -39,6 +39,8 @@ def train_and_evaluate(
     float
         Seconds it took, with those of starts that were killed.
     """
+    if run.start is not None and not (out / RUNS / run.start.id / RUN).exists():
+        raise ProtocolError(f"{run.start.id} failed")
     import torch
 
     from napari_jrss.experiments.examples import write_examples

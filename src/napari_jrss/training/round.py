@@ -8,7 +8,7 @@ state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
         (mono_registration, {task.files.registration: registration}),
     ]
     for stage, results in stages:
-        if not (yield from _train(stage, results, task, fabric, cancel)):
+        if not (yield from train_stage(stage, results, task, fabric, cancel)):
             return
     yield from _conclude(task, teacher, None, registration, fabric, cancel)
 
@@ -160,7 +160,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
             config.joint.registration_epochs,
         )
         results: dict[Path, nn.Module] = {task.files.registration: registration}
-        if not (yield from _train(registration_stage, results, task, fabric, cancel)):
+        if not (yield from train_stage(registration_stage, results, task, fabric, cancel)):
             return
     elif fabric.is_global_zero and not task.files.registration.exists():
         # A round's folder stands alone: the parent's network is this round's, too.
@@ -174,7 +174,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         f"student_{task.number}", student, teacher, registration, tensors, config, fabric
     )
     results = {task.files.student: student, task.files.teacher: teacher}
-    if not (yield from _train(student_stage, results, task, fabric, cancel)):
+    if not (yield from train_stage(student_stage, results, task, fabric, cancel)):
         return
     yield from _conclude(task, teacher, student, registration, fabric, cancel)
 
@@ -217,10 +217,27 @@ def _screen(
     return pseudo_labels
 
 
-def _train(
-    stage: Stage, results: dict[Path, nn.Module], task: RoundTask, fabric: Fabric, cancel: Cancel
+def train_stage(
+    stage: Stage,
+    results: Mapping[Path, nn.Module],
+    task: RoundTask,
+    fabric: Fabric,
+    cancel: Cancel,
 ) -> Generator[Event, None, bool]:
-    """Run one stage and write its weights, or read them if the stage is done already."""
+    """Train a stage and write its networks' weights, or read them where that was done before.
+
+    Parameters
+    ----------
+    stage
+        What to train; a killed one goes on from its last saved state in the task's folder.
+    results
+        The networks that the stage leaves, by the file for their weights.
+
+    Returns
+    -------
+    bool
+        False if cancelled.
+    """
     state_path = task.files.state(stage.name)
     best = None
     if all(path.exists() for path in results):

@@ -103,8 +103,6 @@ class Screened:
         The threshold.
     kept_fraction
         Fraction of voxels that enter training.
-    structures_passed, structures
-        How many foreground classes enter, of how many.
     classes_passed
         (C,), which classes pass, background first.
     held_back
@@ -113,17 +111,16 @@ class Screened:
 
     tau: float
     kept_fraction: float
-    structures_passed: int
-    structures: int
     classes_passed: NDArray[np.bool_]
     held_back: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """A sentence, such as "83 % of voxels and 9 of 11 structures would enter training"."""
+        structures = self.classes_passed[1:]
         return (
-            f"{100 * self.kept_fraction:.0f} % of voxels and {self.structures_passed} of "
-            f"{self.structures} structures would enter training"
+            f"{100 * self.kept_fraction:.0f} % of voxels and {np.count_nonzero(structures)} of "
+            f"{structures.size} structures would enter training"
             + (f"; not learned yet: {', '.join(self.held_back)}" if self.held_back else "")
         )
 
@@ -191,14 +188,8 @@ class Screening:
         passed = self.classes_passed(tau)
         first = self._first_kept(tau)
         kept = int(self._at_least[passed, first].sum()) if first < _CODES else 0
-        return Screened(
-            tau,
-            kept / self._label.size,
-            int(np.count_nonzero(passed[1:])),
-            passed.size - 1,
-            passed,
-            tuple(self._held_back.values()),
-        )
+        held_back = tuple(self._held_back.values())
+        return Screened(tau, kept / self._label.size, passed, held_back)
 
     def target(self, tau: float, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Classes of the voxels that enter training, the others :data:`IGNORED`.
