@@ -33,7 +33,7 @@ from napari_jrss.errors import JRSSError
 from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
-from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
+from napari_jrss.snapshot import CachedArrays, CohortSnapshot
 
 if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel
@@ -240,15 +240,23 @@ def _step_seconds(entry: Round, config: TrainingConfig, device: str) -> dict[str
     if entry.outcome is not RoundOutcome.FINISHED or not isinstance(seconds, dict):
         return {}
     own = entry.files.training_config()
-    same = (
-        entry.metrics.get(DEVICE) == device
-        and own.segmentation_network == config.segmentation_network
-        and own.registration_network == config.registration_network
-        and own.segmentation.batch_size == config.segmentation.batch_size
-        and own.registration.batch_size == config.registration.batch_size
-        and own.precision == config.precision
+    if entry.metrics.get(DEVICE) != device or cost_settings(own) != cost_settings(config):
+        return {}
+    return {str(stage): float(value) for stage, value in seconds.items()}
+
+
+def cost_settings(config: TrainingConfig) -> str:
+    """The settings on which the cost of a step depends, as text to compare."""
+    return config.model_dump_json(
+        include={
+            "precision": True,
+            "segmentation_network": True,
+            "registration_network": True,
+            "segmentation": {"batch_size"},
+            "registration": {"batch_size", "similarity"},
+            "joint": {"registration_warp", "supervised_dice"},
+        }
     )
-    return {str(stage): float(value) for stage, value in seconds.items()} if same else {}
 
 
 def _scaled(shape: Shape, voxels: int) -> Shape:
@@ -323,13 +331,6 @@ def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
     rng = np.random.default_rng(0)
     image = rng.normal(size=grid).astype(np.float32)
     label = _slabs(classes, grid)
-
-    def read_image(case_id: str) -> Image:
-        return image
-
-    def read_label(case_id: str) -> Label:
-        return label
-
     return CohortSnapshot(
         class_names=tuple(map(str, range(classes))),
         spacing_mm=(1.0, 1.0, 1.0),
@@ -338,7 +339,7 @@ def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
         unlabelled=("u", "v"),
         validation=(),
         label_versions={},
-        arrays=CachedArrays(read_image, read_label),
+        arrays=CachedArrays(lambda case_id: image, lambda case_id: label),
     )
 
 

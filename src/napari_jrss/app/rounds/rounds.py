@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from napari_jrss.app.rounds.estimate import Estimate, Measured, estimated, measure_in_own_process
+from napari_jrss.app.rounds.estimate import (
+    Estimate,
+    Measured,
+    cost_settings,
+    estimated,
+    measure_in_own_process,
+)
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.progress import Progress
 from napari_jrss.app.rounds.train import (
@@ -258,17 +264,8 @@ class Rounds:
         if self._session.training.state.busy:
             raise BusyError("a round is running; its progress says how long it takes")
         snapshot = project.snapshot()
-        # What neither changes the size of a step nor its network is measured once.
-        key = f"{device} {snapshot.classes} {snapshot.shape} " + config.model_dump_json(
-            include={
-                "precision": True,
-                "segmentation_network": True,
-                "registration_network": True,
-                "segmentation": {"batch_size"},
-                "registration": {"batch_size", "similarity"},
-                "joint": {"registration_warp", "supervised_dice"},
-            }
-        )
+        # What changes the cost of no step is measured once.
+        key = f"{device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
 
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)
