@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import queue
 import signal
@@ -21,6 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Self, TypeVar
@@ -327,7 +327,7 @@ class _Worker:
         self.renew()
 
     def renew(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = get_context("spawn")
         self.pid = context.Value("i", 0)
         self.pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.pid,))
 
@@ -362,7 +362,7 @@ def _begin(pid: Synchronized[int]) -> None:
             os._exit(1)
         pid.value = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
+    parent = parent_process()
     assert parent is not None
 
     def follow() -> None:

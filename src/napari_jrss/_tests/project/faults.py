@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from napari_jrss import processes
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import EXPECTED
 from napari_jrss.io.layouts import discover
 from napari_jrss.io.predictions import Prediction, write_prediction
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess import workers
 from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.export.folder import ExportFolder
@@ -181,14 +181,14 @@ def run(program: str, where: Where, steps: Synchronized[int], deadly: int | None
     os.fsync, sqlite3.connect = fsync, traced
     sys.addaudithook(audit)
     # Forked, so that the workers count their steps too, and at once.
-    workers.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
+    processes.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
     PROGRAMS[program](where)
 
 
 def attempt(where: Where, limit: int | None) -> None:
     """Do one thing after the other where there is no room, or none for files of more than
     `limit` bytes; say of each whether it was done, or why not."""
-    workers.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
+    processes.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
     if limit is not None:
         import resource
 
