@@ -21,7 +21,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -31,7 +30,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POLL_S = 0.05
-_CLOSED = -1  # in place of the id of a process that is to end before it has started
 _GRACE_S = 0.4
 _DIED = "its process died; most likely there was too little memory"
 _NOT_STARTED = (
@@ -301,7 +299,7 @@ def in_processes(
                 worker, i = jobs.pop(future)
                 idle.append(worker)
                 error = future.exception()
-                any_started |= worker.pid.value > 0
+                any_started |= worker.pid.exception() is None
                 if isinstance(error, BrokenProcessPool):
                     if not any_started:
                         raise ProcessError(_NOT_STARTED)
@@ -320,25 +318,18 @@ def in_processes(
 
 
 class _Worker:
-    """One process, started by its first job."""
+    """One process, which tells its id as soon as it has started."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
         self.renew()
 
     def renew(self) -> None:
-        context = get_context("spawn")
-        self.pid = context.Value("i", 0)
-        self.pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.pid,))
-
-    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin)
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
         try:
-            return self.pool.submit(function, item)
-        except BrokenProcessPool:  # it died after its last job
-            self.renew()
-            return self.pool.submit(function, item)
+            self.pid = self.pool.submit(os.getpid)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -346,21 +337,21 @@ class _Worker:
                 else:
                     os.environ[name] = value
 
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        try:
+            return self.pool.submit(function, item)
+        except BrokenProcessPool:  # it died after its last job
+            self.renew()
+            return self.pool.submit(function, item)
+
     def kill(self) -> None:
-        with self.pid.get_lock():
-            pid, self.pid.value = self.pid.value, _CLOSED
-        if pid > 0:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGTERM)
+        with suppress(OSError, BrokenProcessPool):
+            os.kill(self.pid.result(), signal.SIGTERM)
         self.pool.shutdown()
 
 
-def _begin(pid: Synchronized[int]) -> None:
-    """Tell that the process has started, and make it end with its parent."""
-    with pid.get_lock():
-        if pid.value == _CLOSED:
-            os._exit(1)
-        pid.value = os.getpid()
+def _begin() -> None:
+    """Make the process end with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
