@@ -16,6 +16,8 @@ from importlib import metadata, util
 import psutil
 from packaging.requirements import Requirement
 
+from napari_jrss.logs import LOG
+
 _DISTRIBUTION = "napari-jrss"
 _MODULES = {
     "lightning-fabric": "lightning_fabric",
@@ -51,6 +53,8 @@ class Report:
         Main memory and what of it is available now.
     window
         Whether the napari plugin can run, in words.
+    log
+        Where the log is, in words.
     problems
         One line each: what is missing or broken, and how to mend it.
     """
@@ -63,6 +67,7 @@ class Report:
     memory_gib: float
     free_memory_gib: float
     window: str
+    log: str
     problems: tuple[str, ...]
 
 
@@ -90,6 +95,7 @@ def examine() -> Report:
         memory_gib=memory.total / _GIB,
         free_memory_gib=memory.available / _GIB,
         window=_window(),
+        log=f"{LOG} in the project's folder, to be attached to a bug report",
         problems=tuple(problems),
     )
 

@@ -17,6 +17,7 @@ def test_a_complete_installation_has_no_problem_and_a_cpu() -> None:
     assert "napari" not in report.versions, "an extra is no requirement of the core"
     assert report.devices[0].name == "cpu"
     assert len(report.devices) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
+    assert report.log.startswith("napari-jrss.log in the project's folder")
     assert 0 < report.free_memory_gib < report.memory_gib
     broken = [problem for problem in report.problems if "memory" not in problem]
     assert broken == []

@@ -27,6 +27,7 @@ LAYERS = {
     "losses": 1,
     "metrics": 1,
     "labels": 2,
+    "logs": 2,
     "io": 3,
     "preprocess": 4,
     "networks": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -10,6 +11,9 @@ from typing import Any
 from psygnal import EmitLoopError, Signal, SignalInstance
 
 from napari_jrss.errors import JRSSError
+from napari_jrss.logs import log_error
+
+_logger = logging.getLogger(__name__)
 
 Work = Callable[[threading.Event], Iterator[Any]]
 """Long work: given the event that asks it to stop, it yields what happens."""
@@ -109,6 +113,7 @@ class JobRunner:
                 _emit(self.event, event)
         except Exception as error:
             self.error = error
+            log_error(_logger, f"{self.name} failed", error)
             self._end(JobState.FAILED)
         else:
             self._end(JobState.CANCELLED if cancel.is_set() else JobState.FINISHED)

@@ -14,6 +14,7 @@ from napari_jrss import __version__
 from napari_jrss.cli import cohort, computer, experiments, labels, scans
 from napari_jrss.cli import training as rounds
 from napari_jrss.errors import EXPECTED, one_line
+from napari_jrss.logs import log_to_stderr
 
 app = typer.Typer(
     name="napari-jrss",
@@ -52,10 +53,19 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _verbose(wanted: bool) -> None:
+    if wanted:
+        log_to_stderr()
+
+
 @app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", callback=_verbose, help="Also log to the standard error."),
     ] = False,
 ) -> None:
     """Options of all commands."""

@@ -322,7 +322,8 @@ def doctor_report(report: Report) -> None:
         console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
     console.print(
         f"memory: {report.free_memory_gib:.1f} of {report.memory_gib:.1f} GiB free\n"
-        f"window: {escape(report.window)}"
+        f"window: {escape(report.window)}\n"
+        f"log: {report.log}"
     )
     for problem in report.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}")

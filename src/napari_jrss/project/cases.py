@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, Proj
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
 from napari_jrss.snapshot import Image, Label
+
+_logger = logging.getLogger(__name__)
 
 IMPORT_AUTHOR = "import"
 FIRST_VERSION = "v0001"
@@ -179,10 +182,12 @@ class ProjectCases(ProjectFolder):
                 sha256=store.fingerprint(store.read_label(path, version)),
             )
         self._ledger.add_case(case_id, group, label)
+        _logger.info("imported %s, %s a label", case_id, "without" if label is None else "with")
         return self.case(case_id)
 
     def _failed(self, result: IngestResult) -> IngestResult:
         self._ledger.fail_import(result.case_id, result.reason)
+        _logger.warning("%s can't be imported: %s", result.case_id, result.reason)
         return result
 
     def _clear(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, from_os_error, from_validation
 from napari_jrss.io.atomic import new_folder, sweep
 from napari_jrss.labels import LabelClass, LabelTable
+from napari_jrss.logs import ProjectLog, log_error, versions
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.database import Ledger
@@ -28,6 +30,8 @@ LEFTOVERS = "leftovers"
 CORRECTIONS = "journal"
 CORRECTIONS_SUFFIX = ".sqlite"
 
+_logger = logging.getLogger(__name__)
+
 _CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
@@ -39,6 +43,7 @@ class ProjectFolder:
         self.path = path
         self._ledger = ledger
         self._lock = lock
+        self._log: ProjectLog | None = None
         self.read_only = ledger.read_only
         try:
             self.table = LabelTable.model_validate_json(ledger.setting("label_table") or "")
@@ -135,11 +140,17 @@ class ProjectFolder:
             # What a killed program was still writing.
             for folder in (path, project._inside(CASES), project._inside(CORRECTIONS)):
                 sweep(folder)
+            project._log = ProjectLog(path)
+            _logger.info("opened %s; %s", path.name, versions())
         return project
 
     def close(self) -> None:
         """Close the ledger and free the lock; safe to call again."""
         self._ledger.close()
+        if self._log is not None:
+            _logger.info("closed %s", self.path.name)
+            self._log.close()
+            self._log = None
         if self._lock is not None:
             self._lock.release()
 
@@ -166,6 +177,8 @@ class ProjectFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, Exception):
+            log_error(_logger, "ended early", error)
         self.close()
 
     # -- paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.labels import ProjectLabels
 from napari_jrss.project.records import Round, RoundOutcome, Split, round_folder
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
+
+_logger = logging.getLogger(__name__)
 
 
 class ProjectRounds(ProjectLabels):
@@ -80,12 +83,14 @@ class ProjectRounds(ProjectLabels):
         except OSError as error:
             raise ProjectError(f"{folder}: can't be written ({from_os_error(error)})") from error
         self._ledger.add_round(number, parent, config_json, roles)
+        _logger.info("round %d begins: %s", number, " ".join(config_json.split()))
         return self.round(number)
 
     def resume_round(self, number: int) -> Round:
         """Go on with a round that was cancelled, failed, or left running by a dead program."""
         self._unfinished(number)
         self._ledger.resume_round(number)
+        _logger.info("round %d is resumed", number)
         return self.round(number)
 
     def finish_round(
@@ -113,7 +118,9 @@ class ProjectRounds(ProjectLabels):
             raise ProjectError(f"{self.path}: a round doesn't end by running")
         if promote and outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: a round that was {outcome} has no teacher")
-        self._ledger.end_round(number, outcome, json.dumps(dict(metrics or {})), promote)
+        text = json.dumps(dict(metrics or {}))
+        self._ledger.end_round(number, outcome, text, promote)
+        _logger.info("round %d is %s: %s", number, outcome, text)
         return self.round(number)
 
     def add_metrics(self, number: int, metrics: Mapping[str, object], reason: str) -> None:
@@ -131,6 +138,7 @@ class ProjectRounds(ProjectLabels):
         if self.round(number).outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {number} isn't finished, so it has no teacher")
         self._ledger.promote(number, author, reason)
+        _logger.info("the teacher is that of round %d", number)
 
     @property
     def teacher(self) -> Round | None:
