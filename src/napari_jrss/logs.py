@@ -68,6 +68,7 @@ class ProjectLog(RotatingFileHandler):
         _LOGGER.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless something else lies where the log should."""
         if self._usable:
             super().emit(record)
 
@@ -75,6 +76,7 @@ class ProjectLog(RotatingFileHandler):
         """Drop the record."""
 
     def close(self) -> None:
+        """Log no more, and let go of the file."""
         _LOGGER.removeHandler(self)
         with suppress(OSError):  # what couldn't be written yet
             super().close()
