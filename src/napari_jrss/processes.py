@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -26,10 +27,13 @@ from typing import Self, TypeVar
 
 from napari_jrss.errors import EXPECTED, JRSSError, one_line
 
+_logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POLL_S = 0.05
+_TAIL_BYTES = 2000  # of what a failed child printed; they go to the log
 _GRACE_S = 0.4
 _DIED = "its process died; most likely there was too little memory"
 _NOT_STARTED = (
@@ -112,6 +116,7 @@ class Child:
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name=f"{name} messages", daemon=True)
         self._reader.start()
+        _logger.info("the %s process %d starts", name, self.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -165,10 +170,20 @@ class Child:
                 break
             except subprocess.TimeoutExpired:
                 insist()
-        self._process.wait()
+        code = self._process.wait()
         self._reader.join()
         self._from_child.close()
-        self._log.close()
+        if not self._log.closed:
+            self._log.close()
+            end = f"the {self._name} process {self.pid} ends with code {code}"
+            _logger.log(logging.WARNING if code else logging.INFO, end + self._printed(code))
+
+    def _printed(self, code: int) -> str:
+        """The end of what a child that failed has printed."""
+        text = ""
+        with suppress(OSError):
+            text = Path(self._log.name).read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
+        return f"; it printed:\n{text.strip()}" if code and text.strip() else ""
 
     def _read(self) -> None:
         for line in self._from_child:
@@ -301,6 +316,7 @@ def in_processes(
                 error = future.exception()
                 any_started |= worker.pid.exception() is None
                 if isinstance(error, BrokenProcessPool):
+                    _logger.warning("a worker process died")
                     if not any_started:
                         raise ProcessError(_NOT_STARTED)
                     worker.renew()

@@ -17,6 +17,7 @@ from napari_jrss.app.runner import JobRunner
 from napari_jrss.errors import ScanError
 from napari_jrss.io.layouts import FoundCase
 from napari_jrss.logs import LOG
+from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) napari_jrss\S*: ")
@@ -70,6 +71,28 @@ def test_a_job_that_fails_is_logged(path: Path) -> None:
         runner.start(work)  # type: ignore[arg-type]
         assert runner.wait(10)
     assert "inference failed: KeyError: 'nothing of this name'\n" in (path / LOG).read_text()
+
+
+def fail_in_child(parent: Parent) -> None:
+    """What the child of the next test does."""
+    print("no such layer", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+def receive(child: Child) -> bytes:
+    while (line := child.receive()) is None:
+        pass
+    return line
+
+
+def test_a_child_process_that_fails_leaves_what_it_printed(path: Path) -> None:
+    with Project.open(path), Child("training", fail_in_child, log=path / "training.log") as child:
+        with pytest.raises(ProcessError, match="exit code 3"):
+            receive(child)
+        pid = child.pid
+    text = (path / LOG).read_text()
+    assert f"the training process {pid} starts\n" in text
+    assert f"the training process {pid} ends with code 3; it printed:\nno such layer\n" in text
 
 
 @pytest.mark.parametrize("error", [ScanError, FileNotFoundError])

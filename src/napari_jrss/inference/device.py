@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from lightning_fabric import Fabric
 
 from napari_jrss.errors import JRSSError
+
+_logger = logging.getLogger(__name__)
 
 
 class DeviceError(JRSSError):
@@ -42,4 +46,6 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
         raise DeviceError(f"this machine has no {device} device; try --device cpu")
     fabric = Fabric(accelerator=device, devices=devices, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    _logger.info("networks run on %s, precision %s", name, precision)
     return fabric

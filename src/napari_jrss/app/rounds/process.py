@@ -7,6 +7,7 @@ read-only, runs the round into its folder, and sends the round's events.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from napari_jrss.project.records import Round
 if TYPE_CHECKING:
     from napari_jrss.training.events import Event
     from napari_jrss.training.loop import Cancel
+
+_logger = logging.getLogger(__name__)
 
 LOG = "training.log"
 PATIENCE_S = 60.0
@@ -98,6 +101,7 @@ class InOwnProcess:
             if cancel.is_set():
                 return False
         self.device = str(json.loads(line))
+        _logger.info("the training process runs on %s", self.device)
         return True
 
     def agree(self, number: int) -> int:
