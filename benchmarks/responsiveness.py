@@ -99,8 +99,8 @@ def measure(
         let_run(lambda: time.perf_counter() - began > seconds)
         timer.stop()
         acting.stop()
-        if session is not None and session.training.error is not None:
-            raise session.training.error
+        if session is not None and session.workspace.training.error is not None:
+            raise session.workspace.training.error
     at = np.array(ticks)
     gaps = np.diff(at) * 1000
     started = at[1:] < began
@@ -136,10 +136,10 @@ def window(
     else:
         _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
         session = dock.session
-        session.author, session.device = "benchmark", "cpu"
+        session.workspace.author, session.workspace.device = "benchmark", "cpu"
         session.open(make_project(folder, shape))
         session.rounds.own_process = mode == "own-process"
-        ids = [case.case_id for case in session.open_project.cases()][:3]
+        ids = [case.case_id for case in session.workspace.open_project.cases()][:3]
 
         def switch(turn: int) -> None:
             session.review.open(ids[turn % 3], unsaved="discard")
@@ -161,12 +161,12 @@ def start_round(session: Any, steps: list[float]) -> None:
     """Train, and come back after the first step; `steps` goes on counting."""
     from napari_jrss.config import preset
 
-    session.training.event.connect(
+    session.workspace.training.event.connect(
         lambda event: steps.append(time.perf_counter()) if event.kind == "step_end" else None
     )
     long = preset("fast").segmentation.model_copy(update={"minimum_steps": 100_000})
     session.rounds.start(preset("fast").model_copy(update={"segmentation": long}), 0)
-    let_run(lambda: bool(steps) or session.training.error is not None)
+    let_run(lambda: bool(steps) or session.workspace.training.error is not None)
 
 
 def let_run(done: Callable[[], bool]) -> None:

@@ -73,7 +73,7 @@ def measure(
     viewer.window.resize(*size)
     _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
     session, app, rng = dock.session, QApplication.instance(), np.random.default_rng(0)
-    session.author = "benchmark"
+    session.workspace.author = "benchmark"
     session.open(project)
     review, layers = session.review, dock.review.layers
 
@@ -105,7 +105,7 @@ def measure(
         place = [rng.integers(20, size - 20) for size in layer.data.shape[1:]]
         layer.paint((z, *place), 1)
 
-    cases = [case.case_id for case in session.open_project.cases()][:2]
+    cases = [case.case_id for case in session.workspace.open_project.cases()][:2]
     for case in cases * 2:  # what is read once is not read again
         review.open(case)
         settle()

@@ -40,7 +40,7 @@ class Pictures:
         _, dock = self.viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
         assert isinstance(dock, MainWidget)
         self.dock, self.session = dock, dock.session
-        self.session.author = "A. Reader"
+        self.session.workspace.author = "A. Reader"
         self.viewer.window.resize(WIDTH, HEIGHT)
 
     def wait(self, done: Callable[[], bool], seconds: float = 900) -> None:
@@ -74,9 +74,9 @@ class Pictures:
         self.wait(
             lambda: (
                 not (
-                    session.inference.state.busy
-                    or session.training.state.busy
-                    or session.cohort.survey.state.busy
+                    session.workspace.inference.state.busy
+                    or session.workspace.training.state.busy
+                    or session.cohort.summaries.state.busy
                     or session.review.queue.busy
                     or session.pairs.queue.busy
                 )
@@ -100,13 +100,13 @@ class Pictures:
         tab.preset.set("smoke")
         tab.rounds.setValue(rounds)
         tab.start.click()
-        self.wait(lambda: self.session.training.state.busy, 30)
+        self.wait(lambda: self.session.workspace.training.state.busy, 30)
         if picture:
             bar = tab.bar
             self.wait(lambda: bar.maximum() > 0 and bar.value() > 0.6 * bar.maximum())
             self.take(picture)
-        self.wait(lambda: not self.session.training.state.busy)
-        assert self.session.training.error is None, self.session.training.error
+        self.wait(lambda: not self.session.workspace.training.state.busy)
+        assert self.session.workspace.training.error is None, self.session.workspace.training.error
         self.quiet()
 
     def run(self) -> None:
@@ -119,7 +119,12 @@ class Pictures:
         self.wait(lambda: dialog.start.isEnabled(), 60)
         self.take("import", dialog)
         dialog.start.click()
-        self.wait(lambda: session.project is not None and len(session.open_project.cases()) == 14)
+        self.wait(
+            lambda: (
+                session.workspace.project is not None
+                and len(session.workspace.open_project.cases()) == 14
+            )
+        )
         self.quiet()
         dialog = self.dialog()
         dialog.labelled.setValue(3)
@@ -136,13 +141,13 @@ class Pictures:
         self.take("cohort")
         dock.cohort.next.click()
         self.wait(lambda: session.review.case is not None, 60)
-        self.wait(lambda: session.review.on_table.prediction is not None, 60)
+        self.wait(lambda: session.review.open_case.prediction is not None, 60)
         self.quiet()
         self.middle()
         self.take("review")
         self.correct()
         self.take("corrected")
-        case_id = session.review.on_table.case_id
+        case_id = session.review.open_case.case_id
         dock.review.accept.click()
         self.quiet()
         self.take("accepted")
@@ -154,7 +159,7 @@ class Pictures:
         self.take("gained")
         tab = dock.registration
         dock.tabs.setCurrentWidget(tab)
-        moving = next(c for c in session.open_project.snapshot().labelled if c != case_id)
+        moving = next(c for c in session.workspace.open_project.snapshot().labelled if c != case_id)
         for box, case in ((tab.moving, moving), (tab.fixed, case_id)):
             box.setCurrentIndex(box.findData(case))
         tab.refine.setChecked(True)
@@ -172,9 +177,9 @@ class Pictures:
     def correct(self) -> None:
         """One correction as by an expert: the label that the split has hidden."""
         session = self.session
-        case = session.review.on_table
-        version = session.open_project.case(case.case_id).reference_version
-        truth = session.open_project.label(case.case_id, version)
+        case = session.review.open_case
+        version = session.workspace.open_project.case(case.case_id).reference_version
+        truth = session.workspace.open_project.label(case.case_id, version)
         layer = self.viewer.layers[LABEL]
         wrong = np.nonzero(np.asarray(layer.data) != truth)
         with layer.block_history():  # one stroke

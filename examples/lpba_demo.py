@@ -67,15 +67,15 @@ class Demo:
 
     def __init__(self, viewer: napari.Viewer, dock: MainWidget) -> None:
         self.viewer, self.dock, self.session = viewer, dock, dock.session
-        self.session.author = self.session.author or "demo"
+        self.session.workspace.author = self.session.workspace.author or "demo"
         self.started = time.monotonic()
         self.source, self.preprocessing, self.sizes, self.training = cohort()
         self.shown: set[str] = set()
         relay = Relay(dock)
-        relay.connect(self.session.inference.state_changed, self.imported)
-        relay.connect(self.session.rounds_changed, self.trained)
+        relay.connect(self.session.workspace.inference.state_changed, self.imported)
+        relay.connect(self.session.workspace.rounds_changed, self.trained)
         relay.connect(self.session.review.case_changed, self.reviewing)
-        relay.connect(self.session.review.proposal.changed, self.reviewing)
+        relay.connect(self.session.review.prediction.changed, self.reviewing)
         dock.destroyed.connect(relay.disconnect_all)
 
     def begin(self) -> None:
@@ -88,11 +88,11 @@ class Demo:
         *_, found = look_into(self.source, self.preprocessing, Event())
         assert found.table is not None
         self.say("The scans are read in the background.")
-        self.session.cohort.make(path, found.cohort, found.table, self.preprocessing)
+        self.session.make_project(path, found.cohort, found.table, self.preprocessing)
 
     def imported(self, state: JobState) -> None:
         """Hide all labels but five, and start the pre-training."""
-        project = self.session.project
+        project = self.session.workspace.project
         if state is not JobState.FINISHED or project is None or project.rounds():
             return
         self.session.cohort.split(self.sizes)
@@ -100,7 +100,7 @@ class Demo:
 
     def train_or_review(self) -> None:
         """Go on where the project stands: train, resume, or review."""
-        if self.session.open_project.teacher is not None:
+        if self.session.workspace.open_project.teacher is not None:
             self.review()
         elif self.session.rounds.resumable:
             self.session.rounds.resume()
@@ -114,7 +114,7 @@ class Demo:
 
     def trained(self) -> None:
         """The teacher is there, or is another one."""
-        project = self.session.project
+        project = self.session.workspace.project
         done = [] if project is None else project.rounds()
         if not done or done[-1].outcome is not RoundOutcome.FINISHED:
             return
@@ -150,10 +150,10 @@ class Demo:
     def correct(self) -> None:
         """One correction, as by an expert: the label that the split has hidden."""
         session = self.session
-        case = session.review.on_table
+        case = session.review.open_case
         self.dice_before = mean_dice(session)
-        version = session.open_project.case(case.case_id).reference_version
-        truth = session.open_project.label(case.case_id, version)
+        version = session.workspace.open_project.case(case.case_id).reference_version
+        truth = session.workspace.open_project.label(case.case_id, version)
         layer = self.viewer.layers[LABEL]
         wrong = np.nonzero(np.asarray(layer.data) != truth)
         layer.data_setitem(wrong, truth[wrong])  # as the brush does it
@@ -182,7 +182,7 @@ class Demo:
 
     def say(self, line: str) -> None:
         """Show a line below the tabs."""
-        self.session.notified.emit(line)
+        self.session.workspace.notified.emit(line)
 
     def picture(self, name: str, after: int) -> None:
         """Save a picture of the window, so many milliseconds from now."""
@@ -197,8 +197,8 @@ class Demo:
 
 def mean_dice(session: Session) -> float:
     """Mean Dice of the teacher's labels with those that the split has hidden."""
-    session.cohort.look()
-    session.cohort.survey.wait(60)
+    session.cohort.summarise()
+    session.cohort.summaries.wait(60)
     dice = [row.figures.dice for row in session.cohort.rows() if row.figures is not None]
     return float(np.mean([value for value in dice if value is not None]))
 

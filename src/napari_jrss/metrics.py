@@ -149,7 +149,7 @@ def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
     """
     if displacement.ndim != 4 or len(displacement) != 3 or min(displacement.shape[1:]) < 5:
         raise ValueError(f"not a displacement field of at least 5x5x5: {displacement.shape}")
-    central = _determinant([np.gradient(component) for component in displacement])
+    central = jacobian_map(displacement)
     forward = _determinant(
         [
             [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
@@ -163,6 +163,42 @@ def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
         folded_percent=float(100 * np.mean(central <= 0)),
         folded_percent_forward=float(100 * np.mean(forward <= 0)),
     )
+
+
+def jacobian_map(displacement: Displacement) -> Displacement:
+    """det(I + grad u) of each voxel, by central differences (one-sided at the border).
+
+    1: the volume is kept. Above 1: the moving image is shrunk there, since a voxel of the fixed
+    image covers more of it. 0 or less: the field folds.
+
+    Parameters
+    ----------
+    displacement
+        (3, z, y, x) in voxels, components z, y, x; at least 2 voxels along each axis.
+    """
+    return _determinant([np.gradient(component) for component in displacement])
+
+
+def folded_in_structures(
+    folded: NDArray[np.bool_], label: Labels, classes: int
+) -> list[float | None]:
+    """How much of each structure of a label is folded, in %; None for those that aren't there.
+
+    Parameters
+    ----------
+    folded
+        (z, y, x), where the field folds.
+    label
+        Class indices (z, y, x) of the warped label.
+    classes
+        Number of classes C, background included; the result has C - 1 values.
+    """
+    voxels = np.bincount(label.ravel(), minlength=classes)[1:]
+    inside = np.bincount(label[folded], minlength=classes)[1:]
+    return [
+        100 * float(part) / float(size) if size else None
+        for part, size in zip(inside, voxels, strict=True)
+    ]
 
 
 def _check(prediction: Labels, truth: Labels, classes: int) -> None:

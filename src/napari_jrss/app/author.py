@@ -1,11 +1,15 @@
-"""The name under which a person's labels and decisions are recorded: told, never guessed."""
+"""The name under which a person's labels and decisions are recorded.
+
+It is never guessed from the account of the operating system.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
+
+import platformdirs
 
 from napari_jrss.errors import JRSSError, from_os_error
 from napari_jrss.io.atomic import write_text
@@ -14,18 +18,13 @@ VARIABLE = "NAPARI_JRSS_USER"
 
 
 class AuthorError(JRSSError):
-    """Nobody said who works here, or the setting can't be read or written."""
+    """No author is known, or the settings file can't be read or written."""
 
 
 def settings_file() -> Path:
-    """The person's own settings, in the folder that the system has for such files."""
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
-    else:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return folder / "napari-jrss" / "settings.json"
+    """The person's own settings file, in the system's folder for such files."""
+    folder = platformdirs.user_config_path("napari-jrss", appauthor=False, roaming=True)
+    return folder / "settings.json"
 
 
 def known_author() -> str:
@@ -40,7 +39,7 @@ def known_author() -> str:
         return name
     kept = _settings().get("author", "")
     if not isinstance(kept, str):
-        raise AuthorError(f"{settings_file()}: the author is no name")
+        raise AuthorError(f"{settings_file()}: the author isn't a text")
     return kept.strip()
 
 
@@ -50,19 +49,18 @@ def author(given: str | None = None) -> str:
     Parameters
     ----------
     given
-        As the person said it for this once; None: the one that is known.
+        The name to use this time; None: the known one, see :func:`known_author`.
 
     Raises
     ------
     AuthorError
-        There is none. The account's name in the operating system is nobody's signature, so it
-        is never taken.
+        There is no name.
     """
     name = known_author() if given is None else given.strip()
     if not name:
         raise AuthorError(
-            f"who is it? Give --author NAME, set {VARIABLE}, or say it once for all: "
-            "napari-jrss author NAME"
+            f"a name is needed: give --author NAME, set {VARIABLE}, or keep a name for good with "
+            "'napari-jrss author NAME'"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""What a case looks like, and what the teacher says of it in a few figures."""
+"""Summary of a case for a table: what it looks like, and figures of the teacher's prediction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCKS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class CaseView:
+class Appearance:
     """What a case looks like.
 
     Attributes
@@ -29,30 +29,30 @@ class CaseView:
     thumbnail
         Grey levels uint8 (y, x) of the middle axial slice: anterior up, the patient's left on
         the right.
-    appearance
-        (512,), the image in 8 x 8 x 8 blocks, of mean 0 and length 1: the product of two is
-        their correlation.
+    vector
+        float32 (512,), the image in 8 x 8 x 8 blocks, of mean 0 and length 1: the product of
+        two vectors is their correlation.
     """
 
     thumbnail: NDArray[np.uint8]
-    appearance: NDArray[np.float32]
+    vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class CaseFigures:
-    """What the teacher's prediction of a case says.
+class PredictionFigures:
+    """Figures of the teacher's prediction of a case.
 
     Attributes
     ----------
     confidence
-        Mean probability of the voxels predicted as structures, 0 to 1; NaN if there are none.
+        Mean confidence over the voxels predicted as structures, 0 to 1; NaN if there are none.
     class_confidence
         The same for each structure, class 1 first; NaN for a structure that isn't found.
     uncertainty
         Mean KL divergence of teacher and student over the structures' voxels, in nats; None
         before there is a student.
     dice
-        Mean Dice with a label that the training never saw; None without one.
+        Mean Dice with a label that the teacher wasn't trained on; None without one.
     """
 
     confidence: float
@@ -61,19 +61,26 @@ class CaseFigures:
     dice: float | None
 
 
-def view_of(project: Project, case_id: str) -> CaseView:
-    """Thumbnail and coarse appearance of a case."""
+def appearance_of(project: Project, case_id: str) -> Appearance:
+    """Read a case's image and sum it up as a thumbnail and a vector."""
     image = project.image(case_id)
     spacing = project.grid.spacing_mm
-    return CaseView(thumbnail(image[image.shape[0] // 2], spacing[1:]), appearance(image))
+    return Appearance(thumbnail(image[image.shape[0] // 2], spacing[1:]), block_vector(image))
 
 
-def figures_of(
+def prediction_figures(
     project: Project, case: Case, teacher: Round, *, measure: bool = True
-) -> CaseFigures | None:
+) -> PredictionFigures | None:
     """Figures of a round's prediction of a case; None if the round didn't predict it.
 
-    `measure`: whether to read the label that the case can be measured by, if it has one.
+    Parameters
+    ----------
+    project, case
+        The case.
+    teacher
+        The round.
+    measure
+        Whether to read the label that gives the Dice, if there is one.
     """
     prediction = teacher.files.prediction(case.case_id)
     if prediction is None:
@@ -92,7 +99,7 @@ def figures_of(
         truth = project.label(case.case_id, version)
         scores = dice_per_class(prediction.label, truth, classes)
         dice = float(np.nanmean(scores)) if np.isfinite(scores).any() else None
-    return CaseFigures(
+    return PredictionFigures(
         confidence=float(sums.sum() / found) if found else float("nan"),
         class_confidence=tuple(float(value) for value in of_class),
         uncertainty=uncertainty,
@@ -101,18 +108,18 @@ def figures_of(
 
 
 def ground_truth(case: Case) -> str | None:
-    """The label version of a case that its teacher can be measured by: one it never trained on."""
+    """The label version that a teacher can be measured by: one that it wasn't trained on."""
     if case.reference_version is not None:
         return case.reference_version
     return None if case.split is Split.TRAIN else case.label_version
 
 
 def thumbnail(plane: NDArray[np.floating], spacing: tuple[float, float]) -> NDArray[np.uint8]:
-    """An axial slice (y, x) as grey levels, upright in millimetres, at most 48 pixels long."""
+    """An axial slice (y, x) as grey levels, at most 48 pixels long; `spacing` (y, x) in mm."""
     size_mm = np.array(plane.shape) * spacing
     height, width = np.maximum(np.rint(size_mm * THUMBNAIL_PIXELS / size_mm.max()), 1)
     zoom = (height / plane.shape[0], width / plane.shape[1])
-    # Smoothed where it gets smaller, so that thin structures don't flicker.
+    # Smoothed where it gets smaller, so that thin structures stay visible.
     sigma = [max(0.0, (1 / z - 1) / 2) for z in zoom]
     small = ndimage.zoom(ndimage.gaussian_filter(plane.astype(np.float32), sigma), zoom, order=1)
     low, high = np.percentile(small, (1, 99.5))
@@ -120,7 +127,7 @@ def thumbnail(plane: NDArray[np.floating], spacing: tuple[float, float]) -> NDAr
     return np.asarray(np.clip(scaled * 255, 0, 255).astype(np.uint8))
 
 
-def appearance(image: Image) -> NDArray[np.float32]:
+def block_vector(image: Image) -> NDArray[np.float32]:
     """An image (z, y, x) in 8 x 8 x 8 blocks as a vector of mean 0 and length 1."""
     coarse: NDArray[np.floating] = image
     for axis, size in enumerate(image.shape):

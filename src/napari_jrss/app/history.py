@@ -1,4 +1,4 @@
-"""The story of a project or a case: what happened, when, and who did it."""
+"""The history of a project or a case: what happened, when, and who did it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from napari_jrss.project.records import LabelVersion
 
 
 class HistoryLine(BaseModel):
-    """One thing that happened; what doesn't apply is None or empty.
+    """One event; fields that don't apply to it are None or empty.
 
     Attributes
     ----------
     at
         UTC time, ISO 8601.
     event
-        What, see :class:`napari_jrss.project.records.Event`.
+        The kind of event, see :class:`napari_jrss.project.records.Event`.
     author
-        Who.
+        Who did it.
     case_id, version, round
-        To what.
+        The case, label version or round that it is about.
     draft, voxels_changed, seconds
-        Of a label: what it was made from, how many voxels differ from that, time spent.
+        Of a label version: what it was made from, how many voxels differ from that, and the
+        time spent on it.
     detail
-        More, such as the reason of a rejection.
+        Further text, such as the reason of a rejection.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +42,7 @@ class HistoryLine(BaseModel):
 
 
 def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
-    """What happened, oldest first: to one case, or in the whole project.
+    """The events of one case, or of the whole project, oldest first.
 
     Raises
     ------

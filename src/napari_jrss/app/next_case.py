@@ -1,9 +1,9 @@
-"""Which case a person should label next, and why, in words with numbers.
+"""Which case a person should label next, and why.
 
-Each unlabelled training case is held against the others by what is known of it: disagreement of
-teacher and student, the structure that the teacher is least sure of, agreement of propagated
-labels with the teacher, and likeness to the cases that are labelled already. A case's score is
-the mean of its ranks; no label that is hidden from training is looked at.
+Each unlabelled training case is compared with the others by up to four criteria: disagreement of
+teacher and student, confidence in the structure that the teacher is least sure of, agreement of
+propagated labels with the teacher, and similarity to the labelled cases. The score of a case is
+the mean of its ranks. Labels that are hidden from training aren't used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.app.case_summary import CaseFigures, figures_of, view_of
+from napari_jrss.app.case_summary import PredictionFigures, appearance_of, prediction_figures
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, Split
+
+Criterion = dict[str, tuple[float, str]]
+"""By case: how much it needs a label by one measure, and that in words."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Suggestion:
     Attributes
     ----------
     case_id
-        Which.
+        The case.
     reason
         Why this one, in words.
     score
-        0 (the others need it more) to 1.
+        0 (the others need a label more) to 1.
     """
 
     case_id: str
@@ -39,34 +42,26 @@ class Suggestion:
     score: float
 
 
-@dataclass(frozen=True)
-class _Criterion:
-    """How much each case asks for a label by one measure, and how to say so."""
-
-    need: dict[str, float]
-    words: dict[str, str]
-
-
 def suggest(
     project: Project,
     appearances: Mapping[str, NDArray[np.float32]],
-    figures: Mapping[str, CaseFigures],
+    figures: Mapping[str, PredictionFigures],
     agreement: Mapping[str, float] | None = None,
     after: str | None = None,
 ) -> Suggestion | None:
-    """The case whose label would help most.
+    """Suggest the case whose label would help most.
 
     Parameters
     ----------
     project
         Its unlabelled training cases are the candidates. Those that were skipped or rejected
-        since the current teacher took over come last.
+        since the present teacher is in force come last.
     appearances, figures
         What is known of the cases, see :mod:`napari_jrss.app.case_summary`.
     agreement
-        Mean Dice of propagated labels and the teacher's, by case, where somebody measured it.
+        Mean Dice of propagated labels and the teacher's, by case, where it was measured.
     after
-        A case that was just looked at and isn't suggested again.
+        A case that isn't suggested, since the person just left it.
 
     Returns
     -------
@@ -82,33 +77,32 @@ def suggest(
         return None
     labelled = [c.case_id for c in cases if c.labelled]
     criteria = [
-        criterion
-        for criterion in (
-            _disagreement(candidates, figures),
-            _least_sure(candidates, figures, project.table.names[1:]),
-            _dispute(candidates, agreement or {}),
-            _coverage(candidates, labelled, appearances),
-        )
-        if criterion.need
+        _disagreement(candidates, figures),
+        _least_sure(candidates, figures, project.table.names[1:]),
+        _propagation(candidates, agreement or {}),
+        _coverage(candidates, labelled, appearances),
     ]
+    criteria = [criterion for criterion in criteria if criterion]
     if not criteria:
         return Suggestion(candidates[0], "nothing is known of the cases yet, so by name", 0.0)
-    ranks = [_ranks(criterion.need) for criterion in criteria]
+    ranks = [_ranks(criterion) for criterion in criteria]
     scores = {
         case_id: float(np.mean([rank.get(case_id, 0.5) for rank in ranks]))
         for case_id in candidates
     }
     best = max(candidates, key=lambda case_id: scores[case_id])
-    pairs = sorted(
+    reasons = sorted(
         (
-            (rank[best], criterion.words[best])
+            (rank[best], criterion[best][1])
             for rank, criterion in zip(ranks, criteria, strict=True)
             if best in rank
         ),
-        key=lambda pair: -pair[0],
+        key=lambda reason: -reason[0],
     )
-    said = [words for rank, words in pairs if rank >= 0.5][:2] or [words for _, words in pairs[:1]]
-    reason = "; ".join(said) or "nothing is known of it yet"
+    strong = [words for rank, words in reasons if rank >= 0.5][:2]
+    reason = (
+        "; ".join(strong or [words for _, words in reasons[:1]]) or "nothing is known of it yet"
+    )
     if best in put_off:
         reason = f"all others are done; it was {put_off[best]} before; {reason}"
     return Suggestion(best, reason, scores[best])
@@ -121,19 +115,19 @@ def suggest_now(
     device: str = "auto",
     watch: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Suggestion | None:
-    """Look at every case and suggest one: for scripts, where nothing is known beforehand.
+    """Read every case, then suggest one; for scripts, where nothing is known beforehand.
 
     Parameters
     ----------
     project
         May be open read-only.
     propagate
-        Also register the labelled cases to each unlabelled one and hold the label that they
-        vote for against the teacher's. Takes about N registrations per case.
+        Also register the N labelled cases to each unlabelled one, and compare the label that
+        they vote for with the teacher's. Takes N registrations per case.
     device
-        For that, see :func:`napari_jrss.inference.device.make_fabric`.
+        Device for `propagate`, see :func:`napari_jrss.inference.device.make_fabric`.
     watch
-        Goes through the cases to propagate to, such as a progress bar.
+        Wraps the iteration over the cases to propagate to, such as in a progress bar.
 
     Raises
     ------
@@ -142,11 +136,11 @@ def suggest_now(
     """
     teacher = project.require_teacher() if propagate else project.teacher
     cases = [case for case in project.cases() if case.split is Split.TRAIN]
-    appearances = {case.case_id: view_of(project, case.case_id).appearance for case in cases}
+    appearances = {case.case_id: appearance_of(project, case.case_id).vector for case in cases}
     figures = {}
     for case in cases:
         if teacher is not None and not case.labelled:
-            known = figures_of(project, case, teacher, measure=False)
+            known = prediction_figures(project, case, teacher, measure=False)
             if known is not None:
                 figures[case.case_id] = known
     agreement = _agreement(project, watch(list(figures)), device) if propagate else None
@@ -171,7 +165,7 @@ def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[s
 
 
 def _put_off(project: Project) -> dict[str, str]:
-    """Cases skipped or rejected since the current teacher took over, and which of the two."""
+    """Cases skipped or rejected since the present teacher is in force, and which of the two."""
     put_off: dict[str, str] = {}
     for entry in project.history():
         if entry.kind is Event.PROMOTED:
@@ -181,84 +175,84 @@ def _put_off(project: Project) -> dict[str, str]:
     return put_off
 
 
-def _disagreement(candidates: list[str], figures: Mapping[str, CaseFigures]) -> _Criterion:
-    known = {c: figures[c].uncertainty for c in candidates if c in figures}
+def _disagreement(candidates: Sequence[str], figures: Mapping[str, PredictionFigures]) -> Criterion:
+    known = {case_id: figures[case_id].uncertainty for case_id in candidates if case_id in figures}
     need = {case_id: value for case_id, value in known.items() if value is not None}
-    usual = float(np.median(list(need.values()))) if need else 0.0
-    words = {
-        case_id: f"teacher and student disagree by {value:.3f} nats (median {usual:.3f})"
+    median = float(np.median(list(need.values()))) if need else 0.0
+    return {
+        case_id: (
+            value,
+            f"teacher and student disagree by {value:.3f} nats (median {median:.3f})",
+        )
         for case_id, value in need.items()
     }
-    return _Criterion(need, words)
 
 
 def _least_sure(
-    candidates: list[str], figures: Mapping[str, CaseFigures], names: tuple[str, ...]
-) -> _Criterion:
-    need, words = {}, {}
+    candidates: Sequence[str], figures: Mapping[str, PredictionFigures], names: Sequence[str]
+) -> Criterion:
+    criterion = {}
     for case_id in candidates:
         if case_id not in figures:
             continue
-        of_class = np.nan_to_num(figures[case_id].class_confidence)
-        worst = int(of_class.argmin())
-        need[case_id] = 1 - float(of_class[worst])
-        words[case_id] = (
-            f"the teacher is unsure of {names[worst]} (confidence {of_class[worst]:.2f})"
-            if of_class[worst]
-            else f"the teacher finds no {names[worst]}"
+        confidence = np.nan_to_num(figures[case_id].class_confidence)
+        least = int(confidence.argmin())
+        words = (
+            f"the teacher is unsure of {names[least]} (confidence {confidence[least]:.2f})"
+            if confidence[least]
+            else f"the teacher finds no {names[least]}"
         )
-    return _Criterion(need, words)
+        criterion[case_id] = 1 - float(confidence[least]), words
+    return criterion
 
 
-def _dispute(candidates: list[str], agreement: Mapping[str, float]) -> _Criterion:
-    need = {case_id: 1 - agreement[case_id] for case_id in candidates if case_id in agreement}
-    words = {
-        case_id: f"propagated labels and the teacher agree by Dice {agreement[case_id]:.2f}"
-        for case_id in need
+def _propagation(candidates: Sequence[str], agreement: Mapping[str, float]) -> Criterion:
+    return {
+        case_id: (
+            1 - agreement[case_id],
+            f"propagated labels and the teacher agree by Dice {agreement[case_id]:.2f}",
+        )
+        for case_id in candidates
+        if case_id in agreement
     }
-    return _Criterion(need, words)
 
 
 def _coverage(
-    candidates: list[str],
-    labelled: list[str],
+    candidates: Sequence[str],
+    labelled: Sequence[str],
     appearances: Mapping[str, NDArray[np.float32]],
-) -> _Criterion:
-    """Least like any labelled case; while there is none, most like all the others."""
+) -> Criterion:
+    """Least similar to any labelled case; while there is none, most similar to all others."""
     known = [case_id for case_id in candidates if case_id in appearances]
     examples = [case_id for case_id in labelled if case_id in appearances]
     if not known:
-        return _Criterion({}, {})
-    those = np.stack([appearances[case_id] for case_id in known])
+        return {}
+    vectors = np.stack([appearances[case_id] for case_id in known])
     if not examples:
-        likeness = (those @ those.T).mean(1)
-        return _Criterion(
-            {c: float(value) for c, value in zip(known, likeness, strict=True)},
-            {
-                c: f"no case is labelled yet, and it looks most like the others (correlation "
-                f"{value:.2f})"
-                for c, value in zip(known, likeness, strict=True)
-            },
-        )
-    correlation = those @ np.stack([appearances[case_id] for case_id in examples]).T
+        similarity = (vectors @ vectors.T).mean(1).tolist()
+        words = "no case is labelled yet, and it looks most like the others (correlation {:.2f})"
+        return {
+            case_id: (value, words.format(value))
+            for case_id, value in zip(known, similarity, strict=True)
+        }
+    correlation = vectors @ np.stack([appearances[case_id] for case_id in examples]).T
     nearest = correlation.argmax(1)
-    need, words = {}, {}
-    for i, case_id in enumerate(known):
-        value = float(correlation[i, nearest[i]])
-        need[case_id] = 1 - value
-        words[case_id] = (
-            f"it is among those least like the labelled cases (correlation {value:.2f} with "
-            f"{examples[nearest[i]]}, the nearest)"
+    return {
+        case_id: (
+            1 - float(row[i]),
+            f"it is among those least like the labelled cases (correlation {row[i]:.2f} with "
+            f"{examples[i]}, the nearest)",
         )
-    return _Criterion(need, words)
+        for case_id, row, i in zip(known, correlation, nearest, strict=True)
+    }
 
 
-def _ranks(need: Mapping[str, float]) -> dict[str, float]:
+def _ranks(criterion: Criterion) -> dict[str, float]:
     """Rank of each case from 0 (least need) to 1; equal needs share a rank."""
-    if len(need) == 1:
-        return dict.fromkeys(need, 1.0)
-    values = np.array(list(need.values()))
-    below = (values[None] < values[:, None]).sum(1)
-    equal = (values[None] == values[:, None]).sum(1) - 1
-    ranks = (below + equal / 2) / (len(values) - 1)
-    return {case_id: float(rank) for case_id, rank in zip(need, ranks, strict=True)}
+    if len(criterion) == 1:
+        return dict.fromkeys(criterion, 1.0)
+    needs = np.array([need for need, _ in criterion.values()])
+    below = (needs[None] < needs[:, None]).sum(1)
+    equal = (needs[None] == needs[:, None]).sum(1) - 1
+    ranks = (below + equal / 2) / (len(needs) - 1)
+    return dict(zip(criterion, ranks.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""One job at a time on a thread of its own; what it yields becomes signals."""
+"""Run one job at a time on a thread of its own; the events it yields are emitted as signals."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from napari_jrss.logs import log_error
 _logger = logging.getLogger(__name__)
 
 Work = Callable[[threading.Event], Iterator[Any]]
-"""Long work: given the event that asks it to stop, it yields what happens."""
+"""A job: a function that takes the event which asks it to stop, and yields events."""
 
 
 class JobState(StrEnum):
-    """What a runner's latest job is doing, or how it ended."""
+    """State of a runner's latest job."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -36,24 +36,23 @@ class JobState(StrEnum):
 
 
 class BusyError(JRSSError):
-    """A job was asked for while another one runs."""
+    """A job can't start since another one runs."""
 
 
 class JobRunner:
     """Runs generators of events in the background, one at a time.
 
-    Signals are emitted on the job's thread; a window brings them to its own (see
-    ``widgets/bridge.py``). A slot that raises doesn't stop the job: its error is reported as any
-    unhandled error of a thread, through :data:`threading.excepthook`.
+    Signals are emitted on the job's thread; ``widgets/bridge.py`` brings them to the window's
+    thread. An error in a slot doesn't stop the job; it goes to :data:`threading.excepthook`.
 
     Attributes
     ----------
     state_changed
-        The new :class:`JobState`.
+        Carries the new :class:`JobState`.
     event
-        Each thing that the job yields.
+        Carries each event that the job yields.
     state
-        Of the latest job.
+        State of the latest job.
     error
         Why the latest job failed, else None.
     """
@@ -70,10 +69,10 @@ class JobRunner:
         self._thread: threading.Thread | None = None
 
     def start(self, work: Work) -> None:
-        """Begin a job; :class:`BusyError` if one is under way."""
+        """Start a job; :class:`BusyError` if another one runs."""
         with self._lock:
             if self.state.busy:
-                raise BusyError(f"{self.name} is still at work; wait for it or stop it first")
+                raise BusyError(f"{self.name} is still running; wait for it, or stop it first")
             self.error = None
             self._cancel = threading.Event()
             self.state = JobState.RUNNING
@@ -85,7 +84,7 @@ class JobRunner:
         thread.start()
 
     def cancel(self) -> None:
-        """Ask the job to stop; it ends at its next step."""
+        """Ask the job to stop, which it does at its next step."""
         with self._lock:
             if self.state is not JobState.RUNNING:
                 return
@@ -94,9 +93,9 @@ class JobRunner:
         _emit(self.state_changed, JobState.CANCELLING)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no job runs, at most `timeout` seconds; whether that came to be.
+        """Wait at most `timeout` seconds until no job runs; whether that is so.
 
-        A slot that the job itself calls can't wait for it: there this says False at once.
+        In a slot that the job itself calls, it returns False at once, since the job can't end.
         """
         with self._lock:
             thread = self._thread
@@ -125,7 +124,7 @@ class JobRunner:
 
 
 def _emit(signal: SignalInstance, value: object) -> None:
-    """Tell whoever listens; a slot's own fault is reported, not handed to the job."""
+    """Emit a signal; an error in a slot is reported and not raised in the job."""
     try:
         signal.emit(value)
     except EmitLoopError as error:

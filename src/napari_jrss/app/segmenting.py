@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.nn import Module
 
-    from napari_jrss.app.session import Session
+    from napari_jrss.app.workspace import Workspace
     from napari_jrss.io.predictions import Prediction
 
 
@@ -187,14 +187,14 @@ def _segment_scan(
     return _summary(scan, path, prediction, ready.chain, project, seconds)
 
 
-def segment_volume(session: Session, volume: Volume, name: str) -> None:
+def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:
     """Segment a scan with the current teacher in the background; nothing is written.
 
-    The result is an event of ``session.inference``, a :class:`VolumeSegmented`.
+    The result is an event of ``workspace.inference``, a :class:`VolumeSegmented`.
 
     Parameters
     ----------
-    session
+    workspace
         With a project that has a teacher.
     volume
         The scan, in any orientation.
@@ -208,9 +208,9 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
     BusyError
         Another short job is under way.
     """
-    project = session.open_project
+    project = workspace.open_project
     teacher = project.require_teacher()
-    device = session.device
+    device = workspace.device
 
     def work(cancel: threading.Event) -> Iterator[VolumeSegmented]:
         from napari_jrss.inference.device import make_fabric
@@ -232,7 +232,7 @@ def segment_volume(session: Session, volume: Volume, name: str) -> None:
             teacher_warning(project),
         )
 
-    session.inference.start(work)
+    workspace.inference.start(work)
 
 
 def _write_maps(

@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from psygnal import Signal
-
 from napari_jrss.app.cohort import Cohort
 from napari_jrss.app.pairs.pairs import Pairs
-from napari_jrss.app.review.autosave import PERIOD_S
 from napari_jrss.app.review.review import Review
-from napari_jrss.app.rounds.rounds import Rounds
+from napari_jrss.app.rounds.control import RoundControl
 from napari_jrss.app.runner import BusyError, JobRunner
-from napari_jrss.errors import ProjectError
+from napari_jrss.app.workspace import Workspace
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.io.layouts import FoundCohort
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 
 _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
@@ -29,53 +29,25 @@ _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
 class Session:
     """One project at a time, with the commands of the four tabs.
 
+    Parameters
+    ----------
+    author, device
+        See :class:`~napari_jrss.app.workspace.Workspace`.
+
     Attributes
     ----------
-    project_changed
-        Another project is open, or none.
-    cases_changed
-        A case was added, labelled, rejected or skipped: N and J may be others.
-    rounds_changed
-        A round began or ended, or another teacher is in force.
-    notified
-        A line for the person, such as where something was written.
-    project
-        The open project, or None.
-    author
-        The person's name, which every label version needs.
-    device
-        Where networks run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    autosave_s
-        Seconds after which a correction is on the disk; for cases that are opened from then on.
-    training, inference
-        Runners of the long and of the short jobs; they don't wait for one another.
+    workspace
+        The open project, the person's settings, and the jobs.
     cohort, review, rounds, pairs
         The commands of each tab.
     """
 
-    project_changed = Signal()
-    cases_changed = Signal()
-    rounds_changed = Signal()
-    notified = Signal(str)
-
     def __init__(self, author: str = "", device: str = "auto") -> None:
-        self.author = author
-        self.device = device
-        self.autosave_s = PERIOD_S
-        self.project: Project | None = None
-        self.training = JobRunner("training")
-        self.inference = JobRunner("inference")
-        self.cohort = Cohort(self)
-        self.review = Review(self)
-        self.rounds = Rounds(self)
-        self.pairs = Pairs(self)
-
-    @property
-    def open_project(self) -> Project:
-        """The open project; :class:`ProjectError` if there is none."""
-        if self.project is None:
-            raise ProjectError("no project is open")
-        return self.project
+        self.workspace = workspace = Workspace(author, device)
+        self.cohort = Cohort(workspace)
+        self.review = Review(workspace, self.cohort)
+        self.rounds = RoundControl(workspace)
+        self.pairs = Pairs(workspace, self.review)
 
     def open(self, path: str | Path, read_only: bool = False) -> None:
         """Open a project in place of the present one.
@@ -87,9 +59,8 @@ class Session:
         BusyError
             A round is running on the present one.
         """
-        self._refuse_while_training()
-        project = Project.open(path, read_only)
-        self._replace(project)
+        self.workspace.require_no_training()
+        self._replace(Project.open(path, read_only))
 
     def adopt(self, project: Project) -> None:
         """Work on a project that was just made, in place of the present one.
@@ -100,11 +71,44 @@ class Session:
             A round is running on the present one; the new one is closed again.
         """
         try:
-            self._refuse_while_training()
+            self.workspace.require_no_training()
         except BusyError:
             project.close()
             raise
         self._replace(project)
+
+    def make_project(
+        self,
+        path: Path,
+        cohort: FoundCohort,
+        table: LabelTable,
+        config: PreprocessingConfig,
+        workers: int | None = None,
+    ) -> None:
+        """Make a project, open it, and read the scans in the background.
+
+        Parameters
+        ----------
+        path
+            The new folder, by custom ``<name>.jrss``.
+        cohort
+            The scans, as :func:`~napari_jrss.app.importing.look_into` finds them.
+        table, config
+            The structures, and how scans reach the training grid.
+        workers
+            Processes; None: one per core.
+
+        Raises
+        ------
+        ProjectError
+            Something is at `path` already, or it can't be written.
+        BusyError
+            A round or another short job is under way.
+        """
+        self.workspace.require_idle()
+        self.workspace.require_no_training()
+        self._replace(Project.create(path, table, config))
+        self.cohort.add(cohort, workers)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Stop every job and close the project; whether the jobs stopped in time.
@@ -118,37 +122,39 @@ class Session:
         timeout
             Seconds that the jobs are given.
         """
-        until = time.monotonic() + timeout
-        runners = (self.training, self.inference, self.cohort.survey, self.rounds.estimator)
-        self.training.cancel()
-        self.inference.cancel()
+        workspace, until = self.workspace, time.monotonic() + timeout
+        runners = (
+            workspace.training,
+            workspace.inference,
+            self.cohort.summaries,
+            self.rounds.estimator,
+        )
+        workspace.training.cancel()
+        workspace.inference.cancel()
         self.rounds.estimator.cancel()
         self.cohort.stop(timeout=0)
-        kept = self.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
-        if not self.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
+        kept = workspace.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
+        if not workspace.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
             self.rounds.end_at_once()
         stopped = all([r.wait(max(0.0, until - time.monotonic())) for r in runners])
         self.pairs.queue.wait(max(0.0, until - time.monotonic()))  # holds arrays only
-        project, self.project = self.project, None
+        project, workspace.project = workspace.project, None
         if project is not None and stopped:
             project.close()
         elif project is not None:
             # Not a daemon: PyTorch aborts a program that ends in the middle of a step.
             threading.Thread(target=_close_after, args=(project, runners), name="closing").start()
-        self.project_changed.emit()
+        workspace.project_changed.emit()
         return stopped and kept
 
-    def _refuse_while_training(self) -> None:
-        if self.training.state.busy:
-            raise BusyError("a round is running; pause it before another project is opened")
-
-    def _replace(self, project: Project | None) -> None:
-        if self.project is not None:
+    def _replace(self, project: Project) -> None:
+        workspace = self.workspace
+        if workspace.project is not None:
             self.cohort.stop()
             self.review.leave_project()
-            self.project.close()
-        self.project = project
-        self.project_changed.emit()
+            workspace.project.close()
+        workspace.project = project
+        workspace.project_changed.emit()
 
 
 def _close_after(project: Project, runners: Iterable[JobRunner]) -> None:

@@ -1,4 +1,4 @@
-"""A training's settings from a preset, a file of changes and a few single ones."""
+"""Training settings from a preset, a file of changes and single values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class SettingsError(JRSSError):
 def training_config(
     name: PresetName, changes: Path | None = None, *, seed: int = 0, tau: float | None = None
 ) -> TrainingConfig:
-    """A preset with changes.
+    """Training settings: a preset with changes.
 
     Parameters
     ----------
     name
-        The preset.
+        Name of the preset.
     changes
-        JSON file of the fields to replace, nested as in :class:`TrainingConfig`.
+        JSON file of the settings to replace, nested as in :class:`TrainingConfig`.
     seed, tau
-        Seed, and confidence threshold if not the preset's.
+        Random seed, and confidence threshold (None: that of the preset).
 
     Raises
     ------
     SettingsError
-        If the file is not JSON or names an unknown or impossible setting.
+        The file isn't JSON, or has an unknown setting or an impossible value.
     """
     settings: dict[str, Any] = preset(name).model_dump()
     if changes is not None:

@@ -1,4 +1,4 @@
-"""What a project holds, in numbers."""
+"""The state of a project in numbers, as ``napari-jrss status`` shows it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from napari_jrss.project.project import Project
 
 
 class RoundStatus(BaseModel):
-    """One round: where it came from, how it ended, what it reached."""
+    """One round: its parent, how it ended, and its figures."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
     number: int
     parent: int | None
     outcome: str
@@ -23,7 +23,7 @@ class RoundStatus(BaseModel):
 
 
 class UnsavedCorrections(BaseModel):
-    """A journal whose work is in no label; `problem` says why it can't be recovered."""
+    """Corrections that are in no label version; `problem` says why they can't be recovered."""
 
     model_config = ConfigDict(frozen=True)
     case_id: str
@@ -40,11 +40,11 @@ class ProjectStatus(BaseModel):
     Attributes
     ----------
     interrupted_round, rounds_left
-        Round that can be resumed, and how many were to follow the latest one.
+        The round that can be resumed, and how many rounds were planned after the latest one.
     unsaved
-        Corrections that were neither accepted nor given up.
+        Corrections that were neither accepted nor discarded.
     missing_files
-        Scans and labels that aren't where they were when the cases were made of them.
+        Number of scans and labels that aren't where they were when they were imported.
     writer
         Who said last to be writing into the project, and since when; empty if that one has ended
         in an orderly way.
@@ -85,16 +85,7 @@ def project_status(project: Project) -> ProjectStatus:
         labelled=len(snapshot.labelled),
         unlabelled=len(snapshot.unlabelled),
         failed_imports={f.case_id: f.reason for f in project.failed_imports()},
-        rounds=[
-            RoundStatus(
-                number=r.number,
-                parent=r.parent,
-                outcome=str(r.outcome),
-                started=r.started,
-                metrics=dict(r.metrics),
-            )
-            for r in project.rounds()
-        ],
+        rounds=[RoundStatus.model_validate(entry) for entry in project.rounds()],
         teacher=None if teacher is None else teacher.number,
         interrupted_round=None if interrupted is None else interrupted.number,
         rounds_left=rounds_left(project),

@@ -13,16 +13,16 @@ from qtpy.QtCore import Signal as QtSignal
 from napari_jrss.errors import EXPECTED, one_line
 
 if TYPE_CHECKING:
-    from napari_jrss.app.session import Session
+    from napari_jrss.app.workspace import Workspace
 
 
 @contextmanager
-def report_errors(session: Session) -> Iterator[None]:
+def report_errors(workspace: Workspace) -> Iterator[None]:
     """Say in the message line why something can't be done; any fault of ours still raises."""
     try:
         yield
     except EXPECTED as error:
-        session.notified.emit(one_line(error))
+        workspace.notified.emit(one_line(error))
 
 
 class Relay(QObject):

@@ -188,7 +188,7 @@ def segment_selected(viewer: Viewer) -> None:
         layer = _selected_scan(viewer)
         metadata = metadata_of(layer.metadata, layer.name)
         volume = volume_of(layer.data, metadata)
-        segment_volume(widget.session, volume, layer.name)
+        segment_volume(widget.session.workspace, volume, layer.name)
         _LabelArriving(viewer, widget, layer)
 
 
@@ -241,13 +241,13 @@ class Arriving(QObject):
 
     def __init__(self, widget: MainWidget) -> None:
         super().__init__(widget)
-        self._session = widget.session
+        self._workspace = widget.session.workspace
         self._relay = Relay(self)
-        self._relay.connect(widget.session.inference.state_changed, self._ended)
+        self._relay.connect(self._workspace.inference.state_changed, self._ended)
 
     def _ended(self, state: JobState) -> None:
         if not state.busy:
-            error = self._session.inference.error
+            error = self._workspace.inference.error
             if state is JobState.FAILED and error is not None:
                 show_error(one_line(error))
             self._relay.disconnect_all()
@@ -260,7 +260,7 @@ class _LabelArriving(Arriving):
     def __init__(self, viewer: Viewer, widget: MainWidget, layer: Image) -> None:
         super().__init__(widget)
         self._viewer, self._layer, self._asked = viewer, layer, layer.name
-        self._relay.connect(widget.session.inference.event, self._show)
+        self._relay.connect(self._workspace.inference.event, self._show)
 
     def _show(self, event: object) -> None:
         if isinstance(event, VolumeSegmented) and event.name == self._asked:

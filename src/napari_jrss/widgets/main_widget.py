@@ -46,6 +46,7 @@ class MainWidget(QWidget):
     def __init__(self, napari_viewer: Viewer, session: Session | None = None) -> None:
         super().__init__()
         self.session = Session() if session is None else session
+        self._workspace = self.session.workspace
         self.cohort = CohortTab(napari_viewer, self.session)
         self.review = ReviewTab(napari_viewer, self.session)
         self.rounds = RoundsTab(napari_viewer, self.session)
@@ -77,25 +78,25 @@ class MainWidget(QWidget):
         self.tabs.currentChanged.connect(self._show_tabs_layers)
 
         self._relay = Relay(self)
-        for signal in (self.session.project_changed, self.session.cases_changed):
+        for signal in (self._workspace.project_changed, self._workspace.cases_changed):
             self._relay.connect(signal, self._show_heading)
-        self._relay.connect(self.session.rounds_changed, self._show_heading)
-        self._relay.connect(self.session.project_changed, lambda: self._tell(""))
-        self._relay.connect(self.session.notified, self._tell)
+        self._relay.connect(self._workspace.rounds_changed, self._show_heading)
+        self._relay.connect(self._workspace.project_changed, lambda: self._tell(""))
+        self._relay.connect(self._workspace.notified, self._tell)
         self._relay.connect(self.session.review.case_changed, self._show_review)
         self._relay.connect(self.session.pairs.pair_changed, self._show_tabs_layers)
         self._end_preferences: Callable[[], None] | None = None
         if session is None:
-            with report_errors(self.session):
+            with report_errors(self._workspace):
                 self._end_preferences = follow_preferences(self.session)
         self._show_heading()
 
     def _show_heading(self) -> None:
-        with report_errors(self.session):
+        with report_errors(self._workspace):
             self._heading.setText(self._summary())
 
     def _summary(self) -> str:
-        project = self.session.project
+        project = self._workspace.project
         if project is None:
             return "No project is open"
         cases = project.cases()
@@ -123,7 +124,7 @@ class MainWidget(QWidget):
             self.registration.layers.put_aside(False)
 
     def _turned(self) -> None:
-        if self.session.project is not None:
+        if self._workspace.project is not None:
             turn_head_up(self._viewer)
 
     def _tell(self, line: str) -> None:
@@ -151,7 +152,7 @@ class MainWidget(QWidget):
 
     def _question(self) -> str:
         """What closing the window asks: nothing, unless a round runs."""
-        if not self.session.training.state.busy:
+        if not self._workspace.training.state.busy:
             return ""
         lines = [
             "A round is training. It will be paused and can be resumed when the project is open "
@@ -167,7 +168,7 @@ class MainWidget(QWidget):
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Stop what runs, so that it can be resumed, and let go of the project."""
-        if self.session.training.state.busy:
+        if self._workspace.training.state.busy:
             show_info(
                 "The round is paused: open the project in the JRSS dock again, and press Resume "
                 "in its tab Rounds."

@@ -28,12 +28,12 @@ def follow_preferences(session: Session) -> Callable[[], None]:
     Callable
         Ends it.
     """
-    page = _page()
+    page, workspace = _page(), session.workspace
 
     def apply(_event: object = None) -> None:
-        session.device = page.work.device
-        session.autosave_s = page.work.autosave
-        session.author = page.person.author.strip() or known_author()
+        workspace.device = page.work.device
+        workspace.autosave_s = page.work.autosave
+        workspace.author = page.person.author.strip() or known_author()
 
     def apply_refine(_event: object = None) -> None:
         session.pairs.refined = page.work.refine

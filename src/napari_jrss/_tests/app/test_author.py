@@ -1,4 +1,4 @@
-"""Who works here: said for once, by the environment or a setting, never by the system."""
+"""The author's name: given, from the environment or a setting, never from the system."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return module.settings_file()
 
 
-def test_without_a_word_nobody_is_the_author(
-    settings: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_name_there_is_no_author(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "somebody")
     assert getpass.getuser()
     for given in (None, "", "  "):
@@ -33,7 +31,7 @@ def test_without_a_word_nobody_is_the_author(
     assert not settings.exists()
 
 
-def test_the_word_of_once_goes_before_the_environment_before_the_setting(
+def test_a_given_name_goes_before_the_environment_and_that_before_the_setting(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert remember_author(" Ada ") == settings
@@ -45,7 +43,7 @@ def test_the_word_of_once_goes_before_the_environment_before_the_setting(
     settings.write_text(json.dumps({"author": "Ada", "other": 1}))
     remember_author("")
     assert json.loads(settings.read_text()) == {"author": "", "other": 1}
-    with pytest.raises(AuthorError, match="who is it"):
+    with pytest.raises(AuthorError, match="a name is needed"):
         author()
 
 

@@ -56,9 +56,9 @@ def predicted(project: Project, case_ids: list[str], confidence: float = 0.8) ->
 
 
 def looked(session: Session) -> None:
-    session.cohort.look()
-    assert session.cohort.survey.wait(20)
-    assert session.cohort.survey.error is None
+    session.cohort.summarise()
+    assert session.cohort.summaries.wait(20)
+    assert session.cohort.summaries.error is None
 
 
 def test_rows_say_split_status_and_versions(session: Session, project: Project) -> None:
@@ -75,7 +75,7 @@ def test_figures_are_known_after_looking(session: Session, project: Project) -> 
     hidden = [c.case_id for c in project.cases() if c.reference_version]
     predicted(project, hidden)
     seen: list[str] = []
-    session.cohort.looked_at.connect(seen.append)
+    session.cohort.case_summarised.connect(seen.append)
     looked(session)
     assert set(seen) == {c.case_id for c in project.cases()}
     rows = {row.case_id: row for row in session.cohort.rows()}
@@ -117,8 +117,8 @@ def test_a_damaged_case_is_said_and_the_others_are_looked_at(
     looked(session)
     rows = {row.case_id: row for row in session.cohort.rows()}
     assert case in rows[case].problem
-    assert session.cohort.view(case) is None
-    assert all(session.cohort.view(c) is not None for c in rows if c != case)
+    assert session.cohort.appearance(case) is None
+    assert all(session.cohort.appearance(c) is not None for c in rows if c != case)
 
 
 def test_thumbnails_are_upright_in_millimetres() -> None:
@@ -131,9 +131,9 @@ def test_thumbnails_are_upright_in_millimetres() -> None:
 
 
 def test_looking_stops_when_the_project_closes(session: Session) -> None:
-    session.cohort.look()
+    session.cohort.summarise()
     assert session.close()
-    assert session.cohort.survey.state in (JobState.CANCELLED, JobState.FINISHED)
+    assert session.cohort.summaries.state in (JobState.CANCELLED, JobState.FINISHED)
     assert session.cohort.rows() == []
 
 
@@ -181,13 +181,13 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
 
     session = Session()
     events: list[ScanRead] = []
-    session.inference.event.connect(events.append)
-    session.cohort.make(tmp_path / "new.jrss", found.cohort, found.table, config, workers=1)
+    session.workspace.inference.event.connect(events.append)
+    session.make_project(tmp_path / "new.jrss", found.cohort, found.table, config, workers=1)
     with pytest.raises(BusyError):
-        session.cohort.make(tmp_path / "other.jrss", found.cohort, found.table, config)
+        session.make_project(tmp_path / "other.jrss", found.cohort, found.table, config)
     assert not (tmp_path / "other.jrss").exists()
-    assert session.inference.wait(60)
-    assert session.inference.error is None
+    assert session.workspace.inference.wait(60)
+    assert session.workspace.inference.error is None
     assert (events[-1].done, events[-1].total) == (7, 7)
     assert sum(row.status.has_label for row in session.cohort.rows()) == 5
     assert len(session.cohort.rows()) == 6
@@ -204,10 +204,10 @@ def test_an_import_can_be_stopped(tmp_path: Path) -> None:
     *_, found = look_into(Source(folder), config, threading.Event())
     assert found.table is not None
     session = Session()
-    session.inference.event.connect(lambda _: session.inference.cancel())
-    session.cohort.make(tmp_path / "new.jrss", found.cohort, found.table, config, workers=1)
-    assert session.inference.wait(60)
-    assert session.inference.state is JobState.CANCELLED
+    session.workspace.inference.event.connect(lambda _: session.workspace.inference.cancel())
+    session.make_project(tmp_path / "new.jrss", found.cohort, found.table, config, workers=1)
+    assert session.workspace.inference.wait(60)
+    assert session.workspace.inference.state is JobState.CANCELLED
     assert 1 <= len(session.cohort.rows()) < 6
     session.close()
 
@@ -224,14 +224,14 @@ def test_looking_into_a_folder_without_scans(tmp_path: Path) -> None:
 
 def test_a_split_is_dealt_through_the_session(session: Session) -> None:
     changed: list[bool] = []
-    session.cases_changed.connect(lambda: changed.append(True))
+    session.workspace.cases_changed.connect(lambda: changed.append(True))
     assignment = session.cohort.split(SplitSizes(3, 1, 1), seed=1)
     assert changed
     assert (len(assignment.labelled), len(assignment.test)) == (3, 1)
 
 
 def test_a_grid_that_is_too_large_gets_a_coarser_spacing(session: Session) -> None:
-    grid = session.open_project.grid
+    grid = session.workspace.open_project.grid
     assert fitting_spacing(grid) is None
     large = grid.model_copy(update={"shape": (512, 512, 512), "spacing_mm": (0.5, 0.5, 0.5)})
     spacing = fitting_spacing(large)
@@ -252,12 +252,12 @@ def test_labels_are_exported_in_their_scans_geometry(
     predicted(project, hidden)
     labelled = [c.case_id for c in project.cases() if c.label_version]
     said: list[str] = []
-    session.notified.connect(said.append)
+    session.workspace.notified.connect(said.append)
     written: list[LabelWritten] = []
-    session.inference.event.connect(written.append)
+    session.workspace.inference.event.connect(written.append)
     session.cohort.export(tmp_path / "out")
-    assert session.inference.wait(20)
-    assert session.inference.error is None
+    assert session.workspace.inference.wait(20)
+    assert session.workspace.inference.error is None
     assert [w.done for w in written] == list(range(1, written[0].total + 1))
     for folder, cases in (("labels", labelled), ("predictions", hidden)):
         files = {path.name for path in (tmp_path / "out" / folder).glob("*.nii.gz")}
@@ -273,8 +273,8 @@ def test_labels_are_exported_in_their_scans_geometry(
     corrected = tmp_path / "out" / "predictions" / f"{hidden[0]}.nii.gz"
     corrected.write_bytes(b"corrected in another program")
     session.cohort.export(tmp_path / "out")
-    assert session.inference.wait(20)
-    assert f"edited since: {corrected.name}; it stays" in str(session.inference.error)
+    assert session.workspace.inference.wait(20)
+    assert f"edited since: {corrected.name}; it stays" in str(session.workspace.inference.error)
     assert corrected.read_bytes() == b"corrected in another program"
     assert not (tmp_path / "out" / "labels").exists()
 
@@ -288,9 +288,9 @@ def test_an_export_of_nothing_or_into_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match="no labels to export yet"):
         session.cohort.export(tmp_path / "out")
     session.cohort.add(discover(tmp_path / "scans"), workers=1)
-    assert session.inference.wait(30)
+    assert session.workspace.inference.wait(30)
     (tmp_path / "out").write_text("a file")
     session.cohort.export(tmp_path / "out")
-    assert session.inference.wait(20)
-    assert "can't be made" in str(session.inference.error)
+    assert session.workspace.inference.wait(20)
+    assert "can't be made" in str(session.workspace.inference.error)
     assert session.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_jrss.app.review import shapes
+from napari_jrss.app.review import repairs
 from napari_jrss.app.review.editor import Edit, LabelEditor
 from napari_jrss.app.work_queue import WorkQueue
 
@@ -22,7 +22,7 @@ classes = st.integers(0, CLASSES - 1)
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("paint"), voxels, classes),
-        st.tuples(st.just("apply"), voxels, classes),
+        st.tuples(st.just("some"), voxels, classes),
         st.tuples(st.just("replace"), st.just([]), classes),
         st.tuples(st.just("begin"), st.just([]), classes),
         st.tuples(st.just("undo"), st.just([]), classes),
@@ -40,8 +40,10 @@ def do(editor: LabelEditor, action: str, where: list[int], value: int) -> None:
     if action == "paint":
         editor.label.reshape(-1)[where] = value
         editor.sync()
-    elif action == "apply":
-        editor.apply("some", np.unique(where), np.uint8(value))
+    elif action == "some":
+        some = editor.label.copy()
+        some.reshape(-1)[where] = value
+        editor.replace("some", some)
     elif action == "replace":
         editor.replace("all", np.full(SHAPE, value, np.uint8))
     elif action == "begin":
@@ -174,7 +176,7 @@ def test_interpolation_of_two_slices_lies_between_them() -> None:
     label[0][small] = 1
     label[8][large] = 1
     label[4, 16, 16] = 2
-    new = shapes.interpolate(label, 1, 0)
+    new = repairs.interpolate(label, 1, 0)
     areas = (new == 1).sum((1, 2))
     assert (np.diff(areas) > 0).all()
     assert areas[4] == pytest.approx(np.pi * 49, rel=0.1)  # a disc of radius 7
@@ -188,7 +190,7 @@ def test_interpolation_restores_the_gaps_of_a_ball(axis: int) -> None:
     gappy = whole.copy()
     across = np.moveaxis(gappy, axis, 0)
     across[np.arange(24) % 3 != 0] = 0
-    new = shapes.interpolate(gappy, 1, axis)
+    new = repairs.interpolate(gappy, 1, axis)
     shown = np.flatnonzero(across.any((1, 2)))
     inner = slice(shown[0], shown[-1] + 1)
     a, b = np.moveaxis(new, axis, 0)[inner], np.moveaxis(whole, axis, 0)[inner]
@@ -198,7 +200,7 @@ def test_interpolation_restores_the_gaps_of_a_ball(axis: int) -> None:
 def test_interpolation_draws_anew_between_chosen_slices_only() -> None:
     label = ball(8)
     label[9:15] = np.where(np.indices((6, 24, 24))[1] < 3, 1, label[9:15])  # a wrong wall
-    new = shapes.interpolate(label, 1, 0, [8, 15])
+    new = repairs.interpolate(label, 1, 0, [8, 15])
     np.testing.assert_array_equal(new[:9], label[:9])
     np.testing.assert_array_equal(new[15:], label[15:])
     assert not new[9:15, :3].any()
@@ -209,15 +211,15 @@ def test_filling_gives_a_structure_only_enclosed_background() -> None:
     label = ball(8)
     label[10:13, 10:13, 10:13] = 0
     label[11, 11, 11] = 2
-    new = shapes.fill_holes(label, 1)
+    new = repairs.fill_holes(label, 1)
     expected = ball(8)
     expected[11, 11, 11] = 2
     np.testing.assert_array_equal(new, expected)
     # A tunnel is no cavity, but a hole of each slice.
     label = ball(8)
     label[:, 12, 12] = 0
-    np.testing.assert_array_equal(shapes.fill_holes(label, 1), label)
-    assert (shapes.fill_holes(label, 1, axis=0)[5:20, 12, 12] == 1).all()
+    np.testing.assert_array_equal(repairs.fill_holes(label, 1), label)
+    assert (repairs.fill_holes(label, 1, axis=0)[5:20, 12, 12] == 1).all()
 
 
 def test_the_largest_part_stays_and_an_island_becomes_what_surrounds_it() -> None:
@@ -225,7 +227,7 @@ def test_the_largest_part_stays_and_an_island_becomes_what_surrounds_it() -> Non
     label[0, 0, 0:2] = 1  # in the background
     label[20:, :, :] = 2
     label[22, 10, 10] = 1  # inside of another structure
-    new = shapes.keep_largest(label, 1)
+    new = repairs.keep_largest(label, 1)
     assert new[0, 0, 0] == 0
     assert new[22, 10, 10] == 2
     np.testing.assert_array_equal(new[6:19] == 1, ball(6)[6:19] == 1)
@@ -237,7 +239,7 @@ def test_smoothing_removes_a_spike_and_leaves_no_gap_between_neighbours() -> Non
     label[4:12, 4:12, 8:12] = 2
     label[8, 8, 8] = 1  # a spike into the other
     label[8, 8, 2:4] = 1  # a spike into the background
-    new = shapes.smooth(label, 1, (1.0, 1.0, 1.0))
+    new = repairs.smooth(label, 1, (1.0, 1.0, 1.0))
     assert new[8, 8, 8] == 2
     assert new[8, 8, 2] == 0
     assert (new[6:10, 6:10, 5:11] > 0).all()
@@ -247,7 +249,7 @@ def test_taking_a_structure_takes_its_extent_and_nothing_else() -> None:
     label, source = ball(5), ball(7) * 1
     source[0] = 3
     label[2] = 2
-    new = shapes.take(label, 1, source)
+    new = repairs.take(label, 1, source)
     np.testing.assert_array_equal(new == 1, source == 1)
     np.testing.assert_array_equal(new[2], label[2])
     assert not (new == 3).any()
@@ -256,11 +258,11 @@ def test_taking_a_structure_takes_its_extent_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     "tool",
     [
-        lambda label: shapes.smooth(label, 3, (1, 1, 1)),
-        lambda label: shapes.fill_holes(label, 3),
-        lambda label: shapes.keep_largest(label, 3),
-        lambda label: shapes.interpolate(label, 3, 0),
-        lambda label: shapes.take(label, 3, ball(3)),
+        lambda label: repairs.smooth(label, 3, (1, 1, 1)),
+        lambda label: repairs.fill_holes(label, 3),
+        lambda label: repairs.keep_largest(label, 3),
+        lambda label: repairs.interpolate(label, 3, 0),
+        lambda label: repairs.take(label, 3, ball(3)),
     ],
 )
 def test_a_structure_that_is_not_there_changes_nothing(tool: Any) -> None:

@@ -43,7 +43,7 @@ def test_corrections_never_accepted_are_recovered_or_given_up(path: Path) -> Non
             painted.flat[:3] = 1
             Corrections(project, case, "blank", blank, "Ada").save({0: painted})
     refused = run.invoke(app, ["recover", str(path), cases[0]])
-    assert "who is it" in str(refused.exception)
+    assert "a name is needed" in str(refused.exception)
     told = run.invoke(app, ["recover", str(path), cases[0], "--author", "Emmy"]).output
     assert told == f"{cases[0]}: 3 voxels that Ada corrected are v0003 now\n"
     told = run.invoke(app, ["recover", str(path), cases[1], "--discard"]).output
@@ -80,7 +80,7 @@ def test_the_story_is_told_and_a_version_brought_back(path: Path) -> None:
     ]
 
     refused = run.invoke(app, ["restore", str(path), case, "v0001"])
-    assert "who is it" in str(refused.exception)
+    assert "a name is needed" in str(refused.exception)
     assert "\n" not in str(refused.exception)
     made = run.invoke(app, ["restore", str(path), case, "v0001", "--author", "Emmy"]).output
     assert made == f"{case}: v0001 is back in force, as v0003, by Emmy\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from napari_jrss.app.case_summary import CaseFigures, appearance
+from napari_jrss.app.case_summary import PredictionFigures, block_vector
 from napari_jrss.app.next_case import Suggestion, suggest, suggest_now
 from napari_jrss.cli import app
 from napari_jrss.io.predictions import Prediction
@@ -21,8 +21,8 @@ def unlabelled(project: Project) -> list[str]:
     return [c.case_id for c in project.cases() if c.split == "train" and not c.labelled]
 
 
-def figures(confidence: tuple[float, ...], uncertainty: float | None) -> CaseFigures:
-    return CaseFigures(float(np.mean(confidence)), confidence, uncertainty, dice=None)
+def figures(confidence: tuple[float, ...], uncertainty: float | None) -> PredictionFigures:
+    return PredictionFigures(float(np.mean(confidence)), confidence, uncertainty, dice=None)
 
 
 def finished_round(project: Project) -> None:
@@ -86,7 +86,7 @@ def test_the_case_that_the_labelled_ones_cover_worst(project: Project, like: int
     rng = np.random.default_rng(0)
     labelled = [c.case_id for c in project.cases() if c.labelled]
     cases = unlabelled(project)
-    known, other = (appearance(rng.standard_normal((16, 16, 16)).astype("f4")) for _ in range(2))
+    known, other = (block_vector(rng.standard_normal((16, 16, 16)).astype("f4")) for _ in range(2))
     views = dict.fromkeys(labelled, known) | {
         case_id: known if i == like else other for i, case_id in enumerate(cases)
     }
@@ -158,5 +158,5 @@ def test_the_command_line_says_the_same(project: Project) -> None:
 
 def test_blocks_correlate_whatever_the_scale(project: Project) -> None:
     image = project.image(unlabelled(project)[0])
-    assert appearance(image) @ appearance(3 * image + 7) == pytest.approx(1, abs=1e-4)
-    assert appearance(image).shape == (512,)
+    assert block_vector(image) @ block_vector(3 * image + 7) == pytest.approx(1, abs=1e-4)
+    assert block_vector(image).shape == (512,)

@@ -13,13 +13,11 @@ from napari_jrss.app.pairs.views import (
     deformed_grid,
     displacement_vectors,
     dotted_outline,
-    folded_in_structures,
-    jacobian_map,
     magnified,
     shown_range,
 )
 from napari_jrss.inference.predict import warp_array
-from napari_jrss.metrics import jacobian_statistics
+from napari_jrss.metrics import folded_in_structures, jacobian_map, jacobian_statistics
 
 SHAPE = (12, 16, 20)
 

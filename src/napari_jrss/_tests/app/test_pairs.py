@@ -48,14 +48,14 @@ def session(registrable_once: Path, tmp_path: Path) -> Iterator[Session]:
 def run(session: Session, command: Callable[[], None]) -> None:
     """Give a command and wait until its job has ended well."""
     command()
-    assert session.inference.wait(60)
-    if session.inference.error is not None:
-        raise session.inference.error
-    assert session.inference.state is JobState.FINISHED
+    assert session.workspace.inference.wait(60)
+    if session.workspace.inference.error is not None:
+        raise session.workspace.inference.error
+    assert session.workspace.inference.state is JobState.FINISHED
 
 
 def two_labelled(session: Session) -> tuple[str, str]:
-    first, second = session.open_project.snapshot().labelled
+    first, second = session.workspace.open_project.snapshot().labelled
     return first, second
 
 
@@ -66,7 +66,7 @@ def test_a_pair_is_warped_by_the_field_and_its_figures_are_those_of_the_arrays(
     changed: list[bool] = []
     session.pairs.pair_changed.connect(lambda: changed.append(True))
     run(session, lambda: session.pairs.register(moving, fixed))
-    pair, project = session.pairs.pair, session.open_project
+    pair, project = session.pairs.pair, session.workspace.open_project
     assert changed == [True]
     assert pair is not None
     np.testing.assert_allclose(
@@ -124,10 +124,10 @@ def test_a_refinement_tells_how_far_it_is_and_stops_when_asked(session: Session)
     assert len(seen) > 10
     assert seen[0] == 0
     kept, seen[:] = session.pairs.pair, []
-    session.pairs.refining.connect(lambda done: session.inference.cancel())
+    session.pairs.refining.connect(lambda done: session.workspace.inference.cancel())
     session.pairs.register(fixed, moving)
-    assert session.inference.wait(60)
-    assert session.inference.state is JobState.CANCELLED
+    assert session.workspace.inference.wait(60)
+    assert session.workspace.inference.state is JobState.CANCELLED
     assert seen == [0]
     assert session.pairs.pair is kept
 
@@ -163,7 +163,7 @@ def test_views_are_made_at_the_desk_once_they_are_asked_for(session: Session) ->
 
 
 def test_a_pair_without_labels_has_a_residual_and_no_dice(session: Session) -> None:
-    moving, fixed = session.open_project.snapshot().unlabelled
+    moving, fixed = session.workspace.open_project.snapshot().unlabelled
     run(session, lambda: session.pairs.register(moving, fixed))
     pair = session.pairs.pair
     assert pair is not None
@@ -171,12 +171,12 @@ def test_a_pair_without_labels_has_a_residual_and_no_dice(session: Session) -> N
     assert pair.report.dice == pair.report.folded_in_structures == []
     assert pair.report.mean_dice is None
     assert pair.report.residual > 0
-    with pytest.raises(ProjectError, match="has no label that could be warped"):
+    with pytest.raises(ProjectError, match="has no label to warp"):
         session.pairs.send_to_review()
 
 
 def test_all_labelled_cases_onto_one_are_ranked_and_vote(session: Session) -> None:
-    project = session.open_project
+    project = session.workspace.open_project
     case = project.snapshot().unlabelled[0]
     seen: list[Comparison | None] = []
     session.pairs.comparison_changed.connect(lambda: seen.append(session.pairs.comparison))
@@ -231,7 +231,7 @@ def test_the_export_is_a_transform_that_simpleitk_follows(session: Session, tmp_
     moving, fixed = two_labelled(session)
     run(session, lambda: session.pairs.register(moving, fixed))
     told: list[str] = []
-    session.notified.connect(told.append)
+    session.workspace.notified.connect(told.append)
     run(session, lambda: session.pairs.export(tmp_path / "out"))
     out = tmp_path / "out" / f"{moving}_to_{fixed}"
     assert any(str(out) in line for line in told)
@@ -241,7 +241,7 @@ def test_the_export_is_a_transform_that_simpleitk_follows(session: Session, tmp_
     assert session.pairs.pair is not None
     assert report == session.pairs.pair.report
 
-    project = session.open_project
+    project = session.workspace.open_project
     scans = [
         sitk.ReadImage(project.attributes(case).source, sitk.sitkFloat32)
         for case in (moving, fixed)
@@ -263,18 +263,18 @@ def test_a_scan_that_was_moved_is_told_before_anything_is_written(
     assert pair is not None
     gone = replace(pair, fixed=replace(pair.fixed, scan=tmp_path / "gone.nii.gz"))
     with pytest.raises(ProjectError, match=r"gone.nii.gz: the scan of .* 'napari-jrss relink'"):
-        write_pair(gone, session.open_project.table, tmp_path / "out")
+        write_pair(gone, session.workspace.open_project.table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_warped_label_becomes_a_draft_of_the_fixed_case(session: Session) -> None:
     moving = two_labelled(session)[0]
-    fixed = session.open_project.snapshot().unlabelled[0]
+    fixed = session.workspace.open_project.snapshot().unlabelled[0]
     run(session, lambda: session.pairs.register(moving, fixed))
     session.pairs.send_to_review()
     review = session.review
     assert review.wait(20)
-    session.inference.wait(60)
+    session.workspace.inference.wait(60)
     assert review.case is not None
     assert review.case.case_id == fixed
     assert session.pairs.pair is not None
@@ -285,11 +285,11 @@ def test_the_warped_label_becomes_a_draft_of_the_fixed_case(session: Session) ->
 def test_the_voted_draft_names_everyone_who_voted(session: Session) -> None:
     with pytest.raises(ProjectError, match="register all labelled cases"):
         session.pairs.send_draft_to_review()
-    fixed = session.open_project.snapshot().unlabelled[0]
+    fixed = session.workspace.open_project.snapshot().unlabelled[0]
     run(session, lambda: session.pairs.compare(fixed))
     session.pairs.send_draft_to_review()
     assert session.review.wait(20)
-    session.inference.wait(60)
+    session.workspace.inference.wait(60)
     assert session.review.case is not None
     expected = "case:" + ",".join(sorted(two_labelled(session)))
     assert session.review.case.editor.origin.draft == expected
@@ -299,56 +299,58 @@ def correct(session: Session, case_id: str, index: int = 1) -> None:
     """A person corrects the label of a case and accepts it."""
     session.review.open(case_id)
     assert session.review.wait(20)
-    session.inference.wait(60)
-    label = np.full(session.open_project.grid.shape, index, np.uint8)
-    session.review.on_table.editor.replace("all", label)
+    session.workspace.inference.wait(60)
+    label = np.full(session.workspace.open_project.grid.shape, index, np.uint8)
+    session.review.open_case.editor.replace("all", label)
     session.review.accept()
     assert session.review.wait(20)
 
 
 def test_what_was_warped_from_another_label_is_no_draft(session: Session, tmp_path: Path) -> None:
     moving, other = two_labelled(session)
-    fixed = session.open_project.snapshot().unlabelled[0]
+    fixed = session.workspace.open_project.snapshot().unlabelled[0]
     pairs = session.pairs
     run(session, lambda: pairs.register(other, fixed))
     run(session, lambda: pairs.compare(fixed))
     correct(session, moving)
     pairs.forget_outdated()
     assert pairs.pair is not None
-    with pytest.raises(ProjectError, match=f"{moving} has another label .* all labelled cases"):
+    with pytest.raises(ProjectError, match=f"{moving} has a new label: .* all labelled cases"):
         pairs.send_draft_to_review()
     assert pairs.comparison is None
 
     run(session, lambda: pairs.register(moving, fixed))
     correct(session, moving, 2)
     for command in (pairs.send_to_review, lambda: pairs.export(tmp_path)):
-        with pytest.raises(ProjectError, match=f"{moving} has another label now: register .* anew"):
+        with pytest.raises(ProjectError, match=f"{moving} has a new label: register .* again"):
             command()
     assert pairs.pair is None
     run(session, lambda: pairs.register(moving, fixed))
     pairs.send_to_review()
     assert session.review.wait(20)
-    assert (session.review.on_table.editor.label == 2).any()
+    assert (session.review.open_case.editor.label == 2).any()
 
 
 def test_what_the_networks_of_another_round_warped_is_no_draft(session: Session) -> None:
     moving, fixed = two_labelled(session)
     run(session, lambda: session.pairs.register(moving, fixed))
-    number = add_translating_round(session.open_project, (1, 0, 0))
-    with pytest.raises(ProjectError, match=f"are those of round {number}: register {moving} to"):
+    number = add_translating_round(session.workspace.open_project, (1, 0, 0))
+    with pytest.raises(
+        ProjectError, match=f"are now those of round {number}: register {moving} to"
+    ):
         session.pairs.send_to_review()
     assert session.pairs.pair is None
 
 
 def test_a_person_who_stays_with_a_case_gets_no_draft_for_another(session: Session) -> None:
-    first, second = session.open_project.snapshot().unlabelled
+    first, second = session.workspace.open_project.snapshot().unlabelled
     review = session.review
     review.open(first)
     assert review.wait(20)
-    session.inference.wait(60)
+    session.workspace.inference.wait(60)
     assert review.case is not None
     moving = two_labelled(session)[0]
-    review.draft_from(session.open_project.label(moving), f"case:{moving}")
+    review.draft_from(session.workspace.open_project.label(moving), f"case:{moving}")
     assert review.wait(20)
     review.case.editor.replace("all", np.ones(review.case.grid.shape, np.uint8))
     assert review.wait(20)
@@ -374,7 +376,7 @@ def test_next_goes_through_every_ordered_pair(session: Session) -> None:
 def test_volumes_that_are_no_cases_are_registered_where_their_affines_place_them(
     session: Session,
 ) -> None:
-    project = session.open_project
+    project = session.workspace.open_project
     moving, fixed = two_labelled(session)
     found: list[RegisteredVolumes] = []
     session.pairs.volumes_registered.connect(found.append)
@@ -412,9 +414,9 @@ def test_what_is_missing_is_said_in_a_line(
 
 def test_an_unknown_case_fails_the_job_with_a_line(session: Session) -> None:
     session.pairs.register("nobody", two_labelled(session)[0])
-    assert session.inference.wait(20)
-    assert session.inference.state is JobState.FAILED
-    assert "nobody: neither a case" in str(session.inference.error)
+    assert session.workspace.inference.wait(20)
+    assert session.workspace.inference.state is JobState.FAILED
+    assert "nobody: neither a case" in str(session.workspace.inference.error)
     assert session.pairs.pair is None
 
 
@@ -437,8 +439,8 @@ def test_only_one_short_job_at_a_time(session: Session) -> None:
         release.wait(20)
         yield
 
-    session.inference.start(work)
+    session.workspace.inference.start(work)
     with pytest.raises(BusyError):
         session.pairs.register(*two_labelled(session))
     release.set()
-    assert session.inference.wait(20)
+    assert session.workspace.inference.wait(20)

@@ -43,7 +43,7 @@ def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
 
 
 def unlabelled(session: Session) -> str:
-    return session.open_project.snapshot().unlabelled[0]
+    return session.workspace.open_project.snapshot().unlabelled[0]
 
 
 def opened(session: Session, case_id: str | None = None) -> Review:
@@ -71,23 +71,23 @@ def test_a_case_opens_with_its_pseudo_label_and_nothing_is_written(session: Sess
     np.testing.assert_array_equal(case.editor.label, case.prediction.label)
     assert case.editor.origin.draft == "round:0"
     assert not review.unsaved
-    assert [source.draft for source in case.sources] == ["round:0", "blank"]
+    assert [source.draft for source in case.draft_choices] == ["round:0", "blank"]
     review.close_case()
     assert review.wait(10)
-    assert not session.open_project.corrections_path(case.case_id).exists()
+    assert not session.workspace.open_project.corrections_path(case.case_id).exists()
 
 
 def test_a_labelled_case_opens_with_its_label_never_with_the_proposal(session: Session) -> None:
-    labelled = session.open_project.snapshot().labelled[0]
+    labelled = session.workspace.open_project.snapshot().labelled[0]
     case = opened(session, labelled).case
     assert case is not None
-    np.testing.assert_array_equal(case.editor.label, session.open_project.label(labelled))
+    np.testing.assert_array_equal(case.editor.label, session.workspace.open_project.label(labelled))
     with pytest.raises(ProjectError, match="nothing was changed since v0001"):
         session.review.accept()
 
 
 def test_accepting_a_corrected_case_makes_n_grow(session: Session) -> None:
-    review, project = opened(session), session.open_project
+    review, project = opened(session), session.workspace.open_project
     before = len(project.snapshot().labelled)
     case = review.case
     assert case is not None
@@ -112,12 +112,12 @@ def test_an_unchanged_pseudo_label_is_accepted_as_such(session: Session) -> None
     review = opened(session)
     review.accept()
     assert review.wait(10)
-    case = session.open_project.case(review.on_table.case_id)
+    case = session.workspace.open_project.case(review.open_case.case_id)
     assert case.status is Status.ACCEPTED
 
 
 def test_accepting_during_training_leaves_the_round_its_own_labels(session: Session) -> None:
-    project, stop = session.open_project, threading.Event()
+    project, stop = session.workspace.open_project, threading.Event()
     begun = project.snapshot()
     entry = project.start_round(0, describe(project), begun.label_versions)
 
@@ -125,32 +125,32 @@ def test_accepting_during_training_leaves_the_round_its_own_labels(session: Sess
         yield StageStarted(stage="screening", steps=1)
         stop.wait(20)
 
-    session.training.start(fake_round)
+    session.workspace.training.start(fake_round)
     try:
         review = opened(session)
-        review.on_table.editor.label[0, 0, :3] = 1
+        review.open_case.editor.label[0, 0, :3] = 1
         review.accept()
         assert review.wait(10)
-        assert session.training.state.busy
+        assert session.workspace.training.state.busy
         assert project.snapshot(entry.number).label_versions == begun.label_versions
         assert len(project.snapshot().labelled) == len(begun.labelled) + 1
     finally:
         stop.set()
-        assert session.training.wait(5)
+        assert session.workspace.training.wait(5)
 
 
 def test_corrections_survive_a_program_that_dies(
     session: Session, tmp_path: Path, failures: list[Exception]
 ) -> None:
     review = opened(session)
-    editor, case_id = review.on_table.editor, review.on_table.case_id
+    editor, case_id = review.open_case.editor, review.open_case.case_id
     editor.label[0, 0, :5] = 1
     editor.sync()
     editor.label[1, 0, :5] = 2
     editor.sync()
     editor.undo()
     assert review.wait(10)
-    path = session.open_project.path
+    path = session.workspace.open_project.path
     died = shutil.copytree(path, tmp_path / "died.jrss")
 
     other = Session(author="anna")
@@ -159,12 +159,12 @@ def test_corrections_survive_a_program_that_dies(
         assert other.review.wait(10)
         assert [entry.case_id for entry in other.review.unfinished] == [case_id]
         back = opened(other, case_id)
-        assert back.on_table.recovered is not None
-        np.testing.assert_array_equal(back.on_table.editor.label, editor.label)
-        assert back.on_table.editor.voxels_changed == 5
+        assert back.open_case.recovered is not None
+        np.testing.assert_array_equal(back.open_case.editor.label, editor.label)
+        assert back.open_case.editor.voxels_changed == 5
         back.accept()
         assert back.wait(10)
-        version = other.open_project.label_versions(case_id)[-1]
+        version = other.workspace.open_project.label_versions(case_id)[-1]
         assert (version.voxels_changed, version.draft) == (5, "round:0")
     finally:
         other.close()
@@ -174,63 +174,63 @@ def test_corrections_survive_a_program_that_dies(
 def test_accepted_structures_are_accepted_still_when_the_case_is_opened_again(
     session: Session, tmp_path: Path
 ) -> None:
-    first, second = session.open_project.snapshot().unlabelled[:2]
+    first, second = session.workspace.open_project.snapshot().unlabelled[:2]
     review = opened(session, first)
     review.accept_structure(2)
     review.accept_structure(1)
     review.accept_structure(1, accepted=False)
     review.open(second)  # nothing was corrected: nobody is asked
     assert review.wait(10)
-    died = shutil.copytree(session.open_project.path, tmp_path / "died.jrss")
+    died = shutil.copytree(session.workspace.open_project.path, tmp_path / "died.jrss")
     other = Session(author="anna")
     other.open(died)
     try:
         assert other.review.wait(10)
         (entry,) = other.review.unfinished
         assert (entry.case_id, entry.voxels_changed, entry.accepted) == (first, 0, {2})
-        assert opened(other, first).on_table.editor.locked == {2}
+        assert opened(other, first).open_case.editor.locked == {2}
     finally:
         other.close()
 
     review.open(first)
     assert review.wait(10)
-    assert review.on_table.editor.locked == {2}
-    voxels = np.flatnonzero(review.on_table.editor.label == 2)
+    assert review.open_case.editor.locked == {2}
+    voxels = np.flatnonzero(review.open_case.editor.label == 2)
     review.start_from("blank")
     assert review.wait(10)
-    np.testing.assert_array_equal(np.flatnonzero(review.on_table.editor.label), voxels)
+    np.testing.assert_array_equal(np.flatnonzero(review.open_case.editor.label), voxels)
     review.accept()
     assert review.wait(10)
     review.open(second)
     assert review.wait(10)
-    assert unsaved(session.open_project) == []
+    assert unsaved(session.workspace.open_project) == []
 
 
 def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
-    first, second = session.open_project.snapshot().unlabelled[:2]
+    first, second = session.workspace.open_project.snapshot().unlabelled[:2]
     review = opened(session, first)
     review.accept_structure(2)
-    review.on_table.editor.label[review.on_table.editor.label == 1] = 0
+    review.open_case.editor.label[review.open_case.editor.label == 1] = 0
     review.open(second, "discard")
     assert review.wait(10)
-    assert unsaved(session.open_project) == []
-    assert opened(session, first).on_table.editor.locked == set()
+    assert unsaved(session.workspace.open_project) == []
+    assert opened(session, first).open_case.editor.locked == set()
 
 
 def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
     changed = []
     for autosave_s in (60, 0.05):
-        session.autosave_s = autosave_s
+        session.workspace.autosave_s = autosave_s
         review = opened(session)
-        editor, case_id = review.on_table.editor, review.on_table.case_id
+        editor, case_id = review.open_case.editor, review.open_case.case_id
         for z in range(2):  # the first change is saved at once
             editor.label[z, 0, :5] = 1 + (editor.label[z, 0, 0] == 1)
             editor.sync()
             threading.Event().wait(0.6)
-        changed.append(recover(session.open_project, case_id).voxels_changed)
+        changed.append(recover(session.workspace.open_project, case_id).voxels_changed)
         review.close_case(Leave.KEEP)
         assert review.wait(10)
-        assert recover(session.open_project, case_id).voxels_changed > 5
+        assert recover(session.workspace.open_project, case_id).voxels_changed > 5
         review.discard_unfinished(case_id)
         assert review.wait(10)
     late, soon = changed
@@ -241,9 +241,9 @@ def test_corrections_are_saved_as_often_as_the_session_says(session: Session) ->
 def test_a_disk_that_is_full_is_told_once_and_tried_again(
     session: Session, failures: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.autosave_s = 0.01
+    session.workspace.autosave_s = 0.01
     review = opened(session)
-    editor, case_id = review.on_table.editor, review.on_table.case_id
+    editor, case_id = review.open_case.editor, review.open_case.case_id
 
     def paint(z: int) -> None:
         editor.label[z, 0, :5] = 1 + (editor.label[z, 0, 0] == 1)
@@ -260,14 +260,14 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(
     assert [type(error) for error in failures] == [ProjectError]
     assert "No space left on device" in str(failures[0])
     paint(2)
-    label = recover(session.open_project, case_id).label
+    label = recover(session.workspace.open_project, case_id).label
     np.testing.assert_array_equal(label, editor.label)
 
 
 def test_a_pause_is_no_work_and_a_stroke_costs_the_painter_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = opened(session).on_table
+    case = opened(session).open_case
     indices = np.arange(0, case.editor.label.size, 2)
     before = case.editor.label.ravel()[indices]
     edit, spent = Edit("paint", indices, before, before), []
@@ -285,34 +285,34 @@ def test_a_pause_is_no_work_and_a_stroke_costs_the_painter_nothing(
 
 
 def test_a_case_with_corrections_is_not_left_by_accident(session: Session) -> None:
-    first, second = session.open_project.snapshot().unlabelled[:2]
+    first, second = session.workspace.open_project.snapshot().unlabelled[:2]
     review = opened(session, first)
-    review.on_table.editor.label[0, 0, 0] = 1
+    review.open_case.editor.label[0, 0, 0] = 1
     with pytest.raises(UnsavedError, match=first):
         review.open(second)
     review.ask = lambda case: None
     review.open(second)
     assert review.wait(10)
-    assert review.on_table.case_id == first
+    assert review.open_case.case_id == first
 
     review.open(second, Leave.KEEP)
     assert review.wait(10)
-    assert review.on_table.case_id == second
+    assert review.open_case.case_id == second
     review.open(first)
     assert review.wait(10)
-    assert review.on_table.editor.voxels_changed == 1
+    assert review.open_case.editor.voxels_changed == 1
     review.open(second, "discard")
     assert review.wait(10)
     review.open(first)
     assert review.wait(10)
-    assert review.on_table.editor.voxels_changed == 0
+    assert review.open_case.editor.voxels_changed == 0
 
 
 @pytest.mark.parametrize("leave", ["accept", "keep"])
 def test_closing_the_project_keeps_the_corrections(session: Session, leave: str) -> None:
     review = opened(session)
-    case_id, path = review.on_table.case_id, session.open_project.path
-    review.on_table.editor.label[0, 0, 0] = 1
+    case_id, path = review.open_case.case_id, session.workspace.open_project.path
+    review.open_case.editor.label[0, 0, 0] = 1
     if leave == "accept":
         review.accept()
     session.close()
@@ -324,24 +324,24 @@ def test_closing_the_project_keeps_the_corrections(session: Session, leave: str)
 
 def test_tau_says_what_would_enter_training(session: Session) -> None:
     review = opened(session)
-    everything = review.proposal.set_tau(0.0)
+    everything = review.prediction.set_tau(0.0)
     assert everything.words == "100 % of voxels and 2 of 2 structures would enter training"
-    assert not review.proposal.set_tau(1.0).classes_passed.any()
-    assert review.on_table.structures()[0].passes is False
+    assert not review.prediction.set_tau(1.0).classes_passed.any()
+    assert review.open_case.structures()[0].passes is False
 
 
 def test_the_most_uncertain_region_comes_first_and_then_round_again(session: Session) -> None:
     review = opened(session)
-    review.proposal.next_uncertain()
+    review.prediction.next_uncertain()
     assert review.wait(10)
-    assert review.proposal.region is not None
-    z, y, x = review.proposal.region.at
+    assert review.prediction.region is not None
+    z, y, x = review.prediction.region.at
     assert (8 <= z < 10, 6 <= y < 8, 4 <= x < 6) == (True, True, True)
 
 
 def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Exception]) -> None:
     review = opened(session)
-    editor = review.on_table.editor
+    editor = review.open_case.editor
     start = editor.label.copy()
 
     def do(command: Callable[..., None], *arguments: object) -> None:
@@ -362,7 +362,7 @@ def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Except
     do(review.tools.smooth, 1)
     do(review.draft_from, np.ones_like(start), "case:A")
     assert editor.origin.draft == "blank"  # what was corrected stays
-    with pytest.raises(UnsavedError, match="accept them first, or say that they are to go"):
+    with pytest.raises(UnsavedError, match="accept them first, or agree to replace them"):
         review.start_from("case:A")
     review.start_from("case:A", replace=True)
     assert review.wait(10)
@@ -377,7 +377,7 @@ def test_drafts_and_tools_share_one_undo(session: Session, failures: list[Except
 
 def test_an_accepted_structure_is_protected(session: Session) -> None:
     review = opened(session)
-    editor = review.on_table.editor
+    editor = review.open_case.editor
     before = editor.label.copy()
     review.accept_structure(1)
     editor.label[:] = 2
@@ -385,7 +385,7 @@ def test_an_accepted_structure_is_protected(session: Session) -> None:
     np.testing.assert_array_equal(editor.label == 1, before == 1)
     with pytest.raises(ProjectError, match="is accepted"):
         review.tools.smooth(1)
-    assert [row.accepted for row in review.on_table.structures()] == [True, False]
+    assert [row.accepted for row in review.open_case.structures()] == [True, False]
     review.accept_structure(1, False)
     editor.label[:] = 2
     editor.sync()
@@ -393,9 +393,9 @@ def test_an_accepted_structure_is_protected(session: Session) -> None:
 
 
 def test_reject_and_skip_are_recorded_and_another_case_is_suggested(session: Session) -> None:
-    review, project = opened(session), session.open_project
-    case_id = review.on_table.case_id
-    with pytest.raises(ProjectError, match="say why"):
+    review, project = opened(session), session.workspace.open_project
+    case_id = review.open_case.case_id
+    with pytest.raises(ProjectError, match="needs a reason"):
         review.skip(" ")
     review.skip("motion")
     assert review.wait(10)
@@ -426,51 +426,54 @@ def test_a_read_only_project_can_only_be_looked_at(taught_once: Path) -> None:
 
 def test_a_label_needs_a_name(session: Session) -> None:
     review = opened(session)
-    session.author = ""
-    review.on_table.editor.label[0, 0, 0] = 1
+    session.workspace.author = ""
+    review.open_case.editor.label[0, 0, 0] = 1
     with pytest.raises(ProjectError, match="author"):
         review.accept()
-    session.author = "berta"
+    session.workspace.author = "berta"
     review.accept()
     assert review.wait(10)
-    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    version = session.workspace.open_project.label_versions(review.open_case.case_id)[-1]
     assert version.author == "berta"
 
 
 def test_a_test_case_says_that_it_never_trains(session: Session) -> None:
-    cases = {case.split: case.case_id for case in session.open_project.cases()}
-    review, n = opened(session, cases["test"]), len(session.open_project.snapshot().labelled)
-    assert "never trains" in review.on_table.purpose
-    review.on_table.editor.label[0, 0, 0] = 1
+    cases = {case.split: case.case_id for case in session.workspace.open_project.cases()}
+    review, n = (
+        opened(session, cases["test"]),
+        len(session.workspace.open_project.snapshot().labelled),
+    )
+    assert "never trains" in review.open_case.purpose
+    review.open_case.editor.label[0, 0, 0] = 1
     review.accept()
     assert review.wait(10)
-    assert len(session.open_project.snapshot().labelled) == n
+    assert len(session.workspace.open_project.snapshot().labelled) == n
 
 
 def test_the_latest_of_many_wishes_is_on_the_table(session: Session) -> None:
-    cases = [case.case_id for case in session.open_project.cases()]
+    cases = [case.case_id for case in session.workspace.open_project.cases()]
     for case_id in cases:
         session.review.open(case_id)
     assert session.review.wait(20)
-    assert session.review.on_table.case_id == cases[-1]
+    assert session.review.open_case.case_id == cases[-1]
 
 
 def test_a_new_teacher_changes_the_proposal_but_not_a_persons_work(session: Session) -> None:
-    review, project = opened(session), session.open_project
-    review.on_table.editor.label[0, 0, 0] = 1
-    review.on_table.editor.sync()
-    mine = review.on_table.editor.label.copy()
+    review, project = opened(session), session.workspace.open_project
+    review.open_case.editor.label[0, 0, 0] = 1
+    review.open_case.editor.sync()
+    mine = review.open_case.editor.label.copy()
     number = give_teacher(project, seed=1)
-    session.rounds_changed.emit()
+    session.workspace.rounds_changed.emit()
     assert review.wait(10)
-    assert review.on_table.teacher is not None
-    assert review.on_table.teacher.number == number
-    np.testing.assert_array_equal(review.on_table.editor.label, mine)
-    assert review.on_table.editor.origin.draft == "round:0"
+    assert review.open_case.teacher is not None
+    assert review.open_case.teacher.number == number
+    np.testing.assert_array_equal(review.open_case.editor.label, mine)
+    assert review.open_case.editor.origin.draft == "round:0"
 
 
 def forget_prediction(session: Session, case_id: str) -> None:
-    teacher = session.open_project.teacher
+    teacher = session.workspace.open_project.teacher
     assert teacher is not None
     shutil.rmtree(prediction_path(teacher.files.predictions, case_id))
 
@@ -487,7 +490,7 @@ def test_a_missing_prediction_is_made_in_the_background(
     session: Session, failures: list[Exception]
 ) -> None:
     case_id = unlabelled(session)
-    give_networks(session.open_project)
+    give_networks(session.workspace.open_project)
     forget_prediction(session, case_id)
     gate = threading.Event()
 
@@ -495,27 +498,27 @@ def test_a_missing_prediction_is_made_in_the_background(
         gate.wait(20)
         yield "done"
 
-    session.inference.start(another_job)
+    session.workspace.inference.start(another_job)
     review = opened(session, case_id)
-    assert review.on_table.prediction is None
-    assert review.on_table.editor.origin.draft == "blank"
+    assert review.open_case.prediction is None
+    assert review.open_case.editor.origin.draft == "blank"
     gate.set()  # the prediction waited for its turn
-    until(lambda: review.on_table.screened is not None)
-    prediction = review.on_table.prediction
+    until(lambda: review.open_case.screened is not None)
+    prediction = review.open_case.prediction
     assert prediction is not None
     # Nobody had touched the blank label, so the proposal takes its place.
-    assert review.on_table.editor.origin.draft == "round:0"
-    np.testing.assert_array_equal(review.on_table.editor.label, prediction.label)
-    teacher = session.open_project.teacher
+    assert review.open_case.editor.origin.draft == "round:0"
+    np.testing.assert_array_equal(review.open_case.editor.label, prediction.label)
+    teacher = session.workspace.open_project.teacher
     assert teacher is not None
     assert teacher.files.has_prediction(case_id)
-    assert session.inference.wait(20)
+    assert session.workspace.inference.wait(20)
     assert failures == []
 
 
 def test_a_late_prediction_never_overwrites_what_was_painted(session: Session) -> None:
     case_id = unlabelled(session)
-    give_networks(session.open_project)
+    give_networks(session.workspace.open_project)
     forget_prediction(session, case_id)
     gate = threading.Event()
 
@@ -523,33 +526,33 @@ def test_a_late_prediction_never_overwrites_what_was_painted(session: Session) -
         gate.wait(20)
         yield "done"
 
-    session.inference.start(another_job)
+    session.workspace.inference.start(another_job)
     review = opened(session, case_id)
-    review.on_table.editor.label[3, 3, 3] = 2
-    mine = review.on_table.editor.label.copy()
+    review.open_case.editor.label[3, 3, 3] = 2
+    mine = review.open_case.editor.label.copy()
     gate.set()
-    until(lambda: review.on_table.screened is not None)
-    np.testing.assert_array_equal(review.on_table.editor.label, mine)
-    assert review.on_table.editor.origin.draft == "blank"
-    assert session.inference.wait(20)
+    until(lambda: review.open_case.screened is not None)
+    np.testing.assert_array_equal(review.open_case.editor.label, mine)
+    assert review.open_case.editor.origin.draft == "blank"
+    assert session.workspace.inference.wait(20)
 
 
 def test_labelled_cases_propagate_to_a_draft(session: Session) -> None:
-    give_networks(session.open_project)
+    give_networks(session.workspace.open_project)
     review = opened(session)
-    labelled = session.open_project.snapshot().labelled
-    review.proposal.propagate()
-    assert session.inference.wait(60)
-    assert session.inference.error is None
+    labelled = session.workspace.open_project.snapshot().labelled
+    review.prediction.propagate()
+    assert session.workspace.inference.wait(60)
+    assert session.workspace.inference.error is None
     draft = "case:" + ",".join(labelled)
-    assert draft in [source.draft for source in review.on_table.sources]
+    assert draft in [source.draft for source in review.open_case.draft_choices]
     review.start_from(draft)
     assert review.wait(10)
-    assert review.on_table.editor.origin.draft == draft
-    assert review.on_table.editor.label.any()
+    assert review.open_case.editor.origin.draft == draft
+    assert review.open_case.editor.label.any()
     review.accept()
     assert review.wait(10)
-    version = session.open_project.label_versions(review.on_table.case_id)[-1]
+    version = session.workspace.open_project.label_versions(review.open_case.case_id)[-1]
     assert (version.draft, version.status) == (draft, Status.ACCEPTED)
 
 
@@ -557,11 +560,11 @@ def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
     session: Session, failures: list[Exception]
 ) -> None:
     review = opened(session)
-    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    case, other = review.open_case, session.workspace.open_project.snapshot().labelled[0]
     case.editor.label[0, 0, :2] = 1
     case.editor.sync()
     assert review.wait(10)
-    session.open_project.corrections_path(other).write_bytes(b"damaged")
+    session.workspace.open_project.corrections_path(other).write_bytes(b"damaged")
     review.open(other, Leave.KEEP)
     assert review.wait(10)
     assert [type(error) for error in failures] == [ProjectError]
@@ -574,9 +577,9 @@ def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
     assert "case:A" in case.drafts
     review.accept()
     assert review.wait(10)
-    assert not session.open_project.corrections_path(case.case_id).exists()
+    assert not session.workspace.open_project.corrections_path(case.case_id).exists()
     review.close_case()
-    again = opened(session, case.case_id).on_table
+    again = opened(session, case.case_id).open_case
     assert again.editor.origin.draft == f"version:{again.versions[-1].version}"
     assert (again.editor.label[0, 0, :5] == 1).all()
 
@@ -585,7 +588,7 @@ def test_what_is_painted_while_the_next_case_is_read_is_kept_for_later(
     session: Session, failures: list[Exception]
 ) -> None:
     review = opened(session)
-    case, other = review.on_table, session.open_project.snapshot().labelled[0]
+    case, other = review.open_case, session.workspace.open_project.snapshot().labelled[0]
     gate = threading.Event()
     review.queue.submit(gate.wait)  # a slow disk
     assert review.open(other)
@@ -594,11 +597,11 @@ def test_what_is_painted_while_the_next_case_is_read_is_kept_for_later(
     case.editor.label[0, 1, :3] = 1  # a stroke under way
     gate.set()
     assert review.wait(10)
-    assert review.on_table.case_id == other
+    assert review.open_case.case_id == other
     [entry] = review.unfinished
     assert (entry.case_id, entry.voxels_changed) == (case.case_id, 6)
     assert not [t for t in threading.enumerate() if t.name.startswith("journal")]
-    back = opened(session, case.case_id).on_table
+    back = opened(session, case.case_id).open_case
     assert (back.editor.label[0, :2, :3] == 1).all()
     assert review.unfinished == []
     assert failures == []
@@ -606,7 +609,7 @@ def test_what_is_painted_while_the_next_case_is_read_is_kept_for_later(
 
 def test_accepting_twice_at_once_makes_one_version(session: Session) -> None:
     review = opened(session)
-    case = review.on_table
+    case = review.open_case
     case.editor.label[0, 0, :3] = 1
     gate = threading.Event()
     review.queue.submit(gate.wait)
@@ -614,7 +617,7 @@ def test_accepting_twice_at_once_makes_one_version(session: Session) -> None:
     review.accept()
     gate.set()
     assert review.wait(10)
-    before, version = session.open_project.label_versions(case.case_id)
+    before, version = session.workspace.open_project.label_versions(case.case_id)
     assert before.author == "import"
     assert (version.status, version.voxels_changed) == (Status.CORRECTED, 3)
     assert case.recovered is None
@@ -624,19 +627,19 @@ def test_asking_for_the_case_that_is_here_asks_nothing_and_keeps_the_undo(
     session: Session,
 ) -> None:
     review = opened(session)
-    case = review.on_table
+    case = review.open_case
     case.editor.label[0, 0, :3] = 1
     case.editor.sync()
     assert review.open(case.case_id)
     assert review.wait(10)
-    assert review.on_table is case
+    assert review.open_case is case
     assert case.editor.undo_name == "paint"
     # asked for with an answer, it is read again with its corrections
     assert review.open(case.case_id, Leave.KEEP)
     assert review.wait(10)
-    assert review.on_table is not case
-    assert (review.on_table.editor.label[0, 0, :3] == 1).all()
-    assert review.on_table.recovered is not None
+    assert review.open_case is not case
+    assert (review.open_case.editor.label[0, 0, :3] == 1).all()
+    assert review.open_case.recovered is not None
 
 
 def test_the_case_on_the_table_follows_a_split_and_new_names(
@@ -644,11 +647,11 @@ def test_the_case_on_the_table_follows_a_split_and_new_names(
 ) -> None:
     session = Session(author="anna")
     session.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
-    project = session.open_project
+    project = session.workspace.open_project
     review = opened(session, project.snapshot().labelled[0])
     session.cohort.rename(1, "first")
     assert review.wait(10)
-    case = review.on_table
+    case = review.open_case
     assert case.structures()[0].name == "first"
     assert case.case.labelled
     for seed in range(50):
@@ -659,8 +662,8 @@ def test_the_case_on_the_table_follows_a_split_and_new_names(
     else:
         pytest.fail("no seed hides its label")
     assert review.wait(10)
-    assert review.on_table.case == now
+    assert review.open_case.case == now
     # its label is hidden from training, so from the person who labels it as well
-    assert [source.draft for source in review.on_table.sources] == ["blank"]
-    assert not review.on_table.editor.label.any()
+    assert [source.draft for source in review.open_case.draft_choices] == ["blank"]
+    assert not review.open_case.editor.label.any()
     session.close()

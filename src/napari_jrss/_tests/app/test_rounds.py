@@ -48,13 +48,13 @@ def session(path: Path) -> Iterator[Session]:
     made.open(path)
     yield made
     assert made.close()
-    assert made.training.name not in {thread.name for thread in threading.enumerate()}
+    assert made.workspace.training.name not in {thread.name for thread in threading.enumerate()}
     torch.set_num_threads(threads)
 
 
 def run(session: Session, config: TrainingConfig, rounds: int, **options: bool) -> None:
     session.rounds.start(config, rounds, **options)
-    assert session.training.wait(WAIT_S)
+    assert session.workspace.training.wait(WAIT_S)
 
 
 def stop_at(session: Session, step: int, command: Callable[[], None]) -> None:
@@ -64,9 +64,11 @@ def stop_at(session: Session, step: int, command: Callable[[], None]) -> None:
         if isinstance(event, StepEnd) and event.step == step:
             command()
 
-    session.training.event.connect(watch)
-    session.training.state_changed.connect(
-        lambda state: state.busy or session.training.event.disconnect(watch, missing_ok=True)
+    session.workspace.training.event.connect(watch)
+    session.workspace.training.state_changed.connect(
+        lambda state: (
+            state.busy or session.workspace.training.event.disconnect(watch, missing_ok=True)
+        )
     )
 
 
@@ -76,9 +78,9 @@ def outcomes(session: Session) -> list[tuple[int, str, bool]]:
 
 def test_rounds_finish_and_their_history_says_what_they_reached(session: Session) -> None:
     told: list[int] = []
-    session.rounds_changed.connect(lambda: told.append(len(session.rounds.history())))
+    session.workspace.rounds_changed.connect(lambda: told.append(len(session.rounds.history())))
     run(session, tiny_config(seed=4), 1)
-    assert session.training.state is JobState.FINISHED
+    assert session.workspace.training.state is JobState.FINISHED
     first, second = session.rounds.history()
     assert (first.parent, second.parent) == (None, 0)
     assert (second.outcome, second.is_teacher) == (RoundOutcome.FINISHED, True)
@@ -99,7 +101,7 @@ def test_rounds_finish_and_their_history_says_what_they_reached(session: Session
 
     session.rounds.promote(0, "the pre-training was better")
     assert outcomes(session) == [(0, "finished", True), (1, "finished", False)]
-    last = session.open_project.history()[-1]
+    last = session.workspace.open_project.history()[-1]
     assert (last.author, last.detail) == ("a reader", "the pre-training was better")
     run(session, tiny_config(), 1)
     assert outcomes(session)[-1] == (2, "finished", True)
@@ -115,12 +117,12 @@ def test_paused_and_resumed_ends_as_the_straight_run(
         shutil.copytree(path, tmp_path / "other.jrss", ignore=shutil.ignore_patterns("*.lock"))
     )
     run(other, tiny_config(seed=3), 1)
-    expected = [weights(entry.folder) for entry in other.open_project.rounds()]
+    expected = [weights(entry.folder) for entry in other.workspace.open_project.rounds()]
     other.close()
 
     stop_at(session, 3, session.rounds.pause)
     run(session, tiny_config(seed=3), 1)
-    assert session.training.state is JobState.CANCELLED
+    assert session.workspace.training.state is JobState.CANCELLED
     assert outcomes(session) == [(0, "cancelled", False)]
     interrupted = session.rounds.interrupted
     assert interrupted is not None
@@ -128,9 +130,9 @@ def test_paused_and_resumed_ends_as_the_straight_run(
     with pytest.raises(InterruptedSeriesError, match=r"round 0 was interrupted .* resume it"):
         session.rounds.start(tiny_config(), 1)
     session.rounds.resume()
-    assert session.training.wait(WAIT_S)
+    assert session.workspace.training.wait(WAIT_S)
     assert outcomes(session) == [(0, "finished", False), (1, "finished", True)]
-    for entry, tensors in zip(session.open_project.rounds(), expected, strict=True):
+    for entry, tensors in zip(session.workspace.open_project.rounds(), expected, strict=True):
         assert_same_tensors(weights(entry.folder), tensors)
     assert not session.rounds.resumable
 
@@ -165,14 +167,16 @@ def test_a_paused_series_can_be_left_and_started_anew(session: Session) -> None:
 
 def test_a_series_cancelled_between_two_rounds_is_left_for_good(session: Session) -> None:
     session.rounds.own_process = True
-    session.training.event.connect(
+    session.workspace.training.event.connect(
         lambda event: session.rounds.cancel() if isinstance(event, RoundFinished) else None
     )
     run(session, tiny_config(), 2)
-    assert session.training.state is JobState.CANCELLED
+    assert session.workspace.training.state is JobState.CANCELLED
     assert outcomes(session) == [(0, "finished", True)]
     assert not session.rounds.resumable
-    assert session.open_project.history()[-1].detail == "the rounds still to come were left"
+    assert (
+        session.workspace.open_project.history()[-1].detail == "the rounds still to come were left"
+    )
     assert session.rounds.history()[0].segmentation_dice is not None
     with pytest.raises(InterruptedSeriesError, match="no interrupted round to resume"):
         session.rounds.resume()
@@ -181,8 +185,8 @@ def test_a_series_cancelled_between_two_rounds_is_left_for_good(session: Session
 def test_a_round_that_fails_says_why_and_leaves_the_teacher(session: Session) -> None:
     run(session, tiny_config(), 0)
     run(session, tiny_config(screening={"tau": 1.0}), 1)
-    assert session.training.state is JobState.FAILED
-    assert "passes tau = 1.0" in str(session.training.error)
+    assert session.workspace.training.state is JobState.FAILED
+    assert "passes tau = 1.0" in str(session.workspace.training.error)
     assert outcomes(session) == [(0, "finished", True), (1, "failed", False)]
     assert "passes tau = 1.0" in session.rounds.history()[1].problem
     run(
@@ -192,14 +196,14 @@ def test_a_round_that_fails_says_why_and_leaves_the_teacher(session: Session) ->
         anew=True,
         pretrain=True,
     )
-    assert isinstance(session.training.error, OutOfMemoryError)
-    assert "lower the batch sizes (now 2 and 2)" in str(session.training.error)
+    assert isinstance(session.workspace.training.error, OutOfMemoryError)
+    assert "lower the batch sizes (now 2 and 2)" in str(session.workspace.training.error)
     assert outcomes(session)[-1] == (2, "failed", False)
-    assert session.open_project.teacher == session.open_project.round(0)
+    assert session.workspace.open_project.teacher == session.workspace.open_project.round(0)
 
 
 def test_a_correction_during_a_round_enters_the_next_one(session: Session) -> None:
-    project = session.open_project
+    project = session.workspace.open_project
     case = project.snapshot().unlabelled[0]
     label = project.label(project.snapshot().labelled[0])
     stop_at(session, 2, lambda: project.add_label_version(case, label, "a reader"))
@@ -243,7 +247,7 @@ def test_no_other_project_while_a_round_runs(session: Session, path: Path, tmp_p
         session.adopt(Project.open(other))
     with Project.open(other):
         pass
-    with pytest.raises(BusyError, match="still at work"):
+    with pytest.raises(BusyError, match="still running"):
         session.rounds.start(tiny_config(), 0, anew=True)
     with pytest.raises(BusyError, match="its progress says"):
         session.rounds.estimate(tiny_config(), 0)
@@ -264,7 +268,7 @@ def test_a_slot_that_raises_leaves_the_round_alone(
         if isinstance(event, RoundFinished):
             raise RuntimeError("a fault of the window")
 
-    session.training.event.connect(bad)
+    session.workspace.training.event.connect(bad)
     run(session, tiny_config(), 0)
     assert outcomes(session) == [(0, "finished", True)]
     assert reported == ["a fault of the window"]
@@ -276,7 +280,9 @@ def test_in_a_process_of_its_own_paused_by_closing_and_resumed(
     assert Session().rounds.own_process
     session.rounds.own_process = True
     steps = threading.Event()
-    session.training.event.connect(lambda event: steps.set() if event.kind == "step_end" else None)
+    session.workspace.training.event.connect(
+        lambda event: steps.set() if event.kind == "step_end" else None
+    )
     session.rounds.start(tiny_config(**LONG), 0)
     assert steps.wait(WAIT_S)
     started = time.monotonic()

@@ -84,7 +84,7 @@ def test_a_job_that_fails_says_why(runner: JobRunner) -> None:
 
 def test_one_job_at_a_time(runner: JobRunner) -> None:
     runner.start(endless)
-    with pytest.raises(BusyError, match="test job is still at work"):
+    with pytest.raises(BusyError, match="test job is still running"):
         runner.start(endless)
     assert runner.state is JobState.RUNNING
 

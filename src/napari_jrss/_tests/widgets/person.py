@@ -24,7 +24,7 @@ class Person:
         self.tab: ReviewTab = dock.review
         self.viewer: Any = self.tab._viewer
         self.said: list[str] = []
-        self.session.notified.connect(self.said.append)
+        self.session.workspace.notified.connect(self.said.append)
 
     def settle(self) -> None:
         """Wait until the desk is empty and the window has shown what came of it."""
@@ -33,10 +33,10 @@ class Person:
 
     def open(self, number: int = 0) -> str:
         """Open one of the unlabelled cases."""
-        case_id = self.session.open_project.snapshot().unlabelled[number]
+        case_id = self.session.workspace.open_project.snapshot().unlabelled[number]
         self.review.open(case_id)
         self.settle()
-        assert self.review.on_table.case_id == case_id
+        assert self.review.open_case.case_id == case_id
         return case_id
 
     def click(self, widget: Any) -> None:
@@ -65,7 +65,7 @@ class Person:
 
     @property
     def label(self) -> np.ndarray:
-        return self.review.on_table.editor.label
+        return self.review.open_case.editor.label
 
     def stroke(self, index: int, offset: int = 0) -> None:
         """Drag the brush over the middle of the canvas."""

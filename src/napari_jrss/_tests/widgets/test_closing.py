@@ -57,14 +57,16 @@ def window_of(widget: QWidget) -> QMainWindow:
 def train(session: Session, path: Path, qtbot: QtBot, own_process: bool = True) -> None:
     """Start a training that never ends by itself, and wait for its first step."""
     steps: list[object] = []
-    session.training.event.connect(steps.append)
-    session.device = "cpu"
-    if session.project is None:
+    session.workspace.training.event.connect(steps.append)
+    session.workspace.device = "cpu"
+    if session.workspace.project is None:
         session.open(path)
     session.rounds.own_process = own_process
     session.rounds.start(tiny_config(**LONG), 0)
-    qtbot.waitUntil(lambda: len(steps) > 2 or session.training.error is not None, timeout=START_MS)
-    assert session.training.error is None
+    qtbot.waitUntil(
+        lambda: len(steps) > 2 or session.workspace.training.error is not None, timeout=START_MS
+    )
+    assert session.workspace.training.error is None
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -77,15 +79,15 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     session, window = dock.session, window_of(dock)
     train(session, path, qtbot)
     assert len(_children()) == 1
-    case_id = session.open_project.snapshot().unlabelled[0]
+    case_id = session.workspace.open_project.snapshot().unlabelled[0]
     session.review.open(case_id)
     assert session.review.wait(10)
-    session.review.on_table.editor.label[8, 8, 8:12] = 1
-    session.review.on_table.editor.sync()
+    session.review.open_case.editor.label[8, 8, 8:12] = 1
+    session.review.open_case.editor.sync()
 
     with answering(press("Keep training")):
         assert not window.close()
-    assert session.training.state is JobState.RUNNING
+    assert session.workspace.training.state is JobState.RUNNING
     assert window.isVisible()
 
     started = time.monotonic()
@@ -95,7 +97,7 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
     viewer.close()  # so that the fixture knows
     assert "paused and can be resumed" in asked[0]
     assert f"Corrections of {case_id} that aren't accepted yet are kept" in asked[0]
-    assert session.project is None
+    assert session.workspace.project is None
     assert _children() == []
 
     later = Session(device="cpu")
@@ -117,8 +119,8 @@ def test_a_script_that_closes_the_viewer_is_not_asked(
     session = dock.session
     train(session, path, qtbot, own_process=False)
     viewer.close()
-    assert session.training.state is JobState.CANCELLED
-    assert session.project is None
+    assert session.workspace.training.state is JobState.CANCELLED
+    assert session.workspace.project is None
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -133,12 +135,12 @@ def test_a_hidden_or_floating_dock_goes_on_and_a_closed_one_pauses(
     panel.setFloating(False)
     panel.close()
     qtbot.wait(50)
-    assert session.training.state is JobState.RUNNING
-    assert session.project is not None
+    assert session.workspace.training.state is JobState.RUNNING
+    assert session.workspace.project is not None
 
     panel.destroyOnClose()  # what the dock's cross calls
-    qtbot.waitUntil(lambda: session.project is None)
-    assert session.training.state is JobState.CANCELLED
+    qtbot.waitUntil(lambda: session.workspace.project is None)
+    assert session.workspace.training.state is JobState.CANCELLED
     assert "The round is paused" in notification_manager.records[-1].message
 
 
@@ -153,9 +155,9 @@ def test_a_second_dock_on_the_same_project_looks_on(
     with pytest.raises(ProjectError, match="open for writing in this program already"):
         again.session.open(path)
     lines: list[str] = []
-    again.session.notified.connect(lines.append)
+    again.session.workspace.notified.connect(lines.append)
     again.cohort.open_project(path)
-    assert again.session.project.read_only
+    assert again.session.workspace.project.read_only
     assert "open for writing in this program already" in lines[-1]
     assert not again.rounds.start.isEnabled()
     qtbot.waitUntil(lambda: "read-only" in again.rounds.status.text())

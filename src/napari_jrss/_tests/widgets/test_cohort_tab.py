@@ -43,13 +43,13 @@ def settled(tab: CohortTab, qtbot: QtBot) -> None:
     """Wait until nothing is looked at any more and the window shows it."""
     session = tab._session
 
-    def looked_at() -> bool:
+    def case_summarised() -> bool:
         cohort = session.cohort
-        busy = cohort.survey.state.busy or session.inference.state.busy
-        return not busy and all(cohort.view(r.case_id) or r.problem for r in cohort.rows())
+        busy = cohort.summaries.state.busy or session.workspace.inference.state.busy
+        return not busy and all(cohort.appearance(r.case_id) or r.problem for r in cohort.rows())
 
     qtbot.wait(50)
-    qtbot.waitUntil(looked_at, timeout=60_000)
+    qtbot.waitUntil(case_summarised, timeout=60_000)
     qtbot.wait(300)  # the table is redrawn five times a second
 
 
@@ -93,7 +93,7 @@ def test_two_clicks_from_a_folder_to_a_project(
     assert "2 structures: frontal, parietal" in text
     assert "16 x 24 x 16 voxels" in text
     qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: tab._session.inference.state.busy, timeout=5_000)
+    qtbot.waitUntil(lambda: tab._workspace.inference.state.busy, timeout=5_000)
     settled(tab, qtbot)
     assert (tmp_path / "scans.jrss" / "project.sqlite").is_file()
     assert len(shown(tab)) == 7
@@ -148,7 +148,7 @@ def test_the_table_shows_sorts_and_filters(
 ) -> None:
     drop(dock, taught)
     settled(tab, qtbot)
-    cases = [case.case_id for case in dock.session.open_project.cases()]
+    cases = [case.case_id for case in dock.session.workspace.open_project.cases()]
     assert shown(tab) == cases
     confidence = shown(tab, CONFIDENCE)
     assert any(confidence)
@@ -159,7 +159,9 @@ def test_the_table_shows_sorts_and_filters(
     assert any(shown(tab, DICE))  # hidden labels are there to measure by
     tab.table.sortByColumn(CASE, Qt.SortOrder.AscendingOrder)
     tab.group.setCurrentText("Labelled (N)")
-    labelled = [case.case_id for case in dock.session.open_project.cases() if case.labelled]
+    labelled = [
+        case.case_id for case in dock.session.workspace.open_project.cases() if case.labelled
+    ]
     assert shown(tab) == labelled
     QTest.keyClicks(tab.filter, labelled[-1].upper())
     assert shown(tab) == [labelled[-1]]
@@ -291,7 +293,7 @@ def test_names_and_colours_are_edited(
     dialog = dialog_of(tab, StructuresDialog)
     dialog.table.item(0, 1).setText("frontal lobe")
     dialog.recolour(1, "#123456")
-    table = dock.session.open_project.table
+    table = dock.session.workspace.open_project.table
     assert table.names[1] == "frontal lobe"
     assert table.classes[2].colour == "#123456"
     dialog.table.item(0, 1).setText(table.names[2])
@@ -310,7 +312,7 @@ def test_labels_are_exported_to_a_folder_that_is_chosen(
         click(tab.export)
     assert asked == ["Folder for the labels"]
     settled(tab, qtbot)
-    project = dock.session.open_project
+    project = dock.session.workspace.open_project
     labelled = {case.case_id for case in project.cases() if case.label_version}
     for folder, cases in (
         ("labels", labelled),
@@ -330,7 +332,7 @@ def test_a_project_that_another_holds_opens_read_only(
         shutil.rmtree(prediction_path(project.teacher.files.predictions, case_id))
         drop(dock, taught)
         settled(tab, qtbot)
-        assert dock.session.open_project.read_only
+        assert dock.session.workspace.open_project.read_only
         assert "read-only" in dock._heading.text()
         assert "open for writing in this program" in dock._message.text()
         assert not tab.split.isEnabled()
@@ -347,7 +349,7 @@ def test_the_project_that_is_open_already_stays_writable(
 ) -> None:
     drop(dock, taught)
     settled(tab, qtbot)
-    project = dock.session.open_project
+    project = dock.session.workspace.open_project
     (tmp_path / "link.jrss").symlink_to(taught)
     drop(dock, taught)
     drop(dock, tmp_path / "link.jrss")
@@ -356,7 +358,7 @@ def test_the_project_that_is_open_already_stays_writable(
     tab._fill_recent()
     tab.recent.menu().actions()[0].trigger()
     settled(tab, qtbot)
-    assert dock.session.project is project
+    assert dock.session.workspace.project is project
     assert not project.read_only
     assert tab.structures.isEnabled()
     assert "is open already" in dock._message.text()
@@ -371,7 +373,7 @@ def test_a_folder_that_is_no_project_leaves_the_open_one(
     drop(dock, tmp_path / "empty.jrss")
     qtbot.wait(100)
     assert "not a project" in dock._message.text()
-    assert dock.session.open_project.path == taught
+    assert dock.session.workspace.open_project.path == taught
 
 
 def test_recent_projects_are_remembered(
@@ -387,7 +389,7 @@ def test_recent_projects_are_remembered(
     actions = tab.recent.menu().actions()
     assert [action.text() for action in actions] == ["other.jrss", "brain.jrss"]
     actions[1].trigger()
-    assert dock.session.open_project.path == taught
+    assert dock.session.workspace.open_project.path == taught
     settled(tab, qtbot)
 
 

@@ -123,11 +123,11 @@ def test_a_project_opens_in_the_dock(
     assert viewer.open(str(small_project), plugin=PLUGIN) == []
     widget = contributions.dock_of(viewer)
     assert isinstance(widget, MainWidget)
-    assert widget.session.open_project.path == small_project
+    assert widget.session.workspace.open_project.path == small_project
     cases = next((small_project / "cases").glob("*.ome.zarr"))
     image, label = viewer.open(str(cases), plugin=PLUGIN)
     assert (type(image), type(label)) == (Image, Labels)
-    assert image.data.shape == label.data.shape == widget.session.open_project.grid.shape
+    assert image.data.shape == label.data.shape == widget.session.workspace.open_project.grid.shape
 
 
 def test_dicom_layers_are_named_after_their_folder(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_scan_renamed_while_it_is_segmented_gets_its_label(
 ) -> None:
     with Project.open(taught) as project:
         give_networks(project)
-    dock.session.device = "cpu"
+    dock.session.workspace.device = "cpu"
     dock.session.open(taught)
     viewer = napari.current_viewer()
     scan, _ = viewer.open_sample(PLUGIN, "synthetic_brain")
@@ -191,8 +191,8 @@ def test_preferences_reach_the_session(dock: MainWidget) -> None:
     page.person.author = "Ada Lovelace"
     page.work.device = "cpu"
     page.work.autosave = 2.5
-    assert (dock.session.author, dock.session.device) == ("Ada Lovelace", "cpu")
-    assert dock.session.autosave_s == 2.5
+    assert (dock.session.workspace.author, dock.session.workspace.device) == ("Ada Lovelace", "cpu")
+    assert dock.session.workspace.autosave_s == 2.5
 
 
 def test_a_preference_says_whether_pairs_are_refined_until_the_box_does(

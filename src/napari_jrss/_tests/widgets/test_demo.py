@@ -78,8 +78,8 @@ def test_lpba40_becomes_the_papers_project(
     demo_script.LPBA40 = str(tmp_path / "LPBA40")
     session = dock.session
     demo_script.Demo(dock.cohort._viewer, dock).begin()
-    qtbot.waitUntil(lambda: session.training.state.busy, timeout=90_000)
-    project = session.open_project
+    qtbot.waitUntil(lambda: session.workspace.training.state.busy, timeout=90_000)
+    project = session.workspace.open_project
     assert project.table.names == LPBA40_GROUPS.names
     cases = project.cases()
     assert Counter(str(case.split) for case in cases) == {"train": 6, "validation": 2, "test": 10}
@@ -114,13 +114,17 @@ def test_from_scans_to_the_second_teacher(
     assert "N = 2 labelled, J = 2 unlabelled" in dock._heading.text()
     assert demo_script.mean_dice(session) >= 0
 
-    corrected = session.review.on_table.case_id
+    corrected = session.review.open_case.case_id
     demo.correct()  # then accepts, and runs a round
-    until(lambda: session.open_project.teacher is not None and len(session.rounds.history()) > 1)
-    until(lambda: session.training.state is JobState.FINISHED)
-    assert session.open_project.case(corrected).status == "corrected"
-    assert sum(case.labelled for case in session.open_project.cases()) == 3
-    assert session.training.error is None
-    assert session.open_project.teacher is not None
-    assert session.open_project.teacher.number == 1
+    until(
+        lambda: (
+            session.workspace.open_project.teacher is not None and len(session.rounds.history()) > 1
+        )
+    )
+    until(lambda: session.workspace.training.state is JobState.FINISHED)
+    assert session.workspace.open_project.case(corrected).status == "corrected"
+    assert sum(case.labelled for case in session.workspace.open_project.cases()) == 3
+    assert session.workspace.training.error is None
+    assert session.workspace.open_project.teacher is not None
+    assert session.workspace.open_project.teacher.number == 1
     assert session.close()

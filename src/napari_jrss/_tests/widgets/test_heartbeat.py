@@ -53,11 +53,13 @@ def test_it_beats_while_a_round_trains_and_a_person_paints_and_switches(
     dock: MainWidget, qtbot: QtBot, trainable_once: Path, tmp_path: Path
 ) -> None:
     session = dock.session
-    session.author, session.device = "anna", "cpu"
+    session.workspace.author, session.workspace.device = "anna", "cpu"
     session.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss"))
     person = Person(dock, qtbot)
     steps: list[StepEnd] = []
-    session.training.event.connect(lambda e: steps.append(e) if isinstance(e, StepEnd) else None)
+    session.workspace.training.event.connect(
+        lambda e: steps.append(e) if isinstance(e, StepEnd) else None
+    )
     with heartbeat() as gaps:
         session.rounds.start(
             tiny_config(segmentation={"epochs": 1, "minimum_steps": 100_000}), rounds=0

@@ -23,7 +23,7 @@ def test_the_manifest_is_valid() -> None:
 def test_the_dock_has_four_tabs_and_says_that_nothing_is_open(dock: MainWidget) -> None:
     titles = [dock.tabs.tabText(i) for i in range(dock.tabs.count())]
     assert titles == ["Cohort", "Review", "Rounds", "Registration"]
-    assert dock.session.project is None
+    assert dock.session.workspace.project is None
 
 
 def test_the_scan_keeps_a_third_of_the_window_that_napari_opens(
@@ -60,8 +60,8 @@ def test_anterior_is_up_and_in_the_other_views_superior(
     person.open()
     viewer.dims.order = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}[view]
     for layer in viewer.layers:
-        layer.visible = layer.name == person.review.on_table.case_id
-    scan = np.zeros(dock.session.open_project.grid.shape, np.float32)
+        layer.visible = layer.name == person.review.open_case.case_id
+    scan = np.zeros(dock.session.workspace.open_project.grid.shape, np.float32)
     scan[bright] = 1  # anterior, or superior
     person.tab.layers.layer(IMAGE).data = scan
     person.tab.layers.layer(IMAGE).contrast_limits = (0, 1)

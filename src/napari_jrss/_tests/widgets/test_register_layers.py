@@ -62,7 +62,7 @@ def warped(viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]) -> Imag
     before = set(viewer.layers)
     register(viewer)
     qtbot.waitUntil(lambda: bool(said), timeout=30_000)
-    qtbot.waitUntil(lambda: not dock.session.inference.state.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not dock.session.workspace.inference.state.busy, timeout=30_000)
     assert "residual" in said[0], said
     (layer,) = set(viewer.layers) - before
     return layer

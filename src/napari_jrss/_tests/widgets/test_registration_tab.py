@@ -44,7 +44,7 @@ class Person:
         self.viewer: Any = self.tab._viewer
         dock.tabs.setCurrentWidget(self.tab)
         self.said: list[str] = []
-        self.session.notified.connect(self.said.append)
+        self.session.workspace.notified.connect(self.said.append)
 
     def open(self, path: Path) -> None:
         self.session.open(path)
@@ -55,7 +55,7 @@ class Person:
 
     def settle(self) -> None:
         """Wait until nothing is computed any more and the window has shown it."""
-        runner, queue = self.session.inference, self.session.pairs.queue
+        runner, queue = self.session.workspace.inference, self.session.pairs.queue
         self.wait(lambda: not self.tab._asked and not runner.state.busy and not queue.busy)
         self.qtbot.wait(50)
 
@@ -93,7 +93,7 @@ def person(dock: MainWidget, qtbot: QtBot, project_once: Path, tmp_path: Path) -
     """With that project open, and a labelled case on another one chosen."""
     person = Person(dock, qtbot)
     person.open(shutil.copytree(project_once, tmp_path / "brain.jrss"))
-    person.choose(*person.session.open_project.snapshot().labelled[:2])
+    person.choose(*person.session.workspace.open_project.snapshot().labelled[:2])
     return person
 
 
@@ -162,7 +162,7 @@ def test_fixed_moving_and_warped_contours_are_told_apart(person: Person) -> None
         )
         # as on the screen: after napari has drawn the contours
         seen[which] = layer.colormap.map(layer._slice.image.view)
-    table = person.session.open_project.table
+    table = person.session.workspace.open_project.table
     structures = {tuple(bytes.fromhex(c.colour[1:])) for c in table.classes[1:]}
     colours = {which: _colours(pixels) for which, pixels in seen.items()}
     assert colours["Fixed"] <= structures
@@ -319,8 +319,8 @@ def test_a_pair_without_labels_has_no_contours_and_the_next_one_has_them_again(
     person: Person,
 ) -> None:
     labelled, unlabelled = (
-        person.session.open_project.snapshot().labelled,
-        person.session.open_project.snapshot().unlabelled,
+        person.session.workspace.open_project.snapshot().labelled,
+        person.session.workspace.open_project.snapshot().unlabelled,
     )
     person.click(person.tab.register)
     person.choose(*unlabelled[:2])
@@ -335,7 +335,7 @@ def test_a_pair_without_labels_has_no_contours_and_the_next_one_has_them_again(
 
 
 def test_all_labelled_cases_are_ranked_and_a_row_shows_its_pair(person: Person) -> None:
-    fixed = person.session.open_project.snapshot().unlabelled[0]
+    fixed = person.session.workspace.open_project.snapshot().unlabelled[0]
     person.choose(person.tab.moving.currentData(), fixed)
     assert not person.tab.vote.isEnabled()
     person.click(person.tab.compare)
@@ -353,15 +353,15 @@ def test_all_labelled_cases_are_ranked_and_a_row_shows_its_pair(person: Person) 
 
 
 def test_the_warped_label_opens_in_review(person: Person) -> None:
-    moving = person.session.open_project.snapshot().labelled[0]
-    fixed = person.session.open_project.snapshot().unlabelled[0]
+    moving = person.session.workspace.open_project.snapshot().labelled[0]
+    fixed = person.session.workspace.open_project.snapshot().unlabelled[0]
     person.choose(moving, fixed)
     person.click(person.tab.register)
     seen, ticked = person.shown(), person.ticked()
     assert seen
     person.click(person.tab.draft)
     person.wait(lambda: not person.session.review.queue.busy)
-    person.wait(lambda: not person.session.inference.state.busy)
+    person.wait(lambda: not person.session.workspace.inference.state.busy)
     case, pair = person.session.review.case, person.session.pairs.pair
     assert case is not None
     assert pair is not None
@@ -390,7 +390,7 @@ def test_the_warped_label_opens_in_review(person: Person) -> None:
 def test_a_pair_that_is_ready_while_a_case_is_reviewed_stays_in_the_background(
     person: Person,
 ) -> None:
-    person.session.review.open(person.session.open_project.snapshot().unlabelled[0])
+    person.session.review.open(person.session.workspace.open_project.snapshot().unlabelled[0])
     person.wait(lambda: not person.session.review.queue.busy)
     person.wait(lambda: person.dock.tabs.currentWidget() is person.dock.review)
     person.settle()
@@ -405,16 +405,16 @@ def test_a_pair_that_is_ready_while_a_case_is_reviewed_stays_in_the_background(
 
 def test_a_corrected_label_takes_its_pair_away_and_says_so(person: Person) -> None:
     session, tab = person.session, person.tab
-    session.author = "Ada"
-    moving, fixed = session.open_project.snapshot().labelled[:2]
+    session.workspace.author = "Ada"
+    moving, fixed = session.workspace.open_project.snapshot().labelled[:2]
     person.click(tab.register)
     assert tab.draft.isEnabled()
     session.review.open(moving)
     person.wait(lambda: session.review.case is not None and not session.review.queue.busy)
-    session.review.on_table.editor.replace("all", np.ones((16, 24, 16), np.uint8))
+    session.review.open_case.editor.replace("all", np.ones((16, 24, 16), np.uint8))
     session.review.accept()
     person.wait(lambda: not tab.draft.isEnabled())
-    said = f"{moving} has another label now: register {moving} to {fixed} anew"
+    said = f"{moving} has a new label: register {moving} to {fixed} again"
     person.wait(lambda: tab.message.text() == said)
     assert not person.shown()
     assert not tab.export.isEnabled()
@@ -426,7 +426,7 @@ def test_a_corrected_label_takes_its_pair_away_and_says_so(person: Person) -> No
 
 
 def test_an_error_of_the_job_is_one_line(person: Person) -> None:
-    entry = person.session.open_project.teacher
+    entry = person.session.workspace.open_project.teacher
     assert entry is not None
     (entry.folder / "registration.safetensors").unlink()
     person.click(person.tab.register)
@@ -442,6 +442,6 @@ def test_another_project_takes_the_layers_away(
     person.session.open(shutil.copytree(project_once, tmp_path / "other.jrss"))
     person.wait(lambda: not person.viewer.layers)
     assert person.tab.figures.text() == ""
-    person.choose(*person.session.open_project.snapshot().labelled[:2])
+    person.choose(*person.session.workspace.open_project.snapshot().labelled[:2])
     person.click(person.tab.register)
     assert "Warped image" in person.shown()

@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QTableWidget
 from napari_jrss._tests.widgets.dialogs import answering, enter, pick, press, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.app.author import known_author
-from napari_jrss.app.review.open_case import Structure
+from napari_jrss.app.review.open_case import StructureRow
 from napari_jrss.project.records import Status
 from napari_jrss.training.events import Event, StageStarted
 from napari_jrss.widgets.layers.review import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
@@ -29,7 +29,7 @@ CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftM
 
 @pytest.fixture
 def person(dock: MainWidget, qtbot: QtBot, taught: Path) -> Person:
-    dock.session.author = "anna"
+    dock.session.workspace.author = "anna"
     person = Person(dock, qtbot)
     dock.session.open(taught)
     person.settle()
@@ -37,14 +37,14 @@ def person(dock: MainWidget, qtbot: QtBot, taught: Path) -> Person:
 
 
 def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> None:
-    session, project = person.session, person.session.open_project
+    session, project = person.session, person.session.workspace.open_project
     stop = threading.Event()
 
     def fake_round(cancel: threading.Event) -> Iterator[Event]:
         yield StageStarted(stage="screening", steps=1)
         stop.wait(60)
 
-    session.training.start(fake_round)
+    session.workspace.training.start(fake_round)
     try:
         case_id = person.open()
         assert person.dock.tabs.currentWidget() is person.tab
@@ -58,7 +58,7 @@ def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> Non
         painted = person.label.copy()
         person.click(person.tab.accept)
         assert "N = 6" in person.dock._heading.text()
-        assert session.training.state.busy
+        assert session.workspace.training.state.busy
         np.testing.assert_array_equal(project.label(case_id), painted)
         version = project.label_versions(case_id)[-1]
         assert (version.status, version.voxels_changed) == (Status.CORRECTED, changed)
@@ -66,14 +66,14 @@ def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> Non
         assert case_id not in person.tab.suggestion.text()
     finally:
         stop.set()
-        assert session.training.wait(5)
+        assert session.workspace.training.wait(5)
 
 
 def test_the_layers_lie_in_the_world_as_the_scan_does(person: Person) -> None:
     case_id = person.open()
     kinds = [case_id, PSEUDO, ABOVE, "confidence", UNCERTAINTY, LABEL]
     assert person.names() == kinds
-    spacing = person.review.on_table.spacing_mm
+    spacing = person.review.open_case.spacing_mm
     for layer in person.viewer.layers:
         np.testing.assert_allclose(layer.scale, spacing)
         assert layer.axis_labels == ("z", "y", "x")
@@ -130,17 +130,17 @@ def test_a_case_is_not_left_without_being_asked(person: Person) -> None:
     first = person.open(0)
     person.stroke(2)
     mine = person.label.copy()
-    second = person.session.open_project.snapshot().unlabelled[1]
+    second = person.session.workspace.open_project.snapshot().unlabelled[1]
     with answering(press("Stay here")) as asked:
         person.review.open(second)
-    changed = person.review.on_table.editor.voxels_changed
+    changed = person.review.open_case.editor.voxels_changed
     assert asked == [f"{first} has {changed:,} corrected voxels."]
     person.settle()
-    assert person.review.on_table.case_id == first
+    assert person.review.open_case.case_id == first
     with answering(press("Keep for later")):
         person.review.open(second)
     person.settle()
-    assert person.review.on_table.case_id == second
+    assert person.review.open_case.case_id == second
     person.review.open(first)
     person.settle()
     np.testing.assert_array_equal(person.label, mine)
@@ -150,13 +150,13 @@ def test_a_case_is_not_left_without_being_asked(person: Person) -> None:
     person.settle()
     person.review.open(first)
     person.settle()
-    assert person.review.on_table.editor.voxels_changed == 0
+    assert person.review.open_case.editor.voxels_changed == 0
     person.stroke(2)
     mine = person.label.copy()
     with answering(press("Accept case")):
         person.review.open(second)
     person.settle()
-    np.testing.assert_array_equal(person.session.open_project.label(first), mine)
+    np.testing.assert_array_equal(person.session.workspace.open_project.label(first), mine)
 
 
 def test_corrections_of_a_closed_window_are_offered(person: Person, taught: Path) -> None:
@@ -169,7 +169,7 @@ def test_corrections_of_a_closed_window_are_offered(person: Person, taught: Path
     assert person.tab.unfinished.isVisibleTo(person.tab)
     assert case_id in person.tab.unfinished.cases.currentText()
     person.click(person.tab.unfinished.go_on)
-    assert person.review.on_table.case_id == case_id
+    assert person.review.open_case.case_id == case_id
     np.testing.assert_array_equal(person.label, mine)
 
 
@@ -177,7 +177,7 @@ def test_tau_shows_at_once_what_would_enter_training(person: Person) -> None:
     person.open()
     person.tab.proposal.slider.setValue(900)
     person.settle()
-    case = person.review.on_table
+    case = person.review.open_case
     assert case.screened is not None
     assert case.screened.tau == 0.9
     assert person.tab.proposal.words.text() == case.screened.words + "."
@@ -201,7 +201,7 @@ def test_an_overlay_is_ticked_wherever_it_was_shown(person: Person) -> None:
 def test_the_next_uncertain_region_is_looked_at(person: Person) -> None:
     person.open()
     person.press(Qt.Key.Key_U)
-    region = person.review.proposal.region
+    region = person.review.prediction.region
     assert region is not None
     assert int(person.viewer.dims.current_step[0]) == region.at[0]
     assert any("Uncertain region 1 of" in line for line in person.said)
@@ -244,16 +244,16 @@ def test_layers_that_were_deleted_renamed_or_moved_do_no_harm(person: Person) ->
 
 
 def test_the_name_is_asked_once_before_the_first_accept(person: Person) -> None:
-    person.session.author = ""
+    person.session.workspace.author = ""
     case_id = person.open()
-    versions = len(person.session.open_project.label_versions(case_id))
+    versions = len(person.session.workspace.open_project.label_versions(case_id))
     with answering(write("berta", button="Cancel")):
         person.click(person.tab.accept)
-    assert len(person.session.open_project.label_versions(case_id)) == versions
+    assert len(person.session.workspace.open_project.label_versions(case_id)) == versions
     with answering(write("  berta ")) as asked:
         person.click(person.tab.accept)
     assert "asked only once" in asked[0]
-    added = person.session.open_project.label_versions(case_id)[versions:]
+    added = person.session.workspace.open_project.label_versions(case_id)[versions:]
     assert [version.author for version in added] == ["berta"]
     assert known_author() == "berta"
     person.open(0)
@@ -273,20 +273,20 @@ def test_skip_and_reject_ask_why_and_say_what_is_next(person: Person) -> None:
     case_id = person.open()
     with answering(write("motion", button="Cancel")):
         person.click(person.tab.skip)
-    decisions = len(person.session.open_project.history(case_id))
+    decisions = len(person.session.workspace.open_project.history(case_id))
     with answering(write("it moved")) as asked:
         person.click(person.tab.skip)
     assert asked == ["Why is the case left for later?"]
-    history = person.session.open_project.history(case_id)
+    history = person.session.workspace.open_project.history(case_id)
     assert len(history) == decisions + 1
     assert (history[-1].kind, history[-1].detail) == ("skipped", "it moved")
     person.click(person.tab.open_next)
-    following = person.review.on_table.case_id
+    following = person.review.open_case.case_id
     assert following != case_id
     with answering(write("mixed up")):
         person.click(person.tab.reject)
-    assert person.session.open_project.history(following)[-1].detail == "mixed up"
-    assert person.session.open_project.case(following).status is Status.REJECTED
+    assert person.session.workspace.open_project.history(following)[-1].detail == "mixed up"
+    assert person.session.workspace.open_project.case(following).status is Status.REJECTED
 
 
 @pytest.mark.parametrize(
@@ -304,14 +304,14 @@ def test_a_reason_is_recorded_as_it_was_typed(
     case_id = person.open()
     with answering(answer):
         person.click(person.tab.skip)
-    assert person.session.open_project.history(case_id)[-1].detail == reason
+    assert person.session.workspace.open_project.history(case_id)[-1].detail == reason
 
 
 def test_a_rejection_is_recorded_as_it_was_typed(person: Person) -> None:
     case_id = person.open()
     with answering(enter("the")):
         person.click(person.tab.reject)
-    assert person.session.open_project.history(case_id)[-1].detail == "the"
+    assert person.session.workspace.open_project.history(case_id)[-1].detail == "the"
 
 
 def test_the_table_wants_no_more_room_than_its_rows(qtbot: QtBot) -> None:
@@ -320,7 +320,9 @@ def test_the_table_wants_no_more_room_than_its_rows(qtbot: QtBot) -> None:
     usual = QTableWidget().sizeHint().height()
     heights = []
     for count in (2, 4, 30):
-        rows = [Structure(i, f"s{i}", "#ff0000", 1.0, None, None, False) for i in range(1, count)]
+        rows = [
+            StructureRow(i, f"s{i}", "#ff0000", 1.0, None, None, False) for i in range(1, count)
+        ]
         table.show_rows(rows, read_only=False)
         heights.append(table.sizeHint().height())
     assert heights[0] < heights[1] < heights[2] == usual
@@ -331,14 +333,14 @@ def test_the_chosen_structures_swatch_keeps_its_colour(person: Person) -> None:
     table = person.tab.table
     chosen = table.item(table.currentRow(), NAME).icon()
     swatch = chosen.pixmap(12, 12, QIcon.Mode.Selected).toImage().pixelColor(6, 6).name()
-    assert swatch == person.review.on_table.structures()[table.currentRow()].colour.lower()
+    assert swatch == person.review.open_case.structures()[table.currentRow()].colour.lower()
 
 
 def test_a_draft_takes_the_place_of_corrections_only_if_the_person_says_so(person: Person) -> None:
     case_id = person.open()
     person.stroke(2)
     mine = person.label.copy()
-    changed = person.review.on_table.editor.voxels_changed
+    changed = person.review.open_case.editor.voxels_changed
     sources = person.tab.draft.sources
     sources.setCurrentIndex(sources.findData("blank"))
     with answering(press("Stay here")) as asked:
@@ -361,7 +363,7 @@ def test_an_accepted_version_is_a_source_at_once(person: Person) -> None:
     person.open()
     person.stroke(2)
     person.click(person.tab.accept)
-    version = person.review.on_table.versions[-1].version
+    version = person.review.open_case.versions[-1].version
     assert person.tab.draft.sources.findData(f"version:{version}") >= 0
     assert "are back" not in person.tab.notice.text()
 
@@ -389,7 +391,7 @@ def test_new_names_and_colours_reach_the_case_on_the_table(person: Person) -> No
 def test_corrections_that_wait_are_listed_while_they_do(person: Person) -> None:
     first = person.open(0)
     person.stroke(2)
-    second = person.session.open_project.snapshot().unlabelled[1]
+    second = person.session.workspace.open_project.snapshot().unlabelled[1]
     with answering(press("Keep for later")):
         person.review.open(second)
     person.settle()
@@ -404,11 +406,11 @@ def test_corrections_that_wait_are_listed_while_they_do(person: Person) -> None:
 
 
 def test_where_every_case_has_a_label_suggest_says_so(person: Person) -> None:
-    for case_id in person.session.open_project.snapshot().unlabelled:
+    for case_id in person.session.workspace.open_project.snapshot().unlabelled:
         person.review.open(case_id)
         person.settle()
         person.click(person.tab.accept)
     person.settle()
     assert person.tab.open_next.text() == "Suggest"
     person.click(person.tab.open_next)
-    assert person.said[-1] == "There is no other training case without a label"
+    assert person.said[-1] == "Every other training case has a label"

@@ -141,7 +141,9 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     assert enabled(tab) == {"Start"}
     fill(tab, tiny_config(segmentation={"epochs": 1, "minimum_steps": 60}))
     seen: list[StepEnd] = []
-    session.training.event.connect(lambda e: seen.append(e) if isinstance(e, StepEnd) else None)
+    session.workspace.training.event.connect(
+        lambda e: seen.append(e) if isinstance(e, StepEnd) else None
+    )
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Mono-Seg: ")
     assert enabled(tab) == {"Pause", "Cancel"}
@@ -150,7 +152,7 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     assert tab.bar.maximum() == bar.total == 60
     click(qtbot, tab.pause)
     wait_for(qtbot, tab, "Round 0 is paused; Resume")
-    assert session.training.state is JobState.CANCELLED
+    assert session.workspace.training.state is JobState.CANCELLED
     assert enabled(tab) == {"Start", "Resume", "Cancel"}
     assert tab.table.item(0, 2).text() == "paused"
     assert not [p for p in progress._all_instances if p.desc.startswith("JRSS")]
@@ -174,14 +176,14 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     with answering(press("No")) as asked:
         click(qtbot, tab.cancel)
     assert "Leave this series for good?" in asked[0]
-    assert tab._session.training.state is JobState.RUNNING
+    assert tab._workspace.training.state is JobState.RUNNING
     click(qtbot, tab.pause)
     qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
     fill(tab, tiny_config())
     with answering(press("No")) as asked:
         click(qtbot, tab.start)
     assert "Round 0 isn't finished and can be resumed" in asked[0]
-    assert tab._session.training.state is JobState.CANCELLED
+    assert tab._workspace.training.state is JobState.CANCELLED
     with answering(press("Yes")):
         click(qtbot, tab.cancel)
     qtbot.waitUntil(lambda: not tab.resume.isEnabled())
@@ -196,17 +198,19 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
 
 def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: QtBot) -> None:
     session = tab._session
-    events = train(session.open_project, tiny_config(), 2, threading.Event(), device="cpu")
+    events = train(
+        session.workspace.open_project, tiny_config(), 2, threading.Event(), device="cpu"
+    )
     while not isinstance(next(events), RoundFinished):
         pass
     events.close()  # type: ignore[attr-defined]
-    session.rounds_changed.emit()
+    session.workspace.rounds_changed.emit()
     wait_for(qtbot, tab, "still to come; Resume goes on")
     assert enabled(tab) == {"Start", "Resume", "Cancel"}
     with answering(press("No")) as asked:
         click(qtbot, tab.start)
     assert "This series has rounds still to come" in asked[0]
-    assert session.training.state is JobState.IDLE
+    assert session.workspace.training.state is JobState.IDLE
     with answering(press("Yes")) as asked:
         click(qtbot, tab.cancel)
     assert "Leave this series for good?" in asked[0]
@@ -225,13 +229,13 @@ def test_pre_training_again_is_offered_once_there_is_a_teacher_and_asked_for_onc
     qtbot.waitUntil(lambda: not tab.pretrain.isHidden())
     tab.pretrain.click()
     click(qtbot, tab.start)
-    qtbot.waitUntil(lambda: session.training.state.busy)
-    qtbot.waitUntil(lambda: not session.training.state.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: session.workspace.training.state.busy)
+    qtbot.waitUntil(lambda: not session.workspace.training.state.busy, timeout=WAIT_MS)
     rounds = [(row.number, row.parent, row.is_teacher) for row in session.rounds.history()]
     assert rounds == [(0, None, False), (1, None, True)]
     assert not tab.pretrain.isChecked()
     # The warning of a teacher is there whenever its project is.
-    path = session.open_project.path
+    path = session.workspace.open_project.path
     session.close()
     session.open(path)
     qtbot.waitUntil(lambda: tab.status.text().startswith("Not learned yet: frontal"))
@@ -264,19 +268,19 @@ def test_a_failed_round_says_why_and_an_earlier_teacher_can_be_used(
     tab.table.selectRow(1)  # the latest is first
     click(qtbot, tab.promote)
     qtbot.waitUntil(lambda: tab.table.item(1, 0).font().bold())
-    assert session.open_project.teacher.number == 0
+    assert session.workspace.open_project.teacher.number == 0
 
     fill(tab, tiny_config(screening={"tau": 1.0}), rounds=1)
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Failed: no structure of any unlabelled case passes tau = 1.0")
-    assert session.open_project.teacher.number == 0
+    assert session.workspace.open_project.teacher.number == 0
     assert "passes tau" in tab.table.item(0, 2).toolTip()
     tab.table.selectRow(0)
     assert not tab.promote.isEnabled()
 
 
 def test_a_project_open_read_only_can_only_be_looked_at(tab: RoundsTab, qtbot: QtBot) -> None:
-    path = tab._session.open_project.path
+    path = tab._workspace.open_project.path
     tab._session.close()
     qtbot.waitUntil(lambda: enabled(tab) == set())
     tab._session.open(path, read_only=True)
@@ -294,8 +298,8 @@ def test_a_round_that_can_not_be_read_is_told_in_a_line(
     assert not session.rounds.resumable
     assert enabled(tab) == {"Start"}
     shutil.rmtree(taught)
-    session.notified.emit("")
-    session.rounds_changed.emit()
+    session.workspace.notified.emit("")
+    session.workspace.rounds_changed.emit()
     qtbot.waitUntil(lambda: "unreadable description of a round" in dock._message.text())
     assert enabled(tab) == {"Start"}
 
@@ -307,10 +311,10 @@ def test_a_history_that_can_not_be_read_is_told_in_a_line(
     rounds = taught / "rounds"
     rounds.rename(taught / "moved")
     rounds.symlink_to(taught / "moved")
-    session.notified.connect(said.append)
+    session.workspace.notified.connect(said.append)
     session.open(taught)
     qtbot.waitUntil(lambda: "a link, which" in dock._message.text())
-    session.training.start(lambda cancel: iter(()))
+    session.workspace.training.start(lambda cancel: iter(()))
     qtbot.waitUntil(lambda: dock.rounds.status.text() == "Finished.")
     assert {line for line in said if line} == {f"{rounds}: a link, which a project doesn't follow"}
 
@@ -323,10 +327,12 @@ def test_the_estimate_is_shown_before_the_start(
     measured = Measured(
         device="cpu", program=0.0, total=2.0**30, stages=dict.fromkeys(stages, cost)
     )
-    monkeypatch.setattr("napari_jrss.app.rounds.rounds.measure_in_own_process", lambda *_: measured)
+    monkeypatch.setattr(
+        "napari_jrss.app.rounds.control.measure_in_own_process", lambda *_: measured
+    )
     click(qtbot, tab.measure)
     qtbot.waitUntil(lambda: "about" in tab.estimate.text(), timeout=WAIT_MS)
-    steps = steps_of(tab.config(), tab._session.open_project.snapshot(), False, 0)
+    steps = steps_of(tab.config(), tab._workspace.open_project.snapshot(), False, 0)
     assert f"about {sum(steps.values())} s on cpu (from a measured step)" in tab.estimate.text()
     assert "5.7 of 1.0 GiB of memory: too much" in tab.estimate.text()
     tab.seed.set(5)
@@ -359,6 +365,6 @@ def test_it_draws_ten_times_a_second_at_most(
     monkeypatch.setattr(tab.losses, "show_lines", lambda lines: drawn.append(1))
     event = StepEnd(stage="student_1", step=1, steps=9, losses={"total": 1.0}, seconds=0.1)
     for _ in range(500):
-        tab._session.training.event.emit(event)
+        tab._workspace.training.event.emit(event)
     qtbot.wait(450)
     assert 1 <= len(drawn) <= 6

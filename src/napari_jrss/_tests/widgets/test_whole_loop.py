@@ -93,7 +93,7 @@ def walk(
     train(dock, qtbot, joint_rounds=1)
     assert "teacher of round 1" in dock._heading.text()
     assert dock.rounds.table.rowCount() == 2
-    project = dock.session.open_project
+    project = dock.session.workspace.open_project
     np.testing.assert_array_equal(project.label(case_id), painted)
     assert project.case(case_id).status is Status.CORRECTED
     version = project.label_versions(case_id)[-1].version
@@ -137,8 +137,8 @@ def import_scans(dock: MainWidget, qtbot: QtBot, folder: Path, spacing_mm: int |
         qtbot.waitUntil(lambda: "of 2 x 2 x 2 mm" in dialog._preview.text(), timeout=20_000)
         qtbot.waitUntil(dialog.start.isEnabled, timeout=20_000)
     click(dialog.start)
-    qtbot.waitUntil(lambda: dock.session.project is not None, timeout=20_000)
-    qtbot.waitUntil(lambda: len(dock.session.open_project.cases()) == 7, timeout=60_000)
+    qtbot.waitUntil(lambda: dock.session.workspace.project is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: len(dock.session.workspace.open_project.cases()) == 7, timeout=60_000)
     settled(dock.cohort, qtbot)
 
 
@@ -150,7 +150,7 @@ def train(dock: MainWidget, qtbot: QtBot, joint_rounds: int) -> None:
     retype(tab.tau.widget, "0.3")
     retype(tab.rounds, str(joint_rounds))
     click(tab.start)
-    runner = dock.session.training
+    runner = dock.session.workspace.training
     assert dock.session.rounds.own_process
     qtbot.waitUntil(lambda: not runner.state.busy, timeout=TRAINING_MS)
     assert runner.error is None
@@ -169,7 +169,7 @@ def open_by_double_click(dock: MainWidget, person: Person) -> str:
     show(dock, dock.cohort)
     settled(dock.cohort, person.qtbot)
     table = dock.cohort.table
-    unlabelled = dock.session.open_project.snapshot().unlabelled[0]
+    unlabelled = dock.session.workspace.open_project.snapshot().unlabelled[0]
     rows = range(table.shown.rowCount())
     index = next(i for r in rows if (i := table.shown.index(r, CASE)).data() == unlabelled)
     table.scrollTo(index)
@@ -177,7 +177,7 @@ def open_by_double_click(dock: MainWidget, person: Person) -> str:
     QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=place)
     QTest.mouseDClick(table.viewport(), Qt.MouseButton.LeftButton, pos=place)
     person.settle()
-    assert person.review.on_table.case_id == unlabelled
+    assert person.review.open_case.case_id == unlabelled
     assert dock.tabs.currentWidget() is dock.review
     return unlabelled
 
@@ -186,16 +186,16 @@ def register(dock: MainWidget, qtbot: QtBot, fixed: str) -> None:
     """Register a labelled case onto this one, and look at it."""
     tab = dock.registration
     show(dock, tab)
-    moving = next(c for c in dock.session.open_project.snapshot().labelled if c != fixed)
+    moving = next(c for c in dock.session.workspace.open_project.snapshot().labelled if c != fixed)
     for box, case in ((tab.moving, moving), (tab.fixed, fixed)):
         box.setCurrentIndex(box.findData(case))
     click(tab.register)
-    runner, queue = dock.session.inference, dock.session.pairs.queue
+    runner, queue = dock.session.workspace.inference, dock.session.pairs.queue
     qtbot.waitUntil(
         lambda: not tab._asked and not runner.state.busy and not queue.busy, timeout=60_000
     )
     qtbot.wait(100)
     pair = dock.session.pairs.pair
     assert pair is not None
-    assert pair.registered.field.shape == (3, *dock.session.open_project.grid.shape)
+    assert pair.registered.field.shape == (3, *dock.session.workspace.open_project.grid.shape)
     assert tab.layers.layer("Warped image") is not None

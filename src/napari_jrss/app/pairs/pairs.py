@@ -1,4 +1,4 @@
-"""Registration of pairs: displacement, warped volumes, figures, and drafts from them."""
+"""Register pairs of cases: warped volumes, figures, and labels as drafts for the review."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from napari_jrss.app.pairs.registering import (
     register_sides,
     registration_network,
 )
-from napari_jrss.app.pairs.views import View, view_of
+from napari_jrss.app.pairs.views import View, pair_view
 from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.volume import Volume
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.nn import Module
 
-    from napari_jrss.app.session import Session
+    from napari_jrss.app.review.review import Review
+    from napari_jrss.app.workspace import Workspace
     from napari_jrss.inference.refine import Watch
     from napari_jrss.io.predictions import Prediction
 
@@ -44,14 +45,14 @@ class Comparison:
     Attributes
     ----------
     fixed
-        The case.
+        Id of the case.
     total
-        Number of pairs there will be.
+        Number of pairs that will be registered.
     reports
-        Figures of the pairs that are done, the best first: by mean Dice where both sides have
+        Figures of the pairs that are done, the best first: by mean Dice if both cases have
         labels, else by the residual, then by the folded voxels.
     draft
-        The label that all pairs vote for, once they are done.
+        The label that all pairs vote for, once they are done; None before.
     """
 
     fixed: str
@@ -60,13 +61,13 @@ class Comparison:
     draft: Prediction | None = None
 
     def with_report(self, report: RegistrationReport) -> Comparison:
-        """The same with one more pair."""
+        """The comparison with one more pair."""
         return replace(self, reports=tuple(sorted((*self.reports, report), key=_rank)))
 
 
 @dataclass(frozen=True, eq=False)
 class RegisteredVolumes:
-    """Two volumes that are no cases, registered, and the moving one on the fixed one's grid."""
+    """Two volumes that aren't cases, registered, and the moving one on the fixed one's grid."""
 
     pair: Pair
     warp: ScanWarp
@@ -74,54 +75,54 @@ class RegisteredVolumes:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a registration was made from: the networks of a round, and labels of cases."""
+    """What a registration was made from: the round of the networks, and the labels of the cases."""
 
     round_number: int | None
     versions: Mapping[str, str | None]
 
     @classmethod
     def of(cls, project: Project, case_ids: Collection[str]) -> Self:
-        """The teacher's round and the labels in force, as they are now."""
+        """The present teacher's round and the labels in force of some cases."""
         teacher = project.teacher
         versions = {c.case_id: c.label_version for c in project.cases() if c.case_id in case_ids}
         return cls(None if teacher is None else teacher.number, versions)
 
     def outdated(self, project: Project) -> str:
-        """What is another now; empty if nothing is."""
+        """What has changed in the project since then, in words; empty if nothing has."""
         now = self.of(project, self.versions)
         if now.round_number != self.round_number:
-            return f"the networks in force are those of round {now.round_number}"
+            return f"the networks are now those of round {now.round_number}"
         changed = [name for name in self.versions if now.versions[name] != self.versions[name]]
-        return f"{changed[0]} has another label now" if changed else ""
+        return f"{changed[0]} has a new label" if changed else ""
 
 
 class Pairs:
-    """Commands of the tab of this name; made by its session.
+    """The commands of the tab Registration.
 
-    Each command that computes is a job on the session's ``inference`` runner.
+    Each command that computes runs as a job of ``workspace.inference``.
 
     Attributes
     ----------
     pair_changed
         Another pair is in :attr:`pair`, or none.
     comparison_changed
-        Another pair is in :attr:`comparison`, or its draft, or there is none.
+        :attr:`comparison` has one more pair, or its draft, or is another one or None.
     view_made
-        A view of the pair that was asked for is there, see :meth:`view`.
+        A view of the pair that was asked for is ready, see :meth:`view`.
     refining
-        What share of the present pair's refinement is done, from 0 to 1.
+        Fraction of the present pair's refinement that is done, 0 to 1.
     volumes_registered
-        The :class:`RegisteredVolumes` that :meth:`register_volumes` was asked for.
-    desk
-        Where the views are made.
-    pair
-        The latest registered pair.
-    comparison
-        The latest case that all labelled cases were registered to.
+        Carries the result of :meth:`register_volumes`, a :class:`RegisteredVolumes`.
     refined_changed
-        Whether pairs are to be refined, see :attr:`refined`, is another now.
+        Carries the new value of :attr:`refined`.
+    queue
+        Makes the views.
+    pair
+        The latest registered pair, or None.
+    comparison
+        The latest case that all labelled cases were registered to, or None.
     outdated
-        Why one of these two was forgotten, see :meth:`forget_outdated`; empty if it wasn't.
+        Why the pair or the comparison was dropped, see :meth:`forget_outdated`; else empty.
     """
 
     pair_changed = Signal()
@@ -131,8 +132,9 @@ class Pairs:
     volumes_registered = Signal(object)
     refined_changed = Signal(bool)
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, workspace: Workspace, review: Review) -> None:
+        self._workspace = workspace
+        self._review = review
         self.pair: Pair | None = None
         self.queue = WorkQueue("pairs")
         self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
@@ -140,11 +142,11 @@ class Pairs:
         self._refined = False
         self.outdated = ""
         self._pair_basis = self._comparison_basis = Provenance(None, {})
-        session.project_changed.connect(self._forget)
+        workspace.project_changed.connect(self._forget)
 
     @property
     def refined(self) -> bool:
-        """Whether the next registrations improve each field on its pair.
+        """Whether registrations from now on refine each field on its pair.
 
         See :mod:`napari_jrss.inference.refine`.
         """
@@ -162,9 +164,9 @@ class Pairs:
         Raises
         ------
         ProjectError
-            If no project is open, it has no networks, or the two are the same case.
+            No project is open, it has no networks, or the two are the same case.
         BusyError
-            While another short job runs.
+            Another short job runs.
         """
         project = self._ready()
         if moving == fixed:
@@ -178,35 +180,35 @@ class Pairs:
                 read_registration_input(project, fixed),
             )
             pair = register_sides(network, *sides, project.table.names, device)
-            if not cancel.is_set() and self._session.project is project:
+            if not cancel.is_set() and self._workspace.project is project:
                 self.outdated, self._pair_basis = "", basis
                 self.pair, self._views = pair, {}
                 self.pair_changed.emit()
             yield pair.report
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def view(self, view: View, across: int = 0) -> NDArray[Any] | None:
-        """A view of the pair, see :func:`~napari_jrss.app.pairs.views.view_of`.
+        """A view of the pair, see :func:`~napari_jrss.app.pairs.views.pair_view`.
 
-        None if it has not been made yet: then it is being made, and :attr:`view_made` tells.
+        None if it isn't ready; it is made then, and :attr:`view_made` is emitted.
         """
         pair, views = self._present(), self._views
-        spacing_mm = self._session.open_project.grid.spacing_mm
+        spacing_mm = self._workspace.open_project.grid.spacing_mm
         key = (view, across)
         if key not in views:
             views[key] = None
 
             def make() -> None:
                 if views is self._views:
-                    views[key] = view_of(pair, view, spacing_mm, across)
+                    views[key] = pair_view(pair, view, spacing_mm, across)
                     self.view_made.emit(view)
 
             self.queue.submit(make)
         return views[key]
 
     def compare(self, case_id: str) -> None:
-        """Register every other labelled case to a case, and fuse their labels to a draft.
+        """Register every other labelled case to a case; their labels vote for a draft.
 
         Raises
         ------
@@ -215,14 +217,14 @@ class Pairs:
         """
         project = self._ready()
         atlases = set(project.snapshot().labelled) - {case_id}
-        device = self._session.device
+        device = self._workspace.device
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             comparison = Comparison(case_id, len(atlases))
             basis = Provenance.of(project, {case_id, *atlases})
             refine = self._watch(cancel)
             for each in register_labelled(project, case_id, refine=refine, device=device):
-                if cancel.is_set() or self._session.project is not project:
+                if cancel.is_set() or self._workspace.project is not project:
                     return
                 if isinstance(each, RegistrationReport):
                     comparison = comparison.with_report(each)
@@ -233,17 +235,17 @@ class Pairs:
                 self.comparison = comparison
                 self.comparison_changed.emit()
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def register_volumes(self, moving: Volume, fixed: Volume, names: tuple[str, str]) -> None:
-        """Register two volumes that are no cases; `volumes_registered` brings the result.
+        """Register two volumes that aren't cases; emits :attr:`volumes_registered`.
 
         Parameters
         ----------
         moving, fixed
-            Each where its affine says, LPS mm.
+            The volumes; their affines (LPS mm) say where they lie.
         names
-            Of the two, for the report.
+            Names of the two for the report.
 
         Raises
         ------
@@ -262,25 +264,25 @@ class Pairs:
                 self.volumes_registered.emit(RegisteredVolumes(pair, warp))
             yield pair.report
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def forget_outdated(self) -> None:
-        """Forget what was registered by networks, or from labels, that aren't in force any more."""
-        project, pair, comparison = self._session.project, self.pair, self.comparison
+        """Drop results of networks, or labels, that aren't in force any more."""
+        project, pair, comparison = self._workspace.project, self.pair, self.comparison
         if project is None:
             return
         if pair is not None and (why := self._pair_basis.outdated(project)):
-            self.outdated = f"{why}: register {pair.moving.name} to {pair.fixed.name} anew"
+            self.outdated = f"{why}: register {pair.moving.name} to {pair.fixed.name} again"
             self.pair, self._views = None, {}
             self.pair_changed.emit()
         if comparison is not None and (why := self._comparison_basis.outdated(project)):
-            self.outdated = f"{why}: register all labelled cases to {comparison.fixed} anew"
+            self.outdated = f"{why}: register all labelled cases to {comparison.fixed} again"
             self.comparison = None
             self.comparison_changed.emit()
 
     def following(self, moving: str, fixed: str) -> tuple[str, str]:
-        """The pair after this one: the next moving case, and after the last the next fixed one."""
-        ids = [case.case_id for case in self._session.open_project.cases()]
+        """The pair after this one: the next moving case, or else the next fixed case."""
+        ids = [case.case_id for case in self._workspace.open_project.cases()]
         if len(ids) < 2:
             raise ProjectError("registration needs two cases")
         pairs = [(m, f) for f in ids for m in ids if m != f]
@@ -288,24 +290,23 @@ class Pairs:
         return pairs[(now + 1) % len(pairs)]
 
     def send_to_review(self) -> None:
-        """Make the warped label a draft of the fixed case, which is put on Review's table.
+        """Open the fixed case for review, with the warped label as a draft.
 
         Raises
         ------
         ProjectError
-            If no pair has been registered, or one of its labels or the networks are others now,
-            or its moving case has no label.
+            There is no pair, it is outdated, or its moving case has no label.
         UnsavedError
             See :meth:`napari_jrss.app.review.review.Review.open`.
         """
         self.forget_outdated()
         pair = self._present()
         if pair.registered.label is None:
-            raise ProjectError(f"{pair.moving.name} has no label that could be warped")
+            raise ProjectError(f"{pair.moving.name} has no label to warp")
         self._draft(pair.fixed.name, pair.registered.label, [pair.moving.name])
 
     def send_draft_to_review(self) -> None:
-        """The same with the label that all labelled cases vote for, see :meth:`compare`."""
+        """The same with the label that all labelled cases voted for, see :meth:`compare`."""
         self.forget_outdated()
         comparison = self.comparison
         if comparison is None or comparison.draft is None:
@@ -314,40 +315,36 @@ class Pairs:
         self._draft(comparison.fixed, comparison.draft.label, moving)
 
     def _draft(self, case_id: str, label: Label, moving: Sequence[str]) -> None:
-        review = self._session.review
-        if review.open(case_id):
-            review.draft_from(label, "case:" + ",".join(moving))
+        if self._review.open(case_id):
+            self._review.draft_from(label, "case:" + ",".join(moving))
 
     def export(self, folder: Path) -> None:
-        """Write the present pair into ``<moving>_to_<fixed>`` of a folder.
+        """Write the present pair into ``<moving>_to_<fixed>`` in a folder.
 
         The files are those of :func:`napari_jrss.app.pairs.files.write_pair`.
 
         Raises
         ------
         ProjectError
-            As :meth:`send_to_review`, but for the label.
+            There is no pair, or it is outdated.
         BusyError
-            While another short job runs.
+            Another short job runs.
         """
         self.forget_outdated()
-        pair, table = self._present(), self._session.open_project.table
+        pair, table = self._present(), self._workspace.open_project.table
         out = folder / f"{pair.moving.name}_to_{pair.fixed.name}"
 
         def work(cancel: threading.Event) -> Iterator[Path]:
             yield from write_pair(pair, table, out)
-            self._session.notified.emit(f"field and warped volumes are in {out}")
+            self._workspace.notified.emit(f"field and warped volumes are in {out}")
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def _network(self, project: Project, cancel: threading.Event) -> tuple[Module, Device]:
-        return registration_network(project, self._session.device, self._watch(cancel))
+        return registration_network(project, self._workspace.device, self._watch(cancel))
 
     def _watch(self, cancel: threading.Event) -> Watch | None:
-        """Tells how far the refinement of a pair is, and ends it when the job is to stop.
-
-        None where pairs aren't to be refined.
-        """
+        """What follows a pair's refinement and can stop it; None if pairs aren't refined."""
         if not self.refined:
             return None
 
@@ -358,7 +355,7 @@ class Pairs:
         return watch
 
     def _ready(self) -> Project:
-        project = self._session.open_project
+        project = self._workspace.open_project
         project.require_teacher()
         return project
 

@@ -1,4 +1,4 @@
-"""The registration network at work on pairs of cases or scans, and votes of the labelled ones."""
+"""Register pairs of cases or scans, and let the labelled cases vote for a label."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from napari_jrss.app.pairs.views import folded_in_structures, jacobian_map
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
-from napari_jrss.metrics import dice_per_class, jacobian_statistics
+from napari_jrss.metrics import (
+    dice_per_class,
+    folded_in_structures,
+    jacobian_map,
+    jacobian_statistics,
+)
 from napari_jrss.preprocess.case_store import DICOM_SOURCE
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import GridTransform
@@ -32,12 +36,29 @@ if TYPE_CHECKING:
 
 
 class RegistrationReport(BaseModel):
-    """Figures of one registered pair; Dice per structure where both sides have labels.
+    """Figures of one registered pair.
 
-    Residuals are root mean square differences of the two normalised images, whose standard
-    deviation is 1, before and after the registration. The folds in each structure of the warped
-    label, in % of its voxels, say which of them not to trust. `refined` is whether the network's
-    field was improved on the pair.
+    Attributes
+    ----------
+    moving, fixed
+        Names of the two.
+    structures
+        Names of the structures, in the order of the lists below.
+    dice_before, dice
+        Dice of each structure before and after; None for one that is missing in either label.
+        Empty without two labels.
+    residual_before, residual
+        Root mean square difference of the two images, which are normalised to a standard
+        deviation of 1, before and after.
+    std_jacobian, sdlogj_plus3, folded_percent
+        See :class:`~napari_jrss.metrics.JacobianStatistics`.
+    folded_in_structures
+        Folded voxels of each structure of the warped label, in %; a warped structure with many
+        folds is unreliable.
+    seconds
+        Time of the registration alone.
+    refined
+        Whether the field was refined on the pair.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,18 +78,18 @@ class RegistrationReport(BaseModel):
 
     @property
     def mean_dice(self) -> float | None:
-        """Mean over the structures that both sides have; None without any."""
+        """Mean over the structures that both labels have; None without any."""
         return _mean(self.dice)
 
     @property
     def mean_dice_before(self) -> float | None:
-        """The same before the registration."""
+        """Mean Dice before the registration."""
         return _mean(self.dice_before)
 
 
 @dataclass(frozen=True, eq=False)
 class RegistrationInput:
-    """One side of a pair on the training grid, and where the scan itself is."""
+    """One scan of a pair on the training grid, and where the scan itself is."""
 
     name: str
     image: Image
@@ -84,17 +105,17 @@ class RegistrationInput:
         return read_volume(self.scan)
 
     def require_scan(self) -> None:
-        """Raise a ProjectError if the scan's file isn't where it was."""
+        """Raise a :class:`ProjectError` if the scan's file isn't where it was."""
         if isinstance(self.scan, Path) and not self.scan.exists():
             raise ProjectError(
-                f"{self.scan}: the scan of {self.name} isn't there any more; "
-                "'napari-jrss relink' finds scans that were moved"
+                f"{self.scan}: the scan of {self.name} is missing; find a scan that was moved "
+                "with 'napari-jrss relink'"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A moving side registered to a fixed one, in memory, with its figures."""
+    """A moving scan registered to a fixed one, in memory, with its figures."""
 
     moving: RegistrationInput
     fixed: RegistrationInput
@@ -105,16 +126,16 @@ class Pair:
 def registration_network(
     project: Project, device: str = "auto", refine: Watch | None = None
 ) -> tuple[Module, Device]:
-    """The current registration network and the device that it was put on.
+    """Load the present registration network; returns it and its device.
 
     Parameters
     ----------
     project
-        With trained networks.
+        A project with trained networks.
     device
         See :func:`napari_jrss.inference.device.make_fabric`.
     refine
-        Given, each field is improved on its pair while this watches, see
+        If given, each field is refined on its pair, and this follows the refinement, see
         :mod:`napari_jrss.inference.refine`.
     """
     from napari_jrss.inference.device import make_fabric
@@ -134,7 +155,7 @@ def register_sides(
     names: Sequence[str],
     device: Device,
 ) -> Pair:
-    """Register one side to another, in memory.
+    """Register one scan to another, in memory.
 
     Parameters
     ----------
@@ -143,9 +164,9 @@ def register_sides(
     moving, fixed
         See :func:`read_registration_input`.
     names
-        Of the C classes, background first.
+        Names of the C classes, background first.
     device
-        Where the network is.
+        Device of the network.
     """
     from napari_jrss.inference.predict import displacement_field, follow
     from napari_jrss.inference.refine import RefinedRegistration
@@ -185,7 +206,7 @@ def register_sides(
 
 
 def propagate(project: Project, case_id: str, *, device: str = "auto") -> Prediction:
-    """A draft for a case: the labelled cases registered to it, by weighted vote.
+    """Let the labelled cases vote for a case's label: each is registered to it.
 
     Returns
     -------
@@ -205,14 +226,14 @@ def register_labelled(
     Yields
     ------
     RegistrationReport, Prediction
-        The figures of each pair as it comes; last, the draft that all of them vote for.
+        The figures of each pair; last, the label that all of them vote for.
     """
     from napari_jrss.inference.predict import Votes
 
     network, torch_device = registration_network(project, device, refine)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
-        raise ProjectError(f"{project.path}: no other labelled case to propagate from")
+        raise ProjectError(f"{project.path}: no other labelled case to register")
     names = project.table.names
     fixed = read_registration_input(project, case_id)
     votes = Votes(fixed.image, len(names))
@@ -226,7 +247,7 @@ def register_labelled(
 
 
 def read_registration_input(project: Project, name: str) -> RegistrationInput:
-    """A case of the project by its id, or a scan by its file."""
+    """Read a case of the project by its id, or a scan by its path."""
     cases = {case.case_id: case for case in project.cases()}
     if name in cases:
         attributes = project.attributes(name)
@@ -234,7 +255,7 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
         image, chain = project.image(name), attributes.chain
         scan: Path | Volume = Path(attributes.source)
         if attributes.source == DICOM_SOURCE:
-            # No path to it is kept: what the project holds of it, on its own grid, has to do.
+            # The path of a DICOM scan isn't kept: use the project's image, on the scan's grid.
             scan = Volume(chain.image_to_source(image), np.array(chain.source_affine))
         return RegistrationInput(name, image, label, chain, scan)
     if not Path(name).exists():
@@ -243,7 +264,7 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
 
 
 def prepare_registration_input(project: Project, name: str, volume: Volume) -> RegistrationInput:
-    """A volume that is no case, brought to the training grid as the cases were."""
+    """Preprocess a volume that isn't a case as the cases were."""
     ready = preprocess(volume, None, project.preprocessing, project.grid)
     return RegistrationInput(name, ready.image, None, ready.chain, volume)
 

@@ -1,4 +1,4 @@
-"""What shows how well a registered pair fits: plain functions of arrays (z, y, x)."""
+"""Views that show how well a registered pair fits: functions of arrays (z, y, x)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_jrss.metrics import jacobian_map
 from napari_jrss.snapshot import Image, Label
 
 if TYPE_CHECKING:
@@ -20,33 +21,33 @@ Mask = NDArray[np.bool_]
 View = Literal["difference", "checkerboard", "jacobian", "folded", "grid", "displacement"]
 
 CHECKS = 8
-"""Fields of the checkerboard along the longest extent of the training grid."""
+"""Fields of the checkerboard along the longest extent of the training grid in mm."""
 GRID_CELLS = 20
-"""Cells of the deformed grid along it."""
+"""Cells of the deformed grid along the longest extent."""
 ARROWS = 24
 """Displacement vectors along the longest axis of the training grid."""
 GRID_PIXELS = 256
-"""The deformed grid is drawn on about so many pixels along it, since lines need them."""
+"""Pixels that the deformed grid is drawn on along the longest axis, for thin lines."""
 OUTLINE_PIXELS = 256
-"""Outlines are drawn on at least so many pixels along it."""
+"""Least number of pixels that outlines are drawn on along the longest axis."""
 
 
-def view_of(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) -> NDArray[Any]:
-    """One of the views of a pair.
+def pair_view(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) -> NDArray[Any]:
+    """Make one of the views of a pair.
 
     Parameters
     ----------
     pair
-        On the training grid.
+        The registered pair, on the training grid.
     view
         ``difference``: warped minus fixed image, in standard deviations of the images.
         ``checkerboard``: fixed and warped image in turn. ``jacobian``: see
-        :func:`jacobian_map`. ``folded``: where that is 0 or less. ``grid``: see
-        :func:`deformed_grid`. ``displacement``: see :func:`displacement_vectors`.
+        :func:`~napari_jrss.metrics.jacobian_map`. ``folded``: where that is 0 or less.
+        ``grid``: see :func:`deformed_grid`. ``displacement``: see :func:`displacement_vectors`.
     spacing_mm
         Voxel size (z, y, x) of the training grid.
     across
-        Axis (z, y, x) that is looked along, for the last two.
+        Axis (0 for z, 1 for y, 2 for x) that the viewer looks along, for the last two views.
     """
     field, warped, fixed = pair.registered.field, pair.registered.image, pair.fixed.image
     match view:
@@ -66,16 +67,16 @@ def view_of(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) ->
 
 
 def cells(shape: Sequence[int], spacing_mm: Sequence[float], count: int) -> tuple[int, int, int]:
-    """Edges in voxels (z, y, x) of cubes, `count` of which fill a grid's longest extent."""
+    """Edges in voxels (z, y, x) of cubes of which `count` fill a grid's longest extent in mm."""
     edge_mm = max(n * mm for n, mm in zip(shape, spacing_mm, strict=True)) / count
     z, y, x = (max(2, round(edge_mm / mm)) for mm in spacing_mm)
     return z, y, x
 
 
 def shown_range(image: Image) -> tuple[float, float]:
-    """Values that all but the darkest and the brightest 0.5 % of the voxels lie between.
+    """Limits that leave out the darkest and the brightest 0.5 % of the voxels.
 
-    Judged by every so many voxels, since a window waits for it.
+    Computed from a subset of about 48 voxels along each axis, since the window waits for it.
     """
     some = image[tuple(slice(None, None, max(1, size // 48)) for size in image.shape)]
     low, high = (float(value) for value in np.percentile(some, (0.5, 99.5)))
@@ -83,7 +84,7 @@ def shown_range(image: Image) -> tuple[float, float]:
 
 
 def checkerboard(one: Image, other: Image, cell: Sequence[int]) -> Image:
-    """Two images (z, y, x) in turn, in fields of `cell` voxels; the first corner shows `one`."""
+    """Two images (z, y, x) in fields of `cell` voxels in turn; the first field shows `one`."""
     z, y, x = np.ogrid[tuple(map(slice, one.shape))]
     high, deep, wide = cell
     return np.where((z // high + y // deep + x // wide) % 2 == 0, one, other)
@@ -99,7 +100,7 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1
     cell
         Distance of the lines in voxels (z, y, x).
     across
-        Axis that is looked along: only the lines of the two others are drawn.
+        Axis that the viewer looks along: only lines of the two others are drawn.
     finer
         Pixels per voxel along those two.
 
@@ -125,7 +126,7 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1
 
 
 def magnified(label: Label, across: int) -> Label:
-    """A label on the pixels that outlines are drawn on, seen along an axis."""
+    """A label (z, y, x) on the finer pixels that outlines are drawn on, seen along `across`."""
     row, column = _in_plane(across)
     finer = _finer(label.shape)
     return label.repeat(finer, row).repeat(finer, column)
@@ -139,12 +140,12 @@ def dashed_outline(label: Label, across: int) -> NDArray[np.uint8]:
     label
         (z, y, x), class indices.
     across
-        Axis that is looked along.
+        Axis that the viewer looks along.
 
     Returns
     -------
     NDArray[np.uint8]
-        As large as the :func:`magnified` label: 1 and 2 in turn on the outermost pixels of each
+        Shape of the :func:`magnified` label: 1 and 2 in turn on the outermost pixels of each
         structure, else 0.
     """
     finer, label = _finer(label.shape), magnified(label, across)
@@ -157,7 +158,7 @@ def dashed_outline(label: Label, across: int) -> NDArray[np.uint8]:
         edge[there] |= changes
     edge &= label > 0
     rows, columns = np.ogrid[tuple(slice(label.shape[axis]) for axis in _in_plane(across))]
-    # Askew, so that no upright, level or diagonal line is of one kind.
+    # Oblique, so that a vertical, horizontal or diagonal line has dashes of both kinds.
     kind = 1 + (3 * rows + 2 * columns) // (4 * finer) % 2
     return np.where(edge, np.expand_dims(kind.astype(np.uint8), across), np.uint8(0))
 
@@ -188,13 +189,13 @@ def displacement_vectors(field: Field, stride: int, across: int) -> NDArray[np.f
     stride
         Distance of the starts in voxels, along the two axes of a slice.
     across
-        Axis that is looked along: each of its slices has vectors.
+        Axis that the viewer looks along: each of its slices has vectors.
 
     Returns
     -------
     NDArray[np.float32]
-        (n, 2, 3), voxels, order z, y, x: the point p of the fixed image, and u(p), which leads
-        to where the moving image shows it.
+        (n, 2, 3), voxels, order z, y, x: the point p in the fixed image, and u(p), which points
+        to p + u(p) in the moving image.
     """
     steps = [1 if axis == across else stride for axis in range(3)]
     where = np.ix_(
@@ -206,27 +207,3 @@ def displacement_vectors(field: Field, stride: int, across: int) -> NDArray[np.f
     starts = np.stack(np.broadcast_arrays(*where)).reshape(3, -1).T
     directions = np.stack([part[where] for part in field]).reshape(3, -1).T
     return np.stack([starts, directions], axis=1).astype(np.float32)
-
-
-def jacobian_map(field: Field) -> NDArray[np.float32]:
-    """det(I + grad u) per voxel, see :func:`napari_jrss.networks.spatial.jacobian_determinant`.
-
-    1: volume is kept. Above 1: the moving image is shrunk there, since a voxel of the fixed
-    image covers more of it. 0 or less: the field folds.
-    """
-    import torch
-
-    from napari_jrss.networks.spatial import jacobian_determinant
-
-    values: NDArray[np.float32] = jacobian_determinant(torch.from_numpy(field)[None])[0].numpy()
-    return values
-
-
-def folded_in_structures(folded: Mask, label: Label, classes: int) -> list[float | None]:
-    """How much of each structure of a warped label is folded, in %; None for those not there."""
-    voxels = np.bincount(label.ravel(), minlength=classes)[1:]
-    inside = np.bincount(label[folded], minlength=classes)[1:]
-    return [
-        100 * float(part) / float(all_) if all_ else None
-        for part, all_ in zip(inside, voxels, strict=True)
-    ]

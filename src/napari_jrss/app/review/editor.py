@@ -1,17 +1,17 @@
 """The label that a person corrects: every change is one action, and every action can be undone.
 
-A window paints straight into :attr:`LabelEditor.label`, since nothing else is as fast; the editor
-keeps a second copy and takes what differs as the action. So it needs to know nothing of the
-painter's tools, and the brush, the tools here and whatever else wrote into the array share one
-undo.
+A window paints straight into :attr:`LabelEditor.label`, which is the fastest way. The editor keeps
+a second copy, and what differs is the action. So the brush, the tools here and any other code
+that writes into the array share one undo.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import RLock
 
 import numpy as np
@@ -28,7 +28,7 @@ UNDO_BYTES = 2**28
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What a label was drawn from: :meth:`Project.add_label_version`'s `draft`, and its voxels."""
+    """The draft that a label was drawn from: its key and its class indices (z, y, x)."""
 
     draft: str
     label: Label
@@ -47,9 +47,9 @@ class Edit:
     before, after
         Their classes.
     origins
-        Where another draft was begun: the origin before and after.
+        The origin before and after, if the action started from another draft; else None.
     shown
-        Whether the painter shows it already: it was painted, and nothing of it was taken back.
+        Whether the window shows it already: it was painted, and no voxel of it was refused.
     """
 
     name: str
@@ -61,63 +61,39 @@ class Edit:
 
     @property
     def inverse(self) -> Edit:
-        """The action that takes this one back."""
+        """The action that undoes this one."""
         origins = None if self.origins is None else (self.origins[1], self.origins[0])
         return Edit(self.name, self.indices, self.after, self.before, origins)
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes; an origin's label counts only here, as it is kept for this."""
+        """Bytes that it keeps in memory, with the label of its former origin."""
         own = self.indices.nbytes + self.before.nbytes + self.after.nbytes
         return own if self.origins is None else own + self.origins[0].label.nbytes
-
-
-@dataclass
-class _History:
-    """Actions with a limit on their memory."""
-
-    limit: int
-    edits: deque[Edit] = field(default_factory=deque)
-    nbytes: int = 0
-
-    def push(self, edit: Edit) -> None:
-        self.edits.append(edit)
-        self.nbytes += edit.nbytes
-        while self.nbytes > self.limit and len(self.edits) > 1:
-            self.nbytes -= self.edits.popleft().nbytes
-
-    def pop(self) -> Edit | None:
-        if not self.edits:
-            return None
-        edit = self.edits.pop()
-        self.nbytes -= edit.nbytes
-        return edit
-
-    def clear(self) -> None:
-        self.edits.clear()
-        self.nbytes = 0
 
 
 class LabelEditor:
     """A label under correction, with undo and redo.
 
-    Its methods may be called from several threads.
+    The methods may be called from several threads.
 
     Parameters
     ----------
     label
-        Class indices (z, y, x) to begin with; copied.
+        Class indices (z, y, x) to start from; copied.
     draft
-        What that is, as for :meth:`Project.add_label_version`.
+        Its key, as in :meth:`Project.add_label_version`.
     classes
         Number of classes C, background included.
     base
-        The draft's own voxels, where the label was corrected already.
+        Class indices of the draft, if the label was corrected already.
+    undo_bytes
+        Limit on the memory of the actions that can be undone.
 
     Attributes
     ----------
     changed
-        Each :class:`Edit` once it is made; an undo emits the inverse.
+        Carries each :class:`Edit` that was made; an undo emits the inverse one.
     label
         The label itself. Paint into it, then call :meth:`sync`.
     counts
@@ -139,11 +115,13 @@ class LabelEditor:
         self.counts = np.bincount(self.label.ravel(), minlength=classes)
         self._known = self.label.copy()
         self._locked = np.zeros(classes, bool)
-        self._done = _History(undo_bytes)
-        self._undone = _History(undo_bytes)
+        self._undo_stack: deque[Edit] = deque()
+        self._redo_stack: deque[Edit] = deque()
+        self._stack_bytes = 0
+        self._undo_bytes = undo_bytes
         self._lock = RLock()
 
-    # -- what there is
+    # -- state
 
     @property
     def voxels_changed(self) -> int:
@@ -152,27 +130,27 @@ class LabelEditor:
 
     @property
     def undo_name(self) -> str | None:
-        """What :meth:`undo` would take back."""
-        return self._done.edits[-1].name if self._done.edits else None
+        """Name of the action that :meth:`undo` would undo."""
+        return self._undo_stack[-1].name if self._undo_stack else None
 
     @property
     def redo_name(self) -> str | None:
-        """What :meth:`redo` would do again."""
-        return self._undone.edits[-1].name if self._undone.edits else None
+        """Name of the action that :meth:`redo` would redo."""
+        return self._redo_stack[-1].name if self._redo_stack else None
 
     @property
     def locked(self) -> Set[int]:
-        """Classes whose voxels nothing but an undo changes."""
+        """Protected classes: only an undo changes their voxels."""
         return frozenset(int(c) for c in np.flatnonzero(self._locked))
 
     def lock(self, index: int, locked: bool = True) -> None:
-        """Protect a class from any change, or no longer."""
+        """Protect a class from changes, or no longer."""
         with self._lock:
             self.sync()
             self._locked[index] = locked
 
     def snapshot(self) -> Label:
-        """A copy of the label after the latest action, whatever is being painted into it."""
+        """A copy of the label as of the latest action."""
         with self._lock:
             return self._known.copy()
 
@@ -190,7 +168,7 @@ class LabelEditor:
         """Slices across an axis on which a class was painted by hand and not undone."""
         found: set[int] = set()
         with self._lock:
-            for edit in self._done.edits:
+            for edit in self._undo_stack:
                 if edit.name != BY_HAND:
                     continue
                 ours = edit.indices[(edit.after == index) | (edit.before == index)]
@@ -200,10 +178,10 @@ class LabelEditor:
     # -- changes
 
     def sync(self, name: str = BY_HAND) -> Edit | None:
-        """Take what was written into :attr:`label` since the last action as one action.
+        """Make what was written into :attr:`label` since the last action one action.
 
-        Voxels of locked structures, and those that were given a class that there isn't, get
-        their class back.
+        Voxels of locked structures, and those that got a class that doesn't exist, get their
+        former class back.
         """
         with self._lock:
             flat, known = self.label.reshape(-1), self._known.reshape(-1)
@@ -221,81 +199,77 @@ class LabelEditor:
             self._count(before, after)
             return self._finish(Edit(name, indices, before, after, shown=shown))
 
-    def apply(self, name: str, indices: NDArray[np.intp], values: Label) -> Edit | None:
-        """Set voxels (flat indices) to classes as one action; locked structures stay."""
-        with self._lock:
-            self.sync()
-            flat = self.label.reshape(-1)
-            before = flat[indices]
-            after = np.broadcast_to(np.asarray(values, flat.dtype), before.shape)
-            wanted = (before != after) & ~self._forbidden(before, after)
-            if not wanted.any():
-                return None
-            edit = Edit(name, np.asarray(indices)[wanted], before[wanted], after[wanted])
-            self._write(edit)
-            return self._finish(edit)
-
     def replace(self, name: str, label: Label, seen: Label | None = None) -> Edit | None:
         """Make the label equal to another one as one action; locked structures stay.
 
         Parameters
         ----------
         name
-            For the person.
+            Name of the action, for the person.
         label
-            The new one.
+            The new label, (z, y, x).
         seen
             The label that the new one was computed from; a voxel that was painted since then
             stays as painted.
+
+        Returns
+        -------
+        Edit or None
+            None if nothing changed.
         """
-        new = label.reshape(-1)
         with self._lock:
             self.sync()
-            flat = self.label.reshape(-1)
-            changed = flat != new
-            if seen is not None:
-                changed &= flat == seen.reshape(-1)
-            indices = np.flatnonzero(changed)
-            return self.apply(name, indices, new[indices])
+            edit = self._edit(name, label, seen)
+            return self._make(edit) if edit.indices.size else None
 
-    def begin(self, name: str, label: Label, draft: str) -> Edit | None:
-        """Begin with another draft as one action, which undo takes back; locked structures stay."""
+    def begin(self, name: str, label: Label, draft: str) -> Edit:
+        """Start from another draft as one action; locked structures stay."""
         with self._lock:
             self.sync()
             origins = (self.origin, Origin(draft, label.copy()))
-            flat, new = self.label.reshape(-1), origins[1].label.reshape(-1)
-            indices = np.flatnonzero(flat != new)
-            indices = indices[~self._forbidden(flat[indices], new[indices])]
-            edit = Edit(name, indices, flat[indices], new[indices], origins)
-            self._write(edit)
-            return self._finish(edit)
+            return self._make(dataclasses.replace(self._edit(name, label), origins=origins))
 
     def rebase(self, draft: str, label: Label) -> None:
-        """From now on count changes from another draft, such as the version just accepted."""
+        """Count changes from another draft from now on, such as the version just accepted."""
         with self._lock:
             self.origin = Origin(draft, label.copy())
 
     def undo(self) -> Edit | None:
-        """Take the latest action back; None if there is none."""
+        """Undo the latest action; None if there is none."""
         with self._lock:
             self.sync()
-            return self._step(self._done, self._undone)
+            return self._step(self._undo_stack, self._redo_stack)
 
     def redo(self) -> Edit | None:
-        """Do again what was undone last; None if there is nothing."""
+        """Redo the action that was undone last; None if there is none."""
         with self._lock:
             self.sync()
-            return self._step(self._undone, self._done)
+            return self._step(self._redo_stack, self._undo_stack)
 
-    def _step(self, source: _History, target: _History) -> Edit | None:
-        edit = source.pop()
-        if edit is None:
+    def _step(self, source: deque[Edit], target: deque[Edit]) -> Edit | None:
+        if not source:
             return None
-        inverse = edit.inverse
+        inverse = source.pop().inverse
         self._write(inverse)
-        target.push(inverse)
+        target.append(inverse)
         self.changed.emit(inverse)
         return inverse
+
+    def _edit(self, name: str, label: Label, seen: Label | None = None) -> Edit:
+        """The action that leads to another label, but for locked structures."""
+        flat, new = self.label.reshape(-1), label.reshape(-1)
+        changed = flat != new
+        if seen is not None:
+            changed &= flat == seen.reshape(-1)
+        indices = np.flatnonzero(changed)
+        before = flat[indices]
+        after = new[indices]
+        allowed = ~self._forbidden(before, after)
+        return Edit(name, indices[allowed], before[allowed], after[allowed])
+
+    def _make(self, edit: Edit) -> Edit:
+        self._write(edit)
+        return self._finish(edit)
 
     def _write(self, edit: Edit) -> None:
         self.label.reshape(-1)[edit.indices] = edit.after
@@ -310,8 +284,11 @@ class LabelEditor:
         self.counts -= np.bincount(before, minlength=classes)
 
     def _finish(self, edit: Edit) -> Edit:
-        self._done.push(edit)
-        self._undone.clear()
+        self._stack_bytes += edit.nbytes - sum(undone.nbytes for undone in self._redo_stack)
+        self._redo_stack.clear()
+        self._undo_stack.append(edit)
+        while self._stack_bytes > self._undo_bytes and len(self._undo_stack) > 1:
+            self._stack_bytes -= self._undo_stack.popleft().nbytes
         self.changed.emit(edit)
         return edit
 

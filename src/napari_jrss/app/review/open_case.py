@@ -1,4 +1,4 @@
-"""A case on the table: its scan, what the teacher says of it, and the label under correction."""
+"""The case under review: its scan, the teacher's prediction, and the label under correction."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from napari_jrss.app.review.autosave import PERIOD_S, Autosave
 from napari_jrss.app.review.editor import LabelEditor
 from napari_jrss.app.review.regions import Region
 from napari_jrss.app.work_queue import WorkQueue
+from napari_jrss.app.workspace import Workspace
+from napari_jrss.errors import ProjectError
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.transform import TrainingGrid
@@ -24,15 +26,16 @@ BLANK = "blank"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A label to begin with, or to take a structure from.
+class DraftChoice:
+    """A label to start from, or to take a structure from.
 
     Attributes
     ----------
     draft
-        As :meth:`Project.add_label_version` has it.
+        Its key, as in :meth:`Project.add_label_version`: ``round:N``, ``version:V``,
+        ``case:A,B`` or ``blank``.
     title
-        In words.
+        What the person reads.
     """
 
     draft: str
@@ -40,7 +43,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Structure:
+class StructureRow:
     """One row of the table of structures.
 
     Attributes
@@ -50,12 +53,13 @@ class Structure:
     volume_ml
         In the label under correction.
     mean_confidence
-        Of the teacher, over the voxels that it gives to this structure; None without any.
+        Mean confidence of the teacher, 0 to 1, over the voxels that it predicts as this
+        structure; None without any.
     passes
         Whether the structure would enter training at the present tau; None without a
         prediction.
     accepted
-        Whether the person accepted it, which protects it from further changes.
+        Whether the person accepted the structure, which protects it from changes.
     """
 
     index: int
@@ -68,8 +72,8 @@ class Structure:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What stays in memory of a case that was on the table."""
+class CachedCase:
+    """What stays in memory of a case that was under review."""
 
     image: Image
     teacher: Round | None
@@ -84,29 +88,29 @@ class OpenCase:
     Attributes
     ----------
     case
-        Its row in the ledger.
+        Its entry in the project.
     grid, table
-        The project's.
+        Training grid and label table of the project.
     image
-        Preprocessed.
+        The preprocessed scan.
     voxel_ml
-        Millilitres of a voxel, as the scan itself measures them.
+        Volume of a voxel in millilitres, as the scan's own geometry has it.
     versions
-        Labels that may be looked at, oldest first; one that is hidden from training isn't.
+        Label versions that the person may see, oldest first; hidden labels are left out.
     editor, autosave
-        The label under correction, and what saves it.
+        The label under correction, and what keeps its corrections on the disk.
     recovered
-        When corrections that were found on the disk were last changed, or None.
+        When the corrections that were restored were last changed (UTC, ISO 8601), or None.
     teacher
-        The round that `prediction` is from.
+        The round that made `prediction`.
     prediction
-        The teacher's, or None while there is none.
+        The teacher's prediction, or None while there is none.
     screening, screened
-        The prediction held against tau; None until it is ready.
+        The prediction screened at any tau, and at the present tau; None until it is ready.
     drafts
-        Labels that were propagated or sent here, by draft.
+        Labels that were propagated or sent here from Registration, by draft key.
     regions
-        Uncertain places, once somebody asked.
+        Uncertain regions, worst first; None until they are asked for.
     """
 
     case: Case
@@ -127,7 +131,7 @@ class OpenCase:
 
     @property
     def case_id(self) -> str:
-        """Its id."""
+        """Id of the case."""
         return self.case.case_id
 
     @property
@@ -136,42 +140,42 @@ class OpenCase:
         return self.grid.spacing_mm
 
     @property
-    def kept(self) -> Kept:
-        """What is worth keeping in memory when the case is left."""
-        return Kept(self.image, self.teacher, self.prediction, self.screening)
+    def cached(self) -> CachedCase:
+        """What stays in memory when the case is left."""
+        return CachedCase(self.image, self.teacher, self.prediction, self.screening)
 
     @property
     def purpose(self) -> str:
-        """What a label of this case does, where that isn't training."""
+        """What a label of this case is for, if not for training; else empty."""
         return {
             Split.TRAIN: "",
-            Split.VALIDATION: "A validation case: its label measures the teacher, it never trains.",
-            Split.TEST: "A test case: its label measures the result, it never trains.",
-            Split.UNUSED: "Put aside by the split: its label doesn't train.",
+            Split.VALIDATION: "A validation case: its label selects the teacher and never trains.",
+            Split.TEST: "A test case: its label measures the result and never trains.",
+            Split.UNUSED: "The split left this case unused: its label doesn't train.",
         }[self.case.split]
 
     @property
-    def sources(self) -> list[Source]:
-        """Labels to begin with, the likeliest first."""
+    def draft_choices(self) -> list[DraftChoice]:
+        """Labels to start from, the likeliest first."""
         found = []
         if self.prediction is not None and self.teacher is not None:
-            found.append(_source(f"round:{self.teacher.number}"))
+            found.append(_draft_choice(f"round:{self.teacher.number}"))
         found += [
-            Source(
+            DraftChoice(
                 f"version:{version.version}",
                 f"{version.version}: {version.status}, {version.author}, {version.created[:16]}",
             )
             for version in reversed(self.versions)
         ]
-        found += [_source(draft) for draft in (*self.drafts, BLANK)]
+        found += [_draft_choice(draft) for draft in (*self.drafts, BLANK)]
         return found
 
-    def structures(self) -> list[Structure]:
-        """The table of structures as it is now."""
+    def structures(self) -> list[StructureRow]:
+        """The rows of the table of structures."""
         confidence = None if self.screening is None else self.screening.mean_confidence
         passed = None if self.screened is None else self.screened.classes_passed
         return [
-            Structure(
+            StructureRow(
                 each.index,
                 each.name,
                 each.colour,
@@ -186,30 +190,73 @@ class OpenCase:
         ]
 
 
+class CurrentCase:
+    """The case under review, if there is one, and the queue that does its work.
+
+    Attributes
+    ----------
+    workspace
+        The open project, the person's settings, and the jobs.
+    queue
+        Runs the work of the review in the order it was asked for.
+    case
+        The case, or None.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.queue = WorkQueue("review")
+        self.case: OpenCase | None = None
+
+    @property
+    def open_case(self) -> OpenCase:
+        """The case under review; :class:`ProjectError` if there is none."""
+        if self.case is None:
+            raise ProjectError("no case is open for review")
+        return self.case
+
+    def label_from(self, case: OpenCase, draft: str) -> Label:
+        """Class indices (z, y, x) of one of a case's drafts, by its key."""
+        if draft == BLANK:
+            return np.zeros(case.grid.shape, case.table.dtype)
+        if draft in case.drafts:
+            return case.drafts[draft]
+        if draft.startswith("version:"):
+            version = draft.removeprefix("version:")
+            return self.workspace.open_project.label(case.case_id, version)
+        if (
+            case.prediction is None
+            or case.teacher is None
+            or draft != f"round:{case.teacher.number}"
+        ):
+            raise ProjectError(f"case {case.case_id} has no label from {draft!r}")
+        return case.prediction.label
+
+
 def read_case(
     project: Project,
     case_id: str,
     queue: WorkQueue,
     author: str,
-    known: Kept | None = None,
+    known: CachedCase | None = None,
     autosave_s: float = PERIOD_S,
 ) -> OpenCase:
-    """Put a case on the table, with the corrections that were saved, if any.
+    """Read a case for review, with the corrections that were kept for it, if any.
 
     Parameters
     ----------
     project
-        The case's.
+        The project of the case.
     case_id
-        Which.
+        The case.
     queue
-        Where corrections are saved.
+        Runs the work that keeps corrections on the disk.
     author
-        The person, if known yet.
+        The person's name, or "" if it isn't known yet.
     known
-        What is left in memory of it, which needn't be read again.
+        What is still in memory of the case, which isn't read again.
     autosave_s
-        Seconds between two saves of the corrections.
+        Seconds after which a correction is on the disk.
 
     Raises
     ------
@@ -253,7 +300,7 @@ def read_case(
 
 
 def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:
-    """Label versions of a case, but for one that a few-shot simulation hides."""
+    """Label versions of a case, without the one that a few-shot simulation hides."""
     versions = project.label_versions(case.case_id)
     hidden = case.reference_version if case.label_version is None else None
     return [version for version in versions if version.version != hidden]
@@ -262,7 +309,7 @@ def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:
 def _usual_draft(
     project: Project, case: Case, teacher: Round | None, prediction: Prediction | None
 ) -> tuple[Label, str]:
-    """What a person begins with: a label in force, else the pseudo-label, else nothing."""
+    """The draft to start from: the label in force, else the pseudo-label, else a blank one."""
     if case.label_version is not None:
         return project.label(case.case_id), f"version:{case.label_version}"
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
@@ -271,7 +318,7 @@ def _usual_draft(
 
 
 def draft_in_words(draft: str) -> str:
-    """What a label was drawn from, such as "pseudo-label of round 3"."""
+    """What a label was drawn from, for a person, such as "pseudo-label of round 3"."""
     kind, _, what = draft.partition(":")
     if kind == "round":
         return f"pseudo-label of round {what}"
@@ -286,6 +333,6 @@ def draft_in_words(draft: str) -> str:
     return draft
 
 
-def _source(draft: str) -> Source:
+def _draft_choice(draft: str) -> DraftChoice:
     words = draft_in_words(draft)
-    return Source(draft, words[0].upper() + words[1:])
+    return DraftChoice(draft, words[0].upper() + words[1:])

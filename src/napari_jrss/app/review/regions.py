@@ -1,4 +1,4 @@
-"""Where in a case the teacher is least certain: a list of places to look at, worst first."""
+"""Regions of a case where the teacher is least certain, worst first."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from napari_jrss.io.predictions import Prediction
 
 @dataclass(frozen=True)
 class Region:
-    """One uncertain place.
+    """One uncertain region.
 
     Attributes
     ----------
     at
-        Voxel (z, y, x) of its peak.
+        Voxel (z, y, x) where the uncertainty peaks.
     index
-        Class that the teacher gives to this voxel.
+        Class that the teacher predicts at this voxel.
     volume_ml
-        Volume around it that is about as uncertain.
+        Volume of the uncertain voxels around the peak, in millilitres.
     mean
         Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
     """
@@ -42,22 +42,22 @@ def uncertain_regions(
     sigma_mm: float = 1.5,
     apart_mm: float = 10.0,
 ) -> list[Region]:
-    """The places around which uncertainty sums to most, worst first.
+    """Find the regions with the most uncertainty (volume times mean), worst first.
 
     Parameters
     ----------
     prediction
-        Of one case; its uncertainty or, without one, 1 - confidence is looked at.
+        Prediction of one case. Its uncertainty counts or, without one, 1 - confidence.
     spacing_mm
-        Voxel size (z, y, x).
+        Voxel size (z, y, x) in mm.
     count
-        At most so many.
+        Largest number of regions.
     fraction
-        Part of the volume that counts as uncertain.
+        Fraction of the voxels that count as uncertain.
     sigma_mm
-        Standard deviation of the Gaussian that joins speckles.
+        Standard deviation of the Gaussian in mm that joins scattered voxels.
     apart_mm
-        Size of the box that one region is looked for in, and least distance of two.
+        Edge of a region's box in mm, and least distance of two regions.
     """
     doubt = (
         1 - prediction.confidence.astype(np.float32)
@@ -92,7 +92,7 @@ def uncertain_regions(
 def _apart(
     places: NDArray[np.intp], values: NDArray[np.float32], window: Sequence[int]
 ) -> list[NDArray[np.intp]]:
-    """The largest of places that lie in one box, such as a plateau's many peaks."""
+    """Keep the largest of the peaks that lie in one box, such as those of a plateau."""
     kept: list[NDArray[np.intp]] = []
     half = np.array(window) // 2
     for place in places[np.argsort(-values, kind="stable")]:

@@ -1,4 +1,4 @@
-"""Review: one case on the table, the teacher's proposal for it, and the person's own label."""
+"""Review of one case at a time: open it, correct its label, and accept, reject or skip it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 from psygnal import Signal
 
-from napari_jrss.app.review.drafts import Proposal
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import (
-    BLANK,
-    Kept,
+    CachedCase,
+    CurrentCase,
     OpenCase,
     draft_in_words,
     read_case,
     visible_versions,
 )
-from napari_jrss.app.review.repairs import Tools
-from napari_jrss.app.work_queue import WorkQueue
+from napari_jrss.app.review.prediction import PredictionReview
+from napari_jrss.app.review.tools import Tools
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved
 from napari_jrss.project.labels import check_draft
 from napari_jrss.snapshot import Label
 
 if TYPE_CHECKING:
+    from napari_jrss.app.cohort import Cohort
     from napari_jrss.app.next_case import Suggestion
-    from napari_jrss.app.session import Session
+    from napari_jrss.app.workspace import Workspace
     from napari_jrss.project.project import Project
 
-KEPT_CASES = 3
-"""So many cases stay in memory, for going back and forth."""
+CACHED_CASES = 3
+"""Number of cases that stay in memory, so that going back to one is quick."""
 
 
 class Leave(StrEnum):
@@ -45,36 +45,40 @@ class Leave(StrEnum):
 
 
 class UnsavedError(ProjectError):
-    """The case on the table has corrections, and nobody said what to do with them."""
+    """The case under review has corrections, and the caller didn't say what to do with them."""
 
 
 class Review:
-    """Commands of the tab of this name; made by its session.
+    """The commands of the tab Review.
 
-    What takes time is done at the :attr:`queue`, and signals are emitted from its thread; a
-    script calls :meth:`wait` after a command. Inference goes through ``session.inference``.
+    What takes time runs on :attr:`queue`, whose thread emits the signals; a script calls
+    :meth:`wait` after a command. Networks run as jobs of ``workspace.inference``.
 
     Attributes
     ----------
     case_changed
-        Another case is on the table, or none.
+        Another case is under review, or none.
     label_changed
-        The label under correction: the :class:`Edit` that was made, or taken back.
+        The label was edited; carries the :class:`Edit`, which is the inverse one for an undo.
     status_changed
         The case was accepted, rejected or skipped, or a structure was accepted.
     suggestion_changed
-        Another case is suggested as the next one.
+        Another case is suggested as the next one, see :attr:`suggestion`.
     unfinished_changed
-        There are other journals with corrections to recover.
-    case, suggestion, unfinished
-        What these signals tell of.
-    proposal
-        What the networks say of the case.
+        The list :attr:`unfinished` changed.
+    queue
+        Runs the work of the review in the order it was asked for.
+    suggestion
+        Which case to label next, and why; None while it isn't known.
+    unfinished
+        Corrections of other cases that are kept on the disk but are in no label version.
+    prediction
+        What the networks say about the case.
     tools
-        Repairs of the label, and undo.
+        Repairs of the label, undo and redo.
     ask
-        Asks the person what to do with unsaved corrections; None: they don't want to leave.
-        A script has nobody to ask and gets an :class:`UnsavedError`.
+        Asks the person what to do with unsaved corrections; returns None to stay on the case.
+        None in a script, which gets an :class:`UnsavedError` instead.
     """
 
     case_changed = Signal()
@@ -83,59 +87,66 @@ class Review:
     suggestion_changed = Signal()
     unfinished_changed = Signal()
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.queue = WorkQueue("review")
-        self.case: OpenCase | None = None
+    def __init__(self, workspace: Workspace, cohort: Cohort) -> None:
+        self._workspace = workspace
+        self._cohort = cohort
+        self._current = CurrentCase(workspace)
+        self.queue = self._current.queue
         self.suggestion: Suggestion | None = None
         self.unfinished: list[CorrectionsFile] = []
         self.ask: Callable[[OpenCase], Leave | None] | None = None
         self._wanted: str | None = None
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
-        session.project_changed.connect(self._project_changed)
-        session.cases_changed.connect(self._cases_changed)
-        self.proposal = Proposal(session, self)
-        self.tools = Tools(session, self)
+        self._cache: OrderedDict[str, CachedCase] = OrderedDict()
+        workspace.project_changed.connect(self._project_changed)
+        workspace.cases_changed.connect(self._cases_changed)
+        self.prediction = PredictionReview(self._current)
+        self.tools = Tools(self._current)
 
     # -- open and leave
 
     @property
+    def case(self) -> OpenCase | None:
+        """The case under review, or None."""
+        return self._current.case
+
+    @property
+    def open_case(self) -> OpenCase:
+        """The case under review; :class:`ProjectError` if there is none."""
+        return self._current.open_case
+
+    @property
     def unsaved(self) -> bool:
-        """Whether the case on the table has corrections that no label version holds."""
+        """Whether the case under review has corrections that no label version holds."""
         if self.case is None:
             return False
         self.case.editor.sync()
-        return self.case.editor.voxels_changed > 0 and not self._session.open_project.read_only
-
-    @property
-    def on_table(self) -> OpenCase:
-        """The case on the table; :class:`ProjectError` if there is none."""
-        if self.case is None:
-            raise ProjectError("no case is open for review")
-        return self.case
+        return self.case.editor.voxels_changed > 0 and not self._workspace.open_project.read_only
 
     def open(self, case_id: str, unsaved: Leave | str | None = None) -> bool:
-        """Put a case on the table, soon; :attr:`case_changed` tells when.
+        """Open a case for review; :attr:`case_changed` is emitted once it is there.
 
-        False if the person would rather not leave the present one.
-
-        Corrections that its journal holds are on it again.
+        Corrections that were kept for it are restored.
 
         Parameters
         ----------
         case_id
-            Which.
+            The case.
         unsaved
-            What to do with corrections of the present one; None: ask.
+            What to do with corrections of the present case; None: call :attr:`ask`.
+
+        Returns
+        -------
+        bool
+            False if the person chose to stay on the present case.
 
         Raises
         ------
         ProjectError
             There is no such case.
         UnsavedError
-            The present case has corrections and there is nobody to ask.
+            The present case has corrections, and :attr:`ask` isn't set.
         """
-        project = self._session.open_project
+        project = self._workspace.open_project
         project.case(case_id)
         here = self.case is not None and self.case.case_id == case_id
         if here and unsaved is None and self._wanted == case_id:
@@ -146,17 +157,17 @@ class Review:
         self._wanted = case_id
         if here:  # its own journal is read again
             self.queue.submit(self._clear)
-        self.queue.submit(lambda: self._fetch(project, case_id))
+        self.queue.submit(lambda: self._read(project, case_id))
         return True
 
-    def _fetch(self, project: Project, case_id: str) -> None:
-        """Read a case; the present one stays on the table until that is done; the desk's own."""
+    def _read(self, project: Project, case_id: str) -> None:
+        """Read a case, on the queue; the present one stays under review until that is done."""
         if not self._is_wanted(project, case_id):
             return
-        known, session = self._kept.get(case_id), self._session
+        known, workspace = self._cache.get(case_id), self._workspace
         try:
             case = read_case(
-                project, case_id, self.queue, session.author, known, session.autosave_s
+                project, case_id, self.queue, workspace.author, known, workspace.autosave_s
             )
         except Exception:
             if self._wanted == case_id:
@@ -165,30 +176,30 @@ class Review:
                 self.case_changed.emit()
             raise
         if self.case is not None:
-            # What was painted meanwhile is journalled before the case is put away.
+            # What was painted meanwhile is saved before the case is left.
             self.case.editor.sync()
-        self.queue.submit(lambda: self._put_on_table(project, case))
+        self.queue.submit(lambda: self._show(project, case))
 
-    def _put_on_table(self, project: Project, case: OpenCase) -> None:
+    def _show(self, project: Project, case: OpenCase) -> None:
         if not self._is_wanted(project, case.case_id):
             case.autosave.keep()
             return
         self._put_away()
         case.editor.changed.connect(self._edited)
-        self.case, self.proposal.region = case, None
+        self._current.case, self.prediction.region = case, None
         self._list_unfinished()
         self.case_changed.emit()
-        self.proposal.screen(case)
+        self.prediction.screen(case)
         if case.prediction is None and case.teacher is not None:
-            self.proposal.predict(case)
+            self.prediction.predict(case)
         self.suggest_next()
 
     def _is_wanted(self, project: Project, case_id: str) -> bool:
-        """Not if another one was asked for meanwhile, or another project."""
-        return self._wanted == case_id and self._session.project is project
+        """Whether no other case, or project, was opened meanwhile."""
+        return self._wanted == case_id and self._workspace.project is project
 
     def close_case(self, unsaved: Leave | str | None = None) -> None:
-        """Take the case off the table."""
+        """Close the case; `unsaved` as in :meth:`open`."""
         if self.case is None or not self._leave(unsaved):
             return
         self._wanted = None
@@ -201,28 +212,31 @@ class Review:
         self.queue.submit(clear)
 
     def leave_project(self, timeout: float = 2.0) -> bool:
-        """Keep the corrections and put nothing more on the table; before the project closes."""
+        """Keep the corrections and close the case, before the project closes.
+
+        Returns whether that was done within `timeout` seconds.
+        """
         case, self._wanted = self.case, None
         if case is not None:
             case.editor.sync()
             self.queue.submit(case.autosave.keep)
         done = self.queue.wait(timeout)
-        self.case = self.proposal.region = self.suggestion = None
-        self._kept.clear()
+        self._current.case = self.prediction.region = self.suggestion = None
+        self._cache.clear()
         self.unfinished = []
         if case is not None:
             self.case_changed.emit()
         return done
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the desk is empty; whether that came to be."""
+        """Wait at most `timeout` seconds until no work is left; whether that is so."""
         return self.queue.wait(timeout)
 
     def _leave(self, unsaved: Leave | str | None) -> bool:
-        """See to the corrections of the present case; whether it may be left."""
+        """Deal with unsaved corrections of the present case; whether it may be left."""
         if not self.unsaved:
             return True
-        case = self.on_table
+        case = self.open_case
         if unsaved is None:
             if self.ask is None:
                 raise UnsavedError(
@@ -236,17 +250,17 @@ class Review:
         elif Leave(unsaved) is Leave.DISCARD:
             for index in case.editor.locked:
                 case.editor.lock(index, False)
-            case.editor.replace("give up", case.editor.origin.label)
+            case.editor.replace("discard", case.editor.origin.label)
             self.queue.submit(case.autosave.discard)
         return True
 
     # -- drafts
 
     def draft_from(self, label: Label, draft: str) -> None:
-        """Begin with a label that came from elsewhere; undo takes that back.
+        """Start from a label that came from elsewhere; undo takes that back.
 
-        A case that was asked for just before gets it as soon as it is on the table. Where there
-        are corrections already, they stay, and the label is one more source to start from.
+        If the case is still being opened, the label is used once it is open. If the case has
+        corrections, they stay, and the label becomes one more choice to start from.
 
         Parameters
         ----------
@@ -254,98 +268,94 @@ class Review:
             Class indices (z, y, x) on the training grid.
         draft
             Where it came from, such as ``case:A``.
+
+        Raises
+        ------
+        ProjectError
+            No case is open, the project is read-only, or the label doesn't fit the project.
         """
-        project = self._session.open_project
+        project = self._workspace.open_project
         check_draft(draft)
         self._require_writable()
-        wanted = self._wanted or self.on_table.case_id
+        wanted = self._wanted or self.open_case.case_id
         array = project.checked_label(wanted, label)
 
         def begin() -> None:
             if self._wanted == wanted and (self.case is None or self.case.case_id != wanted):
-                self.queue.submit(begin)  # once it is on the table
+                self.queue.submit(begin)  # once the case is open
                 return
-            case = self.on_table
+            case = self.open_case
             if case.case_id != wanted:
                 return
             case.drafts[draft] = array
             words = draft_in_words(draft)
             case.editor.sync()
             if case.editor.voxels_changed:
-                told = f"was corrected, which stays; to start from it, choose {words!r} as draft"
+                message = f"your corrections stay; choose the draft {words!r} to start from it"
             else:
                 case.editor.begin(f"start from {words}", array, draft)
-                told = f"starts from a label {words}"
-            self._session.notified.emit(f"{case.case_id}: {told}")
-            self.proposal.changed.emit()
+                message = f"starts from a label {words}"
+            self._workspace.notified.emit(f"{case.case_id}: {message}")
+            self.prediction.changed.emit()
 
         self.queue.submit(begin)
 
     def start_from(self, draft: str, *, replace: bool = False) -> None:
-        """Begin with one of the case's sources; undo takes that back.
+        """Start from one of the case's drafts; undo takes that back.
+
+        Parameters
+        ----------
+        draft
+            One of :attr:`OpenCase.draft_choices`.
+        replace
+            Replace corrections, too; undo brings them back while the case is open.
 
         Raises
         ------
         UnsavedError
-            There are corrections, and `replace` doesn't say that they are to go. Undo brings
-            them back, but only as long as the case is on the table.
+            There are corrections, and `replace` is False.
         """
         self._require_writable()
-        case = self.on_table
+        case = self.open_case
         if self.unsaved and not replace:
             raise UnsavedError(
                 f"case {case.case_id} has {case.editor.voxels_changed} corrected voxels, which "
-                "another draft would replace: accept them first, or say that they are to go"
+                "another draft would replace: accept them first, or agree to replace them"
             )
         self.queue.submit(
             lambda: case.editor.begin(
-                f"start from {draft_in_words(draft)}", self.source(case, draft), draft
+                f"start from {draft_in_words(draft)}", self._current.label_from(case, draft), draft
             )
         )
-
-    def source(self, case: OpenCase, draft: str) -> Label:
-        """Voxels of one of a case's sources."""
-        if draft == BLANK:
-            return np.zeros(case.grid.shape, case.table.dtype)
-        if draft in case.drafts:
-            return case.drafts[draft]
-        if draft.startswith("version:"):
-            version = draft.removeprefix("version:")
-            return self._session.open_project.label(case.case_id, version)
-        if (
-            case.prediction is None
-            or case.teacher is None
-            or draft != f"round:{case.teacher.number}"
-        ):
-            raise ProjectError(f"case {case.case_id} has no label from {draft!r}")
-        return case.prediction.label
 
     # -- decisions
 
     def accept_structure(self, index: int, accepted: bool = True) -> None:
-        """Accept one structure: it is protected from further changes, until withdrawn."""
+        """Accept one structure, which protects it from changes; or withdraw that."""
         self._require_writable()
-        case = self.on_table
+        case = self.open_case
         case.editor.lock(index, accepted)
         case.autosave.note_accepted()
         self.status_changed.emit()
 
     def accept(self) -> None:
-        """Make the label a version in force: ACCEPTED as it was drafted, or CORRECTED.
+        """Save the label as the version in force: ACCEPTED if unchanged, else CORRECTED.
 
-        A round under way isn't disturbed; the next one trains on it.
+        The next round trains on it; a round that runs now doesn't.
 
         Raises
         ------
         ProjectError
-            The project is read-only, the person has no name, or there is nothing to accept.
+            The project is read-only, the author has no name, or there is nothing to accept.
         """
         author = self._require_author()
-        case = self.on_table
+        case = self.open_case
         case.editor.sync()
         label, origin = case.editor.snapshot(), case.editor.origin
         if not label.any():
-            raise ProjectError(f"case {case.case_id}: the label is empty; paint, or choose a draft")
+            raise ProjectError(
+                f"case {case.case_id}: the label is empty; paint, or start from a draft"
+            )
         in_force = case.case.label_version
         if origin.draft == f"version:{in_force}" and np.array_equal(label, origin.label):
             raise ProjectError(f"case {case.case_id}: nothing was changed since {in_force}")
@@ -353,48 +363,50 @@ class Review:
         def accept() -> None:
             ours = case.editor.origin
             if ours is not origin and np.array_equal(label, ours.label):
-                return  # asked for twice
+                return  # the command was given twice
             version = case.autosave.accept(label, author)
             case.recovered = None
             self._refresh(case)
             changed = case.versions[-1].voxels_changed or 0
             how = f"{changed} voxels corrected" if changed else "unchanged"
-            self._session.notified.emit(f"{case.case_id}: {version} is in force ({how})")
+            self._workspace.notified.emit(f"{case.case_id}: {version} is in force ({how})")
             self._decided(case)
 
         self.queue.submit(accept)
 
     def reject(self, reason: str = "") -> None:
-        """Record that the pseudo-label is no good; a label in force stays."""
+        """Record that the pseudo-label is unusable; a label in force stays."""
         self._decide("reject", reason)
 
     def skip(self, reason: str) -> None:
-        """Leave the case for later, and say why."""
+        """Leave the case for later, with a reason."""
         if not reason.strip():
-            raise ProjectError("say why the case is skipped")
+            raise ProjectError("skipping a case needs a reason")
         self._decide("skip", reason)
 
     def suggest_next(self, *, tell: bool = False) -> None:
-        """Look for the case to label next, soon; :attr:`suggestion_changed` tells it.
+        """Find the case to label next; :attr:`suggestion_changed` is emitted once it is known.
 
-        `tell`: whether to say so if there is none.
+        Parameters
+        ----------
+        tell
+            Whether to notify the person if there is none.
         """
         after = None if self.case is None else self.case.case_id
 
         def look() -> None:
-            self.suggestion = self._session.cohort.suggest(after)
+            self.suggestion = self._cohort.suggest(after)
             self.suggestion_changed.emit()
             if tell and self.suggestion is None:
-                self._session.notified.emit("There is no other training case without a label")
+                self._workspace.notified.emit("Every other training case has a label")
 
         self.queue.submit(look)
 
     def discard_unfinished(self, case_id: str) -> None:
-        """Give up the corrections that a journal holds."""
-        project = self._session.open_project
-        project.check_writable()
+        """Delete the corrections that are kept for a case that isn't open."""
+        project = self._workspace.writable_project
         if self.case is not None and self.case.case_id == case_id:
-            raise ProjectError(f"case {case_id} is on the table; revert it there")
+            raise ProjectError(f"case {case_id} is open for review; use Revert there")
 
         def give_up() -> None:
             discard(project, case_id)
@@ -404,7 +416,7 @@ class Review:
 
     def _decide(self, kind: str, reason: str) -> None:
         author = self._require_author()
-        case, project = self.on_table, self._session.open_project
+        case, project = self._current.open_case, self._workspace.open_project
         number = None if case.teacher is None else case.teacher.number
 
         def decide() -> None:
@@ -417,31 +429,31 @@ class Review:
 
     def _decided(self, case: OpenCase) -> None:
         self.status_changed.emit()
-        self._session.cases_changed.emit()
+        self._workspace.cases_changed.emit()
         self.suggest_next()
 
     def _refresh(self, case: OpenCase) -> None:
-        project = self._session.open_project
+        project = self._workspace.open_project
         case.case = project.case(case.case_id)
         case.versions = tuple(visible_versions(project, case.case))
 
     def _require_writable(self) -> None:
-        self._session.open_project.check_writable()
+        self._workspace.open_project.check_writable()
 
     def _require_author(self) -> str:
         self._require_writable()
-        if not self._session.author.strip():
-            raise ProjectError("a label needs its author's name")
-        return self._session.author
+        if not self._workspace.author.strip():
+            raise ProjectError("a label needs its author's name; set it in the preferences")
+        return self._workspace.author
 
-    # -- what others do
+    # -- changes from elsewhere
 
     def _cases_changed(self) -> None:
         self.queue.submit(self._follow)
 
     def _follow(self) -> None:
-        """Take over what others did to the case on the table, such as a split or new names."""
-        case, project = self.case, self._session.project
+        """Follow changes of the open case from elsewhere, such as a split or new names."""
+        case, project = self.case, self._workspace.project
         if case is None or project is None or self._wanted != case.case_id:
             return
         now, before = project.case(case.case_id), case.case
@@ -460,26 +472,26 @@ class Review:
 
     def _clear(self) -> None:
         self._put_away()
-        self.case = self.proposal.region = None
+        self._current.case = self.prediction.region = None
 
     def _put_away(self) -> None:
-        """Keep the case's corrections on the disk, and its volumes in memory for a while."""
+        """Keep the case's corrections on the disk, and its volumes in the cache."""
         if self.case is None:
             return
         self.case.autosave.keep()
-        self._kept[self.case.case_id] = self.case.kept
-        self._kept.move_to_end(self.case.case_id)
-        while len(self._kept) > KEPT_CASES:
-            self._kept.popitem(last=False)
+        self._cache[self.case.case_id] = self.case.cached
+        self._cache.move_to_end(self.case.case_id)
+        while len(self._cache) > CACHED_CASES:
+            self._cache.popitem(last=False)
 
     def _project_changed(self) -> None:
-        if self._session.project is not None and not self._session.project.read_only:
+        if self._workspace.project is not None and not self._workspace.project.read_only:
             self.queue.submit(self._list_unfinished)
             self.suggest_next()
 
     def _list_unfinished(self) -> None:
-        """Corrections that wait in journals, whether for later or left by a killed program."""
-        project = self._session.project
+        """List the corrections that are on the disk, left for later or by a program that died."""
+        project = self._workspace.project
         if project is None or project.read_only:
             return
         here = None if self.case is None else self.case.case_id

@@ -136,7 +136,7 @@ class ImportDialog(QDialog):
                 return
             else:
                 config = self.preparation.config()
-                self._session.cohort.make(project, found.cohort, found.table, config)
+                self._session.make_project(project, found.cohort, found.table, config)
         except EXPECTED as error:
             self._say(one_line(error))
             return
@@ -180,7 +180,7 @@ class ImportDialog(QDialog):
             self._say("Choose a folder of scans.")
             return
         try:
-            config = self._session.open_project.preprocessing if self._adding else None
+            config = self._session.workspace.open_project.preprocessing if self._adding else None
             config = config or self.preparation.config()
         except ValidationError as error:
             self._say(one_line(error))

@@ -38,7 +38,8 @@ class SplitDialog(QDialog):
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setMinimumWidth(420)
         self._session = session
-        cases = session.open_project.cases()
+        self._workspace = session.workspace
+        cases = session.workspace.open_project.cases()
         with_label = sum(bool(c.label_version or c.reference_version) for c in cases)
         usual = session.cohort.usual_split()
         about = QLabel(
@@ -98,7 +99,7 @@ class SplitDialog(QDialog):
             groups = None
             file = self.file.path()
             if file is not None:
-                ids = [case.case_id for case in self._session.open_project.cases()]
+                ids = [case.case_id for case in self._workspace.open_project.cases()]
                 groups = read_case_groups(file, self.column.currentText(), ids)
             self._session.cohort.split(
                 sizes, None if training == _ALL else training, self.seed.value(), groups

@@ -36,6 +36,7 @@ class StructuresDialog(QDialog):
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setMinimumSize(420, 360)
         self._session = session
+        self._workspace = session.workspace
         self._filling = False
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Colour", "Name", "Ids in the files"])
@@ -61,7 +62,7 @@ class StructuresDialog(QDialog):
 
     def _fill(self) -> None:
         self._filling = True
-        structures = self._session.open_project.table.classes[1:]
+        structures = self._workspace.open_project.table.classes[1:]
         self.table.setRowCount(len(structures))
         for row, each in enumerate(structures):
             colour = QTableWidgetItem()
@@ -81,7 +82,7 @@ class StructuresDialog(QDialog):
 
     def _choose_colour(self, row: int, column: int) -> None:
         if column == _COLOUR:
-            before = QColor(self._session.open_project.table.classes[row + 1].colour)
+            before = QColor(self._workspace.open_project.table.classes[row + 1].colour)
             chosen = QColorDialog.getColor(before, self, "Colour of the structure")
             if chosen.isValid():
                 self.recolour(row, chosen.name())

@@ -98,7 +98,7 @@ class _WarpArriving(Arriving):
         super().__init__(widget)
         self._viewer, self._moving, self._fixed = viewer, moving, fixed
         self._unit_mm = _mm(fixed)
-        self._relay.connect(self._session.pairs.volumes_registered, self._show)
+        self._relay.connect(widget.session.pairs.volumes_registered, self._show)
 
     def _show(self, registered: RegisteredVolumes) -> None:
         report, affine = registered.pair.report, registered.warp.affine

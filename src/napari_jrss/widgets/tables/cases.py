@@ -19,7 +19,7 @@ from qtpy.QtCore import (
 from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
-from napari_jrss.app.case_summary import THUMBNAIL_PIXELS, CaseView
+from napari_jrss.app.case_summary import THUMBNAIL_PIXELS, Appearance
 from napari_jrss.app.cohort import CaseRow
 from napari_jrss.project.records import Split, Status
 
@@ -65,7 +65,7 @@ class CaseTableModel(QAbstractTableModel):
         Its owner.
     """
 
-    def __init__(self, view: Callable[[str], CaseView | None], parent: QObject) -> None:
+    def __init__(self, view: Callable[[str], Appearance | None], parent: QObject) -> None:
         super().__init__(parent)
         self._view = view
         self._rows: list[CaseRow] = []
@@ -178,7 +178,7 @@ class CaseTable(QTableView):
 
     opened = Signal(str)
 
-    def __init__(self, view: Callable[[str], CaseView | None], parent: QWidget) -> None:
+    def __init__(self, view: Callable[[str], Appearance | None], parent: QWidget) -> None:
         super().__init__(parent)
         self.cases = CaseTableModel(view, self)
         self.shown = CaseFilter(self)
@@ -263,7 +263,7 @@ def _tooltip(row: CaseRow, column: int) -> str:
     return row.case_id if column == CASE else _TOOLTIPS[column]
 
 
-def _pixmap(view: CaseView) -> QPixmap:
+def _pixmap(view: Appearance) -> QPixmap:
     grey = np.ascontiguousarray(view.thumbnail)
     height, width = grey.shape
     image = QImage(grey.data, width, height, width, QImage.Format.Format_Grayscale8)

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QFont
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_jrss.app.rounds.rounds import RoundRow
+from napari_jrss.app.rounds.control import RoundRow
 from napari_jrss.project.records import RoundOutcome
 
 COLUMNS = {

@@ -16,7 +16,7 @@ from qtpy.QtWidgets import (
 )
 
 if TYPE_CHECKING:
-    from napari_jrss.app.review.open_case import Structure
+    from napari_jrss.app.review.open_case import StructureRow
 
 COLUMNS = ("Structure", "Volume", "Confidence", "Accepted")
 _TOOLTIPS = (
@@ -75,7 +75,7 @@ class StructureTable(QTableWidget):
         if 0 < index <= self.rowCount() and index != self.index:
             self.selectRow(index - 1)
 
-    def show_rows(self, structures: Sequence[Structure], read_only: bool) -> None:
+    def show_rows(self, structures: Sequence[StructureRow], read_only: bool) -> None:
         """Show the structures as they are now; the chosen row stays."""
         self.blockSignals(True)
         if self.rowCount() != len(structures):
@@ -94,7 +94,7 @@ class StructureTable(QTableWidget):
             self.selectRow(0)
         self.blockSignals(False)
 
-    def _show_row(self, row: int, structure: Structure, read_only: bool) -> None:
+    def _show_row(self, row: int, structure: StructureRow, read_only: bool) -> None:
         name, volume, confidence = (self.item(row, c) for c in (NAME, VOLUME, CONFIDENCE))
         if name.text() != structure.name:
             name.setText(structure.name)

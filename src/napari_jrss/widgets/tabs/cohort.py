@@ -59,6 +59,7 @@ class CohortTab(QWidget):
         super().__init__()
         self._viewer = viewer
         self._session = session
+        self._workspace = workspace = session.workspace
         self._relay = Relay(self)
         self._suggested: str | None = None
         self._importing = False
@@ -78,7 +79,7 @@ class CohortTab(QWidget):
         self.group = QComboBox()
         self.group.addItems(list(FILTERS))
         self.group.setToolTip("Show only cases of this kind")
-        self.table = CaseTable(session.cohort.view, self)
+        self.table = CaseTable(session.cohort.appearance, self)
         self.filter.textChanged.connect(self.table.shown.set_text)
         self.group.currentTextChanged.connect(self.table.shown.set_group)
         self.table.opened.connect(self.open_case)
@@ -106,7 +107,7 @@ class CohortTab(QWidget):
         self.progress = QProgressBar()
         self.progress.setToolTip("Scans read, cases predicted, or labels written")
         self.cancel = _button(
-            "Stop", "Stop after what is under way; what is done stays", session.inference.cancel
+            "Stop", "Stop after what is under way; what is done stays", workspace.inference.cancel
         )
 
         self._pages = QStackedWidget()
@@ -134,13 +135,13 @@ class CohortTab(QWidget):
 
         cohort = session.cohort
         self._redraw_soon = qthrottled(self._redraw_table, timeout=200)
-        self._relay.connect(session.project_changed, self._show_project)
-        self._relay.connect(session.cases_changed, self._show_news)
-        self._relay.connect(session.rounds_changed, self._show_news)
-        self._relay.connect(cohort.looked_at, lambda _: self._redraw_soon())
-        self._relay.connect(cohort.survey.state_changed, self._survey_ended)
-        self._relay.connect(session.inference.event, self._show_progress)
-        self._relay.connect(session.inference.state_changed, self._job_changed)
+        self._relay.connect(workspace.project_changed, self._show_project)
+        self._relay.connect(workspace.cases_changed, self._show_news)
+        self._relay.connect(workspace.rounds_changed, self._show_news)
+        self._relay.connect(cohort.case_summarised, lambda _: self._redraw_soon())
+        self._relay.connect(cohort.summaries.state_changed, self._survey_ended)
+        self._relay.connect(workspace.inference.event, self._show_progress)
+        self._relay.connect(workspace.inference.state_changed, self._job_changed)
         self._show_project()
 
     def _page(self) -> QWidget:
@@ -174,26 +175,26 @@ class CohortTab(QWidget):
 
         The one that is open for writing already stays so.
         """
-        here = self._session.project
+        here = self._workspace.project
         if here is not None and not here.read_only and path.resolve() == here.path.resolve():
-            self._session.notified.emit(f"{here.path}: is open already")
+            self._workspace.notified.emit(f"{here.path}: is open already")
             return
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._require_quiet()
             try:
                 self._session.open(path)
             except ProjectError as error:
                 self._session.open(path, read_only=True)
-                self._session.notified.emit(f"{one_line(error)}: opened read-only")
+                self._workspace.notified.emit(f"{one_line(error)}: opened read-only")
 
     def open_case(self, case_id: str) -> None:
         """Put a case on the table of the Review tab."""
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._session.review.open(case_id)
 
     def ask_import(self, folder: Path | None = None) -> None:
         """Ask for scans and make a project of them."""
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._require_quiet()
             ImportDialog(self._session, self, folder or None).open()
 
@@ -204,7 +205,7 @@ class CohortTab(QWidget):
         ProblemsDialog(problems, self).open()
 
     def _require_quiet(self) -> None:
-        if self._session.training.state.busy or self._session.inference.state.busy:
+        if self._workspace.training.state.busy or self._workspace.inference.state.busy:
             raise ProjectError("something is still running on this project; stop it first")
 
     def _ask_open(self) -> None:
@@ -221,7 +222,7 @@ class CohortTab(QWidget):
     def _ask_export(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
         if chosen:
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 self._session.cohort.export(Path(chosen))
 
     def _ask_structures(self) -> None:
@@ -232,7 +233,7 @@ class CohortTab(QWidget):
             self.open_case(self._suggested)
 
     def _predict(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._session.cohort.predict()
 
     def _fill_recent(self) -> None:
@@ -248,7 +249,7 @@ class CohortTab(QWidget):
     # -- what the session says
 
     def _show_project(self) -> None:
-        project = self._session.project
+        project = self._workspace.project
         self._pages.setCurrentIndex(int(project is not None))
         self.add.setEnabled(project is not None)
         self.filter.clear()
@@ -261,19 +262,19 @@ class CohortTab(QWidget):
     def _show_news(self) -> None:
         """Cases, labels or the teacher are others: redraw, and look again in the background."""
         self._redraw()
-        self._session.cohort.look()
+        self._session.cohort.summarise()
 
     def _redraw_table(self) -> list[CaseRow]:
         rows: list[CaseRow] = []
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             rows = self._session.cohort.rows()
             self.table.cases.set_rows(rows)
         return rows
 
     def _redraw(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             cohort = self._session.cohort
-            project = self._session.project
+            project = self._workspace.project
             rows = self._redraw_table()
             suggestion = cohort.suggest()
             self._suggested = None if suggestion is None else suggestion.case_id
@@ -304,9 +305,9 @@ class CohortTab(QWidget):
     def _survey_ended(self, state: JobState) -> None:
         if not state.busy:
             self._redraw()
-        error = self._session.cohort.survey.error
+        error = self._session.cohort.summaries.error
         if state is JobState.FAILED and error is not None and isinstance(error, EXPECTED):
-            self._session.notified.emit(one_line(error))
+            self._workspace.notified.emit(one_line(error))
 
     def _show_progress(self, event: object) -> None:
         if isinstance(event, ScanRead | CasePredicted | LabelWritten):
@@ -321,9 +322,9 @@ class CohortTab(QWidget):
             return
         self._busy.hide()
         self._redraw()
-        error = self._session.inference.error
+        error = self._workspace.inference.error
         if state is JobState.FAILED and error is not None:
-            self._session.notified.emit(one_line(error))
+            self._workspace.notified.emit(one_line(error))
         if self._importing:
             self._importing = False
             self._import_ended(state)
@@ -331,12 +332,12 @@ class CohortTab(QWidget):
     def _import_ended(self, state: JobState) -> None:
         rows = self._session.cohort.rows()
         failed = len(self._session.cohort.failed_imports())
-        self._session.notified.emit(
+        self._workspace.notified.emit(
             f"{len(rows)} cases"
             + (f"; {failed} scans couldn't be read, see Problems" if failed else "")
             + ("; stopped" if state is JobState.CANCELLED else "")
         )
-        project = self._session.project
+        project = self._workspace.project
         fresh = project is not None and not project.rounds()
         # Where every scan has a label there is nothing to learn from the others: the project is
         # there to measure, and wants a split.

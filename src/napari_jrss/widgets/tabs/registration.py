@@ -46,7 +46,7 @@ class RegistrationTab(QWidget):
     def __init__(self, viewer: Viewer, session: Session) -> None:
         super().__init__()
         self._viewer = viewer
-        self._session = session
+        self._workspace = session.workspace
         self._pairs = session.pairs
         self._asked = ""
         self.layers = PairLayers(viewer)
@@ -118,7 +118,7 @@ class RegistrationTab(QWidget):
 
     def _start(self, doing: str, command: Callable[[], None]) -> None:
         """Start a job and remember what it does, so that its end is told here."""
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             command()
             self._asked = doing
             self.message.setText(f"{doing} …")
@@ -134,7 +134,7 @@ class RegistrationTab(QWidget):
         self._register()
 
     def _next(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             pair = self._pairs.following(self.moving.currentData(), self.fixed.currentData())
             self._choose(*pair)
             self._register()
@@ -155,13 +155,13 @@ class RegistrationTab(QWidget):
             self._start("Writing the pair", lambda: self._pairs.export(Path(folder)))
 
     def _send(self, command: Callable[[], None]) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             command()
 
     # -- what the session says
 
     def _show_cases(self) -> None:
-        project = self._session.project
+        project = self._workspace.project
         cases = [] if project is None else project.cases()
         chosen = self.moving.currentData(), self.fixed.currentData()
         for combo in (self.moving, self.fixed):
@@ -180,9 +180,9 @@ class RegistrationTab(QWidget):
             combo.setCurrentIndex(max(0, combo.findData(case_id)))
 
     def _show_what_can_be_done(self) -> None:
-        project, busy = self._session.project, self._session.inference.state.busy
+        project, busy = self._workspace.project, self._workspace.inference.state.busy
         missing = "The project's rounds can't be read."
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             missing = self._missing()
         for button in (self.register, self.swap, self.next, self.compare):
             button.setEnabled(not busy and not missing)
@@ -197,7 +197,7 @@ class RegistrationTab(QWidget):
 
     def _missing(self) -> str:
         """What has to be there before anything is registered."""
-        project = self._session.project
+        project = self._workspace.project
         if project is None:
             return "Open a project in Cohort first."
         if project.teacher is None:
@@ -205,11 +205,11 @@ class RegistrationTab(QWidget):
         return "" if self.fixed.count() > 1 else "Registration needs two cases."
 
     def _forget_outdated(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._pairs.forget_outdated()
 
     def _show_pair(self) -> None:
-        pair, project = self._pairs.pair, self._session.project
+        pair, project = self._pairs.pair, self._workspace.project
         if pair is None or project is None:
             self.layers.forget()
             for title, box in self.boxes.items():
@@ -244,7 +244,7 @@ class RegistrationTab(QWidget):
         if not state.busy and self._asked:
             doing, self._asked = self._asked, ""
             self._show_what_can_be_done()
-            error = self._session.inference.error
+            error = self._workspace.inference.error
             self.message.setText(
                 f"{doing}: {one_line(error) if error is not None else state.value}"
             )
@@ -286,7 +286,7 @@ class RegistrationTab(QWidget):
         self.swap.clicked.connect(self._swap)
         self.next.clicked.connect(self._next)
         self.compare.clicked.connect(self._compare)
-        self.stop.clicked.connect(self._session.inference.cancel)
+        self.stop.clicked.connect(self._workspace.inference.cancel)
         self.clear.clicked.connect(self.layers.clear)
         self.draft.clicked.connect(lambda: self._send(self._pairs.send_to_review))
         self.vote.clicked.connect(lambda: self._send(self._pairs.send_draft_to_review))
@@ -296,12 +296,12 @@ class RegistrationTab(QWidget):
             box.toggled.connect(partial(self.layers.show, title))
         self.layers.shown_changed.connect(self._show_visible)
         self._relay = Relay(self)
-        self._relay.connect(self._session.project_changed, self._show_cases)
-        self._relay.connect(self._session.cases_changed, self._show_cases)
-        self._relay.connect(self._session.rounds_changed, self._show_what_can_be_done)
-        for signal in (self._session.cases_changed, self._session.rounds_changed):
+        self._relay.connect(self._workspace.project_changed, self._show_cases)
+        self._relay.connect(self._workspace.cases_changed, self._show_cases)
+        self._relay.connect(self._workspace.rounds_changed, self._show_what_can_be_done)
+        for signal in (self._workspace.cases_changed, self._workspace.rounds_changed):
             self._relay.connect(signal, self._forget_outdated)
-        self._relay.connect(self._session.inference.state_changed, self._show_state)
+        self._relay.connect(self._workspace.inference.state_changed, self._show_state)
         self._relay.connect(self._pairs.pair_changed, self._show_pair)
         self._relay.connect(self._pairs.view_made, self.layers.view_made)
         self._relay.connect(self._pairs.comparison_changed, self._show_comparison)

@@ -45,7 +45,7 @@ class ReviewTab(QWidget):
     def __init__(self, viewer: Viewer, session: Session) -> None:
         super().__init__()
         self._viewer = viewer
-        self._session = session
+        self._workspace = workspace = session.workspace
         self._review = review = session.review
         self._relay = Relay(self)
         self._shown: Screened | None = None
@@ -54,7 +54,7 @@ class ReviewTab(QWidget):
             {
                 "Control-Z": self._do(review.tools.undo),
                 "Control-Shift-Z": self._do(review.tools.redo),
-                "U": self._do(review.proposal.next_uncertain),
+                "U": self._do(review.prediction.next_uncertain),
                 "I": self._do(self._interpolate),
                 "Shift-A": self.accept_case,
             },
@@ -67,17 +67,17 @@ class ReviewTab(QWidget):
 
         connect = self._relay.connect
         connect(review.case_changed, self._show_case)
-        connect(review.proposal.changed, self._show_prediction)
-        connect(review.proposal.screened, self._show_tau)
+        connect(review.prediction.changed, self._show_prediction)
+        connect(review.prediction.screened, self._show_tau)
         connect(review.label_changed, self._show_edit)
         connect(review.status_changed, self._show_status)
         connect(review.suggestion_changed, self._show_suggestion)
-        connect(review.proposal.region_changed, self._show_region)
+        connect(review.prediction.region_changed, self._show_region)
         connect(review.unfinished_changed, self._show_unfinished)
         connect(review.queue.failed, self._tell_error)
-        connect(session.inference.event, self._show_progress)
-        connect(session.inference.state_changed, self._inference_changed)
-        connect(session.project_changed, self._show_case)
+        connect(workspace.inference.event, self._show_progress)
+        connect(workspace.inference.state_changed, self._inference_changed)
+        connect(workspace.project_changed, self._show_case)
         review.ask = self._ask_leave
         self._show_case()
 
@@ -107,7 +107,7 @@ class ReviewTab(QWidget):
         self.table.accepted.connect(
             lambda index, on: self._do(review.accept_structure, index, on)()
         )
-        self.draft = DraftPanel(self._do(review.proposal.propagate))
+        self.draft = DraftPanel(self._do(review.prediction.propagate))
         self.draft.start.connect(self._start_from)
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
 
@@ -120,7 +120,7 @@ class ReviewTab(QWidget):
                 "Undo": self._do(tools.undo),
                 "Redo": self._do(tools.redo),
                 "Revert": self._do(tools.revert),
-                NEXT: self._do(review.proposal.next_uncertain),
+                NEXT: self._do(review.prediction.next_uncertain),
             }
         )
         self.progress = wrapped()
@@ -163,7 +163,7 @@ class ReviewTab(QWidget):
         """A slot that calls a command and tells why it can't be done."""
 
         def slot() -> None:
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 command(*arguments)
 
         return slot
@@ -191,24 +191,24 @@ class ReviewTab(QWidget):
 
     def _named(self) -> bool:
         """Whether the person has a name; ask for it if not."""
-        with report_errors(self._session):
-            name = self._session.author or known_author()
+        with report_errors(self._workspace):
+            name = self._workspace.author or known_author()
             if not name and (name := ask_name(self)):
                 remember_author(name)
-            self._session.author = name
+            self._workspace.author = name
             return bool(name)
         return False
 
     def _start_from(self, draft: str) -> None:
         case = self._review.case
         if case is None or not self._review.unsaved or ask_replace(self, case):
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 self._review.start_from(draft, replace=True)
 
     def _open_next(self) -> None:
         suggestion = self._review.suggestion
         if suggestion is None:
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 self._review.suggest_next(tell=True)
         else:
             self._do(self._review.open, suggestion.case_id)()
@@ -227,7 +227,7 @@ class ReviewTab(QWidget):
         box = self.proposal.boxes[ABOVE]
         if box.isEnabled() and not box.isChecked():
             box.setChecked(True)
-        self._do(self._review.proposal.set_tau, tau)()
+        self._do(self._review.prediction.set_tau, tau)()
 
     def _row_chosen(self, index: int) -> None:
         label = self.layers.label
@@ -243,7 +243,7 @@ class ReviewTab(QWidget):
             return
         edit = case.editor.sync()
         if edit is not None and not edit.shown:
-            self._session.notified.emit(
+            self._workspace.notified.emit(
                 "An accepted structure stays as it is; take its tick away to paint on it"
                 if case.editor.locked
                 else f"There is no such structure; choose one of the {len(case.table.names) - 1} "
@@ -253,7 +253,7 @@ class ReviewTab(QWidget):
     # -- what the session says
 
     def _show_case(self) -> None:
-        case, project = self._review.case, self._session.project
+        case, project = self._review.case, self._workspace.project
         read_only = project is not None and project.read_only
         if case is None:
             self.layers.clear()
@@ -314,7 +314,7 @@ class ReviewTab(QWidget):
         self._redraw_soon()
 
     def _redraw_numbers(self) -> None:
-        case, project = self._review.case, self._session.project
+        case, project = self._review.case, self._workspace.project
         if case is None or project is None:
             self.status.setText("")
             self.notice.hide()
@@ -340,20 +340,20 @@ class ReviewTab(QWidget):
 
     def _show_suggestion(self) -> None:
         suggestion = self._review.suggestion
-        self.open_next.setEnabled(self._session.project is not None)
+        self.open_next.setEnabled(self._workspace.project is not None)
         self.open_next.setText("Suggest" if suggestion is None else "Open next")
         self.suggestion.setText(
             "" if suggestion is None else f"Next: {suggestion.case_id}, as {suggestion.reason}"
         )
 
     def _show_region(self) -> None:
-        region, case = self._review.proposal.region, self._review.case
+        region, case = self._review.prediction.region, self._review.case
         if region is None or case is None or case.regions is None:
             return
         self.layers.look_at(region.at)
         number = case.regions.index(region) + 1
         unit = "nats" if case.prediction and case.prediction.uncertainty is not None else "doubt"
-        self._session.notified.emit(
+        self._workspace.notified.emit(
             f"Uncertain region {number} of {len(case.regions)}: {region.volume_ml:.2f} ml, "
             f"mean {region.mean:.2f} {unit}, {case.table.names[region.index]}"
         )
@@ -361,7 +361,7 @@ class ReviewTab(QWidget):
             self.table.choose(region.index)
 
     def _show_unfinished(self) -> None:
-        project = self._session.project
+        project = self._workspace.project
         self.unfinished.show_entries([] if project is None else self._review.unfinished)
 
     def _show_progress(self, event: object) -> None:
@@ -376,7 +376,7 @@ class ReviewTab(QWidget):
     def _tell_error(self, error: Exception) -> None:
         if not isinstance(error, EXPECTED):
             raise error
-        self._session.notified.emit(one_line(error))
+        self._workspace.notified.emit(one_line(error))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Undo what was connected; corrections stay in the journal."""

@@ -200,7 +200,7 @@ class DraftPanel(QGroupBox):
         """List the case's sources; the chosen one stays chosen."""
         kept = self.sources.currentData()
         self.sources.clear()
-        for source in () if case is None else case.sources:
+        for source in () if case is None else case.draft_choices:
             self.sources.addItem(source.title, source.draft)
         self.sources.setCurrentIndex(max(self.sources.findData(kept), 0))
 

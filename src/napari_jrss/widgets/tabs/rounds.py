@@ -55,6 +55,7 @@ class RoundsTab(QWidget):
         super().__init__()
         self._viewer = viewer
         self._session = session
+        self._workspace = workspace = session.workspace
         self._relay = Relay(self)
         self._progress = Progress()
         self._activity: progress | None = None
@@ -112,12 +113,12 @@ class RoundsTab(QWidget):
         self.tau.set(default_tau())
 
         self._redraw_soon = qthrottled(self._redraw, timeout=REDRAW_MS)
-        relay, training = self._relay, session.training
+        relay, training = self._relay, workspace.training
         relay.connect(training.event, self._add)
         relay.connect(training.state_changed, self._job_changed)
-        relay.connect(session.project_changed, self._show_project)
-        relay.connect(session.cases_changed, self._forget_estimate)
-        relay.connect(session.rounds_changed, self._show_rounds)
+        relay.connect(workspace.project_changed, self._show_project)
+        relay.connect(workspace.cases_changed, self._forget_estimate)
+        relay.connect(workspace.rounds_changed, self._show_rounds)
         relay.connect(session.rounds.estimator.event, self._show_estimate)
         relay.connect(session.rounds.estimator.state_changed, self._estimator_changed)
         self._show_project()
@@ -199,13 +200,13 @@ class RoundsTab(QWidget):
             self.show_config(config)
 
     def _set_device(self, name: str) -> None:
-        self._session.device = name
+        self._workspace.device = name
         self._forget_estimate()
 
     # -- what a person does
 
     def _start(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             rounds, entry = self._session.rounds, self._session.rounds.interrupted
             unfinished = (
                 "This series has rounds still to come"
@@ -226,24 +227,24 @@ class RoundsTab(QWidget):
             self.pretrain.setChecked(False)
 
     def _resume(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._session.rounds.resume()
 
     def _cancel(self) -> None:
         if self._sure("Leave this series for good? Pause keeps it, to be resumed later."):
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 self._session.rounds.cancel()
-                if not self._session.training.state.busy:
+                if not self._workspace.training.state.busy:
                     self._say(self._warning())
 
     def _promote(self) -> None:
         number = self.table.chosen
         if number is not None:
-            with report_errors(self._session):
+            with report_errors(self._workspace):
                 self._session.rounds.promote(number, "chosen in the window")
 
     def _estimate(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._session.rounds.estimate(
                 self.config(), self.rounds.value(), pretrain=self.pretrain.isChecked()
             )
@@ -255,14 +256,14 @@ class RoundsTab(QWidget):
 
     def _show_project(self) -> None:
         self._progress = self._curves()
-        self.device.setCurrentText(self._session.device)
+        self.device.setCurrentText(self._workspace.device)
         self._forget_estimate()
         self._say(self._warning())
         self._show_rounds()
 
     def _show_rounds(self) -> None:
         rows = []
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             rows = self._session.rounds.history()
             self._follow()
         self.table.show_rows(rows)
@@ -278,18 +279,17 @@ class RoundsTab(QWidget):
         self._redraw()
 
     def _show_buttons(self) -> None:
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             self._show_what_can_be_done()
 
     def _show_what_can_be_done(self) -> None:
-        session = self._session
-        state, project = session.training.state, session.project
+        state, project = self._workspace.training.state, self._workspace.project
         writable = project is not None and not project.read_only
         idle = writable and not state.busy
-        entry = session.rounds.interrupted if idle else None
+        entry = self._session.rounds.interrupted if idle else None
         self.start.setEnabled(idle)
         self.pause.setEnabled(state is JobState.RUNNING)
-        resumable = idle and session.rounds.resumable
+        resumable = idle and self._session.rounds.resumable
         self.resume.setEnabled(resumable)
         self.cancel.setEnabled(state is JobState.RUNNING or resumable)
         self.measure.setEnabled(project is not None and not state.busy)
@@ -308,7 +308,7 @@ class RoundsTab(QWidget):
         self._redraw_soon()
 
     def _job_changed(self, state: JobState) -> None:
-        error = self._session.training.error
+        error = self._workspace.training.error
         match state:
             case JobState.RUNNING:
                 self._progress = self._curves()
@@ -331,10 +331,10 @@ class RoundsTab(QWidget):
 
     def _redraw(self) -> None:
         now = self._progress
-        self.bar.setVisible(self._session.training.state.busy)
+        self.bar.setVisible(self._workspace.training.state.busy)
         self.bar.setRange(0, now.steps)
         self.bar.setValue(now.step)
-        if now.stage and self._session.training.state is JobState.RUNNING:
+        if now.stage and self._workspace.training.state is JobState.RUNNING:
             self._say(now.line())
             self._show_activity()
         for plot, curves, relative in (
@@ -366,14 +366,14 @@ class RoundsTab(QWidget):
 
     def _warning(self) -> str:
         """What to know of the teacher in force."""
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             rows = self._session.rounds.history()
             return " ".join(row.warning for row in rows if row.is_teacher)
         return ""
 
     def _curves(self) -> Progress:
         """What the rounds so far have recorded."""
-        with report_errors(self._session):
+        with report_errors(self._workspace):
             return self._session.rounds.curves()
         return Progress()
 

@@ -1,4 +1,4 @@
-"""Training in the background: start, pause, cancel, resume, and go back to a teacher."""
+"""Train in the background: start, pause, resume, cancel, and choose the teacher in force."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from napari_jrss.project.records import Round, RoundOutcome
 from napari_jrss.training.events import Event, MetricsFile
 
 if TYPE_CHECKING:
-    from napari_jrss.app.session import Session
+    from napari_jrss.app.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One line of the history of rounds.
+    """One row of the history of rounds.
 
     Attributes
     ----------
     number, parent
-        Which, and the round whose teacher it started from; None for the pre-training.
+        The round, and the round whose teacher it started from; None for the pre-training.
     outcome
         How it ended.
     is_teacher
@@ -54,19 +54,19 @@ class RoundRow:
     started
         UTC time, ISO 8601.
     preset, tau, seed
-        Settings that it was started with; None where its description can't be read.
+        Settings that it was started with; None if they can't be read.
     labelled, accepted
-        N, and the number of pseudo-labels that its teacher had accepted; None if unfinished.
+        N, and the number of pseudo-labels that passed the screening; None if unfinished.
     segmentation_dice, registration_dice
         Mean foreground Dice on the validation cases; None without them, or if unfinished.
     label_versions
-        Label version of each labelled and validation case, as the round used them.
+        Label version of each labelled and validation case that the round used.
     problem
         Why it failed; empty if it didn't.
     warning
         What to know before its teacher is trusted, such as structures that it hasn't learned.
     resumable
-        Whether it was interrupted, and :meth:`Rounds.resume` goes on with it.
+        Whether :meth:`RoundControl.resume` goes on with it.
     """
 
     number: int
@@ -87,45 +87,42 @@ class RoundRow:
     resumable: bool = False
 
 
-class Rounds:
-    """Commands of the tab of this name; made by its session.
+class RoundControl:
+    """The commands of the tab Rounds.
 
     Attributes
     ----------
     own_process
-        Run each round in a process of its own (see docs/benchmarks.md), or in this one.
+        Whether each round runs in a process of its own, or in this one.
     estimator
-        Runner of :meth:`estimate`.
+        Runs the job of :meth:`estimate`.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self.own_process = True
         self.estimator = JobRunner("estimate")
         self._measured: dict[str, Measured] = {}
-        self._session = session
+        self._workspace = workspace
         self._leaving = threading.Event()
         self._at_once = threading.Event()
-        session.training.state_changed.connect(self._ended)
-        session.training.event.connect(self._happened)
+        workspace.training.state_changed.connect(self._ended)
+        workspace.training.event.connect(self._happened)
 
-    # -- what there is
+    # -- state
 
     @property
     def interrupted(self) -> Round | None:
-        """The round that :meth:`resume` would go on with: paused, failed or killed."""
-        project = self._session.project
-        if project is None or self._session.training.state.busy:
+        """The round that :meth:`resume` goes on with: it was paused, or failed, or was killed."""
+        project = self._workspace.project
+        if project is None or self._workspace.training.state.busy:
             return None
         return interrupted_round(project)
 
     @property
     def resumable(self) -> bool:
-        """Whether :meth:`resume` has something to go on with, a round or what follows it.
-
-        What can't be read can't be resumed.
-        """
-        project = self._session.project
-        if project is None or project.read_only or self._session.training.state.busy:
+        """Whether :meth:`resume` can go on, with an interrupted round or with those after it."""
+        project = self._workspace.project
+        if project is None or project.read_only or self._workspace.training.state.busy:
             return False
         try:
             return rounds_left(project) > 0 or interrupted_round(project) is not None
@@ -134,14 +131,14 @@ class Rounds:
 
     @property
     def unfinished_config(self) -> TrainingConfig | None:
-        """Settings of what runs or can be resumed, whoever started it.
+        """Settings of the series that runs or can be resumed; None if there is none.
 
         Raises
         ------
         ProjectError
-            They can't be read.
+            The settings can't be read.
         """
-        project = self._session.project
+        project = self._workspace.project
         if project is None:
             return None
         entry = project.unfinished_round()
@@ -150,8 +147,8 @@ class Rounds:
         return None if entry is None else entry.files.training_config()
 
     def history(self) -> list[RoundRow]:
-        """All rounds of the project by number; none without a project."""
-        project = self._session.project
+        """All rounds of the project by number; empty without a project."""
+        project = self._workspace.project
         if project is None:
             return []
         teacher = project.teacher
@@ -162,8 +159,8 @@ class Rounds:
         ]
 
     def curves(self) -> Progress:
-        """Losses and validation Dice of the rounds that led to the present one."""
-        drawn, project = Progress(), self._session.project
+        """Losses and validation Dice of the present round and of those that it started from."""
+        drawn, project = Progress(), self._workspace.project
         entry = None if project is None else (interrupted_round(project) or project.teacher)
         if project is not None and entry is not None:
             for each in reversed(lineage(project, entry)):
@@ -180,88 +177,83 @@ class Rounds:
         anew: bool = False,
         pretrain: bool = False,
     ) -> None:
-        """Pre-train where that is missing, then run joint rounds, in the background.
+        """Pre-train if that is missing, then run joint rounds. Runs as a job.
 
         Parameters
         ----------
         config
             Settings.
         rounds
-            Joint rounds to run.
+            Number of joint rounds.
         anew
-            Leave an interrupted series for good; without it, such a series is an error.
+            Abandon an interrupted series; if False, such a series is an error.
         pretrain
-            Pre-train from nothing though there is a teacher, which stays in force until that is
-            done: with more labels, for longer, or another network.
+            Pre-train from scratch although there is a teacher, for example with more labels or
+            another network. The teacher stays in force until that is done.
 
         Raises
         ------
         InterruptedSeriesError
-            A series was interrupted, or there is nothing to do.
+            A series was interrupted, or there is nothing to run.
         BusyError
             A round is running.
         ProjectError
             No project is open, or it is read-only.
         """
-        project = self._session.open_project
-        project.check_writable()
+        project = self._workspace.writable_project
         resume = None if self.resumable and not anew else False
         self._begin(plan_series(project, config, rounds, resume=resume, pretrain=pretrain))
 
     def resume(self) -> None:
-        """Go on with the interrupted series, with the settings that it was started with.
+        """Go on with the interrupted series, with its own settings. Runs as a job.
 
         Raises
         ------
         InterruptedSeriesError
-            There is none.
+            There is no interrupted series.
         """
-        project = self._session.open_project
-        project.check_writable()
+        project = self._workspace.writable_project
         self._begin(plan_series(project, TrainingConfig(), 0, resume=True))
 
     def pause(self) -> None:
-        """Stop after the present step and keep the training state; :meth:`resume` goes on."""
-        self._session.training.cancel()
+        """Stop after the present step and save the training state, for :meth:`resume`."""
+        self._workspace.training.cancel()
 
     def cancel(self) -> None:
-        """Stop, and leave the series for good: the next start begins anew.
+        """Stop and abandon the series, which can't be resumed then; the teacher stays in force.
 
-        A series that is paused, or was stopped between two rounds, can be left, too. The teacher
-        in force stays.
+        A series that is paused, or was stopped between two rounds, can be abandoned, too.
         """
-        project = self._session.open_project
-        project.check_writable()
-        if self._session.training.state.busy:
+        project = self._workspace.writable_project
+        if self._workspace.training.state.busy:
             self._leaving.set()
-            self._session.training.cancel()
+            self._workspace.training.cancel()
         else:
             leave_series(project)
-            self._session.rounds_changed.emit()
+            self._workspace.rounds_changed.emit()
 
     def promote(self, number: int, reason: str = "") -> None:
-        """Make a finished round's teacher the one in force; an earlier round rolls back."""
-        project = self._session.open_project
-        project.check_writable()
-        project.promote(number, self._session.author or None, reason)
-        self._session.rounds_changed.emit()
-        self._session.notified.emit(f"the teacher of round {number} is in force")
+        """Put the teacher of a finished round in force; `reason` is kept in the history."""
+        project = self._workspace.writable_project
+        project.promote(number, self._workspace.author or None, reason)
+        self._workspace.rounds_changed.emit()
+        self._workspace.notified.emit(f"the teacher of round {number} is in force")
 
     def estimate(self, config: TrainingConfig, rounds: int, *, pretrain: bool = False) -> None:
-        """Find out in the background what a series would take, before it is started.
+        """Estimate the time and memory of a series. Runs as a job of :attr:`estimator`.
 
-        The estimator's event is an :class:`~napari_jrss.app.rounds.estimate.Estimate`. Measuring
-        takes seconds, in a process of its own; the same settings are measured once.
+        Its event is an :class:`~napari_jrss.app.rounds.estimate.Estimate`. A process of its own
+        measures a few steps, which takes seconds; the same settings are measured once.
 
         Raises
         ------
         BusyError
-            A round is running, which the measurement would disturb; or one is under way.
+            A round is running, which the measurement would disturb, or another estimate is.
         ProjectError
-            No project is open, or it has no cases.
+            No project is open, or it has no training cases.
         """
-        project, device = self._session.open_project, self._session.device
-        if self._session.training.state.busy:
+        project, device = self._workspace.open_project, self._workspace.device
+        if self._workspace.training.state.busy:
             raise BusyError("a round is running; its progress says how long it takes")
         snapshot = project.snapshot()
         # What changes the cost of no step is measured once.
@@ -280,17 +272,16 @@ class Rounds:
         self.estimator.start(work)
 
     def end_at_once(self) -> None:
-        """Don't wait for the present step of a job that was asked to stop.
+        """End the training process of a job that was asked to stop, within its present step.
 
-        A training process is ended; its round goes on from its last saved state. A round in
-        this process can't be hurried.
+        The round can be resumed from its last saved state. A round in this process isn't ended.
         """
         self._at_once.set()
 
     # -- the job
 
     def _begin(self, planned: PlannedRound) -> None:
-        project, device = self._session.open_project, self._session.device
+        project, device = self._workspace.open_project, self._workspace.device
         leaving, at_once = threading.Event(), threading.Event()
 
         def work(cancel: threading.Event) -> Iterator[Event]:
@@ -303,17 +294,17 @@ class Rounds:
                 if leaving.is_set():
                     leave_series(project)
 
-        self._session.training.start(work)
+        self._workspace.training.start(work)
         self._leaving, self._at_once = leaving, at_once
 
     def _ended(self, state: JobState) -> None:
         if not state.busy:
-            self._session.rounds_changed.emit()
+            self._workspace.rounds_changed.emit()
 
     def _happened(self, event: Event) -> None:
         # A round is in the ledger when its first stage starts; the one before it has ended.
         if event.kind == "stage_started":
-            self._session.rounds_changed.emit()
+            self._workspace.rounds_changed.emit()
 
 
 def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:

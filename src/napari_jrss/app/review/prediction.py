@@ -1,4 +1,4 @@
-"""The teacher's proposal for the case on the table: predicted, screened, propagated."""
+"""What the networks say about the case under review: predicted, screened, propagated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
-from napari_jrss.app.review.open_case import BLANK, OpenCase
+from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
 from napari_jrss.app.runner import BusyError, JobState
@@ -18,41 +18,39 @@ from napari_jrss.io.predictions import Prediction
 from napari_jrss.training.screening import Screened, Screening
 
 if TYPE_CHECKING:
-    from napari_jrss.app.review.review import Review
-    from napari_jrss.app.session import Session
     from napari_jrss.project.records import Round
 
 
-class Proposal:
-    """Commands on what the networks say of the case on the table; made by its review.
+class PredictionReview:
+    """Commands on what the networks say about the case under review.
 
     Attributes
     ----------
     changed
-        The prediction, its screening, or the case's sources are others.
+        The prediction, its screening, or the drafts to start from changed.
     screened
         Another tau was chosen.
     region_changed
-        The next uncertain region is chosen.
+        Another uncertain region was chosen.
     region
-        It.
+        The uncertain region that was chosen last, or None.
     """
 
     changed = Signal()
     screened = Signal()
     region_changed = Signal()
 
-    def __init__(self, session: Session, review: Review) -> None:
-        self._session = session
-        self._review = review
+    def __init__(self, current: CurrentCase) -> None:
+        self._workspace = workspace = current.workspace
+        self._current = current
         self.region: Region | None = None
         self._predicting: str | None = None
-        session.rounds_changed.connect(self._rounds_changed)
-        session.inference.state_changed.connect(self._inference_changed)
+        workspace.rounds_changed.connect(self._rounds_changed)
+        workspace.inference.state_changed.connect(self._inference_changed)
 
     def set_tau(self, tau: float) -> Screened:
-        """Hold the prediction against another tau, without inference."""
-        case = self._review.on_table
+        """Screen the prediction at another tau, without inference."""
+        case = self._current.open_case
         if case.screening is None:
             raise ProjectError(f"case {case.case_id} has no prediction to screen")
         case.screened = case.screening.at(tau)
@@ -61,8 +59,8 @@ class Proposal:
         return case.screened
 
     def next_uncertain(self) -> None:
-        """Choose the next uncertain region, worst first; :attr:`region_changed` tells it."""
-        case = self._review.on_table
+        """Go to the next uncertain region, worst first; emits :attr:`region_changed`."""
+        case = self._current.open_case
         if case.prediction is None:
             raise ProjectError(f"case {case.case_id} has no prediction yet")
         case.autosave.touch()
@@ -72,32 +70,32 @@ class Proposal:
             if case.regions is None:
                 case.regions = uncertain_regions(case.prediction, case.spacing_mm)
             if not case.regions:
-                self._session.notified.emit("The teacher is equally sure of everything")
+                self._workspace.notified.emit("No region is less certain than the others")
                 return
             after = case.regions.index(self.region) + 1 if self.region in case.regions else 0
             self.region = case.regions[after % len(case.regions)]
             self.region_changed.emit()
 
-        self._review.queue.submit(choose)
+        self._current.queue.submit(choose)
 
     def propagate(self) -> None:
-        """Register the labelled cases to this one, in the background: a draft by their vote.
+        """Register all labelled cases to this one; their vote becomes a draft. Runs as a job.
 
         Raises
         ------
         ProjectError
-            There is no registration network yet.
+            There is no registration network yet, or no case is open.
         BusyError
             Another short job is under way.
         """
-        case, project = self._review.on_table, self._session.open_project
+        case, project = self._current.open_case, self._workspace.open_project
         project.require_teacher()
 
         def work(cancel: threading.Event) -> Iterator[object]:
             from napari_jrss.app.pairs.registering import register_labelled
 
             cases = [c for c in project.snapshot().labelled if c != case.case_id]
-            for found in register_labelled(project, case.case_id, device=self._session.device):
+            for found in register_labelled(project, case.case_id, device=self._workspace.device):
                 if cancel.is_set():
                     return
                 if isinstance(found, Prediction):
@@ -105,10 +103,10 @@ class Proposal:
                     self.changed.emit()
                 yield found
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def screen(self, case: OpenCase) -> None:
-        """Make a prediction ready for any tau."""
+        """Prepare a case's prediction for screening at any tau."""
         if case.prediction is not None and case.teacher is not None:
             config = case.teacher.files.training_config().screening
             if case.screening is None:
@@ -120,15 +118,15 @@ class Proposal:
         self.changed.emit()
 
     def predict(self, case: OpenCase) -> None:
-        """Let the teacher look at a case, unless another short job is under way: then later."""
+        """Let the teacher predict a case; if another short job runs, once that has ended."""
         self._predicting = None
         try:
             self._start_prediction(case)
         except BusyError:
-            self._predicting = case.case_id  # its end is told of
+            self._predicting = case.case_id  # _inference_changed tries again
 
     def _start_prediction(self, case: OpenCase) -> None:
-        project, teacher = self._session.open_project, case.teacher
+        project, teacher = self._workspace.open_project, case.teacher
         assert teacher is not None
 
         def work(cancel: threading.Event) -> Iterator[object]:
@@ -136,20 +134,20 @@ class Proposal:
             from napari_jrss.inference.load import load_student, load_teacher
             from napari_jrss.inference.predict import predict_case
 
-            device, files = make_fabric(self._session.device).device, teacher.files
+            device, files = make_fabric(self._workspace.device).device, teacher.files
             network, student = load_teacher(files, device), load_student(files, device)
             if cancel.is_set():
                 return
             prediction = predict_case(network, case.image, device, student)
             if not project.read_only:
                 files.write_prediction(case.case_id, prediction)
-            self._review.queue.submit(lambda: self._predicted(case, teacher, prediction))
+            self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))
             yield prediction
 
-        self._session.inference.start(work)
+        self._workspace.inference.start(work)
 
     def _predicted(self, case: OpenCase, teacher: Round, prediction: Prediction) -> None:
-        """Show a new prediction; it becomes the draft only of a label that nobody touched."""
+        """Take a new prediction; it becomes the draft only if the person changed nothing."""
         case.teacher, case.prediction = teacher, prediction
         case.screening = case.regions = None
         editor = case.editor
@@ -162,13 +160,13 @@ class Proposal:
         self.screen(case)
 
     def _inference_changed(self, state: JobState) -> None:
-        case = self._review.case
+        case = self._current.case
         waiting = case is not None and case.case_id == self._predicting
         if case is not None and waiting and not state.busy and case.prediction is None:
             self.predict(case)
 
     def _rounds_changed(self) -> None:
-        case, project = self._review.case, self._session.project
+        case, project = self._current.case, self._workspace.project
         if case is None or project is None:
             return
 
@@ -185,11 +183,11 @@ class Proposal:
                 self.changed.emit()
                 self.predict(case)
 
-        self._review.queue.submit(look)
+        self._current.queue.submit(look)
 
 
 def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:
-    """Classes that no tau lets pass, since the case's teacher misses them in labelled scans."""
+    """Classes and names that pass at no tau, as the teacher hasn't learned them."""
     if case.teacher is None or not config.learned_gate:
         return {}
     unlearned = case.teacher.metrics.get(UNLEARNED)

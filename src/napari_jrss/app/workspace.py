@@ -1,0 +1,73 @@
+"""What every part of a session works on: the open project, the person, and the job runners."""
+
+from __future__ import annotations
+
+from psygnal import Signal
+
+from napari_jrss.app.review.autosave import PERIOD_S
+from napari_jrss.app.runner import BusyError, JobRunner
+from napari_jrss.errors import ProjectError
+from napari_jrss.project.project import Project
+
+
+class Workspace:
+    """The open project, the person's settings, and the jobs that run.
+
+    Attributes
+    ----------
+    project_changed
+        Another project is open, or none.
+    cases_changed
+        A case was added, labelled, rejected or skipped; N and J may have changed.
+    rounds_changed
+        A round began or ended, or another teacher is in force.
+    notified
+        A message for the person, such as where something was written.
+    project
+        The open project, or None.
+    author
+        The person's name, which every label version needs.
+    device
+        Where networks run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    autosave_s
+        Seconds after which a correction is on the disk; for cases that are opened from then on.
+    training, inference
+        Runners of the long and of the short jobs; they don't wait for one another.
+    """
+
+    project_changed = Signal()
+    cases_changed = Signal()
+    rounds_changed = Signal()
+    notified = Signal(str)
+
+    def __init__(self, author: str = "", device: str = "auto") -> None:
+        self.author = author
+        self.device = device
+        self.autosave_s = PERIOD_S
+        self.project: Project | None = None
+        self.training = JobRunner("training")
+        self.inference = JobRunner("inference")
+
+    @property
+    def open_project(self) -> Project:
+        """The open project; :class:`ProjectError` if there is none."""
+        if self.project is None:
+            raise ProjectError("no project is open")
+        return self.project
+
+    @property
+    def writable_project(self) -> Project:
+        """The open project; :class:`ProjectError` if there is none, or it is read-only."""
+        project = self.open_project
+        project.check_writable()
+        return project
+
+    def require_idle(self) -> None:
+        """Raise a :class:`BusyError` while a short job runs."""
+        if self.inference.state.busy:
+            raise BusyError("another job is running; wait for it, or stop it first")
+
+    def require_no_training(self) -> None:
+        """Raise a :class:`BusyError` while a round runs."""
+        if self.training.state.busy:
+            raise BusyError("a round is running; pause it before another project is opened")
