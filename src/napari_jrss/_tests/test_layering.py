@@ -168,11 +168,13 @@ def imported_with(name: str) -> set[str]:
     return set(result.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_light_module_imports_nothing_heavy(name: str) -> None:
     assert imported_with(name) & (TRAINING | WINDOW | {"SimpleITK"}) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -185,6 +187,7 @@ def test_torch_is_not_imported_by(name: str) -> None:
     assert imported_with(name) & (TRAINING | WINDOW) == set()
 
 
+@pytest.mark.slow
 def test_help_takes_under_a_second() -> None:
     command = Path(sys.executable).with_name("napari-jrss")
     before = os.times()

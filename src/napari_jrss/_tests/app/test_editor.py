@@ -52,6 +52,7 @@ def do(editor: LabelEditor, action: str, where: list[int], value: int) -> None:
         getattr(editor, action)()
 
 
+@pytest.mark.slow
 @given(actions)
 def test_undoing_everything_leads_back_and_redoing_forth(steps: list[Any]) -> None:
     start = np.random.default_rng(0).integers(0, CLASSES, SHAPE).astype(np.uint8)

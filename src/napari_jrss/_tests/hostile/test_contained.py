@@ -292,6 +292,7 @@ def test_a_link_in_the_project_is_not_followed(brain: Path, part: str) -> None:
 # -- the command line
 
 
+@pytest.mark.slow
 def test_hostile_input_on_the_command_line_is_one_line(brain: Path, tmp_path: Path) -> None:
     """The message of a reader reaches the person without a traceback."""
 

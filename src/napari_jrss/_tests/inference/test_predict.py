@@ -73,6 +73,7 @@ def test_uncertainty_is_the_divergence_of_teacher_and_student() -> None:
     assert other.max() > 0
 
 
+@pytest.mark.slow
 def test_tiles_agree_with_the_whole_where_a_network_looks_around_locally() -> None:
     network = nn.Conv3d(1, C, 3, padding=1)
     image = np.random.default_rng(0).normal(size=(24, 40, 33)).astype(np.float32)

@@ -410,6 +410,7 @@ PAINTER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.9])
 def test_kill_costs_at_most_the_change_that_is_being_saved(
@@ -464,6 +465,7 @@ FULL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no RLIMIT_FSIZE")
 def test_a_full_disk_is_told_and_nothing_is_lost_when_there_is_space_again(
     project_path: Path, tmp_path: Path

@@ -92,6 +92,7 @@ def assert_none_of(words: set[str], project: Path) -> None:
                 assert word.encode(code) not in held, f"{word} in {name}"
 
 
+@pytest.mark.slow
 def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:
     folder = heap(tmp_path / "in")
     words = planted(folder)
@@ -106,6 +107,7 @@ def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:
         assert_none_of(words, project.path)
 
 
+@pytest.mark.slow
 def test_a_project_holds_nothing_of_a_patient(tmp_path: Path) -> None:
     folder = heap(tmp_path / "in")
     cohort = discover_dicom(folder)
