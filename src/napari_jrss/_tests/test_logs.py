@@ -85,6 +85,7 @@ def receive(child: Child) -> bytes:
     return line
 
 
+@pytest.mark.slow
 def test_a_child_process_that_fails_leaves_what_it_printed(path: Path) -> None:
     with Project.open(path), Child("training", fail_in_child, log=path / "training.log") as child:
         with pytest.raises(ProcessError, match="exit code 3"):
@@ -155,6 +156,7 @@ def test_the_work_goes_on_where_the_log_can_not_be_written(path: Path) -> None:
         assert project.history("case_05")[-1].kind == "skipped"
 
 
+@pytest.mark.slow
 def test_verbose_logs_to_the_standard_error(path: Path) -> None:
     command = [sys.executable, "-m", "napari_jrss", "--verbose", "split", str(path), "--test", "1"]
     result = subprocess.run(

@@ -23,6 +23,8 @@ from napari_jrss._tests.jobs import (
 )
 from napari_jrss.processes import Child, ProcessError, WorkerDiedError, in_processes
 
+pytestmark = pytest.mark.slow
+
 
 def answer(child: Child) -> object:
     """The child's next message."""

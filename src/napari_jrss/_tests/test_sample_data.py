@@ -134,6 +134,7 @@ def test_the_table_names_the_labels(tmp_path: Path) -> None:
     assert all(row["class_id"] == row["label"] for row in rows)
 
 
+@pytest.mark.slow
 def test_twelve_cases_take_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     sample_data.make_cohort(tmp_path, cases=12)
