@@ -167,7 +167,7 @@ class ProjectCases(ProjectFolder):
         if case_id.lower() in {case.case_id.lower() for case in self.cases()}:
             raise ProjectError(f"{self.path}: has a case {case_id} already")
         if not path.is_dir():
-            raise ProjectError(f"{path}: isn't there")
+            raise ProjectError(f"{path}: no such folder")
         label = None
         for version in store.label_versions(path)[:1]:
             label = LabelVersion(

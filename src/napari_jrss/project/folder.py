@@ -160,7 +160,7 @@ class ProjectFolder:
         for part in parts:
             path = path / part
             if path.is_symlink():
-                raise ProjectError(f"{path}: a link, which a project doesn't follow")
+                raise ProjectError(f"{path}: a symbolic link, which a project doesn't follow")
         return path
 
     def check_writable(self) -> None:

@@ -99,7 +99,7 @@ class ProjectLabels(ProjectCases):
         if not author.strip():
             raise ProjectError("a label needs its author's name")
         if not Status(status).has_label:
-            raise ProjectError(f"a label can't make its case {Status(status).value}")
+            raise ProjectError(f"a label's status can't be {Status(status).value}")
         check_draft(draft)
         path = self.case_path(case.case_id)
         array = self.checked_label(case_id, array)
@@ -244,4 +244,6 @@ def check_draft(draft: str) -> None:
     (propagated from case A) or ``version:v0001``.
     """
     if not _DRAFT.fullmatch(draft):
-        raise ProjectError(f"{draft!r} doesn't say what a label was drawn from")
+        raise ProjectError(
+            f"{draft!r} is no draft: blank, imported, round:N, case:ID or version:vNNNN"
+        )

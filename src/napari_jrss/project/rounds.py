@@ -74,7 +74,9 @@ class ProjectRounds(ProjectLabels):
         if folder.exists() and any(
             file != config and not file.name.startswith(".") for file in folder.iterdir()
         ):
-            raise ProjectError(f"{folder}: in the way, though the ledger knows no round {number}")
+            raise ProjectError(
+                f"{folder}: exists, though the ledger has no round {number}; move it away"
+            )
         try:
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
@@ -115,7 +117,7 @@ class ProjectRounds(ProjectLabels):
         self._unfinished(number)
         outcome = RoundOutcome(outcome)
         if outcome is RoundOutcome.RUNNING:
-            raise ProjectError(f"{self.path}: a round doesn't end by running")
+            raise ProjectError(f"{self.path}: a round can't end as 'running'")
         if promote and outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: a round that was {outcome} has no teacher")
         text = json.dumps(dict(metrics or {}))

@@ -73,7 +73,7 @@ def split_by_group(
         if number is not None and number < 0:
             raise ProjectError(f"a split can't have {number} {name} cases")
     if seed < 0:
-        raise ProjectError(f"a seed can't be negative, as {seed} is")
+        raise ProjectError(f"the seed is {seed}, but it can't be negative")
     if training is not None and labelled is not None and labelled > training:
         raise ProjectError(
             f"{labelled} labelled cases were asked for among {training} training cases"

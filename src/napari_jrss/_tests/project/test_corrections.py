@@ -187,7 +187,7 @@ def test_what_cannot_be_painted_is_refused(project: Project, corrections: Correc
     for arguments, message in (
         (("case9", "blank", base, "Ada"), "no case 'case9'"),
         (("../x", "blank", base, "Ada"), "case id"),
-        (("case1", "my head", base, "Ada"), "drawn from"),
+        (("case1", "my head", base, "Ada"), "is no draft"),
         (("case1", "blank", base, " "), "author"),
         (("case1", "blank", base[1:], "Ada"), "training grid"),
         (("case1", "blank", base + 2, "Ada"), "has class"),
@@ -217,9 +217,9 @@ def test_a_project_open_read_only_can_look_but_not_save(project_path: Path) -> N
 def test_a_link_is_not_followed(project: Project, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (project.path / "journal").symlink_to(tmp_path / "outside")
-    with pytest.raises(ProjectError, match="a link"):
+    with pytest.raises(ProjectError, match="a symbolic link"):
         Corrections(project, "case0", "blank", project.label("case0"), "Ada")
-    with pytest.raises(ProjectError, match="a link"):
+    with pytest.raises(ProjectError, match="a symbolic link"):
         unsaved(project)
 
 

@@ -181,7 +181,7 @@ def test_all_that_an_export_refuses_comes_before_it_writes(
     content = image.read_bytes()
     image.write_bytes(content + b"\0")
     try:
-        refused("isn't the scan any more")
+        refused("has changed since case")
     finally:
         image.write_bytes(content)
     done = CliRunner().invoke(app, command)
@@ -437,7 +437,7 @@ def test_a_data_set_is_there_in_full_or_not_at_all(
     content = image.read_bytes()
     image.write_bytes(content + b"\0")
     try:
-        with pytest.raises(ProjectError, match=r"isn't the scan any more"):
+        with pytest.raises(ProjectError, match=r"has changed since case"):
             export_dataset(project, tmp_path / "out")
     finally:
         image.write_bytes(content)

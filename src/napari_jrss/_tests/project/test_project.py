@@ -203,9 +203,9 @@ def test_links_are_not_followed(project: Project, tmp_path: Path) -> None:
     inside.rename(outside)
     inside.symlink_to(outside)
     before = tree(outside)
-    with pytest.raises(ProjectError, match="a link"):
+    with pytest.raises(ProjectError, match="a symbolic link"):
         project.add_label_version("case0", np.zeros(project.grid.shape, np.uint8), "Ada")
-    with pytest.raises(ProjectError, match="a link"):
+    with pytest.raises(ProjectError, match="a symbolic link"):
         project.image("case0")
     assert tree(outside) == before
 
@@ -307,8 +307,8 @@ def test_labels_that_do_not_fit_are_refused(project: Project) -> None:
         with pytest.raises(ProjectError, match=message):
             project.add_label_version("case0", array, author)  # type: ignore[arg-type]
     for arguments, message in (
-        ({"draft": "my head"}, "drawn from"),
-        ({"status": Status.REJECTED}, "can't make its case rejected"),
+        ({"draft": "my head"}, "is no draft"),
+        ({"status": Status.REJECTED}, "status can't be rejected"),
     ):
         with pytest.raises(ProjectError, match=message):
             project.add_label_version("case0", good, "Ada", **arguments)
@@ -473,7 +473,7 @@ def test_killed_before_the_ledgers_row_leaves_no_half_thing(
             assert (started.folder / "config.json").read_text() == '{"a": 1}'
             (project_path / "rounds" / "0001").mkdir()
             (project_path / "rounds" / "0001" / "weights").touch()
-            with pytest.raises(ProjectError, match="in the way"):
+            with pytest.raises(ProjectError, match="the ledger has no round"):
                 project.start_round(None, "{}", {})
 
 

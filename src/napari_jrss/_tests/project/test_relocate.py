@@ -131,5 +131,5 @@ def test_scans_of_two_files_are_told_by_their_voxels(tmp_path: Path) -> None:
         found = {s.case_id: s.path.name for s in project.find_sources(new)}
         assert found == {"a": "x.hdr", "b": "a.hdr"}
         (new / "x.img").write_bytes((new / "a.img").read_bytes())
-        with pytest.raises(ProjectError, match=r"x\.hdr: isn't the scan any more"):
+        with pytest.raises(ProjectError, match=r"x\.hdr: has changed since case"):
             export_dataset(project, tmp_path / "Dataset001_Brain")

@@ -313,10 +313,12 @@ def test_a_history_that_can_not_be_read_is_told_in_a_line(
     rounds.symlink_to(taught / "moved")
     session.workspace.notified.connect(said.append)
     session.open(taught)
-    qtbot.waitUntil(lambda: "a link, which" in dock._message.text())
+    qtbot.waitUntil(lambda: "a symbolic link, which" in dock._message.text())
     session.workspace.training.start(lambda cancel: iter(()))
     qtbot.waitUntil(lambda: dock.rounds.status.text() == "Finished.")
-    assert {line for line in said if line} == {f"{rounds}: a link, which a project doesn't follow"}
+    assert {line for line in said if line} == {
+        f"{rounds}: a symbolic link, which a project doesn't follow"
+    }
 
 
 def test_the_estimate_is_shown_before_the_start(

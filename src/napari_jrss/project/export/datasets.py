@@ -124,7 +124,9 @@ def export_dataset(
     if len(set(names)) < len(names):
         raise ProjectError(f"{project.path}: two classes share a name, which {layout} can't hold")
     if layout == "nnunet" and "ignore" in names:
-        raise ProjectError(f"{project.path}: to nnU-Net 'ignore' is no class; rename it")
+        raise ProjectError(
+            f"{project.path}: nnU-Net reserves the name 'ignore'; rename the structure"
+        )
     if folder.exists():
         raise ProjectError(f"{folder}: exists already")
     sources = dicom_series([project.attributes(c) for c in (*training, *testing)], dicom_source)
@@ -205,7 +207,5 @@ def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Pa
             "'napari-jrss relink' finds scans that were moved"
         ) from error
     if checksum != attributes.checksum:
-        raise ProjectError(
-            f"{path}: isn't the scan any more that case {attributes.case_id} was made from"
-        )
+        raise ProjectError(f"{path}: has changed since case {attributes.case_id} was made from it")
     return path
