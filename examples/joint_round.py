@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
                 print(f"{event.stage}: {event.steps} steps")
             elif isinstance(event, CaseScreened):
                 print(event.model_dump_json())
-        return [show(each) for each in evaluate(project) if isinstance(each, RoundEvaluated)]
+        return [show(each) for each in evaluate(project).rounds]
 
 
 def show(figures: RoundEvaluated) -> RoundEvaluated:

@@ -14,17 +14,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from threading import Event
 
 import napari
 import numpy as np
 from qtpy.QtCore import QTimer
 
 from napari_jrss.app.cohort import SplitSizes
-from napari_jrss.app.importing import Source, groups_file_of, look_into
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
+from napari_jrss.project.importing import ScanFolders, groups_file_of, look_into
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.bridge import Relay
@@ -37,7 +36,7 @@ SCREENSHOTS = os.environ.get("NAPARI_JRSS_SCREENSHOTS", "")
 SYNTHETIC_CASES = 20
 
 
-def cohort() -> tuple[Source, PreprocessingConfig, SplitSizes, TrainingConfig]:
+def cohort() -> tuple[ScanFolders, PreprocessingConfig, SplitSizes, TrainingConfig]:
     """Where the scans are, and what suits them and this machine."""
     if LPBA40:
         import torch
@@ -46,11 +45,11 @@ def cohort() -> tuple[Source, PreprocessingConfig, SplitSizes, TrainingConfig]:
         fine = torch.cuda.is_available()
         shape, spacing = ((160, 192, 160), 1.0) if fine else ((80, 96, 80), 2.0)
         config = PreprocessingConfig(shape=shape, spacing_mm=(spacing,) * 3, crop="foreground")
-        return Source(Path(LPBA40)), config, SplitSizes(5, 2, 10), preset("fast")
+        return ScanFolders(Path(LPBA40)), config, SplitSizes(5, 2, 10), preset("fast")
     folder = FOLDER / "synthetic_cohort"
     if not (folder / "groups.csv").exists():
         make_cohort(folder, SYNTHETIC_CASES, (32, 40, 32))
-    source = Source(folder, groups=groups_file_of(folder))
+    source = ScanFolders(folder, groups=groups_file_of(folder))
     return source, PreprocessingConfig(), SplitSizes(5, 2, 4), for_synthetic_brains()
 
 
@@ -85,7 +84,7 @@ class Demo:
             self.dock.cohort.open_project(path)
             self.train_or_review()
             return
-        *_, found = look_into(self.source, self.preprocessing, Event())
+        *_, found = look_into(self.source, self.preprocessing)
         assert found.table is not None
         self.say("The scans are read in the background.")
         self.session.make_project(path, found.cohort, found.table, self.preprocessing)

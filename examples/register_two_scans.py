@@ -22,7 +22,7 @@ from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
 
-from napari_jrss.app.pairs.files import register_pair
+from napari_jrss.app.api import register
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.rounds.train import train
 from napari_jrss.config import PreprocessingConfig, preset
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> RegistrationReport:
     if path is None:
         path, moving, fixed = synthetic(chosen.out, chosen.size, chosen.steps)
     with Project.open(path, read_only=True) as project:
-        report = register_pair(project, str(moving), str(fixed), chosen.out)
+        pair = register(project, moving, fixed)
+        pair.save(chosen.out)
+    report = pair.figures
     print(
         f"residual {report.residual_before:.2f} -> {report.residual:.2f} standard deviations, "
         f"folded {report.folded_percent:.2f} %, {report.seconds:.2f} s"

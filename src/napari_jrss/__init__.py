@@ -1,5 +1,67 @@
-"""Few-shot segmentation and registration of 3D medical images with a person in the loop."""
+"""Few-shot segmentation and registration of 3D medical images with a person in the loop.
 
+The names below are loaded when they are first used, so that this import is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_jrss.app.api import register, train
+    from napari_jrss.app.evaluation import evaluate
+    from napari_jrss.app.exporting import export_labels
+    from napari_jrss.app.segmenting import segment, segment_scans
+    from napari_jrss.config import TrainingConfig, preset
+    from napari_jrss.errors import JRSSError
+    from napari_jrss.io.volume import Volume
+    from napari_jrss.project.project import Project
+    from napari_jrss.sample_data import make_cohort
+    from napari_jrss.widgets.viewing import view
 
 __version__ = version("napari-jrss")
+__all__ = [
+    "JRSSError",
+    "Project",
+    "TrainingConfig",
+    "Volume",
+    "evaluate",
+    "export_labels",
+    "make_cohort",
+    "preset",
+    "register",
+    "segment",
+    "segment_scans",
+    "train",
+    "view",
+]
+
+_MODULES = {
+    "JRSSError": "errors",
+    "Project": "project.project",
+    "TrainingConfig": "config",
+    "Volume": "io.volume",
+    "evaluate": "app.evaluation",
+    "export_labels": "app.exporting",
+    "make_cohort": "sample_data",
+    "preset": "config",
+    "register": "app.api",
+    "segment": "app.segmenting",
+    "segment_scans": "app.segmenting",
+    "train": "app.api",
+    "view": "widgets.viewing",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

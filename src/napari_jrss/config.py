@@ -322,6 +322,16 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
         ``paper``, ``fast`` or ``smoke``.
     **changes
         Top-level fields of :class:`TrainingConfig` to replace, such as ``seed=1``.
+
+    Returns
+    -------
+    TrainingConfig
+        All settings of a training.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        A field doesn't exist, or its value is impossible.
     """
     variants = {"paper": {}, "fast": _FAST, "smoke": _SMOKE}
     if name not in variants:

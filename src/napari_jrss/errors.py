@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from pydantic import ValidationError
 
 
@@ -51,3 +54,9 @@ def from_validation(error: ValidationError) -> str:
 def from_os_error(error: OSError) -> str:
     """Return the system's reason, such as ``No space left on device``; the file isn't named."""
     return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the most similar known one, if any."""
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -233,7 +233,7 @@ def test_export_returns_an_imported_label_bit_for_bit(
     assert len(predictions) == 2
     run("export", trained, tmp_path)
     predictions[0].write_bytes(predictions[1].read_bytes() + b"\0")
-    assert f"edited since: {predictions[0].name}; it stays" in mistake("export", trained, tmp_path)
+    assert f"edited since: {predictions[0].name}; move" in mistake("export", trained, tmp_path)
 
 
 def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
@@ -275,11 +275,11 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert "--resume" in mistake("train", project, "--preset", "smoke")
     said = "round 0 was interrupted, 0 more to come: train --resume goes on"
     assert said in run("status", project).stdout.replace("\n", " ")
-    assert "still at work" not in run("status", project).stdout
+    assert "still running" not in run("status", project).stdout
     with Project.open(project):  # as the training itself has it
         now = " ".join(run("status", project).stdout.split())
         at_work = f"open for writing in process {os.getpid()}"
-        assert f"{said}, unless it is still at work: {at_work}" in now
+        assert f"{said}, unless it is still running: {at_work}" in now
         held = mistake("train", project, "--preset", "smoke", "--resume")
         assert "open for writing in process" in held
         assert "read-only" not in held

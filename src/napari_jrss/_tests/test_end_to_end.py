@@ -37,7 +37,7 @@ def summaries(project: Project, config: TrainingConfig) -> list[RoundEvaluated]:
     """Train one joint round after the pre-training; the figures of both."""
     for _ in train(project, config, 1, threading.Event(), device="cpu"):
         pass
-    events = list(evaluate(project, device="cpu"))
+    events = list(evaluate.events(project, device="cpu"))
     return [event for event in events if isinstance(event, RoundEvaluated)]
 
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,12 @@ from napari_jrss.app.case_summary import (
     ground_truth,
     prediction_figures,
 )
-from napari_jrss.app.importing import read_scans
+from napari_jrss.app.exporting import LabelWritten, cases_to_export, export_labels
 from napari_jrss.app.next_case import Suggestion, suggest
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import FoundCohort
-from napari_jrss.project.export.labels import export_labels, export_predictions
+from napari_jrss.project.importing import ScanRead, read_scans
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, Round, Split, Status
 from napari_jrss.project.split import Assignment
@@ -64,15 +63,6 @@ class CasePredicted:
     done: int
     total: int
     case_id: str
-
-
-@dataclass(frozen=True)
-class LabelWritten:
-    """One label is exported: the how-manieth of how many, and its file."""
-
-    done: int
-    total: int
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -213,14 +203,16 @@ class Cohort:
         """Read further scans into the open project, in the background."""
         self._workspace.require_idle()
         project = self._workspace.open_project
+        self._workspace.inference.start(
+            lambda cancel: self.announce(read_scans(project, cohort, cancel, workers))
+        )
 
-        def work(cancel: threading.Event) -> Iterator[object]:
-            for event in read_scans(project, cohort, cancel, workers):
-                if event.result.ok:
-                    self._workspace.cases_changed.emit()
-                yield event
-
-        self._workspace.inference.start(work)
+    def announce(self, events: Iterator[ScanRead]) -> Iterator[ScanRead]:
+        """Pass the events of an import on, and say that there is a new case where there is."""
+        for event in events:
+            if event.result.ok:
+                self._workspace.cases_changed.emit()
+            yield event
 
     def failed_imports(self) -> Mapping[str, str]:
         """Scans that couldn't be imported, and why."""
@@ -328,8 +320,7 @@ class Cohort:
     def export(self, folder: Path) -> None:
         """Write labels in each scan's own geometry, in the background.
 
-        Those in force go to ``labels`` of the folder, the present teacher's to ``predictions``;
-        a file of these names that no export wrote, or that was edited since, is never replaced.
+        See :func:`~napari_jrss.app.exporting.export_labels`.
 
         Raises
         ------
@@ -340,26 +331,11 @@ class Cohort:
         """
         self._workspace.require_idle()
         project = self._workspace.open_project
-        cases, teacher = project.cases(), project.teacher
-        labelled = [case.case_id for case in cases if case.label_version]
-        total = len(labelled) + sum(
-            teacher is not None and teacher.files.has_prediction(case.case_id) for case in cases
-        )
-        if not total:
-            raise ProjectError(f"{project.path}: has no labels to export yet")
+        cases_to_export(project)
 
         def work(cancel: threading.Event) -> Iterator[LabelWritten]:
-            files = export_labels(project, folder / "labels", labelled)
-            if teacher is not None:
-                predictions = teacher.files.predictions
-                files = chain(
-                    files, export_predictions(project, predictions, folder / "predictions")
-                )
-            for done, path in enumerate(files, start=1):
-                yield LabelWritten(done, total, path)
-                if cancel.is_set():
-                    return
-            self._workspace.notified.emit(f"{total} labels are in {folder}")
+            written = yield from export_labels.events(project, folder, cancel=cancel)
+            self._workspace.notified.emit(f"{len(written)} labels are in {folder}")
 
         self._workspace.inference.start(work)
 

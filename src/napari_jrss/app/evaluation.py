@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.atomic import write_text
+from napari_jrss.progress_bar import Bar, counting, long_call
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome, Split
 from napari_jrss.snapshot import CachedArrays
@@ -28,42 +34,105 @@ class RoundEvaluated(BaseModel):
     registration: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of rounds on the test cases.
+
+    Attributes
+    ----------
+    rounds
+        One summary per round, in the order in which they were evaluated. Its `segmentation` and
+        `registration` hold mean and standard deviation of Dice, HD95 (mm) and the regularity of
+        the fields, over all structures and for each.
+    """
+
+    rounds: tuple[RoundEvaluated, ...]
+
+    def summary(self) -> str:
+        """A table with one row per round: mean and, in brackets, standard deviation.
+
+        Returns
+        -------
+        str
+            Lines of at most 100 characters.
+        """
+        if not self.rounds:
+            return "no round was evaluated"
+        table = Table("", "Dice", "HD95 mm", "reg. Dice", "std(Jac)", "folded %", box=SIMPLE)
+        first, last = self.rounds[0], self.rounds[-1]
+        table.add_row("initial", "-", "-", _mean_std(first.registration["dice_before"]), "-", "-")
+        for entry in self.rounds:
+            segmentation, registration = entry.segmentation, entry.registration
+            table.add_row(
+                entry.name,
+                _mean_std(segmentation["dice"]),
+                _mean_std(segmentation["hd95_mm"], 2),
+                _mean_std(registration["dice"]),
+                _mean_std(registration["std_jacobian"]),
+                _mean_std(registration["folded_percent"], 2),
+            )
+        page = StringIO()
+        Console(file=page, width=100, markup=False).print(table)
+        return page.getvalue() + (
+            f"mean (std) over {first.segmentation['cases']} test cases and "
+            f"{first.registration['pairs']} pairs of them; "
+            f"{last.segmentation['seconds_per_case']['mean']:.2f} s per case, "
+            f"{last.registration['seconds_per_pair']['mean']:.2f} s per pair"
+        )
+
+
+def _mean_std(statistics: dict[str, Any], digits: int = 3) -> str:
+    if statistics["mean"] is None:
+        return "-"
+    return f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
+
+
+def _bars(*_: object, **__: object) -> Callable[[object], Bar | None]:
+    count = counting("evaluating")
+    return lambda event: None if isinstance(event, RoundEvaluated) else count(event)
+
+
+@long_call(_bars)
 def evaluate(
     project: Project,
     *,
     rounds: Sequence[int] | None = None,
     pairs: Pairs = "two-fixed",
     seed: int = 0,
-    refined: bool = False,
+    refine: bool = False,
     device: str = "auto",
-) -> Iterator[CaseEvaluated | PairEvaluated | RoundEvaluated]:
-    """Evaluate rounds on the test cases, on the training grid.
+) -> Generator[CaseEvaluated | PairEvaluated | RoundEvaluated, None, Evaluation]:
+    """Measure rounds on the test cases, on the training grid.
+
+    ``evaluate.events(...)`` yields a row per case and per pair, then the summary of the round.
+    The rows are written to ``evaluation.jsonl`` in the round's folder, or to
+    ``evaluation_refined.jsonl``.
 
     Parameters
     ----------
     project
-        With test cases that have labels.
+        With at least two test cases that have labels, see :meth:`Project.split`.
     rounds
-        Numbers of finished rounds; all of them by default. Rounds without a parent are the
-        Mono-Nets.
-    pairs, seed
-        Which pairs to register, see
-        :func:`napari_jrss.inference.evaluate.evaluation_pairs`.
-    refined
-        Whether each field is improved on its pair, see :mod:`napari_jrss.inference.refine`.
+        Numbers of finished rounds; None: all of them. Rounds without a parent are pre-trained
+        networks (Mono-Nets).
+    pairs
+        Which pairs of test cases to register: two fixed cases with all others moving, or all.
+    seed
+        Draws the two fixed cases.
+    refine
+        Whether each displacement field is improved on its pair.
     device
-        See :func:`napari_jrss.inference.device.make_fabric`.
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
-    Yields
-    ------
-    CaseEvaluated, PairEvaluated, RoundEvaluated
-        The rows of a round, then its summary. Rows are written to the round's
-        ``evaluation.jsonl``, or ``evaluation_refined.jsonl``.
+    Returns
+    -------
+    Evaluation
+        Its :meth:`~Evaluation.summary` is a table to print.
 
     Raises
     ------
     ProjectError
-        Without finished rounds or fewer than two labelled test cases.
+        There is no finished round, or fewer than two labelled test cases.
     """
     from napari_jrss.inference import evaluate as engine
     from napari_jrss.inference.device import make_fabric
@@ -71,16 +140,20 @@ def evaluate(
 
     cases = [c.case_id for c in project.cases() if c.split is Split.TEST and c.label_version]
     if len(cases) < 2:
-        raise ProjectError(f"{project.path}: evaluating needs two test cases with labels (split)")
+        raise ProjectError(
+            f"{project.path}: an evaluation needs at least two test cases with labels: split the "
+            "cases first"
+        )
     finished = [r for r in project.rounds() if r.outcome is RoundOutcome.FINISHED]
     chosen = finished if rounds is None else [project.round(n) for n in rounds]
     if not chosen or any(r.outcome is not RoundOutcome.FINISHED for r in chosen):
-        raise ProjectError(f"{project.path}: evaluating needs a finished round (train)")
+        raise ProjectError(f"{project.path}: an evaluation needs a finished round: train first")
 
     names = tuple(project.table.names)
     arrays = CachedArrays(project.image, project.label)
     torch_device = make_fabric(device).device
     ordered_pairs = engine.evaluation_pairs(cases, pairs, seed)
+    summaries = []
     for entry in chosen:
         segmentation, registration = [], []
         teacher = load_teacher(entry.files, torch_device)
@@ -89,7 +162,7 @@ def evaluate(
         ):
             segmentation.append(case)
             yield case
-        network = (load_refined if refined else load_registration)(entry.files, torch_device)
+        network = (load_refined if refine else load_registration)(entry.files, torch_device)
         for pair in engine.evaluate_registration(
             network, arrays, ordered_pairs, len(names), project.spacing_of, torch_device
         ):
@@ -97,13 +170,16 @@ def evaluate(
             yield pair
         rows = [*segmentation, *registration]
         lines = "".join(row.model_dump_json() + "\n" for row in rows)
-        write_text(entry.files.evaluation(refined), lines)
-        yield RoundEvaluated(
+        write_text(entry.files.evaluation(refine), lines)
+        summary = RoundEvaluated(
             number=entry.number,
-            name=_name(entry) + (", refined" if refined else ""),
+            name=_name(entry) + (", refined" if refine else ""),
             segmentation=engine.summarise_segmentation(segmentation, names),
             registration=engine.summarise_registration(registration, names),
         )
+        summaries.append(summary)
+        yield summary
+    return Evaluation(tuple(summaries))
 
 
 def _name(entry: Round) -> str:

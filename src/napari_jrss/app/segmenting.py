@@ -1,12 +1,11 @@
-"""The teacher at work on scans that are no cases, from files or in memory, on their own grids."""
+"""The teacher segments scans that are no cases, from files or in memory, on their own grids."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +22,13 @@ from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels import label_bytes, label_names
 from napari_jrss.project.project import Project
 
 if TYPE_CHECKING:
-    from torch import device as Device
-    from torch.nn import Module
-
     from napari_jrss.app.workspace import Workspace
     from napari_jrss.io.predictions import Prediction
 
@@ -89,16 +86,94 @@ class VolumeSegmented:
     warning: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """The teacher's label of a scan on the training grid, and the way back to the scan."""
+
+    prediction: Prediction
+    chain: GridTransform
+    seconds: float
+
+    def on_scan(self) -> NDArray[np.integer]:
+        """Class indices (z, y, x) on the scan's own grid."""
+        return self.chain.label_to_source(self.prediction.label)
+
+    def mean_confidence(self) -> float | None:
+        """Mean probability of the structures' voxels in the scan; None where there are none."""
+        inside = (self.prediction.label > 0) & self.chain.inside_scan()
+        found = self.prediction.confidence[inside]
+        return float(found.mean(dtype=np.float64)) if found.size else None
+
+
+class _Teacher:
+    """The networks of a project's teacher on one device, ready for any number of scans."""
+
+    def __init__(self, project: Project, device: str, with_student: bool = False) -> None:
+        from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.load import load_student, load_teacher
+
+        entry = project.require_teacher()
+        self._project = project
+        self._device = make_fabric(device).device
+        self._network = load_teacher(entry.files, self._device)
+        self._student = load_student(entry.files, self._device) if with_student else None
+
+    def segment(self, volume: Volume) -> _Segmented:
+        """Segment a scan in any orientation; `seconds` are those of the network alone."""
+        from napari_jrss.inference.predict import predict_case
+
+        ready = preprocess(volume, None, self._project.preprocessing, self._project.grid)
+        started = time.perf_counter()
+        prediction = predict_case(self._network, ready.image, self._device, self._student)
+        return _Segmented(prediction, ready.chain, time.perf_counter() - started)
+
+
+def segment(project: Project, scan: str | Path | Volume, *, device: str = "auto") -> Volume:
+    """Segment a scan with the current teacher; nothing is written.
+
+    Parameters
+    ----------
+    project
+        With a teacher.
+    scan
+        NIfTI file, folder of one DICOM series, or a scan in memory; in any orientation.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns
+    -------
+    Volume
+        The label (z, y, x) on the scan's own grid. Its values are the numbers of the label files
+        that the project was made from, where each structure has exactly one, else the index of
+        the structure in ``project.table.names``; 0 is the background.
+
+    Raises
+    ------
+    ScanError
+        The scan can't be read or used.
+    ProjectError
+        The project has no teacher.
+    """
+    teacher = _Teacher(project, device)
+    volume = scan if isinstance(scan, Volume) else read_volume(scan)
+    ids = project.table.to_source_ids(teacher.segment(volume).on_scan())
+    return replace(volume, array=ids, source=None)
+
+
+@long_call(lambda project, scans, *_, **__: counting("segmenting", len(scans)))
 def segment_scans(
     project: Project,
-    scans: Sequence[Path],
-    out: Path,
+    scans: Sequence[str | Path],
+    out: str | Path,
     *,
     maps: bool = False,
     dicom_seg: bool = False,
     device: str = "auto",
-) -> Iterator[SegmentedScan]:
-    """Segment scans with the current teacher, onto their own grids.
+) -> Generator[SegmentedScan, None, list[SegmentedScan]]:
+    """Segment scans with the current teacher and write their labels, on the scans' own grids.
+
+    A scan that can't be used is left out, and the others go on. ``segment_scans.events(...)``
+    yields a :class:`SegmentedScan` for each.
 
     Parameters
     ----------
@@ -107,26 +182,30 @@ def segment_scans(
     scans
         NIfTI files, or folders of one DICOM series each.
     out
-        Folder for ``<scan>_label.nii.gz`` and the names of the labels; made if missing.
+        Folder for ``<scan>_label.nii.gz`` and the names of the labels; made if it is missing.
     maps
-        Write ``<scan>_confidence.nii.gz`` and, after a joint round, ``<scan>_uncertainty.nii.gz``
-        (KL divergence of teacher and student, in nats).
+        Whether to write ``<scan>_confidence.nii.gz`` and, after a joint round,
+        ``<scan>_uncertainty.nii.gz`` (KL divergence of teacher and student, in nats).
     dicom_seg
-        Write ``<scan>_label.dcm`` for each DICOM series, a DICOM SEG in the patient's study.
+        Whether to write ``<scan>_label.dcm`` for each DICOM series, a DICOM SEG in the study of
+        the patient.
     device
-        See :func:`napari_jrss.inference.device.make_fabric`.
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns
+    -------
+    list of SegmentedScan
+        What became of each scan.
 
     Raises
     ------
     ProjectError
-        Without a teacher, if two scans would write the same files, or if a label is there that no
+        There is no teacher, two scans would write the same files, or a label is there that no
         export wrote or that was edited since.
     """
-    from napari_jrss.inference.device import make_fabric
-    from napari_jrss.inference.load import load_student, load_teacher
-
-    entry = project.require_teacher()
-    names = [stem(scan.absolute()) for scan in scans]
+    paths, out = [Path(scan) for scan in scans], Path(out)
+    project.require_teacher()
+    names = [stem(path.absolute()) for path in paths]
     if len(set(names)) < len(names):
         raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
     if dicom_seg:
@@ -135,56 +214,38 @@ def segment_scans(
     about = label_names(project.table)
     labels = [f"{name}_label{ending}" for name in names for ending in endings]
     folder = ExportFolder(out, [*about, *labels])
-    torch_device = make_fabric(device).device
-    teacher = load_teacher(entry.files, torch_device)
-    student = load_student(entry.files, torch_device) if maps else None
+    teacher = _Teacher(project, device, with_student=maps)
     folder.make()
     for file, content in about.items():
         folder.write(file, content)
-    segment = partial(
-        _segment_scan,
-        project=project,
-        networks=(teacher, student),
-        device=torch_device,
-        folder=folder,
-        maps=maps,
-        dicom_seg=dicom_seg,
-    )
-    return map(segment, scans, names)
-
-
-def _segment_scan(
-    scan: Path,
-    name: str,
-    *,
-    project: Project,
-    networks: tuple[Module, Module | None],
-    device: Device,
-    folder: ExportFolder,
-    maps: bool,
-    dicom_seg: bool,
-) -> SegmentedScan:
-    from napari_jrss.inference.predict import predict_case
-
-    try:
-        series = dicom_series_of(scan)
-        volume = read_volume(series or scan)
-        ready = preprocess(volume, None, project.preprocessing, project.grid)
-    except ScanError as error:
-        return SegmentedScan(scan, problem=str(error))
-    started = time.perf_counter()
-    prediction = predict_case(networks[0], ready.image, device, networks[1])
-    seconds = time.perf_counter() - started
-    file = f"{name}_label.nii.gz"
-    content = label_bytes(prediction.label, ready.chain, project.table, folder.path / file)
-    path = folder.write(file, content)
-    if maps:
-        _write_maps(prediction, ready.chain, volume, folder.path, name)
-    if dicom_seg and series is not None:
-        file = f"{name}_label.dcm"
-        content = segmentation_bytes(prediction.label, ready.chain, project.table, series, file)
-        folder.write(file, content)
-    return _summary(scan, path, prediction, ready.chain, project, seconds)
+    results = []
+    for scan, name in zip(paths, names, strict=True):
+        try:
+            series = dicom_series_of(scan)
+            volume = read_volume(series or scan)
+            found = teacher.segment(volume)
+        except ScanError as error:
+            results.append(SegmentedScan(scan, problem=str(error)))
+            yield results[-1]
+            continue
+        file, chain, label = f"{name}_label.nii.gz", found.chain, found.prediction.label
+        path = folder.write(file, label_bytes(label, chain, project.table, out / file))
+        for kind in ("confidence", "uncertainty") if maps else ():
+            values = getattr(found.prediction, kind)
+            if values is not None:
+                on_scan = chain.values_to_source(values.astype(np.float32))
+                write_nifti(out / f"{name}_{kind}.nii.gz", on_scan, volume)
+        if dicom_seg and series is not None:
+            file = f"{name}_label.dcm"
+            folder.write(file, segmentation_bytes(label, chain, project.table, series, file))
+        counts = np.bincount(found.on_scan().ravel(), minlength=len(project.table.names))[1:]
+        each_ml = voxel_ml(np.array(chain.source_affine))
+        volumes = tuple(float(count) * each_ml for count in counts)
+        results.append(
+            SegmentedScan(scan, "", path, volumes, found.mean_confidence(), found.seconds)
+        )
+        yield results[-1]
+    return results
 
 
 def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:
@@ -208,64 +269,20 @@ def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:
     BusyError
         Another short job is under way.
     """
-    project = workspace.open_project
-    teacher = project.require_teacher()
-    device = workspace.device
+    project, device = workspace.open_project, workspace.device
+    project.require_teacher()
 
     def work(cancel: threading.Event) -> Iterator[VolumeSegmented]:
-        from napari_jrss.inference.device import make_fabric
-        from napari_jrss.inference.load import load_teacher
-        from napari_jrss.inference.predict import predict_case
-
-        torch_device = make_fabric(device).device
-        ready = preprocess(volume, None, project.preprocessing, project.grid)
+        teacher = _Teacher(project, device)
         if cancel.is_set():
             return
-        prediction = predict_case(
-            load_teacher(teacher.files, torch_device), ready.image, torch_device
-        )
+        found = teacher.segment(volume)
         yield VolumeSegmented(
             name,
-            ready.chain.label_to_source(prediction.label),
+            found.on_scan(),
             project.table,
-            mean_confidence(prediction, ready.chain),
+            found.mean_confidence(),
             teacher_warning(project),
         )
 
     workspace.inference.start(work)
-
-
-def _write_maps(
-    prediction: Prediction, chain: GridTransform, scan: Volume, out: Path, name: str
-) -> None:
-    maps = {"confidence": prediction.confidence, "uncertainty": prediction.uncertainty}
-    for kind, values in maps.items():
-        if values is not None:
-            on_scan = chain.values_to_source(values.astype(np.float32))
-            write_nifti(out / f"{name}_{kind}.nii.gz", on_scan, scan)
-
-
-def _summary(
-    scan: Path,
-    path: Path,
-    prediction: Prediction,
-    chain: GridTransform,
-    project: Project,
-    seconds: float,
-) -> SegmentedScan:
-    on_scan = chain.label_to_source(prediction.label)
-    counts = np.bincount(on_scan.ravel(), minlength=len(project.table.names))[1:]
-    each_ml = voxel_ml(np.array(chain.source_affine))
-    return SegmentedScan(
-        scan=scan,
-        label=path,
-        volumes_ml=tuple(float(count) * each_ml for count in counts),
-        mean_confidence=mean_confidence(prediction, chain),
-        seconds=seconds,
-    )
-
-
-def mean_confidence(prediction: Prediction, chain: GridTransform) -> float | None:
-    """Mean probability of the structures' voxels in the scan; None where there are none."""
-    found = prediction.confidence[(prediction.label > 0) & chain.inside_scan()]
-    return float(found.mean(dtype=np.float64)) if found.size else None

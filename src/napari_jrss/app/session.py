@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from napari_jrss.app.cohort import Cohort
@@ -20,6 +20,7 @@ from napari_jrss.app.workspace import Workspace
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.layouts import FoundCohort
 from napari_jrss.labels import LabelTable
+from napari_jrss.project.importing import ScanRead, read_first_scans
 from napari_jrss.project.project import Project
 
 _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
@@ -48,6 +49,7 @@ class Session:
         self.review = Review(workspace, self.cohort)
         self.rounds = RoundControl(workspace)
         self.pairs = Pairs(workspace, self.review)
+        self._keep_open = False
 
     def open(self, path: str | Path, read_only: bool = False) -> None:
         """Open a project in place of the present one.
@@ -62,8 +64,15 @@ class Session:
         self.workspace.require_no_training()
         self._replace(Project.open(path, read_only))
 
-    def adopt(self, project: Project) -> None:
-        """Work on a project that was just made, in place of the present one.
+    def adopt(self, project: Project, keep_open: bool = False) -> None:
+        """Work on a project that is open already, in place of the present one.
+
+        Parameters
+        ----------
+        project
+            Open for writing, or read-only.
+        keep_open
+            Whether it stays open when this session has done with it.
 
         Raises
         ------
@@ -73,9 +82,10 @@ class Session:
         try:
             self.workspace.require_no_training()
         except BusyError:
-            project.close()
+            if not keep_open:
+                project.close()
             raise
-        self._replace(project)
+        self._replace(project, keep_open)
 
     def make_project(
         self,
@@ -92,7 +102,7 @@ class Session:
         path
             The new folder, by custom ``<name>.jrss``.
         cohort
-            The scans, as :func:`~napari_jrss.app.importing.look_into` finds them.
+            The scans, as :func:`~napari_jrss.project.importing.look_into` finds them.
         table, config
             The structures, and how scans reach the training grid.
         workers
@@ -101,14 +111,24 @@ class Session:
         Raises
         ------
         ProjectError
-            Something is at `path` already, or it can't be written.
+            Something is at `path` already, or it can't be written. Later, as the error of the
+            job: none of the scans could be used; then the project is removed.
         BusyError
             A round or another short job is under way.
         """
         self.workspace.require_idle()
         self.workspace.require_no_training()
-        self._replace(Project.create(path, table, config))
-        self.cohort.add(cohort, workers)
+        project = Project.create(path, table, config)
+        self._replace(project)
+
+        def work(cancel: threading.Event) -> Iterator[ScanRead]:
+            try:
+                yield from self.cohort.announce(read_first_scans(project, cohort, cancel, workers))
+            finally:
+                if not project.path.exists():
+                    self._replace(None)
+
+        self.workspace.inference.start(work)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Stop every job and close the project; whether the jobs stopped in time.
@@ -139,7 +159,9 @@ class Session:
         stopped = all([r.wait(max(0.0, until - time.monotonic())) for r in runners])
         self.pairs.queue.wait(max(0.0, until - time.monotonic()))  # holds arrays only
         project, workspace.project = workspace.project, None
-        if project is not None and stopped:
+        if self._keep_open:
+            pass
+        elif project is not None and stopped:
             project.close()
         elif project is not None:
             # Not a daemon: PyTorch aborts a program that ends in the middle of a step.
@@ -147,13 +169,14 @@ class Session:
         workspace.project_changed.emit()
         return stopped and kept
 
-    def _replace(self, project: Project) -> None:
+    def _replace(self, project: Project | None, keep_open: bool = False) -> None:
         workspace = self.workspace
         if workspace.project is not None:
             self.cohort.stop()
             self.review.leave_project()
-            workspace.project.close()
-        workspace.project = project
+            if not self._keep_open:
+                workspace.project.close()
+        workspace.project, self._keep_open = project, keep_open
         workspace.project_changed.emit()
 
 

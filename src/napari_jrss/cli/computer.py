@@ -1,4 +1,4 @@
-"""Commands about this computer: who works on it, and what it has."""
+"""Commands about this computer: whose name is recorded, and what is installed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from napari_jrss.cli.options import AsJson
 
 def author(
     name: Annotated[
-        str | None, typer.Argument(help='The name to record from now on; "" forgets it.')
+        str | None, typer.Argument(help='Name to record from now on; "" removes it.')
     ] = None,
 ) -> None:
-    """Say once who labels and decides on this computer, or show who that is."""
+    """Set or show the name that is recorded with labels and decisions on this computer."""
     from napari_jrss.app.author import author as known
     from napari_jrss.app.author import remember_author
 
     if name is None:
         typer.echo(known())
     else:
-        typer.echo(f"kept in {remember_author(name)}")
+        typer.echo(f"saved in {remember_author(name)}")
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, memory, and what is missing."""
+    """Show versions, devices and memory, and what is missing."""
     from napari_jrss.cli.render import doctor_report
     from napari_jrss.doctor import examine
 

@@ -19,7 +19,9 @@ def experiment(
     out: Annotated[Path | None, typer.Option(help="Folder of the experiment.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder that the protocol's paths start from.", show_default="its own"),
+        typer.Option(
+            help="Folder that the paths of the protocol are relative to.", show_default="its own"
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -33,14 +35,16 @@ def experiment(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads of each.", show_default="cores shared out"),
+        typer.Option(
+            min=1, help="CPU threads of each process.", show_default="cores divided by processes"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     list_runs: Annotated[
-        bool, typer.Option("--list", help="Only say which runs the protocol has.")
+        bool, typer.Option("--list", help="Only list the runs of the protocol.")
     ] = False,
 ) -> None:
-    """Run a protocol's grid of methods, N and seeds; what is done is not done again."""
+    """Run the methods of a protocol for each N and seed; finished runs are skipped."""
     from napari_jrss.experiments.protocol import ProtocolError, load_protocol, plan
     from napari_jrss.experiments.run import run_experiment
 
@@ -50,7 +54,7 @@ def experiment(
         typer.echo("\n".join(run.id for run in runs))
         return
     if out is None:
-        raise ProtocolError("--out says where the experiment goes")
+        raise ProtocolError("give --out, the folder for the results")
     failed = 0
     events = run_experiment(
         checked,
@@ -62,12 +66,12 @@ def experiment(
         device=device,
     )
     for count, ended in enumerate(events, start=1):
-        state = "was done before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
+        state = "finished before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
         if ended.problem:
             failed, state = failed + 1, ended.problem
         typer.echo(f"[{count}] {ended.run.id}: {state}")
     if failed:
-        typer.echo(f"{failed} runs failed; --resume tries them again", err=True)
+        typer.echo(f"{failed} runs failed; use --resume to try them again", err=True)
         raise typer.Exit(1)
     typer.echo(f"done; napari-jrss report {out} writes the tables")
 
@@ -76,10 +80,12 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an experiment.")],
     labelled: Annotated[
         str | None,
-        typer.Option("--labelled", help="N of the main tables.", show_default="the fullest"),
+        typer.Option(
+            "--labelled", help="N of the main tables.", show_default="the N with most runs"
+        ),
     ] = None,
 ) -> None:
-    """Tables (Markdown, LaTeX), figures (PNG, SVG) and one HTML page of an experiment."""
+    """Write tables (Markdown, LaTeX), figures (PNG, SVG) and an HTML page of an experiment."""
     from napari_jrss.experiments.report import write_report
 
     typer.echo(f"{write_report(folder, labelled)}")

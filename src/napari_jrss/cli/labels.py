@@ -1,4 +1,4 @@
-"""Commands about a person's labels: which is next, what they were, whose they are."""
+"""Commands about labels: which case is next, their history, and earlier versions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ def next_case(
     project: ProjectPath,
     propagate: Annotated[
         bool,
-        typer.Option("--propagate", help="Also hold propagated labels against the teacher's."),
+        typer.Option(
+            "--propagate",
+            help="Also compare the teacher's label with the one propagated from labelled cases.",
+        ),
     ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Which case to label next, and why."""
+    """Suggest which case to label next, and say why."""
     from napari_jrss.app.next_case import suggest_now
-    from napari_jrss.cli.render import counting
+    from napari_jrss.progress_bar import counted
     from napari_jrss.project.project import Project
 
     def watch(cases: Sequence[str]) -> Iterable[str]:
-        return cases if as_json else counting(cases, "propagating", len(cases))
+        return counted(cases, "propagating", len(cases))
 
     with Project.open(project, read_only=True) as opened:
         suggestion = suggest_now(opened, propagate=propagate, device=device, watch=watch)
@@ -41,10 +44,10 @@ def next_case(
 
 def history(
     project: ProjectPath,
-    case: Annotated[str | None, typer.Argument(help="Only this case.")] = None,
+    case: Annotated[str | None, typer.Argument(help="Case id; all cases by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What happened to a project or to one of its cases, when, and who did it."""
+    """List what was done to a project or to one of its cases, when and by whom."""
     from napari_jrss.app.history import history as story
     from napari_jrss.cli.render import history_table
     from napari_jrss.project.project import Project
@@ -63,23 +66,23 @@ def restore(
     version: Annotated[str, typer.Argument(help="Label version to bring back, such as v0001.")],
     author: Author = None,
 ) -> None:
-    """Bring a label version back, as a new version; nothing is overwritten."""
+    """Make an earlier label version the current one, as a new version."""
     from napari_jrss.app.author import author as known
     from napari_jrss.project.project import Project
 
     name = known(author)
     with Project.open(project) as opened:
         made = opened.restore(case, version, name)
-    typer.echo(f"{case}: {version} is back in force, as {made}, by {name}")
+    typer.echo(f"{case}: {version} is the current label again, as {made}, by {name}")
 
 
 def recover(
     project: ProjectPath,
     case: Annotated[str, typer.Argument(help="Case id.")],
     author: Author = None,
-    discard: Annotated[bool, typer.Option("--discard", help="Give the corrections up.")] = False,
+    discard: Annotated[bool, typer.Option("--discard", help="Throw the corrections away.")] = False,
 ) -> None:
-    """Keep corrections that were never accepted, as a new label version."""
+    """Keep corrections that were never accepted, as a new label version of the case."""
     from napari_jrss.app.author import author as known
     from napari_jrss.errors import ProjectError
     from napari_jrss.project import corrections
@@ -89,15 +92,17 @@ def recover(
         found = corrections.recover(opened, case)
         if discard:
             corrections.discard(opened, case)
-            typer.echo(f"{case}: {found.voxels_changed} corrected voxels given up")
+            typer.echo(f"{case}: {found.voxels_changed} corrected voxels were thrown away")
             return
         if not found.voxels_changed:
+            accepted = len(found.info.accepted)
             raise ProjectError(
-                f"case {case}: nothing was corrected, only {len(found.info.accepted)} structures "
-                "accepted one by one; open the case in the window to go on, or --discard them"
+                f"case {case}: no voxel was corrected, and {accepted} structures were accepted one "
+                "by one: open the case in napari to go on, or use --discard"
             )
         name = known(author)
         made = corrections.Corrections.resume(opened, found).accept(found.label, name)
     typer.echo(
-        f"{case}: {found.voxels_changed} voxels that {found.info.author} corrected are {made} now"
+        f"{case}: {found.voxels_changed} voxels that {found.info.author} corrected are now in "
+        f"{made}"
     )

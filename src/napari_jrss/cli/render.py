@@ -1,93 +1,37 @@
-"""What the command line shows: progress bars and tables."""
+"""Tables that the command line shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from napari_jrss.app.rounds.train import VALIDATION_DICE, WARNING
 
 if TYPE_CHECKING:
-    from napari_jrss.app.evaluation import RoundEvaluated
     from napari_jrss.app.history import HistoryLine
     from napari_jrss.app.pairs.registering import RegistrationReport
     from napari_jrss.app.segmenting import SegmentedScan
     from napari_jrss.app.status import ProjectStatus
     from napari_jrss.doctor import Report
-    from napari_jrss.io.dicom import LeftOut
-    from napari_jrss.preprocess.ingest import IngestResult
-    from napari_jrss.training.events import Event
-
-T = TypeVar("T")
+    from napari_jrss.project.importing import Found, ScanRead
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<17}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True, markup=False),
-    )
+def import_report(events: Sequence[Found | ScanRead]) -> None:
+    """Print how many cases were imported, and a table of what was left out, with the reasons."""
+    from napari_jrss.project.importing import Found, ScanRead
 
-
-def ingest_progress(results: Iterable[IngestResult], total: int) -> Iterator[IngestResult]:
-    """A bar over the scans as they are written to the cache."""
-    failed = 0
-    with _progress() as progress:
-        task = progress.add_task("preprocessing", total=total, note="")
-        for result in results:
-            failed += not result.ok
-            progress.update(task, advance=1, note=f"{failed} failed" if failed else "")
-            yield result
-
-
-def counting(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """A bar over items as they come, one by one."""
-    with _progress() as progress:
-        task = progress.add_task(what, total=total, note="")
-        for item in items:
-            progress.advance(task)
-            yield item
-
-
-@contextmanager
-def refining() -> Iterator[Callable[[float], bool]]:
-    """A bar over the refinement of one pair, see :data:`napari_jrss.inference.refine.Watch`."""
-    with _progress() as progress:
-        task = progress.add_task("refining", total=100, note="")
-
-        def watch(done: float) -> bool:
-            progress.update(task, completed=round(100 * done))
-            return True
-
-        yield watch
-        progress.update(task, completed=100)
-
-
-def import_report(
-    results: Sequence[IngestResult],
-    unmatched_labels: Sequence[Path],
-    left_out: Sequence[LeftOut] = (),
-) -> None:
-    """What came in, and one table of what did not, by case and reason."""
+    if not events:
+        return
+    results = [event.result for event in events if isinstance(event, ScanRead)]
+    (cohort,) = (event.cohort for event in events if isinstance(event, Found))
+    unmatched_labels, left_out = cohort.unmatched_labels, cohort.left_out
     console = Console(markup=False)
     came = [result for result in results if result.ok]
     labelled = sum(result.labelled for result in came)
@@ -108,54 +52,8 @@ def import_report(
         console.print(table)
 
 
-def training_progress(events: Iterable[Event]) -> Iterator[Event]:
-    """A bar per stage: step, loss, validation Dice, time left."""
-    from napari_jrss.training import events as kinds
-
-    with _progress() as progress:
-        tasks: dict[str, TaskID] = {}
-        best: float | None = None
-        for event in events:
-            match event:
-                case kinds.StageStarted():
-                    best = None
-                    tasks[event.stage] = progress.add_task(
-                        event.stage.replace("_", " "),
-                        total=event.steps,
-                        completed=event.first_step,
-                        note="",
-                    )
-                case kinds.EpochEnd():
-                    best = event.best
-                case kinds.StepEnd():
-                    note = f"loss {event.losses['total']:.3f}"
-                    note += "" if best is None else f", best Dice {best:.3f}"
-                    progress.update(tasks[event.stage], completed=event.step, note=note)
-                case kinds.CaseScreened() | kinds.CaseJudged() if event.stage in tasks:
-                    progress.update(tasks[event.stage], advance=1)
-                case kinds.RoundFinished():
-                    progress.console.print(_round_line(event.number, event.metrics))
-                    if event.warning:
-                        progress.console.print(event.warning)
-                case _:
-                    pass
-            yield event
-
-
-def _round_line(number: int, metrics: dict[str, float]) -> str:
-    def dice(name: str) -> str:
-        value = metrics.get(f"validation_{name}_dice")
-        return "-" if value is None else f"{value:.3f}"
-
-    return (
-        f"round {number}: {metrics['labelled']:.0f} labelled, {metrics['accepted']:.0f} "
-        f"pseudo-labels accepted; validation Dice: segmentation {dice('segmentation')}, "
-        f"registration {dice('registration')}"
-    )
-
-
 def status_tables(report: ProjectStatus) -> None:
-    """A project's cases and rounds."""
+    """Print the cases and rounds of a project."""
     console = Console(markup=False)
     z, y, x = report.shape
     spacing = " x ".join(f"{s:g}" for s in report.spacing_mm)
@@ -196,26 +94,26 @@ def status_tables(report: ProjectStatus) -> None:
             if report.interrupted_round is not None
             else f"the series was interrupted after round {report.rounds[-1].number}"
         )
-        at_work = f", unless it is still at work: {report.writer}" if report.writer else ""
+        at_work = f", unless it is still running: {report.writer}" if report.writer else ""
         console.print(
             f"{which}, {report.rounds_left} more to come: train --resume goes on{at_work}"
         )
     if report.missing_files:
         console.print(
-            f"{report.missing_files} files that cases were made from aren't where they were: "
-            "'napari-jrss relink' finds them"
+            f"{report.missing_files} files of scans or labels were moved or removed: "
+            "'napari-jrss relink' finds moved ones"
         )
     for left in report.unsaved:
         console.print(
             left.problem
-            or f"case {left.case_id}: {left.author} changed {left.voxels_changed} voxels, "
-            f"which were never accepted, and accepted {left.structures_accepted} structures "
-            f"(last at {left.last_change})"
+            or f"case {left.case_id}: {left.author} changed {left.voxels_changed} voxels and "
+            f"accepted {left.structures_accepted} structures (last at {left.last_change}), but "
+            "never accepted the label: 'napari-jrss recover' keeps it"
         )
 
 
 def history_table(lines: Sequence[HistoryLine]) -> None:
-    """One row per thing that happened, oldest first, in this computer's time zone."""
+    """Print one row per event, oldest first, in this computer's time zone."""
     table = Table("when", "what", "case", "version", "by", "", box=SIMPLE)
     for line in lines:
         notes = []
@@ -235,47 +133,8 @@ def history_table(lines: Sequence[HistoryLine]) -> None:
     Console(markup=False).print(table)
 
 
-def evaluation_progress(events: Iterable[Any]) -> Iterator[Any]:
-    """A counter of evaluated cases and pairs."""
-    with _progress() as progress:
-        task = progress.add_task("evaluating", total=None, note="")
-        for event in events:
-            progress.update(task, advance=event.kind != "round_evaluated")
-            yield event
-
-
-def evaluation_table(rounds: Sequence[RoundEvaluated]) -> None:
-    """One row per round: mean and standard deviation over the test cases and pairs."""
-    console = Console(markup=False)
-    table = Table("", "Dice", "HD95 mm", "reg. Dice", "std(Jac)", "folded %", box=SIMPLE)
-    for entry in rounds:
-        if not table.rows:
-            before = entry.registration["dice_before"]
-            table.add_row("initial", "-", "-", _mean_std(before), "-", "-")
-        segmentation, registration = entry.segmentation, entry.registration
-        table.add_row(
-            entry.name,
-            _mean_std(segmentation["dice"]),
-            _mean_std(segmentation["hd95_mm"], 2),
-            _mean_std(registration["dice"]),
-            _mean_std(registration["std_jacobian"]),
-            _mean_std(registration["folded_percent"], 2),
-        )
-    console.print(table)
-    if rounds:
-        cases, pairs = rounds[0].segmentation["cases"], rounds[0].registration["pairs"]
-        seconds = (
-            rounds[-1].segmentation["seconds_per_case"]["mean"],
-            rounds[-1].registration["seconds_per_pair"]["mean"],
-        )
-        console.print(
-            f"mean (std) over {cases} test cases and {pairs} pairs of them; "
-            f"{seconds[0]:.2f} s per case, {seconds[1]:.2f} s per pair"
-        )
-
-
 def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str]) -> None:
-    """Volume of each structure in each scan, or why a scan was left out."""
+    """Print the volume of each structure in each scan, or why a scan was left out."""
     table = Table("scan", "confidence", "seconds", "volumes (ml)")
     for result in results:
         if result.problem:
@@ -296,7 +155,7 @@ def _volume(ml: float) -> str:
 
 
 def registration_table(report: RegistrationReport, out: Path) -> None:
-    """Figures of one pair."""
+    """Print the figures of one pair."""
     console = Console(markup=False)
     if report.dice:
         table = Table("structure", "Dice before", "Dice after")
@@ -311,7 +170,7 @@ def registration_table(report: RegistrationReport, out: Path) -> None:
 
 
 def doctor_report(report: Report) -> None:
-    """What the machine offers, and what is missing."""
+    """Print versions, devices and memory of this computer, and what is missing."""
     console = Console()
     console.print(f"napari-jrss {report.version}, Python {report.python}, {report.platform}")
     table = Table("package", "version")
@@ -329,12 +188,6 @@ def doctor_report(report: Report) -> None:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     if not report.problems:
         console.print("nothing is missing")
-
-
-def _mean_std(statistics: dict[str, Any], digits: int = 3) -> str:
-    if statistics["mean"] is None:
-        return "-"
-    return f"{statistics['mean']:.{digits}f} ({statistics['std']:.{digits}f})"
 
 
 def _figure(value: object, digits: int = 3) -> str:

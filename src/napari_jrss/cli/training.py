@@ -1,4 +1,4 @@
-"""Commands that train rounds, choose among them, and measure them."""
+"""Commands that train rounds, choose a teacher, and measure rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel
 
 from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, Refine
 from napari_jrss.config import PresetName, TrainingConfig
@@ -29,22 +28,24 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     tau: Annotated[float | None, typer.Option(min=0, max=1, help="Confidence threshold.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON of settings that replace the preset's.")
+        Path | None, typer.Option(help="JSON file with settings that replace those of the preset.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     resume: Annotated[
         bool | None,
-        typer.Option("--resume/--no-resume", help="Go on with, or leave, an interrupted series."),
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on with an interrupted series of rounds, or start a new one.",
+        ),
     ] = None,
     pretrain: Annotated[
         bool,
-        typer.Option("--pretrain", help="Pre-train from nothing though there is a teacher."),
+        typer.Option("--pretrain", help="Pre-train again though there is a teacher."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pre-train where needed, then run joint rounds. Ctrl-C stops; --resume goes on."""
+    """Pre-train where needed, then run joint rounds. Ctrl-C stops, --resume goes on."""
     from napari_jrss.app.settings import training_config
-    from napari_jrss.cli.render import training_progress
     from napari_jrss.project.project import Project
 
     settings = training_config(preset, config, seed=seed, tau=tau)
@@ -53,38 +54,31 @@ def train(
     with Project.open(project, read_only=not first) as opened, _cancel_on_interrupt() as cancel:
         import torch
 
-        from napari_jrss.app.rounds.train import series_in_words
-        from napari_jrss.app.rounds.train import train as run
+        from napari_jrss.app.api import train as run
+        from napari_jrss.app.rounds.train import plan_series, series_in_words
 
+        if resume and first:
+            plan_series(opened, settings, rounds, resume=resume, pretrain=pretrain)
+            typer.echo(series_in_words(opened), err=True)
         if threads is not None:
             torch.set_num_threads(threads)
-        events = run(
-            opened,
-            settings,
-            rounds,
-            cancel,
-            device=device,
-            devices=devices,
-            resume=resume,
-            pretrain=pretrain,
-        )
-        if resume and first:
-            typer.echo(series_in_words(opened), err=True)
-        if first:
-            events = _print_lines(events) if as_json else training_progress(events)
-        for _ in events:
-            pass
+        options: dict[str, Any] = {
+            "rounds": rounds,
+            "resume": resume,
+            "pretrain": pretrain,
+            "device": device,
+            "devices": devices,
+            "cancel": cancel,
+        }
+        if as_json or not first:
+            for event in run.events(opened, settings, **options):
+                if first:
+                    print(event.model_dump_json(), flush=True)
+        else:
+            run(opened, settings, **options)
     if cancel.is_set() and first:
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
         raise typer.Exit(130)
-
-
-def _print_lines(events: Iterator[Any]) -> Iterator[Any]:
-    """Each event as a line of JSON on the standard output."""
-    for event in events:
-        assert isinstance(event, BaseModel)
-        print(event.model_dump_json(), flush=True)
-        yield event
 
 
 @contextmanager
@@ -109,41 +103,40 @@ def teacher(
     number: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
     author: Author = None,
 ) -> None:
-    """Put an earlier round's networks in force again; the next round goes on from them."""
+    """Make an earlier round's teacher the current one; the next round starts from it."""
     from napari_jrss.app.author import author as known
     from napari_jrss.project.project import Project
 
     name = known(author)
     with Project.open(project) as opened:
         opened.promote(number, name, "chosen by command")
-    typer.echo(f"the teacher of round {number} is in force, chosen by {name}")
+    typer.echo(f"the teacher of round {number} is the current one, chosen by {name}")
 
 
 def evaluate(
     project: ProjectPath,
     pairs: Annotated[
         Literal["two-fixed", "all"],
-        typer.Option(help="Test pairs: two fixed cases with all others moving, or all pairs."),
+        typer.Option(
+            help="Pairs to register: two fixed cases with all others moving, or all pairs."
+        ),
     ] = "two-fixed",
     rounds: Annotated[
         list[int] | None, typer.Option("--round", help="Only this round (repeatable).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the two fixed cases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the two fixed cases.")] = 0,
     refine: Refine = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Figures of every round on the test cases."""
-    from napari_jrss.app.evaluation import RoundEvaluated
+    """Measure every round on the test cases: Dice, HD95 and the regularity of the fields."""
     from napari_jrss.app.evaluation import evaluate as run
-    from napari_jrss.cli.render import evaluation_progress, evaluation_table
     from napari_jrss.project.project import Project
 
     with Project.open(project) as opened:
-        events = run(opened, rounds=rounds, pairs=pairs, seed=seed, refined=refine, device=device)
-        shown = events if as_json else evaluation_progress(events)
-        summaries = [event for event in shown if isinstance(event, RoundEvaluated)]
+        result = run(opened, rounds=rounds, pairs=pairs, seed=seed, refine=refine, device=device)
     if as_json:
-        typer.echo(json.dumps({"rounds": [s.model_dump(mode="json") for s in summaries]}, indent=1))
+        found = {"rounds": [entry.model_dump(mode="json") for entry in result.rounds]}
+        typer.echo(json.dumps(found, indent=1))
     else:
-        evaluation_table(summaries)
+        typer.echo(result.summary())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, did_you_mean
 from napari_jrss.geometry import Triple, spacing_mm, voxel_ml
 from napari_jrss.io.layouts import FoundCase
 from napari_jrss.preprocess import case_store as store
@@ -44,7 +44,9 @@ class ProjectCases(ProjectFolder):
         """
         case = self._ledger.case(case_id)
         if case is None:
-            raise ProjectError(f"{self.path}: has no case {case_id!r}")
+            known = (each.case_id for each in self.cases())
+            hint = did_you_mean(case_id, known)
+            raise ProjectError(f"{self.path}: has no case {case_id!r}{hint}")
         return case
 
     def attributes(self, case_id: str) -> CaseAttributes:
@@ -236,6 +238,11 @@ class ProjectCases(ProjectFolder):
             Of the shuffle.
         groups
             Subject group of every case; None for those that the project knows.
+
+        Returns
+        -------
+        Assignment
+            Which cases train, validate, test and are put aside, and which are labelled.
 
         Raises
         ------

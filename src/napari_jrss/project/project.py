@@ -6,7 +6,21 @@ the folder, the cases, their labels, the rounds, and the files that the cases we
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from pathlib import Path
+
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.errors import ProjectError
+from napari_jrss.io.layouts import write_dicom_map
+from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.folder import check_case_id
+from napari_jrss.project.importing import (
+    Found,
+    ScanFolders,
+    ScanRead,
+    look_into,
+    read_first_scans,
+)
 from napari_jrss.project.relocate import ProjectSources
 
 __all__ = ["Project", "check_case_id"]
@@ -25,3 +39,83 @@ class Project(ProjectSources):
     read_only
         Whether changes are refused.
     """
+
+    @staticmethod
+    @long_call(lambda *_, **__: counting("reading scans"))
+    def from_folders(
+        path: str | Path,
+        images: str | Path,
+        labels: str | Path | None = None,
+        *,
+        groups: str | Path | None = None,
+        dicom: bool = False,
+        keep_map: str | Path | None = None,
+        preprocessing: PreprocessingConfig | None = None,
+        workers: int | None = None,
+    ) -> Generator[Found | ScanRead, None, Project]:
+        """Make a project of a folder of scans and, for some or all of them, their labels.
+
+        Each scan is checked, brought to the training grid and kept in the project. One that
+        can't be used is left out, see :meth:`failed_imports`. The files are only read.
+        ``Project.from_folders.events(...)`` yields a :class:`Found` with what the folders hold,
+        then a :class:`ScanRead` for each scan.
+
+        Parameters
+        ----------
+        path
+            The project's new folder, by custom ``<name>.jrss``.
+        images
+            Folder of scans (NIfTI). Without `labels` it may also be a folder as nnU-Net, the
+            Medical Segmentation Decathlon, LPBA40 or TCIA Pancreas-CT lay it out, or a folder of
+            DICOM series, whose cases get pseudonyms.
+        labels
+            Folder of labels with the file names of the scans.
+        groups
+            CSV file with the structures: label, name and, to make one structure of several
+            labels, class_id and class_name. None: each number in the labels is a structure.
+        dicom
+            Whether only DICOM series are looked for.
+        keep_map
+            CSV file to write which DICOM series each case is; nothing else keeps that.
+        preprocessing
+            How scans reach the training grid that all cases share.
+        workers
+            Processes, each of which imports the calling script: its calls must stand below
+            ``if __name__ == "__main__":``. None: one per core.
+
+        Returns
+        -------
+        Project
+            Open for writing. Close it when done, or use it as a context manager.
+
+        Raises
+        ------
+        ScanError
+            There are no scans, or the structures can't be read.
+        ProjectError
+            Something is at `path` already, or none of the scans could be used.
+        """
+        folders = ScanFolders(
+            Path(images),
+            None if labels is None else Path(labels),
+            None if groups is None else Path(groups),
+            dicom,
+        )
+        *_, found = look_into(folders)
+        table = found.require_table()
+        if keep_map is not None:  # before the cases, which could never be told again
+            if found.cohort.layout != "dicom":
+                raise ProjectError(f"{keep_map}: only scans from DICOM have a map")
+            if Path(keep_map).resolve().is_relative_to(Path(path).resolve()):
+                raise ProjectError(
+                    f"{keep_map}: lies in the project, which holds no patient's identity"
+                )
+            write_dicom_map(Path(keep_map), found.cohort.cases)
+        project = Project.create(path, table, preprocessing or PreprocessingConfig())
+        try:
+            yield found
+            yield from read_first_scans(project, found.cohort, workers=workers)
+        except BaseException:
+            project.close()
+            raise
+        return project

@@ -7,20 +7,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss.app.case_summary import thumbnail
-from napari_jrss.app.cohort import LabelWritten, SplitSizes
-from napari_jrss.app.importing import (
-    Found,
-    ScanRead,
-    Source,
-    fitting_spacing,
-    groups_file_of,
-    look_into,
-)
+from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.exporting import LabelWritten
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
@@ -29,6 +23,14 @@ from napari_jrss.io.layouts import discover
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
+from napari_jrss.project.importing import (
+    Found,
+    ScanFolders,
+    ScanRead,
+    fitting_spacing,
+    groups_file_of,
+    look_into,
+)
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, RoundOutcome
 from napari_jrss.sample_data import make_cohort
@@ -170,7 +172,7 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
         (folder / "labels" / f"case_00{number}.nii.gz").unlink()
     (folder / "images" / "case_007.nii.gz").write_bytes(b"no scan")
     config = PreprocessingConfig(shape=(16, 24, 16))
-    source = Source(folder, groups=groups_file_of(folder))
+    source = ScanFolders(folder, groups=groups_file_of(folder))
     *_, found = look_into(source, config, threading.Event())
     assert isinstance(found, Found)
     assert found.complete
@@ -197,11 +199,47 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     session.close()
 
 
+def test_a_project_that_no_scan_came_into_is_removed(tmp_path: Path) -> None:
+    folder = make_cohort(tmp_path / "scans", cases=2, shape=(16, 16, 16), structures=1)
+    for scan in (folder / "images").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((16, 16, 16)), np.eye(4)), scan)
+    *_, found = look_into(ScanFolders(folder))
+    session = Session()
+    path = tmp_path / "new.jrss"
+    session.make_project(path, found.cohort, found.require_table(), PreprocessingConfig(), 1)
+    assert session.workspace.project is not None
+    assert session.workspace.inference.wait(60)
+    assert "none of 2 scans could be used" in str(session.workspace.inference.error)
+    assert session.workspace.project is None
+    assert not path.exists()
+    session.close()
+
+
+def test_a_project_can_outlive_the_session(project: Project) -> None:
+    session = Session()
+    session.adopt(project, keep_open=True)
+    session.close()
+    assert project.cases()
+    session.adopt(project)
+    session.close()
+    with pytest.raises(ProjectError):
+        project.cases()
+
+
+def test_too_many_numbers_in_the_labels_are_told_before_the_import(tmp_path: Path) -> None:
+    folder = make_cohort(tmp_path / "scans", cases=1, shape=(16, 16, 16), structures=1)
+    many = np.arange(4096, dtype=np.int16).reshape(16, 16, 16)
+    (label,) = (folder / "labels").iterdir()
+    nib.save(nib.Nifti1Image(many, np.eye(4)), label)
+    with pytest.raises(ScanError, match="more than 254 ids"):
+        list(look_into(ScanFolders(folder)))
+
+
 @pytest.mark.slow
 def test_an_import_can_be_stopped(tmp_path: Path) -> None:
     folder = make_cohort(tmp_path / "scans", cases=6, shape=(16, 16, 16), structures=1)
     config = PreprocessingConfig()
-    *_, found = look_into(Source(folder), config, threading.Event())
+    *_, found = look_into(ScanFolders(folder), config, threading.Event())
     assert found.table is not None
     session = Session()
     session.workspace.inference.event.connect(lambda _: session.workspace.inference.cancel())
@@ -214,12 +252,12 @@ def test_an_import_can_be_stopped(tmp_path: Path) -> None:
 
 def test_looking_into_a_folder_without_scans(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no scans"):
-        list(look_into(Source(tmp_path), PreprocessingConfig(), threading.Event()))
+        list(look_into(ScanFolders(tmp_path), PreprocessingConfig(), threading.Event()))
     made = slices(np.arange(960, dtype=np.int16).reshape(12, 8, 10), lps_affine())
     save(tmp_path / "gap", made[:5] + made[6:])
     (tmp_path / "AAA.txt").write_text("no DICOM")
     with pytest.raises(ScanError, match="a slice is missing"):
-        list(look_into(Source(tmp_path), PreprocessingConfig(), threading.Event()))
+        list(look_into(ScanFolders(tmp_path), PreprocessingConfig(), threading.Event()))
 
 
 def test_a_split_is_dealt_through_the_session(session: Session) -> None:
@@ -274,7 +312,7 @@ def test_labels_are_exported_in_their_scans_geometry(
     corrected.write_bytes(b"corrected in another program")
     session.cohort.export(tmp_path / "out")
     assert session.workspace.inference.wait(20)
-    assert f"edited since: {corrected.name}; it stays" in str(session.workspace.inference.error)
+    assert f"edited since: {corrected.name}; move" in str(session.workspace.inference.error)
     assert corrected.read_bytes() == b"corrected in another program"
     assert not (tmp_path / "out" / "labels").exists()
 

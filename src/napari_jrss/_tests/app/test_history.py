@@ -45,9 +45,9 @@ def test_corrections_never_accepted_are_recovered_or_given_up(path: Path) -> Non
     refused = run.invoke(app, ["recover", str(path), cases[0]])
     assert "a name is needed" in str(refused.exception)
     told = run.invoke(app, ["recover", str(path), cases[0], "--author", "Emmy"]).output
-    assert told == f"{cases[0]}: 3 voxels that Ada corrected are v0003 now\n"
+    assert told == f"{cases[0]}: 3 voxels that Ada corrected are now in v0003\n"
     told = run.invoke(app, ["recover", str(path), cases[1], "--discard"]).output
-    assert told == f"{cases[1]}: 3 corrected voxels given up\n"
+    assert told == f"{cases[1]}: 3 corrected voxels were thrown away\n"
     with Project.open(path, read_only=True) as project:
         assert unsaved(project) == []
         assert np.count_nonzero(project.label(cases[0])) == 3
@@ -83,7 +83,7 @@ def test_the_story_is_told_and_a_version_brought_back(path: Path) -> None:
     assert "a name is needed" in str(refused.exception)
     assert "\n" not in str(refused.exception)
     made = run.invoke(app, ["restore", str(path), case, "v0001", "--author", "Emmy"]).output
-    assert made == f"{case}: v0001 is back in force, as v0003, by Emmy\n"
+    assert made == f"{case}: v0001 is the current label again, as v0003, by Emmy\n"
     assert "kept in" in run.invoke(app, ["author", "Ada"]).output
     assert run.invoke(app, ["author"]).output == "Ada\n"
     assert "by Ada" in run.invoke(app, ["restore", str(path), case, "v0002"]).output

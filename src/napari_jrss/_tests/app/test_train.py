@@ -17,7 +17,7 @@ from napari_jrss._tests.training.phantoms import (
     tiny_config,
     weights,
 )
-from napari_jrss.app.evaluation import RoundEvaluated, evaluate
+from napari_jrss.app.evaluation import evaluate
 from napari_jrss.app.history import history
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import InterruptedSeriesError, train
@@ -74,7 +74,7 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     for network in (load_teacher(last.files, device), load_registration(last.files, device)):
         assert not network.training
 
-    told = [e for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
+    told = list(evaluate(project, device="cpu").rounds)
     assert [(e.number, e.name) for e in told] == [(0, "Mono-Nets"), (1, "JRSS round 1")]
     assert told[0].segmentation["cases"] == 2
     assert told[0].registration["pairs"] == 2
@@ -103,7 +103,7 @@ def test_a_round_that_falls_behind_says_so_and_the_earlier_teacher_comes_back(
     project.close()
     command = ["teacher", str(project.path), "0", "--author", "Ada"]
     told = CliRunner().invoke(app, command)
-    assert told.output == "the teacher of round 0 is in force, chosen by Ada\n"
+    assert told.output == "the teacher of round 0 is the current one, chosen by Ada\n"
     with Project.open(project.path) as again:
         assert teacher(again) == 0
         (event,) = [e for e in history(again) if e.round == 0 and "command" in e.detail]
@@ -198,7 +198,7 @@ def test_a_project_is_pre_trained_again_with_another_network_and_rounds_follow(
     assert teacher(project) == 3
     assert [project.round(n).files.training_config() for n in (2, 3)] == [config, config]
     assert weights(project.round(2).folder).keys() < weights(project.round(3).folder).keys()
-    names = [e.name for e in evaluate(project, device="cpu") if isinstance(e, RoundEvaluated)]
+    names = [entry.name for entry in evaluate(project, device="cpu").rounds]
     assert names == ["Mono-Nets", "JRSS round 1", "Mono-Nets, round 2", "JRSS round 3"]
 
 
@@ -303,14 +303,14 @@ def test_a_series_killed_between_two_rounds_is_not_passed_over(project: Project)
     assert (left.author, left.voxels_changed, left.problem) == ("Ada", 1, "")
     told = CliRunner().invoke(app, ["status", str(project.path)], env={"COLUMNS": "200"}).output
     assert "the series was interrupted after round 0, 2 more to come: train --resume" in told
-    assert "Ada changed 1 voxels, which were never accepted" in told
+    assert "Ada changed 1 voxels and accepted" in told
     run(project, 0, AfterSteps(1), resume=True)
     assert project_status(project).interrupted_round == 1
 
 
 def test_evaluating_needs_a_finished_round(project: Project) -> None:
     with pytest.raises(ProjectError, match="needs a finished round"):
-        list(evaluate(project, device="cpu"))
+        evaluate(project, device="cpu")
     run(project, 0, AfterSteps(1))
     with pytest.raises(ProjectError, match="needs a finished round"):
-        list(evaluate(project, rounds=[0], device="cpu"))
+        evaluate(project, rounds=[0], device="cpu")

@@ -27,7 +27,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels import export_labels
+from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 
@@ -115,7 +115,7 @@ def play_round(where: Where) -> None:
 
 def export(where: Where) -> None:
     with Project.open(where.project, read_only=True) as project:
-        for path in export_labels(project, where.out / "labels"):
+        for path in export_label_files(project, where.out / "labels"):
             where.say(f"file {path}")
         if not (where.out / "Dataset001_Brain").exists():
             export_dataset(project, where.out / "Dataset001_Brain")

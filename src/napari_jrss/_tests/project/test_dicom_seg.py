@@ -163,7 +163,7 @@ def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
     edited.SeriesDescription = "corrected"
     edited.save_as(file)
     done = CliRunner().invoke(app, [*command, str(tmp_path / "all")])
-    assert f"edited since: {case}.dcm; it stays" in str(done.exception)
+    assert f"edited since: {case}.dcm; move" in str(done.exception)
     assert pydicom.dcmread(file).SeriesDescription == "corrected"
     assert not (tmp_path / "all" / "labels").exists()
     data_set = [*command, str(tmp_path / "Dataset001_CT"), "--dataset", "nnunet"]

@@ -29,7 +29,11 @@ from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingG
 from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.export.fields import scan_displacement, write_displacement
 from napari_jrss.project.export.folder import RECORD
-from napari_jrss.project.export.labels import export_labels, export_predictions, label_names
+from napari_jrss.project.export.labels import (
+    export_label_files,
+    export_prediction_files,
+    label_names,
+)
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome, Split
 
@@ -48,7 +52,7 @@ def test_labels_come_back_bit_for_bit_with_the_scans_header(
     project: Project, cohort: FoundCohort, tmp_path: Path
 ) -> None:
     """Six orientations, each only turned and padded on its way in."""
-    paths = {p.name: p for p in export_labels(project, tmp_path / "out")}
+    paths = {p.name: p for p in export_label_files(project, tmp_path / "out")}
     assert len(paths) == CASES
     for case in cohort.cases:
         assert case.label is not None
@@ -69,7 +73,7 @@ def test_predictions_export_like_labels(
     label = project.label("case2")
     prediction = Prediction(label, np.ones(label.shape, np.float16))
     write_prediction(tmp_path / "predictions", "case2", prediction)
-    (path,) = export_predictions(project, tmp_path / "predictions", tmp_path / "out")
+    (path,) = export_prediction_files(project, tmp_path / "predictions", tmp_path / "out")
     assert path.name == "case2.nii.gz"
     (source,) = [c.label for c in cohort.cases if c.case_id == "case2" and c.label]
     original = nib.Nifti1Image.from_filename(source)
@@ -86,22 +90,22 @@ def test_labels_that_no_export_wrote_are_not_replaced(project: Project, tmp_path
     theirs.parent.mkdir()
     theirs.write_bytes(b"drawn by hand")
     with pytest.raises(ProjectError, match=r"no export wrote .*: case3\.nii\.gz; move"):
-        export_labels(project, theirs.parent)
+        export_label_files(project, theirs.parent)
     assert files(theirs.parent) == {"case3.nii.gz": b"drawn by hand"}
     theirs.unlink()
     theirs.mkdir()
     with pytest.raises(ProjectError, match="no export wrote"):
-        export_labels(project, theirs.parent)
+        export_label_files(project, theirs.parent)
     theirs.rmdir()
     (theirs.parent / "labels.ctbl").write_text("# Color table of napari-jrss\n")
     with pytest.raises(ProjectError, match=r"labels\.ctbl;"):  # before there were records
-        export_labels(project, theirs.parent)
+        export_label_files(project, theirs.parent)
     assert len(list(theirs.parent.iterdir())) == 1
 
 
 def test_what_was_edited_since_an_export_is_not_replaced(project: Project, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for _ in export_labels(project, out):
+    for _ in export_label_files(project, out):
         pass
     exported = nib.Nifti1Image.from_filename(out / "case1.nii.gz")
     corrected = np.asarray(exported.dataobj).copy()
@@ -113,16 +117,16 @@ def test_what_was_edited_since_an_export_is_not_replaced(project: Project, tmp_p
     project.add_label_version("case0", np.roll(label, 1, 0), "Ada")
     before = files(out)
     with pytest.raises(ProjectError, match=r"edited since: labels\.txt and 1 more; move"):
-        export_labels(project, out)
+        export_label_files(project, out)
     (out / "labels.txt").unlink()
     with pytest.raises(ProjectError, match=r"edited since: case1\.nii\.gz; move"):
-        export_labels(project, out)
+        export_label_files(project, out)
     del before["labels.txt"]
     assert files(out) == before
-    assert len(list(export_labels(project, out, ["case0", "case2"]))) == 2  # none that was edited
+    assert len(list(export_label_files(project, out, ["case0", "case2"]))) == 2
     assert files(out)["case1.nii.gz"] == before["case1.nii.gz"]
     with pytest.raises(ProjectError, match=r"case1\.nii\.gz"):  # also after another export
-        export_labels(project, out)
+        export_label_files(project, out)
 
 
 def test_what_an_earlier_export_wrote_is_replaced(project: Project, tmp_path: Path) -> None:
@@ -132,14 +136,14 @@ def test_what_an_earlier_export_wrote_is_replaced(project: Project, tmp_path: Pa
     for shift in range(3):
         project.add_label_version("case0", np.roll(label, shift, 0), "Ada")
         for _ in range(2):
-            assert len(list(export_labels(project, out))) == CASES
-    assert len(list(export_labels(project, tmp_path / "fresh"))) == CASES
+            assert len(list(export_label_files(project, out))) == CASES
+    assert len(list(export_label_files(project, tmp_path / "fresh"))) == CASES
     now, fresh = files(out), files(tmp_path / "fresh")
     assert {n: now[n] for n in now if n != RECORD} == {n: fresh[n] for n in fresh if n != RECORD}
     project.rename_structure(1, "front", "Ada")
-    next(export_labels(project, out))  # stopped under way
+    next(export_label_files(project, out))  # stopped under way
     assert "front" in (out / "labels.txt").read_text()
-    assert len(list(export_labels(project, out))) == CASES
+    assert len(list(export_label_files(project, out))) == CASES
 
 
 def test_all_that_an_export_refuses_comes_before_it_writes(

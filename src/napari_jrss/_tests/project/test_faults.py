@@ -28,7 +28,7 @@ from napari_jrss.io.layouts import FoundCase, FoundCohort
 from napari_jrss.io.predictions import read_prediction
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.corrections import Corrections, recover, unsaved
-from napari_jrss.project.export.labels import export_labels
+from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, RoundOutcome
 
@@ -320,9 +320,9 @@ def test_a_folder_that_cannot_be_written_can_be_looked_at(
         Project.create(disk / "new.jrss", TABLE, PreprocessingConfig())
     with Project.open(path, read_only=True) as project:
         assert project.label("case0").any()
-        assert len(list(export_labels(project, tmp_path / "labels"))) == 2
+        assert len(list(export_label_files(project, tmp_path / "labels"))) == 2
         with pytest.raises(ProjectError, match="Read-only file system"):
-            list(export_labels(project, disk / "labels"))
+            list(export_label_files(project, disk / "labels"))
 
 
 def test_a_disk_that_becomes_read_only_under_way_is_told(

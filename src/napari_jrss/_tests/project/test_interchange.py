@@ -25,7 +25,7 @@ from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.export.datasets import export_dataset, export_ome_zarr
-from napari_jrss.project.export.labels import export_labels
+from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 
 from .conftest import CASES, TABLE
@@ -194,7 +194,7 @@ def test_a_nifti_label_of_a_dicom_case_lies_on_its_series(tmp_path: Path, order:
         label = np.zeros((48, 48, 48), np.uint8)
         label[20:26, 21:30, 22:26] = 2
         project.add_label_version(case.case_id, label, "reader")
-        (path,) = export_labels(project, tmp_path / "out")
+        (path,) = export_label_files(project, tmp_path / "out")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     scan, exported = reader.Execute(), sitk.ReadImage(str(path))

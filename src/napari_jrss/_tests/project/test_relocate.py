@@ -99,7 +99,7 @@ def test_the_command_says_what_it_found_and_what_not(moved: Project, tmp_path: P
     assert "2 files found" in told
     assert "missing" not in told
     told = run.invoke(app, ["relink", str(moved.path), str(tmp_path / "new")]).output
-    assert "nothing is missing" in told
+    assert "no file is missing" in told
 
 
 def test_scans_of_two_files_are_told_by_their_voxels(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QSettings
 
 from napari_jrss.app.cohort import SplitSizes
-from napari_jrss.app.importing import Source
 from napari_jrss.app.runner import JobState
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
 from napari_jrss.labels import LPBA40_GROUPS
+from napari_jrss.project.importing import ScanFolders
 from napari_jrss.sample_data import make_case, make_cohort
 from napari_jrss.widgets.main_widget import MainWidget
 
@@ -41,7 +41,9 @@ def demo_script(pytestconfig: pytest.Config, tmp_path: Path) -> ModuleType:
     return script
 
 
-def small_cohort(folder: Path) -> tuple[Source, PreprocessingConfig, SplitSizes, TrainingConfig]:
+def small_cohort(
+    folder: Path,
+) -> tuple[ScanFolders, PreprocessingConfig, SplitSizes, TrainingConfig]:
     make_cohort(folder / "scans", cases=6, shape=(16, 16, 16), structures=2)
     settings = preset("smoke").model_dump()
     for task in ("segmentation", "registration"):
@@ -49,7 +51,7 @@ def small_cohort(folder: Path) -> tuple[Source, PreprocessingConfig, SplitSizes,
     settings["joint"] |= {"segmentation_epochs": 1, "registration_epochs": 1}
     settings["screening"] |= {"tau": 0.05, "learned_gate": False}
     training = TrainingConfig.model_validate(settings)
-    return Source(folder / "scans"), PreprocessingConfig(), SplitSizes(2, 1, 1), training
+    return ScanFolders(folder / "scans"), PreprocessingConfig(), SplitSizes(2, 1, 1), training
 
 
 def write_like_lpba40(folder: Path, cases: int) -> None:

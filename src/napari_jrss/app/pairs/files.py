@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.app.pairs.registering import (
-    Pair,
-    RegistrationReport,
-    read_registration_input,
-    register_sides,
-    registration_network,
-)
+from napari_jrss.app.pairs.registering import Pair
 from napari_jrss.io.atomic import write_text
 from napari_jrss.io.nifti import nifti_bytes, write_nifti
 from napari_jrss.io.volume import Volume
@@ -25,11 +19,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.project.export.fields import scan_displacement, write_displacement
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels import label_names
-from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Label
-
-if TYPE_CHECKING:
-    from napari_jrss.inference.refine import Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,41 +44,6 @@ class ScanWarp:
     label: Label | None
 
 
-def register_pair(
-    project: Project,
-    moving: str,
-    fixed: str,
-    out: Path,
-    *,
-    refine: Watch | None = None,
-    device: str = "auto",
-) -> RegistrationReport:
-    """Register a moving case or scan to a fixed one with the current registration network.
-
-    Writes, on the fixed scan's own grid, ``warped_image.nii.gz`` and, if the moving case has a
-    label, ``warped_label.nii.gz``; ``displacement.nii.gz`` as ITK and ANTs read it; and the
-    figures as ``report.json``.
-
-    Parameters
-    ----------
-    project
-        With a registration network.
-    moving, fixed
-        Case ids, NIfTI files or folders of a DICOM series.
-    out
-        Folder to write to; made if missing.
-    refine, device
-        See :func:`registration_network`.
-    """
-    network, torch_device = registration_network(project, device, refine)
-    here, there = read_registration_input(project, moving), read_registration_input(project, fixed)
-    for side in (here, there):
-        side.require_scan()
-    pair = register_sides(network, here, there, project.table.names, torch_device)
-    write_pair(pair, project.table, out)
-    return pair.report
-
-
 def on_fixed_scan(pair: Pair) -> ScanWarp:
     """Warp the moving scan itself onto the fixed scan's own grid."""
     here, chain = pair.moving, pair.moving.chain
@@ -101,8 +56,14 @@ def on_fixed_scan(pair: Pair) -> ScanWarp:
     return ScanWarp(displacement, affine, _pull(scan, displacement, affine), label)
 
 
-def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
-    """Write what :func:`register_pair` says; the files.
+def write_pair(
+    pair: Pair, table: LabelTable, out: Path, warp: ScanWarp | None = None
+) -> list[Path]:
+    """Write a registered pair on the fixed scan's own grid; the files.
+
+    These are ``warped_image.nii.gz`` and, if the moving case has a label,
+    ``warped_label.nii.gz``; ``displacement.nii.gz`` as ITK and ANTs read it; and the figures as
+    ``report.json``. `warp` is what :func:`on_fixed_scan` gave, if that is known already.
 
     ``displacement.nii.gz`` is a transform for SimpleITK too:
     ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))``.
@@ -110,7 +71,7 @@ def write_pair(pair: Pair, table: LabelTable, out: Path) -> list[Path]:
     about = label_names(table) if pair.moving.label is not None else {}
     folder = ExportFolder(out, [*about, "warped_label.nii.gz"] if about else [])
     files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
-    warp, scan = on_fixed_scan(pair), pair.fixed.volume()
+    warp, scan = warp or on_fixed_scan(pair), pair.fixed.volume()
     folder.make()
     write_displacement(warp.displacement, warp.affine, files[0])
     shape = warp.image.shape

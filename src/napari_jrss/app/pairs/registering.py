@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, did_you_mean
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.metrics import (
@@ -259,7 +259,8 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
             scan = Volume(chain.image_to_source(image), np.array(chain.source_affine))
         return RegistrationInput(name, image, label, chain, scan)
     if not Path(name).exists():
-        raise ProjectError(f"{name}: neither a case of {project.path} nor a file")
+        hint = did_you_mean(name, cases)
+        raise ProjectError(f"{name}: neither a case of {project.path} nor a file{hint}")
     return prepare_registration_input(project, name, read_volume(Path(name)))
 
 

@@ -70,7 +70,7 @@ def label_names(table: LabelTable) -> dict[str, bytes]:
     return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
 
 
-def export_labels(
+def export_label_files(
     project: Project, folder: Path, case_ids: Sequence[str] | None = None
 ) -> Iterator[Path]:
     """Write the labels in force as ``<case_id>.nii.gz``, with their names; yield each file.
@@ -98,7 +98,7 @@ def export_labels(
     return _export(project, folder, case_ids, project.label)
 
 
-def export_predictions(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
+def export_prediction_files(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
     """Write a teacher's labels as ``<case_id>.nii.gz``, with their names; yield each file.
 
     Parameters

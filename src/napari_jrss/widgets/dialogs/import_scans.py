@@ -22,10 +22,16 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_jrss.app.importing import Found, Source, fitting_spacing, groups_file_of, look_into
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import EXPECTED, one_line
+from napari_jrss.project.importing import (
+    Found,
+    ScanFolders,
+    fitting_spacing,
+    groups_file_of,
+    look_into,
+)
 from napari_jrss.widgets.bridge import Relay
 from napari_jrss.widgets.path_field import PathField
 
@@ -128,15 +134,13 @@ class ImportDialog(QDialog):
         try:
             if self._adding:
                 self._session.cohort.add(found.cohort)
-            elif found.table is None:
-                self._say("No scan has a label: name the structures with a CSV file.")
-                return
             elif project is None:
                 self._say("Name the project's folder.")
                 return
             else:
                 config = self.preparation.config()
-                self._session.make_project(project, found.cohort, found.table, config)
+                table = found.require_table()
+                self._session.make_project(project, found.cohort, table, config)
         except EXPECTED as error:
             self._say(one_line(error))
             return
@@ -186,9 +190,9 @@ class ImportDialog(QDialog):
             self._say(one_line(error))
             return
         groups = None if self._adding else self.groups.path()
-        source = Source(images, self.labels.path(), groups)
+        folders = ScanFolders(images, self.labels.path(), groups)
         self._say("Looking …")
-        self._runner.start(lambda cancel: look_into(source, config, cancel))
+        self._runner.start(lambda cancel: look_into(folders, config, cancel))
 
     def _show_found(self, found: Found) -> None:
         from napari_jrss.io.dicom import most_telling

@@ -25,11 +25,12 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import qthrottled
 
-from napari_jrss.app.cohort import CasePredicted, CaseRow, LabelWritten
-from napari_jrss.app.importing import ScanRead
+from napari_jrss.app.cohort import CasePredicted, CaseRow
+from napari_jrss.app.exporting import LabelWritten
 from napari_jrss.app.runner import JobState
 from napari_jrss.errors import EXPECTED, ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
+from napari_jrss.project.importing import ScanRead
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
 from napari_jrss.widgets.dialogs.problems import ProblemsDialog
@@ -330,6 +331,8 @@ class CohortTab(QWidget):
             self._import_ended(state)
 
     def _import_ended(self, state: JobState) -> None:
+        if self._workspace.project is None:
+            return  # no scan could be used, and the error says why
         rows = self._session.cohort.rows()
         failed = len(self._session.cohort.failed_imports())
         self._workspace.notified.emit(

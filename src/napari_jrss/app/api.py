@@ -1,0 +1,267 @@
+"""Training and registration as a script calls them; the command line calls the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Event as Flag
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_jrss.app.pairs.files import ScanWarp, on_fixed_scan, write_pair
+from napari_jrss.app.pairs.registering import (
+    Pair,
+    RegistrationReport,
+    prepare_registration_input,
+    read_registration_input,
+    register_sides,
+    registration_network,
+)
+from napari_jrss.app.rounds.train import VALIDATION_DICE
+from napari_jrss.app.rounds.train import train as run_rounds
+from napari_jrss.config import PresetName, TrainingConfig
+from napari_jrss.config import preset as settings_of
+from napari_jrss.io.volume import Volume
+from napari_jrss.labels import LabelTable
+from napari_jrss.progress_bar import Bar, long_call, watching
+from napari_jrss.project.project import Project
+from napari_jrss.project.records import Round
+from napari_jrss.training.events import (
+    CaseJudged,
+    CaseScreened,
+    EpochEnd,
+    Event,
+    RoundFinished,
+    StageStarted,
+    StepEnd,
+)
+
+if TYPE_CHECKING:
+    from napari_jrss.training.loop import Cancel
+
+
+def _training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
+    """A bar per stage, with steps, loss and best validation Dice; a line per round."""
+    best: float | None = None
+    done = steps = 0
+
+    def bar(event: Event) -> Bar | None:
+        nonlocal best, done, steps
+        if isinstance(event, RoundFinished):
+            return Bar("", 0, line=f"{_round_line(event)}\n{event.warning}".rstrip())
+        if not isinstance(event, StageStarted | StepEnd | EpochEnd | CaseScreened | CaseJudged):
+            return None
+        note = None
+        match event:
+            case StageStarted():
+                best, done, steps = event.best, event.first_step, event.steps
+            case StepEnd():
+                done = event.step
+                note = f"loss {event.losses['total']:.3f}"
+                note += "" if best is None else f", best Dice {best:.3f}"
+            case EpochEnd():
+                best = event.best
+            case _ if steps:  # a case of the stage under way
+                done += 1
+        name = event.stage.replace("_", " ")
+        return Bar(name, done, steps, note, milestone=isinstance(event, EpochEnd))
+
+    return bar
+
+
+def _round_line(event: RoundFinished) -> str:
+    def dice(name: str) -> str:
+        value = event.metrics.get(name)
+        return "-" if value is None else f"{value:.3f}"
+
+    return (
+        f"round {event.number}: {event.metrics['labelled']:.0f} labelled, "
+        f"{event.metrics['accepted']:.0f} pseudo-labels accepted; validation Dice: segmentation "
+        f"{dice(VALIDATION_DICE)}, registration {dice('validation_registration_dice')}"
+    )
+
+
+@long_call(_training_bars)
+def train(
+    project: Project,
+    config: TrainingConfig | None = None,
+    *,
+    preset: PresetName = "fast",
+    rounds: int = 3,
+    resume: bool | None = None,
+    pretrain: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    cancel: Cancel | None = None,
+) -> Generator[Event, None, Round | None]:
+    """Pre-train both networks where that wasn't done yet, then run joint rounds.
+
+    The teacher of each round that ends is the current one from then on. A round that is
+    cancelled, interrupted or fails leaves the teacher as it was, and can be resumed.
+    ``train.events(...)`` yields the events of :mod:`napari_jrss.training.events`.
+
+    Parameters
+    ----------
+    project
+        Open for writing, with labelled cases.
+    config
+        All settings; None: those of `preset`.
+    preset
+        ``paper`` (for a GPU), ``fast`` (for a CPU) or ``smoke`` (only shows that all runs).
+    rounds
+        Joint rounds after the pre-training, or after the current teacher.
+    resume
+        True: go on with an interrupted series, with the settings that it was begun with. False:
+        leave it and start anew. None: an interrupted series is an error.
+    pretrain
+        Pre-train again though there is a teacher, which stays the current one until that is
+        done.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    devices
+        Number of GPUs or processes. With more than one, Lightning Fabric starts the calling
+        program again for each further one, so use the command line for that.
+    cancel
+        Stops the training at its next step once its ``is_set()`` is true, as that of a
+        :class:`threading.Event`.
+
+    Returns
+    -------
+    Round or None
+        The round whose teacher is the current one; None if there is none yet.
+
+    Raises
+    ------
+    InterruptedSeriesError
+        `resume` doesn't say what to do with an interrupted series, or there is none to resume.
+    RoundError
+        The project has too few labelled cases for what is asked for.
+    OutOfMemoryError
+        The memory of the device isn't enough.
+    """
+    yield from run_rounds(
+        project,
+        settings_of(preset) if config is None else config,
+        rounds,
+        Flag() if cancel is None else cancel,
+        device=device,
+        devices=devices,
+        resume=resume,
+        pretrain=pretrain,
+    )
+    return project.teacher
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A moving scan registered to a fixed one, on the grid of the fixed scan."""
+
+    pair: Pair
+    table: LabelTable
+
+    @cached_property
+    def _warp(self) -> ScanWarp:
+        return on_fixed_scan(self.pair)
+
+    @property
+    def field(self) -> NDArray[np.float32]:
+        """Displacement (3, z, y, x) in mm, order x, y, z (LPS), on the grid of :attr:`warped`.
+
+        It says for each voxel where to look in the moving scan, as ITK and ANTs have it.
+        """
+        return self._warp.displacement
+
+    @property
+    def warped(self) -> Volume:
+        """The moving scan (z, y, x), linearly interpolated on the grid of the fixed scan."""
+        return Volume(self._warp.image, self._warp.affine)
+
+    @property
+    def warped_label(self) -> Volume | None:
+        """The label of the moving case, as :func:`segment` gives labels; None without one."""
+        if self._warp.label is None:
+            return None
+        return Volume(self.table.to_source_ids(self._warp.label), self._warp.affine)
+
+    @property
+    def figures(self) -> RegistrationReport:
+        """Dice before and after, residuals, folded voxels and seconds of the registration."""
+        return self.pair.report
+
+    def save(self, out: str | Path) -> list[Path]:
+        """Write ``displacement.nii.gz``, ``warped_image.nii.gz`` and ``report.json``.
+
+        Where the moving case has a label, ``warped_label.nii.gz`` and the names of the
+        structures too.
+
+        Parameters
+        ----------
+        out
+            Folder to write to; made if it is missing.
+
+        Returns
+        -------
+        list of Path
+            The files.
+
+        Raises
+        ------
+        ProjectError
+            A label that no export wrote, or that was edited since, is in the way.
+        """
+        return write_pair(self.pair, self.table, Path(out), self._warp)
+
+
+def register(
+    project: Project,
+    moving: str | Path | Volume,
+    fixed: str | Path | Volume,
+    *,
+    refine: bool = False,
+    device: str = "auto",
+) -> Registration:
+    """Register a moving case or scan to a fixed one with the current registration network.
+
+    Parameters
+    ----------
+    project
+        With trained networks.
+    moving, fixed
+        Case id, NIfTI file, folder of one DICOM series, or a scan in memory.
+    refine
+        Whether the displacement field is improved on this pair, by what the teacher sees in both
+        scans. Takes half a second on small volumes, 20 s on whole heads.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns
+    -------
+    Registration
+        Its `field`, `warped` scan and `figures`; nothing is written before
+        :meth:`Registration.save`.
+
+    Raises
+    ------
+    ProjectError
+        There are no trained networks, no such case or file, or the file of a case isn't where it
+        was.
+    ScanError
+        A scan can't be read or used.
+    """
+    with watching("refining") if refine else nullcontext() as watch:
+        network, torch_device = registration_network(project, device, watch)
+        here, there = (
+            prepare_registration_input(project, name, side)
+            if isinstance(side, Volume)
+            else read_registration_input(project, str(side))
+            for name, side in (("moving", moving), ("fixed", fixed))
+        )
+        for side in (here, there):
+            side.require_scan()
+        pair = register_sides(network, here, there, project.table.names, torch_device)
+    return Registration(pair, project.table)

@@ -1,0 +1,266 @@
+"""A folder of scans on its way to a project: what is in it, which structures, which grid."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from napari_jrss.config import PreprocessingConfig
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
+from napari_jrss.io.layouts import FoundCohort, discover, discover_dicom
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.grid import training_grid
+from napari_jrss.preprocess.ingest import IngestResult
+from napari_jrss.project.cases import ProjectCases
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from napari_jrss.preprocess.transform import TrainingGrid
+
+LARGEST_GRID = 160 * 192 * 160
+"""Voxels of a training grid that ordinary machines train on: the paper's."""
+
+
+@dataclass(frozen=True)
+class ScanFolders:
+    """Where scans, labels and the names of the structures are looked for.
+
+    Attributes
+    ----------
+    images
+        A folder of scans. Without `labels` it may also be a folder in a known layout, see
+        :func:`~napari_jrss.io.layouts.discover`, or a folder of DICOM series.
+    labels
+        Folder of labels with the file names of the scans.
+    groups
+        CSV file with the structures, see
+        :func:`~napari_jrss.io.label_files.label_table_from_csv`.
+    dicom
+        Whether only DICOM series are looked for.
+    """
+
+    images: Path
+    labels: Path | None = None
+    groups: Path | None = None
+    dicom: bool = False
+
+    def discover(self) -> FoundCohort:
+        """Find the scans; :class:`~napari_jrss.errors.ScanError` if there are none."""
+        if self.dicom:
+            return discover_dicom(self.images)
+        if self.labels is not None:
+            return discover(images=self.images, labels=self.labels)
+        from napari_jrss.io.dicom import UnusableDicomError
+
+        try:
+            return discover(self.images)
+        except ScanError as error:
+            try:
+                return discover_dicom(self.images)
+            except UnusableDicomError:
+                raise
+            except ScanError:
+                raise error from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds, as far as it is known.
+
+    Attributes
+    ----------
+    cohort
+        The scans and their labels.
+    table
+        The structures; None while they are being read, or where no scan has a label.
+    grid
+        The training grid that the configuration leads to; None while it isn't known.
+    complete
+        Whether everything was looked at.
+    """
+
+    cohort: FoundCohort
+    table: LabelTable | None = None
+    grid: TrainingGrid | None = None
+    complete: bool = False
+
+    @property
+    def done(self) -> int:
+        """Number of scans read so far: none."""
+        return 0
+
+    @property
+    def total(self) -> int:
+        """Number of scans."""
+        return len(self.cohort.cases)
+
+    @property
+    def labelled(self) -> int:
+        """Number of scans with a label."""
+        return sum(case.label is not None for case in self.cohort.cases)
+
+    def require_table(self) -> LabelTable:
+        """The structures; :class:`~napari_jrss.errors.ScanError` if nothing names them."""
+        if self.table is None:
+            raise ScanError("no scan has a label: name the structures in a CSV file (groups)")
+        return self.table
+
+
+@dataclass(frozen=True)
+class ScanRead:
+    """One scan of an import is done.
+
+    Attributes
+    ----------
+    done, total
+        Number of scans done so far, and of all scans.
+    result
+        What became of this one.
+    """
+
+    done: int
+    total: int
+    result: IngestResult
+
+    @property
+    def problem(self) -> str:
+        """Why the scan is left out; empty if it is a case now."""
+        return self.result.reason
+
+
+def look_into(
+    folders: ScanFolders,
+    config: PreprocessingConfig | None = None,
+    cancel: Event | None = None,
+) -> Iterator[Found]:
+    """Find scans, then the structures in their labels, then the training grid.
+
+    Parameters
+    ----------
+    folders
+        Where to look.
+    config
+        Preprocessing, which decides the grid; None: the grid isn't wanted.
+    cancel
+        Stops the work between two files.
+
+    Yields
+    ------
+    Found
+        At first with the names of the files only, which is quick; the last is complete.
+
+    Raises
+    ------
+    ScanError
+        There are no scans, or the structures can't be read from the table or the labels.
+    """
+    cancel = cancel or Event()
+    cohort = folders.discover()
+    table = cohort.table if folders.groups is None else label_table_from_csv(folders.groups)
+    found = Found(cohort, table)
+    yield found
+    if table is None and found.labelled:
+        files = (case.label for case in cohort.cases if case.label is not None)
+        try:
+            table = label_table_from_files(takewhile(lambda _: not cancel.is_set(), files))
+        except ScanError:
+            if not cancel.is_set():
+                raise
+        if cancel.is_set():
+            return
+        found = replace(found, table=table)
+        yield found
+    grid = None
+    if config is not None and config.crop == "center" and not cancel.is_set():
+        grid = training_grid(cohort.cases, config, found.table)  # by headers alone, so at once
+    yield replace(found, grid=grid, complete=True)
+
+
+def fitting_spacing(grid: TrainingGrid) -> float | None:
+    """A voxel size in mm at which the grid's extent trains on an ordinary machine.
+
+    None if the grid does so already.
+    """
+    if np.prod(grid.shape, dtype=float) <= LARGEST_GRID:
+        return None
+    extent = np.array(grid.shape) * grid.spacing_mm
+    tenths = np.ceil(10 * (np.prod(extent) / LARGEST_GRID) ** (1 / 3))
+    return float(max(tenths / 10, min(grid.spacing_mm)))
+
+
+def groups_file_of(folder: Path) -> Path | None:
+    """The table of structures that a folder of scans brings along, if it does."""
+    for name in ("groups.csv", "labels.csv"):
+        for place in (folder, folder.parent):
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def read_scans(
+    project: ProjectCases,
+    cohort: FoundCohort,
+    cancel: Event | None = None,
+    workers: int | None = None,
+) -> Iterator[ScanRead]:
+    """Preprocess scans and make each a case of a project.
+
+    Parameters
+    ----------
+    project
+        Open for writing.
+    cohort
+        The scans, as :func:`look_into` finds them.
+    cancel
+        Stops the work after the scans under way.
+    workers
+        Processes; None: one per core.
+    """
+    results = project.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
+    # Closing the generator ends its worker processes, wherever this one is left.
+    with closing(cast("Generator[IngestResult]", results)):
+        for done, result in enumerate(results, start=1):
+            yield ScanRead(done, len(cohort.cases), result)
+            if cancel is not None and cancel.is_set():
+                return
+
+
+def read_first_scans(
+    project: ProjectCases,
+    cohort: FoundCohort,
+    cancel: Event | None = None,
+    workers: int | None = None,
+) -> Iterator[ScanRead]:
+    """As :func:`read_scans`, into a project that was just made.
+
+    However this ends: if the project has no case then, it is closed and its folder removed.
+
+    Raises
+    ------
+    ProjectError
+        None of the scans could be used.
+    """
+    first = ""
+    try:
+        for event in read_scans(project, cohort, cancel, workers):
+            first = first or event.problem
+            yield event
+        if not project.cases():
+            raise ProjectError(
+                f"none of {len(cohort.cases)} scans could be used, so {project.path} wasn't made"
+                f" (the first reason: {first})"
+            )
+    finally:
+        if not project.cases():
+            project.close()
+            shutil.rmtree(project.path)
