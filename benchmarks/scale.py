@@ -64,7 +64,7 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
             project._ledger.set_grid(grid.model_dump_json())
             for number in range(cases):
                 case_id = f"case{number:05d}"
-                chain = GridTransform(
+                transform = GridTransform(
                     source_shape=shape,
                     source_affine=rows(np.eye(4)),
                     header=None,
@@ -76,7 +76,7 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
                     case_id=case_id,
                     source=f"/scans/{case_id}.nii.gz",
                     checksum="0" * 64,
-                    chain=chain,
+                    transform=transform,
                     spacing_mm=grid.spacing_mm,
                 )
                 labelled = number % 5 == 0

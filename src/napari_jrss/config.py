@@ -1,8 +1,8 @@
-"""Every setting of a project and of its training, as frozen pydantic models.
+"""All settings of a project and of its training, as frozen pydantic models.
 
-Titles and descriptions become form labels, tooltips and ``--help``. The defaults are the
-paper's (section 4.3) or, where the paper is silent, the decision recorded in
-docs/dev/choices.md; :func:`preset` gives the two faster variants.
+Titles become form labels; the docstrings of fields become tooltips and ``--help``. The defaults
+are those of the paper (section 4.3) or, if it gives none, those of docs/dev/choices.md;
+:func:`preset` gives two faster variants.
 """
 
 from __future__ import annotations
@@ -13,55 +13,45 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Triple: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
+Prealign: TypeAlias = Literal["none", "center_of_mass", "affine"]
 PresetName: TypeAlias = Literal["paper", "fast", "smoke"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split())
 
 
 class PreprocessingConfig(_Settings):
-    """How a scan reaches the training grid that all cases of a project share."""
+    """How a scan is brought to the training grid that all cases of a project share."""
 
-    spacing_mm: Triple | None = Field(
-        None,
-        title="Spacing (mm)",
-        description="Voxel size of the training grid as z y x in mm; none: the reference case's.",
-    )
-    shape: Shape | None = Field(
-        None,
-        title="Grid shape (voxels)",
-        description="Training grid as z y x in voxels; none: holds the largest scan.",
-    )
-    crop: Literal["center", "foreground", "labelled"] = Field(
-        "center",
-        title="Centre of the crop",
-        description="Crop or pad around the scan's centre, its foreground, or the extent of the "
-        "labelled cases (which needs a pre-alignment or scans that already share a frame).",
-    )
-    resize: bool = Field(
-        False,
-        title="Resize the extent to the grid",
-        description="Resample the cropped extent anisotropically to the grid shape instead of "
-        "cropping at a fixed spacing (the OBELISK treatment of abdominal CT).",
-    )
-    prealign: Literal["none", "center_of_mass", "affine"] = Field(
-        "none",
-        title="Pre-alignment",
-        description="Alignment of each scan to the reference case before resampling.",
-    )
-    reference_case: str | None = Field(
-        None,
-        title="Reference case",
-        description="Case that the others are aligned to; none: the first labelled case.",
-    )
+    spacing_mm: Triple | None = Field(None, title="Spacing (mm)")
+    """Voxel size of the training grid as z y x in mm. None: that of the reference case."""
+    shape: Shape | None = Field(None, title="Grid shape (voxels)")
+    """Shape of the training grid as z y x in voxels. None: it holds the largest scan."""
+    crop: Literal["center", "foreground", "labelled"] = Field("center", title="Centre of the crop")
+    """Crop or pad around the scan's centre, around its foreground, or around the extent of all
+    labels. The last needs a pre-alignment, or scans that lie in one frame already."""
+    resize: bool = Field(False, title="Resize the extent to the grid")
+    """Stretch the cropped extent to the grid shape instead of cropping it at a fixed spacing, as
+    OBELISK does with abdominal CT."""
+    prealign: Prealign = Field("none", title="Pre-alignment")
+    """How each scan is aligned to the reference case before it is resampled: not at all, by a
+    shift of the centre of mass, or by an affine registration."""
+    reference_case: str | None = Field(None, title="Reference case")
+    """The case to which the others are aligned. None: the first labelled case."""
     clip_percentiles: tuple[float, float] | None = Field(
-        None,
-        title="Clip intensities (percentiles)",
-        description="Lower and upper percentile to clip at before each image is normalised to "
-        "mean 0 and standard deviation 1.",
+        None, title="Clip intensities (percentiles)"
     )
+    """Lower and upper percentile to which intensities are clipped, before each image is scaled
+    to mean 0 and standard deviation 1. None: they are not clipped."""
 
     @model_validator(mode="after")
     def _sensible(self) -> PreprocessingConfig:
@@ -79,112 +69,75 @@ class PreprocessingConfig(_Settings):
 
 
 class NetworkConfig(_Settings):
-    """Which network, by name, and its few options."""
+    """Which network, and its options."""
 
-    name: str = Field("obelisk", title="Network", description="A name known to networks.build.")
+    name: str = Field("obelisk", title="Network")
+    """obelisk, vm_unet, voxelmorph, monai_unet, or a function of yours as module:function."""
     leaky_slope: float = Field(0.2, ge=0, title="LeakyReLU slope")
-    sample_channels: Literal["both", "fixed"] = Field(
-        "both",
-        title="Obelisk input for pairs",
-        description="Whether the registration network's obelisk layers sample both images or "
-        "the fixed image only.",
-    )
-    integration_steps: int = Field(
-        0,
-        ge=0,
-        le=10,
-        title="Scaling-and-squaring steps",
-        description="0: the registration network predicts displacements; more: it predicts a "
-        "stationary velocity field that is integrated in this many squarings.",
-    )
-    output_scale: float = Field(
-        1.0,
-        gt=0,
-        title="Voxels per unit of output",
-        description="Factor on the registration network's output. Its head starts at zero and "
-        "Adam moves a weight by about the learning rate per step, so that with a factor of 1 "
-        "displacements of several voxels take thousands of steps.",
-    )
+    """Slope of the activation for negative values."""
+    sample_channels: Literal["both", "fixed"] = Field("both", title="Obelisk input for pairs")
+    """Whether the registration network's obelisk layers sample both images or only the fixed
+    image."""
+    integration_steps: int = Field(0, ge=0, le=10, title="Scaling-and-squaring steps")
+    """0: the registration network predicts displacements. More: it predicts a stationary velocity
+    field, which is integrated in this many squarings."""
+    output_scale: float = Field(1.0, gt=0, title="Voxels per unit of output")
+    """Factor on the registration network's output. The output starts at 0, and a training step
+    changes a weight by about the learning rate: with a factor of 1, displacements of several
+    voxels take thousands of steps."""
 
 
 class AugmentationConfig(_Settings):
     """Random deformation and intensity changes of training images."""
 
-    affine_std: float = Field(
-        0.075,
-        ge=0,
-        title="Affine strength",
-        description="Standard deviation of the noise on the 12 entries of an affine matrix in "
-        "normalised coordinates (OBELISK: 0.075).",
-    )
-    pair_affine_std: float = Field(
-        0.0,
-        ge=0,
-        title="Affine strength on pairs",
-        description="The same for both images of a registration pair, each by itself.",
-    )
-    intensity_std: float = Field(
-        0.0,
-        ge=0,
-        title="Intensity strength",
-        description="Standard deviation of a random contrast factor and offset, on images of "
-        "standard deviation 1.",
-    )
+    affine_std: float = Field(0.075, ge=0, title="Affine strength")
+    """Standard deviation of the random changes to the 12 entries of an affine matrix, in
+    normalised coordinates (0.075 in OBELISK)."""
+    pair_affine_std: float = Field(0.0, ge=0, title="Affine strength on pairs")
+    """The same for registration pairs; the two images are deformed independently."""
+    intensity_std: float = Field(0.0, ge=0, title="Intensity strength")
+    """Standard deviation of a random factor and offset of the intensities of images, which have
+    standard deviation 1."""
 
 
 class ScreeningConfig(_Settings):
     """Which of the teacher's predictions become pseudo-labels (Eq. 3)."""
 
-    tau: Probability = Field(
-        0.7, title="Confidence threshold tau", description="0.7 for brains, 0.6 for the abdomen."
-    )
-    voxel_gate: bool = Field(
-        True,
-        title="Screen voxels",
-        description="Voxels with a confidence at or below tau are ignored, never background.",
-    )
-    class_gate: Literal["mean", "max", "none"] = Field(
-        "mean",
-        title="Screen classes",
-        description="Statistic of a class's confidence over its voxels that must exceed tau.",
-    )
-    learned_gate: bool = Field(
-        False,
-        title="Screen classes by the labelled scans",
-        description="Hold back the structures that the teacher doesn't find even in the labelled "
-        "scans (Dice below 0.5), however sure it is of them elsewhere.",
-    )
-    accept_fraction: Probability = Field(
-        1.0,
-        title="Classes needed",
-        description="Fraction of the labelled set's foreground classes that must pass before a "
-        "case supervises the registration.",
-    )
+    tau: Probability = Field(0.7, title="Confidence threshold tau")
+    """0.7 for brains, 0.6 for the abdomen."""
+    voxel_gate: bool = Field(True, title="Screen voxels")
+    """Ignore voxels with a confidence of at most tau; they don't count as background."""
+    class_gate: Literal["mean", "max", "none"] = Field("mean", title="Screen classes")
+    """A class is trusted if the mean or the maximum of its voxels' confidence exceeds tau."""
+    learned_gate: bool = Field(False, title="Screen classes by the labelled scans")
+    """Don't trust structures that the teacher segments badly even in the labelled scans (Dice
+    below 0.5), however confident it is in other scans."""
+    accept_fraction: Probability = Field(1.0, title="Classes needed")
+    """Fraction of the structures in the labelled scans that must be trusted in a case, or the
+    case doesn't supervise the registration."""
 
 
 class SegmentationTraining(_Settings):
     """Segmentation network: optimiser and pre-training (Mono-Seg)."""
 
     learning_rate: float = Field(1e-3, gt=0, title="Learning rate")
+    """Of Adam."""
     weight_decay: float = Field(1e-4, ge=0, title="Weight decay")
-    epochs: int = Field(300, ge=1, title="Pre-training epochs", description="Of K samples each.")
+    """Of Adam."""
+    epochs: int = Field(300, ge=1, title="Pre-training epochs")
+    """An epoch has K samples, K being the number of training cases."""
     minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
-    steps_per_structure: int = Field(
-        0,
-        ge=0,
-        title="Pre-training steps per structure, at least",
-        description="The more structures there are, the longer some of them stay unfound.",
-    )
+    """Pre-training takes at least this many steps, however few cases there are."""
+    steps_per_structure: int = Field(0, ge=0, title="Pre-training steps per structure, at least")
+    """The more structures there are, the longer it takes until all of them are learned."""
     batch_size: int = Field(2, ge=1, title="Batch size")
-    include_background: bool = Field(
-        True,
-        title="Background in the Dice loss",
-        description="Whether the background counts as a class of the pre-training's loss (Eq. 1). "
-        "Networks without normalisation learn to find nothing if it does.",
-    )
+    """Images in a step."""
+    include_background: bool = Field(True, title="Background in the Dice loss")
+    """Whether the background counts as a class in the loss of pre-training (Eq. 1). If it does,
+    networks without normalisation may learn to find nothing."""
 
     def steps(self, steps_per_epoch: int, structures: int) -> int:
-        """Steps of the pre-training, with so many foreground classes."""
+        """Steps of the pre-training for a number of foreground classes."""
         least = max(self.minimum_steps, self.steps_per_structure * structures)
         return max(self.epochs * steps_per_epoch, least)
 
@@ -193,128 +146,111 @@ class RegistrationTraining(_Settings):
     """Registration network: optimiser, loss weights (Eq. 10) and pre-training (Mono-Reg)."""
 
     learning_rate: float = Field(4e-4, gt=0, title="Learning rate")
+    """Of Adam."""
     weight_decay: float = Field(0.0, ge=0, title="Weight decay")
-    epochs: int = Field(300, ge=1, title="Pre-training epochs", description="Of K samples each.")
+    """Of Adam."""
+    epochs: int = Field(300, ge=1, title="Pre-training epochs")
+    """An epoch has K samples, K being the number of training cases."""
     minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
+    """Pre-training takes at least this many steps, however few cases there are."""
     batch_size: int = Field(2, ge=1, title="Batch size (pairs)")
-    lambda_r: float = Field(0.025, ge=0, title="Smoothness weight", description="Eq. 9.")
-    lambda_r_warmup: float = Field(
-        0.25,
-        ge=0,
-        title="Smoothness weight at the first step",
-        description="Falls linearly to the smoothness weight over the warm-up steps.",
-    )
+    """Pairs of images in a step."""
+    lambda_r: float = Field(0.025, ge=0, title="Smoothness weight")
+    """Weight of Eq. 9."""
+    lambda_r_warmup: float = Field(0.25, ge=0, title="Smoothness weight at the first step")
+    """Falls linearly to the smoothness weight during the warm-up steps."""
     warmup_steps: int = Field(300, ge=0, title="Warm-up steps")
-    lambda_d: float = Field(
-        0.1, ge=0, title="Dice weight", description="Eq. 7, where both sides have labels."
-    )
-    lambda_j: float = Field(
-        0.0,
-        ge=0,
-        title="Folding weight",
-        description="Of what the Jacobian's determinant lacks of 0.3; not in the paper.",
-    )
+    """Steps until the smoothness weight has its final value."""
+    lambda_d: float = Field(0.1, ge=0, title="Dice weight")
+    """Weight of Eq. 7, for pairs in which both images have labels."""
+    lambda_j: float = Field(0.0, ge=0, title="Folding weight")
+    """Weight of the amount by which the Jacobian determinant is below 0.3; not in the paper."""
     similarity: Literal["mse", "lncc"] = Field("mse", title="Image similarity")
-    labelled_pair_fraction: Probability = Field(
-        0.0,
-        title="Pairs with two labels, at least",
-        description="Fraction of each batch drawn from pairs with labels on both sides; the "
-        "rest are random ordered pairs of all training cases.",
-    )
+    """Mean squared error (Eq. 8), or local normalised cross-correlation."""
+    labelled_pair_fraction: Probability = Field(0.0, title="Pairs with two labels, at least")
+    """Fraction of each batch that is drawn from pairs with labels on both sides. The others are
+    random ordered pairs of all training cases."""
 
 
 class JointConfig(_Settings):
     """One joint round: registration, student, averaged teacher (section 3.3)."""
 
     segmentation_epochs: int = Field(20, ge=1, title="Student epochs per round")
-    registration_epochs: int = Field(
-        100, ge=0, title="Registration epochs per round", description="The paper's ratio is 5:1."
-    )
-    lambda_u: float = Field(0.5, ge=0, title="Uncertainty weight", description="Eq. 5 and 6.")
-    lambda_d: float = Field(
-        1.0, ge=0, title="Registration Dice weight", description="Of the student's loss, Eq. 6."
-    )
-    ema_decay: Probability = Field(0.99, title="Teacher's decay", description="Per step.")
-    dropout: float = Field(
-        0.5, ge=0, lt=1, title="Student's dropout", description="Of whole feature maps."
-    )
+    """An epoch has K samples, K being the number of training cases."""
+    registration_epochs: int = Field(100, ge=0, title="Registration epochs per round")
+    """In the paper, five times the student's epochs."""
+    lambda_u: float = Field(0.5, ge=0, title="Uncertainty weight")
+    """Weight of the uncertainty (Eq. 5) in the student's loss (Eq. 6)."""
+    lambda_d: float = Field(1.0, ge=0, title="Registration Dice weight")
+    """Weight of the Dice of registered labels in the student's loss (Eq. 6)."""
+    ema_decay: Probability = Field(0.99, title="Teacher's decay")
+    """How much of the teacher is kept at each step; the rest is the student."""
+    dropout: float = Field(0.5, ge=0, lt=1, title="Student's dropout")
+    """Fraction of feature maps that are set to 0 in a step."""
     uncertainty_weighting: Literal["exp_kl", "none"] = Field(
-        "exp_kl",
-        title="Weight of pseudo-labelled voxels",
-        description="exp(-KL) of teacher and student, or none (Eq. 4 to the letter).",
+        "exp_kl", title="Weight of pseudo-labelled voxels"
     )
-    class_weighting: Literal["none", "inverse_sqrt"] = Field(
-        "none",
-        title="Weight of classes",
-        description="Of the student's cross-entropy: none (Eq. 4 to the letter), or one over the "
-        "square root of the number of voxels, as in OBELISK's reference training.",
-    )
-    registration_warp: bool = Field(
-        True,
-        title="Registration-warped input",
-        description="Show the student the moving image warped onto the fixed one.",
-    )
-    supervised_dice: bool = Field(
-        False,
-        title="Dice on manual labels",
-        description="Add the Dice loss (Eq. 1) of manually labelled images to the student's loss.",
-    )
+    """exp(-KL) of teacher and student, or none (Eq. 4 as written)."""
+    class_weighting: Literal["none", "inverse_sqrt"] = Field("none", title="Weight of classes")
+    """Weight of a class in the student's cross-entropy: none (Eq. 4 as written), or one over the
+    square root of its number of voxels, as in OBELISK's reference training."""
+    registration_warp: bool = Field(True, title="Registration-warped input")
+    """Train the student also on the moving image warped onto the fixed one."""
+    supervised_dice: bool = Field(False, title="Dice on manual labels")
+    """Add the Dice loss (Eq. 1) of manually labelled images to the student's loss."""
 
 
 class RefinementConfig(_Settings):
     """How the field of one pair is improved after the network (docs/explanation/method.md)."""
 
     steps: int = Field(50, ge=1, title="Steps")
-    learning_rate: float = Field(
-        0.3, gt=0, title="Learning rate", description="Of Adam, in voxels of the control grid."
-    )
+    """Steps of Adam."""
+    learning_rate: float = Field(0.3, gt=0, title="Learning rate")
+    """Of Adam, in voxels of the control grid."""
     control_spacing: int = Field(2, ge=1, title="Voxels between two control points")
+    """The larger it is, the smoother the improvement."""
     similarity: Literal["mse", "lncc"] = Field("mse", title="Image similarity")
-    lambda_d: float = Field(
-        2.0, ge=0, title="Dice weight", description="Of the teacher's probabilities."
-    )
-    lambda_r: float = Field(2.0, ge=0, title="Smoothness weight", description="Eq. 9.")
-    lambda_j: float = Field(
-        10.0,
-        ge=0,
-        title="Folding weight",
-        description="Of what the Jacobian's determinant lacks of 0.3.",
-    )
+    """Mean squared error (Eq. 8), or local normalised cross-correlation."""
+    lambda_d: float = Field(2.0, ge=0, title="Dice weight")
+    """Weight of the Dice of the teacher's probabilities."""
+    lambda_r: float = Field(2.0, ge=0, title="Smoothness weight")
+    """Weight of Eq. 9."""
+    lambda_j: float = Field(10.0, ge=0, title="Folding weight")
+    """Weight of the amount by which the Jacobian determinant is below 0.3."""
 
 
 class TrainingConfig(_Settings):
-    """Everything that decides the weights, given the data."""
+    """All settings that, together with the data, determine the weights."""
 
-    preset: PresetName = Field(
-        "paper",
-        title="Preset it started from",
-        description="paper: to the letter, for a GPU. fast: for a CPU. smoke: shows that "
-        "everything runs.",
-    )
+    preset: PresetName = Field("paper", title="Preset it started from")
+    """paper: as published, for a GPU. fast: for a CPU. smoke: shows that everything runs."""
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true",
-        title="Precision",
-        description="bf16-mixed needs about three quarters of the memory. It is faster on CPUs "
-        "with AMX; on a GPU it may be slower (docs/benchmarks.md).",
-    )
-    gamma: float = Field(
-        0.99, gt=0, le=1, title="Learning-rate decay", description="Factor per epoch."
-    )
-    validation_interval: int = Field(
-        5, ge=1, title="Validate every", description="Epochs between two validations."
-    )
+    """Decides everything that is random."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
+    """bf16-mixed needs about three quarters of the memory. It is faster on CPUs with AMX; on a
+    GPU it may be slower (docs/benchmarks.md)."""
+    gamma: float = Field(0.99, gt=0, le=1, title="Learning-rate decay")
+    """Factor on the learning rate after each epoch."""
+    validation_interval: int = Field(5, ge=1, title="Validate every")
+    """Epochs between two validations."""
     segmentation_network: NetworkConfig = NetworkConfig()
+    """The network of teacher and student."""
     registration_network: NetworkConfig = NetworkConfig()
+    """The network that predicts displacement fields."""
     segmentation: SegmentationTraining = SegmentationTraining()
+    """Pre-training of the segmentation network."""
     registration: RegistrationTraining = RegistrationTraining()
+    """Training of the registration network."""
     joint: JointConfig = JointConfig()
+    """Joint rounds."""
     screening: ScreeningConfig = ScreeningConfig()
+    """Screening of pseudo-labels."""
     augmentation: AugmentationConfig = AugmentationConfig()
+    """Augmentation of training images."""
 
 
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
-    """Settings for a purpose: ``paper`` to the letter, ``fast`` on a CPU, ``smoke`` for tests.
+    """Settings for a purpose: ``paper`` as published, ``fast`` on a CPU, ``smoke`` for tests.
 
     Parameters
     ----------

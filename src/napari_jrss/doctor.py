@@ -1,7 +1,7 @@
-"""What this machine offers and what is missing: versions, devices, memory.
+"""Check this machine: versions of packages, devices, memory.
 
-Heavy packages are imported inside :func:`examine` only, so that a broken one is a finding in the
-report instead of the end of it.
+Heavy packages are imported only inside :func:`examine`, so that a broken one becomes a line of
+the report.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMFORTABLE_GIB = 4.0
 
 @dataclass(frozen=True)
 class Device:
-    """A device that the networks can run on; `name` is what ``--device`` takes."""
+    """A device on which the networks can run; `name` is a value for ``--device``."""
 
     name: str
     description: str
@@ -41,22 +41,22 @@ class Device:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of this machine; `problems` is empty where everything needed is there.
+    """The state of this machine.
 
     Attributes
     ----------
     versions
-        Version of each required package, None where it isn't installed.
+        Version of each required package; None if it isn't installed.
     devices
         The fastest last.
     memory_gib, free_memory_gib
-        Main memory and what of it is available now.
+        Main memory, and the part that is free now.
     window
         Whether the napari plugin can run, in words.
     log
         Where the log is, in words.
     problems
-        One line each: what is missing or broken, and how to mend it.
+        One line for each thing that is missing or broken, and how to repair it.
     """
 
     version: str
@@ -72,7 +72,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at this machine; takes as long as importing everything does (seconds)."""
+    """Check this machine; this imports all packages, which takes seconds."""
     problems: list[str] = []
     versions: dict[str, str | None] = {}
     for requirement in _requirements():
@@ -101,24 +101,24 @@ def examine() -> Report:
 
 
 def _requirements() -> list[Requirement]:
-    """What the headless core requires, as the installed package declares it."""
+    """The packages that the core requires, according to the installed distribution."""
     declared = [Requirement(line) for line in metadata.requires(_DISTRIBUTION) or ()]
     return [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
 def _check(requirement: Requirement) -> tuple[str | None, str | None]:
-    """Version of a required package, and what is wrong with it."""
+    """Version of a required package, and the problem with it, if any."""
     name = requirement.name
-    mend = f'pip install "{requirement}"'
+    install = f'pip install "{requirement}"'
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return None, f"{name} is not installed: {mend}"
+        return None, f"{name} is not installed: {install}"
     if not requirement.specifier.contains(version, prereleases=True):
-        return version, f"{name} {version} does not satisfy {requirement.specifier}: {mend}"
+        return version, f"{name} {version} does not satisfy {requirement.specifier}: {install}"
     try:
         importlib.import_module(_MODULES.get(name.lower(), name))
-    except Exception as error:  # whatever a broken installation raises is the finding
+    except Exception as error:  # a broken installation may raise any error
         reason = " ".join(str(error).split())
         return version, f"{name} {version} can't be imported ({reason}): reinstall it"
     return version, None

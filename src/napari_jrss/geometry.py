@@ -1,4 +1,4 @@
-"""Voxel grids and their affines: which way axes point, and copies that interpolate nothing.
+"""Voxel grids and their affines: the directions of axes, and moves that interpolate nothing.
 
 Arrays and shapes are (z, y, x); an affine is 4x4 and maps voxels (x, y, z, 1) to millimetres in
 a world whose axes grow to Left, Posterior and Superior (LPS).
@@ -6,10 +6,12 @@ a world whose axes grow to Left, Posterior and Superior (LPS).
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
-from nibabel.orientations import io_orientation
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 Shape: TypeAlias = tuple[int, int, int]
@@ -17,6 +19,8 @@ Triple: TypeAlias = tuple[float, float, float]
 Row: TypeAlias = tuple[float, float, float, float]
 Rows: TypeAlias = tuple[Row, Row, Row, Row]
 Matrix: TypeAlias = NDArray[np.float64]
+# First and last voxel (x, y, z) of a part of a grid, 2x3.
+Box: TypeAlias = NDArray[np.float64]
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Axes that lean by less than this (half a degree) count as being at right angles.
@@ -24,14 +28,29 @@ _LEAN = 0.01
 
 
 def voxel_ml(affine: Matrix) -> float:
-    """Volume of a voxel in millilitres, of a grid with this affine to mm."""
+    """Volume in millilitres of a voxel of a grid with this affine."""
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
 
 def spacing_mm(affine: Matrix) -> Triple:
     """Voxel size (z, y, x) in mm of a grid with this affine."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(z), float(y), float(x)
+    x, y, z = voxel_sizes(affine).tolist()
+    return z, y, x
+
+
+def whole_box(shape: Shape) -> Box:
+    """First and last voxel (x, y, z) of an array of `shape` (z, y, x)."""
+    return np.array([(0, 0, 0), shape[::-1]]) - [[0.0], [1.0]]
+
+
+def corners(box: Box) -> NDArray[np.float64]:
+    """The eight corner voxels (x, y, z) of a box, (8, 3)."""
+    return np.array(list(product(*box.T)))
+
+
+def map_points(matrix: NDArray[Any], points: NDArray[Any]) -> NDArray[np.float64]:
+    """Points (n, 3), components x, y, z, mapped by a 4x4 matrix."""
+    return np.asarray(apply_affine(matrix, points), dtype=np.float64)
 
 
 def to_nearest_lps(affine: Matrix, shape: Shape) -> Matrix:
@@ -44,13 +63,7 @@ def to_nearest_lps(affine: Matrix, shape: Shape) -> Matrix:
     shape
         Its voxels (z, y, x).
     """
-    matrix = np.zeros((4, 4))
-    matrix[3, 3] = 1
-    for axis, (world, sign) in enumerate(io_orientation(affine)):
-        matrix[axis, int(world)] = sign
-        if sign < 0:
-            matrix[axis, 3] = shape[::-1][axis] - 1
-    return matrix
+    return np.asarray(inv_ornt_aff(io_orientation(affine), shape[::-1]), dtype=np.float64)
 
 
 def leans(affine: Matrix) -> bool:
@@ -60,7 +73,7 @@ def leans(affine: Matrix) -> bool:
 
 
 def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
-    """As :func:`to_nearest_lps`, and for leaning axes a grid at right angles that covers them.
+    """As :func:`to_nearest_lps`; leaning axes get a grid at right angles that covers the scan.
 
     Parameters
     ----------
@@ -70,9 +83,9 @@ def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
     Returns
     -------
     matrix
-        From voxels (x, y, z, 1) of the turned grid to voxels of the grid itself. Without a
-        lean it only permutes, flips and shifts. With one, the x axis and the x-y plane stay
-        as they are, so the slices of a tilted CT stay slices.
+        From voxels (x, y, z, 1) of the turned grid to voxels of the grid itself. If the axes
+        are at right angles, it only permutes, flips and shifts. If they lean, the x axis and
+        the x-y plane stay as they are, so the slices of a tilted CT stay slices.
     shape
         Voxels (z, y, x) of the turned grid.
     """
@@ -82,8 +95,7 @@ def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
         turned, upper = np.linalg.qr(affine[:3, :3])
         upright = turned * np.diag(upper)
         matrix[:3, :3] = np.linalg.inv(affine[:3, :3]) @ upright
-        ends = np.stack(np.meshgrid(*((0, n - 1) for n in lengths), indexing="ij"), -1)
-        placed = ends.reshape(-1, 3) @ np.linalg.inv(matrix[:3, :3]).T
+        placed = map_points(np.linalg.inv(matrix), corners(whole_box(shape)))
         matrix[:3, 3] = matrix[:3, :3] @ placed.min(0)
         lengths = np.ceil(np.ptp(placed, axis=0) - 1e-6).astype(int) + 1
     x, y, z = (int(n) for n in lengths)
@@ -92,7 +104,24 @@ def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
     return matrix @ turn, (z, y, x)
 
 
-def copies(matrix: Matrix) -> bool:
+def isotropic_grid(affine: Matrix, shape: Shape, step: float) -> tuple[Matrix, Shape]:
+    """Affine and shape (z, y, x) of a grid along the world's axes that covers another grid.
+
+    Parameters
+    ----------
+    affine, shape
+        The grid to cover; see :func:`to_nearest_lps`.
+    step
+        Voxel size in mm, the same along all axes.
+    """
+    world = map_points(affine, corners(whole_box(shape)))
+    grid = np.diag([step, step, step, 1.0])
+    grid[:3, 3] = world.min(0)
+    x, y, z = (int(n) + 1 for n in np.ceil(np.ptp(world, axis=0) / step))
+    return grid, (z, y, x)
+
+
+def is_exact(matrix: Matrix) -> bool:
     """Whether `matrix` permutes, flips and shifts by whole voxels, and nothing else."""
     whole = np.rint(matrix)
     linear = np.abs(whole[:3, :3])
@@ -103,8 +132,20 @@ def copies(matrix: Matrix) -> bool:
     )
 
 
-def copy(array: NDArray[Any], matrix: Matrix, shape: Shape, fill: float = 0) -> NDArray[Any]:
-    """Permute, flip, crop and pad without touching a value; a view where nothing is padded."""
+def move_voxels(array: NDArray[Any], matrix: Matrix, shape: Shape, fill: float = 0) -> NDArray[Any]:
+    """Move an array's voxels to the wanted grid, unchanged; a view unless voxels are padded.
+
+    Parameters
+    ----------
+    array
+        (z, y, x).
+    matrix
+        4x4, voxel (x, y, z, 1) of the wanted grid -> voxel of `array`; :func:`is_exact`.
+    shape
+        The wanted grid (z, y, x).
+    fill
+        Value outside `array`.
+    """
     linear, shift = linear_and_shift(np.rint(matrix).astype(int))
     order = np.abs(linear).argmax(0)
     backwards = linear[order, range(3)] < 0
@@ -112,16 +153,16 @@ def copy(array: NDArray[Any], matrix: Matrix, shape: Shape, fill: float = 0) -> 
     start = np.where(backwards, extent - 1 - shift[order], shift[order])
     view = array.transpose(order)[tuple(slice(None, None, -1 if b else 1) for b in backwards)]
     low, high = np.clip(start, 0, extent), np.clip(start + shape, 0, extent)
-    held = view[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-    if held.shape == tuple(shape):
-        return held
+    inside = view[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
+    if inside.shape == tuple(shape):
+        return inside
     out = np.full(shape, fill, dtype=array.dtype)
-    out[tuple(slice(lo, hi) for lo, hi in zip(low - start, high - start, strict=True))] = held
+    out[tuple(slice(lo, hi) for lo, hi in zip(low - start, high - start, strict=True))] = inside
     return out
 
 
 def linear_and_shift(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The linear part and the shift of `matrix`, for coordinates in the order (z, y, x)."""
+    """Linear part (3, 3) and shift (3,) of a 4x4 matrix, for points in the order (z, y, x)."""
     return matrix[2::-1, 2::-1], matrix[2::-1, 3]
 
 

@@ -1,14 +1,16 @@
-"""Which ids of a label file mean which class, with names and colours.
+"""Which ids of a label file stand for which class, with names and colours.
 
-Inside a project a label holds class indices 0 to C - 1, 0 being the background. A
-:class:`LabelTable` leads there from the ids of the files, several of which may make one class.
+Inside a project a label holds class indices 0 to C - 1, where 0 is the background. A
+:class:`LabelTable` translates the ids of label files to these; several ids may form one class.
 """
 
 from __future__ import annotations
 
 import colorsys
+import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from napari_jrss.errors import ScanError
 
-# The seven colours of Okabe and Ito (2008), then of Paul Tol's muted scheme: told apart with
-# the common kinds of colour blindness.
-MOST_CLASSES = 255  # of a byte's 256 values, training marks with the last what takes no part
+MOST_CLASSES = 255
+"""Most classes of a table. A label is a byte, and training marks ignored voxels with 255."""
+
+# The seven colours of Okabe and Ito (2008), then Paul Tol's muted scheme: both can be told
+# apart with the common kinds of colour blindness.
 _COLOURS = (
     *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
     *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"),
@@ -27,19 +31,31 @@ _COLOURS = (
 
 
 def default_colour(index: int) -> str:
-    """Colour of a class by its index, the same in every project; black for the background."""
+    """Colour (#rrggbb) of a class by its index; black for the background (index 0)."""
     if index == 0:
         return "#000000"
     if index <= len(_COLOURS):
         return _COLOURS[index - 1]
-    # Beyond the palettes: hues a golden section apart, lightness in three steps.
+    # Beyond the palettes: hues a golden ratio apart, in three lightnesses.
     hue = (index * 0.6180339887) % 1
     rgb = colorsys.hls_to_rgb(hue, (0.35, 0.55, 0.75)[index % 3], 0.65)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 class LabelClass(BaseModel):
-    """One class: its index in the project, its name and colour, and its ids in the files."""
+    """One class of a project.
+
+    Attributes
+    ----------
+    index
+        Its value in the project's labels; 0 is the background.
+    name
+        At most 200 printable characters.
+    colour
+        ``#rrggbb``.
+    source_ids
+        Its ids in label files.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,8 +66,8 @@ class LabelClass(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _shown_as_it_is(cls, name: str) -> str:
-        if not name.isprintable():  # a line's end, or what steers a terminal
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable():  # a line break, or a terminal's control characters
             raise ValueError(f"the name {name!r} can't be printed")
         return name
 
@@ -100,16 +116,16 @@ class LabelTable(BaseModel):
 
     @property
     def one_to_one(self) -> bool:
-        """Whether every class stands for exactly one id, so that ids can be restored."""
+        """Whether each class has exactly one id, so that a file's ids can be restored."""
         return not self.unlisted_is_background and all(len(c.source_ids) == 1 for c in self.classes)
 
     def to_classes(self, ids: NDArray[Any]) -> NDArray[Any]:
-        """Class indices of an array of ids, same shape.
+        """Class indices (uint8) of an array of ids, same shape.
 
         Raises
         ------
         ScanError
-            An id that no class lists, unless such ids are background.
+            The array has an id that no class lists, unless such ids are background.
         """
         pairs = sorted((i, c.index) for c in self.classes for i in c.source_ids)
         known = np.array([i for i, _ in pairs])
@@ -124,7 +140,7 @@ class LabelTable(BaseModel):
         return np.where(listed, classes[where], self.dtype.type(0))
 
     def to_source_ids(self, classes: NDArray[Any]) -> NDArray[Any]:
-        """The files' own ids where each class has exactly one, else the class indices."""
+        """Undo :meth:`to_classes`: a file's ids if :attr:`one_to_one`, else the class indices."""
         if not self.one_to_one:
             return classes
         ids = np.array([c.source_ids[0] for c in self.classes])
@@ -135,7 +151,7 @@ class LabelTable(BaseModel):
     def of_groups(
         cls, groups: Mapping[str, Iterable[int]], *, unlisted_is_background: bool = False
     ) -> LabelTable:
-        """Table of the background (id 0) and of named classes, in the order given."""
+        """Table of the background (id 0) and of named groups of ids, in the order given."""
         named = {"background": (0,), **groups}
         return cls(
             classes=tuple(
@@ -157,99 +173,51 @@ class LabelTable(BaseModel):
 BACKGROUND = LabelClass(index=0, name="background", colour=default_colour(0), source_ids=(0,))
 
 
-def _sides(*pairs: tuple[str, int]) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{side} {name}": (left + offset,)
-        for name, left in pairs
-        for offset, side in enumerate(("left", "right"))
-    }
+def _table_rows(name: str) -> list[dict[str, str]]:
+    text = (files("napari_jrss") / "tables" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
-# Ids of the LPBA40 delineation protocol (Shattuck et al. 2008): left odd, right even.
-LPBA40_STRUCTURES = LabelTable.of_groups(
-    {
-        **_sides(
-            ("superior frontal gyrus", 21),
-            ("middle frontal gyrus", 23),
-            ("inferior frontal gyrus", 25),
-            ("precentral gyrus", 27),
-            ("middle orbitofrontal gyrus", 29),
-            ("lateral orbitofrontal gyrus", 31),
-            ("gyrus rectus", 33),
-            ("postcentral gyrus", 41),
-            ("superior parietal gyrus", 43),
-            ("supramarginal gyrus", 45),
-            ("angular gyrus", 47),
-            ("precuneus", 49),
-            ("superior occipital gyrus", 61),
-            ("middle occipital gyrus", 63),
-            ("inferior occipital gyrus", 65),
-            ("cuneus", 67),
-            ("superior temporal gyrus", 81),
-            ("middle temporal gyrus", 83),
-            ("inferior temporal gyrus", 85),
-            ("parahippocampal gyrus", 87),
-            ("lingual gyrus", 89),
-            ("fusiform gyrus", 91),
-            ("insular cortex", 101),
-            ("cingulate gyrus", 121),
-            ("caudate", 161),
-            ("putamen", 163),
-            ("hippocampus", 165),
-        ),
-        "cerebellum": (181,),
-        "brainstem": (182,),
-    }
+def _by_name(rows: Iterable[Mapping[str, str]], id_column: str, name_column: str) -> LabelTable:
+    """Table of the classes that a column names, in the order in which they come."""
+    groups: dict[str, list[int]] = {}
+    for row in rows:
+        groups.setdefault(row[name_column], []).append(int(row[id_column]))
+    return LabelTable.of_groups(groups)
+
+
+_LPBA40, _TCIA = _table_rows("lpba40.csv"), _table_rows("tcia.csv")
+
+LPBA40_STRUCTURES = _by_name(_LPBA40, "label", "name")
+"""The 56 structures of the LPBA40 delineation protocol (Shattuck et al. 2008)."""
+
+LPBA40_GROUPS = _by_name(
+    sorted(_LPBA40, key=lambda row: int(row["class_id"])), "label", "class_name"
 )
+"""The paper's 5 large regions and 5 structures, which together are all 56."""
 
-# The paper's 5 large regions and 5 structures, made of all 56 (docs: the natural partition).
-LPBA40_GROUPS = LabelTable.of_groups(
-    {
-        "frontal": range(21, 35),
-        "parietal": range(41, 51),
-        "occipital": range(61, 69),
-        "temporal": range(81, 93),
-        "cingulate": (121, 122),
-        "insula": (101, 102),
-        "caudate": (161, 162),
-        "putamen": (163, 164),
-        "hippocampus": (165, 166),
-        "cerebellum_brainstem": (181, 182),
-    }
-)
+TCIA_PUBLISHED = _by_name(_TCIA, "published", "name")
+"""The organs of TCIA Pancreas-CT with the ids that Gibson et al. (2018) published."""
 
-# Gibson et al.'s organs of TCIA Pancreas-CT as published, and renumbered as the OBELISK code
-# has them. The classes are the same, so either kind of files trains the same project.
-TCIA_PUBLISHED = LabelTable.of_groups(
-    {
-        "spleen": (1,),
-        "pancreas": (11,),
-        "left kidney": (3,),
-        "gallbladder": (4,),
-        "oesophagus": (5,),
-        "liver": (6,),
-        "stomach": (7,),
-        "duodenum": (14,),
-    }
-)
-TCIA_RENUMBERED = LabelTable.from_ids(range(9), dict(enumerate(TCIA_PUBLISHED.names)))
+TCIA_RENUMBERED = _by_name(_TCIA, "renumbered", "name")
+"""The same classes with the ids of the OBELISK code; files of either kind fit one project."""
 
 
 def tcia_table(ids: set[int]) -> LabelTable:
-    """Which of the two conventions a set of ids follows, told by its values.
+    """The table of TCIA Pancreas-CT whose ids a label file uses.
 
     Only the pancreas and the duodenum differ: 11 and 14 as published, 2 and 8 renumbered.
 
     Raises
     ------
     ScanError
-        The ids fit neither, both in part, or don't tell.
+        The ids hold none of these four, or some of both conventions.
     """
     published = bool(ids & {11, 14})
     renumbered = bool(ids & {2, 8})
     if published == renumbered:
         raise ScanError(
-            f"label ids {sorted(ids)} don't tell which TCIA convention they follow: "
-            "the published one has 11 and 14, the renumbered one 2 and 8"
+            f"can't tell which ids of TCIA Pancreas-CT the labels {sorted(ids)} follow: the "
+            "published ones have 11 and 14, the renumbered ones 2 and 8"
         )
     return TCIA_PUBLISHED if published else TCIA_RENUMBERED

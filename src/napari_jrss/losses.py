@@ -1,6 +1,6 @@
-"""The paper's losses as pure functions of tensors.
+"""The losses of the paper, as pure functions of tensors.
 
-Each is computed in float32, whatever precision the network ran in.
+All are computed in float32, also if the network uses another precision.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ def soft_dice_loss(
 
     Per image, 1 minus the mean over classes of ``2 |S ∩ P| / (|S| + |P|)``, with products and
     sums of the soft values; then the mean over the batch. A class that is absent from the target
-    counts with its Dice of 0 as soon as any probability falls on it; absent from both it counts
-    as 1, as does MONAI's DiceLoss with equal smoothing of numerator and denominator.
+    has a Dice of 0 as soon as it has any probability; if it is absent from both, its Dice is 1,
+    as in MONAI's DiceLoss with equal smoothing of numerator and denominator.
 
     Parameters
     ----------
     probabilities, target
-        (B, C, z, y, x), values in [0, 1]; the target one-hot or soft.
+        (B, C, z, y, x), values in [0, 1]; the target is one-hot or soft.
     include_background
-        Whether channel 0 counts as a class (it does in the paper, whose C is all channels).
+        Whether channel 0 counts as a class, as in the paper.
+
+    Returns
+    -------
+    Tensor
+        A scalar from 0 to 1.
     """
     first = 0 if include_background else 1
     predicted = probabilities[:, first:].float().flatten(2)
@@ -46,7 +51,7 @@ def soft_dice_loss(
     return 1 - dice.mean()
 
 
-# decides only what an absent class counts; far below one voxel
+# far below one voxel: it matters only for absent classes
 _SMOOTH = 1e-5
 
 
@@ -68,15 +73,15 @@ def screened_cross_entropy(
     mask
         Accepted voxels (B, z, y, x), bool; all by default.
     weight
-        Factor per voxel (B, z, y, x), such as exp(-KL); 1 by default. The sum is not divided by
-        the sum of these weights: doubt lowers the loss.
+        Factor per voxel (B, z, y, x), such as exp(-KL); 1 by default. The loss is not divided by
+        the sum of these weights, so uncertainty lowers it.
     class_weight
         Factor per class (C,), by which the mean over voxels is weighted; 1 by default.
 
     Returns
     -------
     Tensor
-        (B,); exactly 0, and without gradient, for an image without accepted voxels.
+        (B,); exactly 0 and without gradient for an image without accepted voxels.
     """
     if mask is not None:
         target = target.masked_fill(~mask, _IGNORED)
@@ -97,17 +102,17 @@ _IGNORED = -100
 
 
 def class_weights(counts: Tensor, background: float = 0.5) -> Tensor:
-    """Weight of each class by its rarity, as in the reference training of OBELISK and PDD-Net.
+    """Weights of classes that favour rare ones, as in the reference training of OBELISK.
 
-    One over the square root of the number of voxels, over the mean of these; 0 for a class
-    without voxels.
+    One over the square root of the number of voxels, divided by the mean of these values; 0 for
+    a class without voxels.
 
     Parameters
     ----------
     counts
         Voxels of each class (C,), background first.
     background
-        Its weight, whatever its number of voxels: 0.5 for OBELISK, 0.15 for PDD-Net.
+        Weight of the background, independent of its voxels: 0.5 in OBELISK, 0.15 in PDD-Net.
 
     Returns
     -------
@@ -149,9 +154,9 @@ def mean_squared_error(warped: Tensor, fixed: Tensor) -> Tensor:
 def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: int = 9) -> Tensor:
     """Negative mean of the squared local correlation coefficient (LNCC of VoxelMorph).
 
-    The alternative to Eq. 8 where intensities drift: -1 where every window of ``warped`` is a
-    linear function of ``fixed``'s, 0 where they are unrelated or flat. Windows that cross the
-    border take zeros from outside, as in VoxelMorph and MONAI.
+    An alternative to Eq. 8 if intensities differ between scans: -1 if each window of ``warped``
+    is a linear function of that of ``fixed``, 0 if they are unrelated or constant. Outside the
+    image there are zeros, as in VoxelMorph and MONAI.
 
     Parameters
     ----------
@@ -164,12 +169,12 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
         raise ValueError(f"window must be odd, not {window}")
     first, second = warped.float(), fixed.float()
     means = torch.cat([first, second, first * first, second * second, first * second], dim=1)
-    # three means of a row, column and stick cost 27 reads per voxel, one of the cube 729
+    # means along one axis after the other need 27 reads per voxel, that of the cube 729
     for axis in range(3):
         kernel, padding = [1, 1, 1], [0] * 6
         kernel[axis] = window
         padding[4 - 2 * axis : 6 - 2 * axis] = [window // 2] * 2  # the last axis comes first
-        # padded apart: the pooling's own padding refuses a volume smaller than the window
+        # padded before, as the pooling can't pad a volume that is smaller than the window
         means = F.avg_pool3d(F.pad(means, padding), kernel, stride=1)
     mean_a, mean_b, square_a, square_b, product = means.unbind(1)
     variance_a = (square_a - mean_a * mean_a).clamp(min=_FLAT)
@@ -178,12 +183,12 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
     return -(covariance * covariance / (variance_a * variance_b)).mean()
 
 
-# variance of a window, images having standard deviation 1, below which it is flat
+# a window of smaller variance counts as constant; images have standard deviation 1
 _FLAT = 1e-5
 
 
 def image_difference(warped: Tensor, fixed: Tensor, kind: Literal["mse", "lncc"]) -> Tensor:
-    """The image term of Eq. 10: squared difference, or local correlation; (B, 1, z, y, x) each."""
+    """The image term of Eq. 10: mean squared error or LNCC of two images (B, 1, z, y, x)."""
     if kind == "mse":
         return mean_squared_error(warped, fixed)
     return local_normalized_cross_correlation(warped, fixed)
@@ -206,15 +211,15 @@ def diffusion_regulariser(displacement: Tensor) -> Tensor:
 
 
 def folding(determinant: Tensor, least: float = 0.3) -> Tensor:
-    """Mean over voxels of what the Jacobian's determinant lacks of `least`; not in the paper.
+    """Mean amount by which the Jacobian determinant is below `least`; not in the paper.
 
-    A determinant of 0 or less is a fold; the margin leaves room for interpolation.
+    A determinant of 0 or less is a fold; the margin allows for interpolation.
 
     Parameters
     ----------
     determinant
         (B, z, y, x), see :func:`napari_jrss.networks.spatial.jacobian_determinant`.
     least
-        What it may fall to without a penalty.
+        Smallest determinant without a penalty.
     """
     return F.relu(least - determinant).mean()

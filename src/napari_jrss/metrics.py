@@ -1,7 +1,7 @@
-"""What is reported: overlap, surface distance, regularity of a deformation. Numpy in, floats out.
+"""Measures of quality: overlap, surface distance, regularity of a displacement field.
 
-Labels are class indices (z, y, x) with 0 as background, which is never scored: results have one
-entry per foreground class, class 1 first.
+Labels are arrays of class indices (z, y, x). The background, class 0, is not measured: results
+have one entry for each foreground class, class 1 first.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def dice_per_class(
     classes
         Number of classes, background included.
     undefined
-        When the Dice of a class is NaN, to be left out by ``nanmean``. ``absent_in_both`` is for
-        segmentation: a class in one only scores 0. ``absent_in_either`` is for registration,
-        where no warp can make or remove a class (the rule of Learn2Reg).
+        When the Dice of a class is NaN, so that ``nanmean`` ignores it. ``absent_in_both`` is
+        for segmentation: a class in only one label has Dice 0. ``absent_in_either`` is for
+        registration, in which no warp can make or remove a class (the rule of Learn2Reg).
 
     Returns
     -------
@@ -48,7 +48,7 @@ def dice_per_class(
     Raises
     ------
     ValueError
-        If the shapes differ or a label is not one of the classes.
+        The shapes differ, or a value is not one of the classes.
     """
     _check(prediction, truth, classes)
     pairs = truth.ravel().astype(np.intp) * classes + prediction.ravel()
@@ -66,9 +66,9 @@ def hd95_mm(
 ) -> FloatArray:
     """95th percentile of the symmetric surface distance of each foreground class, in mm.
 
-    DeepMind's definition (``compute_robust_hausdorff`` of *surface-distance*): surface elements
-    lie between voxels, distances are weighted by their areas, and the larger of the two
-    directed percentiles counts.
+    The definition is that of ``compute_robust_hausdorff`` in DeepMind's *surface-distance*:
+    surface elements lie between voxels, distances are weighted by the elements' areas, and the
+    larger of the two directed percentiles counts.
 
     Parameters
     ----------
@@ -82,13 +82,12 @@ def hd95_mm(
     Returns
     -------
     FloatArray
-        (classes - 1,); NaN for a class that is absent in either, which has no distance: its
-        Dice tells.
+        (classes - 1,); NaN for a class that is absent in either label.
 
     Raises
     ------
     ValueError
-        If the shapes differ or a label is not one of the classes.
+        The shapes differ, or a value is not one of the classes.
     """
     _check(prediction, truth, classes)
     spacing = tuple(float(size) for size in spacing_mm)
@@ -112,7 +111,7 @@ def hd95_mm(
 
 @dataclass(frozen=True)
 class JacobianStatistics:
-    """Regularity of a displacement field, from the determinants J of its Jacobian.
+    """Regularity of a displacement field, from the determinant J of its Jacobian.
 
     Attributes
     ----------
@@ -120,12 +119,12 @@ class JacobianStatistics:
         Standard deviation of J over all voxels, std(Jac) of the paper; central differences,
         one-sided at the border.
     sdlogj_plus3
-        Standard deviation of ``log(clip(J + 3, 1e-9, 1e9))`` without the outer 2 voxels, as the
-        Learn2Reg evaluation computes what it calls SDlogJ. Not comparable with std(log J).
+        Standard deviation of ``log(clip(J + 3, 1e-9, 1e9))`` without the outer 2 voxels, which
+        is SDlogJ in the evaluation of Learn2Reg. It differs from std(log J).
     folded_percent
         Voxels with J <= 0 by central differences, in %.
     folded_percent_forward
-        The same by forward differences, which see the alternating folds that central ones miss.
+        The same by forward differences, which also detect folds that alternate.
     """
 
     std: float
@@ -145,7 +144,7 @@ def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
     Raises
     ------
     ValueError
-        If the shape is another.
+        It has another shape.
     """
     if displacement.ndim != 4 or len(displacement) != 3 or min(displacement.shape[1:]) < 5:
         raise ValueError(f"not a displacement field of at least 5x5x5: {displacement.shape}")
@@ -210,7 +209,7 @@ def _check(prediction: Labels, truth: Labels, classes: int) -> None:
 
 
 def _surface_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Which of the 8 voxels around each voxel corner are set, as bits of (n + 1)^3 bytes."""
+    """For each voxel corner, a byte whose bits are the 8 voxels around it; (z+1, y+1, x+1)."""
     padded = np.pad(mask, 1).astype(np.uint8)
     codes = np.zeros([size + 1 for size in mask.shape], np.uint8)
     for bit, corner in enumerate(np.ndindex(2, 2, 2)):
@@ -223,9 +222,9 @@ def _surface_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 @cache
 def _surface_areas(spacing: tuple[float, ...]) -> FloatArray:
-    """Area in mm^2 of the surface inside a 2x2x2 neighbourhood, by its code.
+    """Area in mm^2 of the surface within 2x2x2 voxels, by their code.
 
-    Lorensen's triangulation of the neighbourhood or of its complement, whichever is smaller.
+    It is the smaller of the areas that marching cubes gives for the voxels and their complement.
     """
     areas = np.zeros(256)
     for code in range(1, 255):
@@ -255,5 +254,5 @@ def _determinant(gradients: Sequence[Sequence[Displacement]]) -> Displacement:
 
 
 def _without_last(differenced: int) -> tuple[slice, ...]:
-    """Cuts the last voxel of the two axes along which no difference was taken."""
+    """Index that cuts the last voxel of the two axes that were not differenced."""
     return tuple(slice(None) if axis == differenced else slice(-1) for axis in range(3))

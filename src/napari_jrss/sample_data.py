@@ -1,11 +1,11 @@
-"""A synthetic brain-like cohort: known labels and known deformations, made in seconds.
+"""A synthetic brain-like cohort with known labels and deformations, made in seconds.
 
-Every case is the same analytic template (:func:`template`) seen through a smooth, invertible
-deformation of its own (:class:`Deformation`), with its own contrast, bias field and noise. The
-ten structures mirror the LPBA40 grouping of the paper. Since the deformations are known, so is
-the correspondence between any two cases (:func:`true_displacement`).
+Each case is the same analytic template (:func:`template`), deformed by a smooth, invertible map
+of its own (:class:`Deformation`), with its own contrast, bias field and noise. The ten structures
+are those of the paper's LPBA40 groups. The deformations are known, and so is the correspondence
+between any two cases (:func:`true_displacement`).
 
-Points live in normalised coordinates, (z, y, x) in [-1, 1] over the field of view, growing to
+Points have normalised coordinates (z, y, x) from -1 to 1 over the field of view, which point to
 Superior, Posterior and Left; a seed therefore gives the same anatomy on a grid of any size.
 """
 
@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from napari_jrss.errors import JRSSError
+from napari_jrss.geometry import Shape
 
 
 class SampleError(JRSSError):
@@ -31,7 +32,6 @@ class SampleError(JRSSError):
 
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Shape: TypeAlias = tuple[int, int, int]
 
 STRUCTURES = (
     "frontal",
@@ -45,10 +45,10 @@ STRUCTURES = (
     "hippocampus",
     "cerebellum_brainstem",
 )
-"""Names of the structures; the label of each is its position plus one."""
+"""Names of the structures; label 1 is the first."""
 
 ORIENTATIONS = ("RAS", "LPS", "PIR", "LAS")
-"""Orientations of the files on disk, taken in turn: real cohorts mix them too."""
+"""Orientations of the files, used in turn, as real cohorts mix them too."""
 
 _CONTROL_POINTS = 24
 _SQUARINGS = 6
@@ -56,7 +56,7 @@ _SQUARINGS = 6
 
 @dataclass(frozen=True)
 class Deformation:
-    """A case's invertible map to the template: a diffeomorphism, then an affine map.
+    """The invertible map of a case to the template: a diffeomorphism, then an affine map.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Deformation:
         return _affine(self.matrix, moved, self.offset)
 
     def from_template(self, points: Array) -> Array:
-        """Map points (3, ...) of the template to the case: the inverse of `to_template`."""
+        """Map points (3, ...) of the template to the case, the inverse of `to_template`."""
         inverse = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
         moved = _affine(inverse, points, -inverse @ self.offset)
         return moved + _interpolate(self.backward, moved)
@@ -86,7 +86,7 @@ class Deformation:
 
 @dataclass(frozen=True)
 class SyntheticCase:
-    """Image (z, y, x) float32 with positive arbitrary units and labels (z, y, x) uint8."""
+    """A case: image (z, y, x), float32, in arbitrary positive units; labels (z, y, x), uint8."""
 
     case_id: str
     image: npt.NDArray[np.float32]
@@ -106,15 +106,15 @@ def make_cohort(
     Parameters
     ----------
     folder
-        Where to write; made if missing. Files of the same names are overwritten.
+        Made if it doesn't exist; files of the same names are overwritten.
     cases
         Number of cases, ``case_001`` onwards; case k is the same in a cohort of any size.
     shape
-        Grid as (z, y, x) in voxels; 16 per axis or more to show every structure.
+        Grid (z, y, x) in voxels; each structure is visible from 16 per axis on.
     seed
-        Decides everything random.
+        Decides everything that is random.
     structures
-        Label only the first so many of :data:`STRUCTURES` (1 to 10).
+        How many of :data:`STRUCTURES` are labelled (1 to 10), starting with the first.
     spacing_mm
         Isotropic voxel size in mm.
 
@@ -122,6 +122,11 @@ def make_cohort(
     -------
     Path
         The folder.
+
+    Raises
+    ------
+    SampleError
+        A number is out of range.
     """
     if cases < 1:
         raise SampleError(f"cases must be at least 1, not {cases}")
@@ -148,7 +153,7 @@ def make_case(
     seed: int = 0,
     structures: int = len(STRUCTURES),
 ) -> SyntheticCase:
-    """Case `index` (from 0) of the cohort that `seed` decides; see :func:`make_cohort`."""
+    """Make case `index` (from 0) of the cohort with this seed; see :func:`make_cohort`."""
     if not 1 <= structures <= len(STRUCTURES):
         raise SampleError(f"structures must be 1 to {len(STRUCTURES)}, not {structures}")
     if min(shape) < 8:
@@ -161,7 +166,7 @@ def make_case(
 
 
 def deformation(index: int, seed: int = 0) -> Deformation:
-    """The known deformation of case `index` (from 0) of the cohort that `seed` decides."""
+    """The known deformation of case `index` (from 0) of the cohort with this seed."""
     rng = np.random.default_rng((seed, index, 0))
     velocity = _smooth_noise(rng, smoothness=0.35, std=0.026)
     velocity += _smooth_noise(rng, smoothness=0.15, std=0.01)
@@ -178,13 +183,13 @@ def deformation(index: int, seed: int = 0) -> Deformation:
 def true_displacement(
     fixed: int, moving: int, shape: Shape = (48, 48, 48), seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """The field that registers case `moving` to case `fixed`, known by construction.
+    """The known field that registers case `moving` to case `fixed`.
 
     Returns
     -------
     ndarray (3, z, y, x)
-        Displacements u in voxels, components ordered z, y, x, on the fixed grid, such that
-        moving(p + u(p)) shows the anatomy of fixed(p). Indices count from 0.
+        Displacements u in voxels, components ordered z, y, x, on the fixed grid:
+        moving(p + u(p)) shows the anatomy of fixed(p). Indices of cases start at 0.
     """
     points = grid_points(shape)
     in_template = deformation(fixed, seed).to_template(points)
@@ -202,8 +207,8 @@ def grid_points(shape: Shape) -> Array:
 def template(points: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
     """Tissue brightness in [0, 1] and label of the template at points (3, ...).
 
-    Left and right differ: the left occipital and the right frontal lobe reach further, and a
-    marker capsule is taped to the right temple, as radiographers do.
+    Left and right differ: the left occipital and the right frontal lobe are longer, and there
+    is a marker capsule at the right temple, as radiographers use it.
     """
     z, y, x = points
     y = y - 0.1 * x  # the torque of real brains
@@ -222,7 +227,7 @@ def template(points: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
 
     csf, grey, deep_grey, white = 0.22, 0.55, 0.66, 0.9
 
-    # Cerebellum and brainstem first: the cerebrum covers their upper end.
+    # Cerebellum and brainstem come first, as the cerebrum covers their upper end.
     leaves = 0.12 * np.sin(26 * ellipsoid((-0.3, 0.2, 0), (1, 1, 1)))
     stem_axis = np.hypot(y - 0.14 - 0.1 * z, x)
     paint((stem_axis < 0.12) & (z > -0.88) & (z < 0), 0.8, "cerebellum_brainstem")
@@ -254,7 +259,7 @@ def template(points: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
     )
     paint(cerebrum & (side < 0.03) & (callosum > 0.5), csf)
 
-    # Deep structures; thalamus and ventricles are there to be told apart, not to be labelled.
+    # Deep structures; thalamus and ventricles are not labelled.
     paint(ellipsoid((0.02, 0.08, 0.1), (0.1, 0.15, 0.09)) < 1, deep_grey + 0.08)
     paint(ellipsoid((0.19, 0.03, 0.06), (0.08, 0.34, 0.06)) < 1, csf)
     paint(ellipsoid((0.04, -0.1, 0.43), (0.2, 0.27, 0.08)) < 1, grey, "insula")
@@ -272,13 +277,13 @@ def template(points: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
 
 
 def _acquire(tissue: Array, rng: np.random.Generator) -> Array:
-    """Scan the tissue: partial volume, contrast, bias field, Rician noise, arbitrary units."""
+    """Simulate a scan: partial volume, contrast, bias field, Rician noise, arbitrary units."""
     signal = ndimage.gaussian_filter(tissue, 0.5) ** rng.uniform(0.75, 1.35)
     tilt, bow = rng.normal(0, 0.15, 3), rng.normal(0, 0.12, 3)
-    axes = (axis[:, None, None, None] for axis in (tilt, bow))
-    points = grid_points((tissue.shape[0], tissue.shape[1], tissue.shape[2]))
-    tilted, bowed = (axis * power for axis, power in zip(axes, (points, points**2), strict=True))
-    signal = signal * np.exp((tilted + bowed).sum(axis=0))
+    z, y, x = tissue.shape
+    points = grid_points((z, y, x))
+    bias = np.einsum("c,czyx->czyx", tilt, points) + np.einsum("c,czyx->czyx", bow, points**2)
+    signal = signal * np.exp(bias.sum(axis=0))
     noise = rng.normal(0, rng.uniform(0.03, 0.06), (2, *tissue.shape))
     scanned = np.hypot(signal + noise[0], noise[1])
     return np.asarray(scanned * rng.uniform(300, 1500))
@@ -303,13 +308,13 @@ def _write(path: Path, array: npt.NDArray[np.generic], spacing: float, orientati
 
 def _smooth_noise(rng: np.random.Generator, smoothness: float, std: float) -> Array:
     """A random vector field on the control grid; smoothness and std in normalised units."""
-    # Made on a larger grid, so that the field is as strong at the border as inside.
+    # Made on a larger grid, so that the field is as strong at the border as in the middle.
     margin = _CONTROL_POINTS // 2
     noise = rng.standard_normal((3, *[_CONTROL_POINTS + 2 * margin] * 3))
     sigma = smoothness * (_CONTROL_POINTS - 1) / 2
     smooth = np.stack([ndimage.gaussian_filter(axis, sigma, mode="wrap") for axis in noise])
     inner = slice(margin, -margin)
-    # Scaled by the large grid's own strength: cases differ in how strongly they deform.
+    # Scaled by the strength on the large grid, so that cases are deformed more or less.
     return np.asarray(smooth[:, inner, inner, inner] * (std / smooth.std()))
 
 

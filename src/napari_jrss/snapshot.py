@@ -1,8 +1,7 @@
-"""What one training run may see: a fixed set of cases, and which of them come next.
+"""The cases and label versions of one training run.
 
-Nothing here touches a project: a :class:`CohortSnapshot` is taken from one, and a running
-round works on the labels as they were then. Sampling depends on nothing but the seed, the
-stage and the step, so a resumed run draws what the straight run would have drawn.
+A :class:`CohortSnapshot` is taken from a project once. A running round uses the labels as they
+were then, whatever happens to the project.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_jrss.geometry import Shape, Triple
+
 Image = NDArray[np.float32]
 Label = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class CaseArrays(Protocol):
-    """Where a run reads its volumes from, by case id."""
+    """Source of the volumes of a run, by case id."""
 
     def image(self, case_id: str) -> Image:
         """Preprocessed image (z, y, x) on the training grid."""
@@ -33,14 +34,14 @@ class CaseArrays(Protocol):
 
 @dataclass
 class CachedArrays:
-    """Volumes kept in memory up to a budget, so that small cohorts are read from disk once.
+    """Volumes kept in memory up to a limit, so that small cohorts are read from disk only once.
 
     Parameters
     ----------
     read_image, read_label
-        Read one case's volume from disk.
+        Read the volume of a case from disk.
     budget_bytes
-        Least recently used volumes leave when the total would pass this many bytes.
+        If the volumes exceed this size in bytes, the least recently used are dropped.
     """
 
     read_image: Callable[[str], Image]
@@ -87,14 +88,14 @@ class CohortSnapshot:
     labelled, unlabelled, validation
         Case ids. Validation cases have labels and never train.
     label_versions
-        Label version used for each labelled and validation case.
+        Label version of each labelled and validation case.
     arrays
-        Where the volumes come from.
+        Source of the volumes.
     """
 
     class_names: tuple[str, ...]
-    spacing_mm: tuple[float, float, float]
-    shape: tuple[int, int, int]
+    spacing_mm: Triple
+    shape: Shape
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     validation: tuple[str, ...]

@@ -394,7 +394,7 @@ def test_the_reason_is_told_where_nothing_can_be_read(cohort: Path, tmp_path: Pa
     nib.save(nib.Nifti1Image(np.full((16, 24, 16), 1.5), np.eye(4)), label)
     scans = ["--images", cohort / "images", "--labels", label.parent]
     said = mistake("init", tmp_path / "p.jrss", *scans)
-    assert "no label can be read" in said
+    assert "no label file can be read" in said
     assert "1.5" in said
     assert "at least 8 voxels" in mistake("sample", tmp_path / "s", "--shape", 1, 1, 1)
 

@@ -65,7 +65,10 @@ def test_groups_from_csv(tmp_path):
     [
         ("", "is empty"),
         ("id,name\n1,a\n", "has no column label, only id, name"),
-        ("label;name\n1;a\n", "has no column label, only label;name; columns are parted by commas"),
+        (
+            "label;name\n1;a\n",
+            "has no column label, only label;name; commas must separate the columns",
+        ),
         ("label,class_id\n1,1\n", "has no column class_name"),
         (GROUPS + "x,d,2,right\n", "line 5 needs whole numbers"),
         (GROUPS + "12,d,2,wrong\n", "line 5: class 2 has two names"),
@@ -113,6 +116,14 @@ def test_lpba40_groups_partition_its_56_structures():
     assert len(structures) == 56
     assert sorted(grouped) == sorted(structures)
     assert len(LPBA40_GROUPS.classes) == 11
+    assert {c.name: c.source_ids for c in LPBA40_GROUPS.classes[5:]} == {
+        "cingulate": (121, 122),
+        "insula": (101, 102),
+        "caudate": (161, 162),
+        "putamen": (163, 164),
+        "hippocampus": (165, 166),
+        "cerebellum_brainstem": (181, 182),
+    }
     assert LPBA40_STRUCTURES.to_classes(np.array([166]))[0] == LPBA40_STRUCTURES.names.index(
         "right hippocampus"
     )
@@ -125,10 +136,12 @@ def test_the_two_tcia_conventions_are_told_apart_and_give_the_same_classes():
     assert tcia_table({0, 1, 3, 6, 14}) is TCIA_PUBLISHED
     assert TCIA_PUBLISHED.names == TCIA_RENUMBERED.names
     pancreas = TCIA_PUBLISHED.names.index("pancreas")
+    assert pancreas == 2
     assert TCIA_PUBLISHED.to_classes(np.array([11]))[0] == pancreas
+    assert [c.source_ids[0] for c in TCIA_PUBLISHED.classes] == [0, 1, 11, 3, 4, 5, 6, 7, 14]
     assert TCIA_RENUMBERED.to_classes(np.array([2]))[0] == pancreas
     for unclear in ({0, 1, 3}, {0, 2, 11}):
-        with pytest.raises(ScanError, match="don't tell"):
+        with pytest.raises(ScanError, match="can't tell which ids"):
             tcia_table(unclear)
 
 

@@ -21,7 +21,7 @@ LAYERS = {
     "__init__": 0,
     "errors": 1,
     "geometry": 1,
-    "snapshot": 1,
+    "snapshot": 2,
     "config": 1,
     "processes": 2,
     "losses": 1,

@@ -91,16 +91,16 @@ class _Segmented:
     """The teacher's label of a scan on the training grid, and the way back to the scan."""
 
     prediction: Prediction
-    chain: GridTransform
+    transform: GridTransform
     seconds: float
 
     def on_scan(self) -> NDArray[np.integer]:
         """Class indices (z, y, x) on the scan's own grid."""
-        return self.chain.label_to_source(self.prediction.label)
+        return self.transform.label_to_source(self.prediction.label)
 
     def mean_confidence(self) -> float | None:
         """Mean probability of the structures' voxels in the scan; None where there are none."""
-        inside = (self.prediction.label > 0) & self.chain.inside_scan()
+        inside = (self.prediction.label > 0) & self.transform.inside_scan()
         found = self.prediction.confidence[inside]
         return float(found.mean(dtype=np.float64)) if found.size else None
 
@@ -125,7 +125,7 @@ class _Teacher:
         ready = preprocess(volume, None, self._project.preprocessing, self._project.grid)
         started = time.perf_counter()
         prediction = predict_case(self._network, ready.image, self._device, self._student)
-        return _Segmented(prediction, ready.chain, time.perf_counter() - started)
+        return _Segmented(prediction, ready.transform, time.perf_counter() - started)
 
 
 def segment(project: Project, scan: str | Path | Volume, *, device: str = "auto") -> Volume:
@@ -228,18 +228,18 @@ def segment_scans(
             results.append(SegmentedScan(scan, problem=str(error)))
             yield results[-1]
             continue
-        file, chain, label = f"{name}_label.nii.gz", found.chain, found.prediction.label
-        path = folder.write(file, label_bytes(label, chain, project.table, out / file))
+        file, transform, label = f"{name}_label.nii.gz", found.transform, found.prediction.label
+        path = folder.write(file, label_bytes(label, transform, project.table, out / file))
         for kind in ("confidence", "uncertainty") if maps else ():
             values = getattr(found.prediction, kind)
             if values is not None:
-                on_scan = chain.values_to_source(values.astype(np.float32))
+                on_scan = transform.values_to_source(values.astype(np.float32))
                 write_nifti(out / f"{name}_{kind}.nii.gz", on_scan, volume)
         if dicom_seg and series is not None:
             file = f"{name}_label.dcm"
-            folder.write(file, segmentation_bytes(label, chain, project.table, series, file))
+            folder.write(file, segmentation_bytes(label, transform, project.table, series, file))
         counts = np.bincount(found.on_scan().ravel(), minlength=len(project.table.names))[1:]
-        each_ml = voxel_ml(np.array(chain.source_affine))
+        each_ml = voxel_ml(np.array(transform.source_affine))
         volumes = tuple(float(count) * each_ml for count in counts)
         results.append(
             SegmentedScan(scan, "", path, volumes, found.mean_confidence(), found.seconds)

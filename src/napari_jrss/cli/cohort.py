@@ -141,7 +141,7 @@ def split(
     ] = None,
 ) -> None:
     """Divide the cases into training, validation and test; a subject is never divided."""
-    from napari_jrss.io.subjects import read_case_groups
+    from napari_jrss.io.layouts import read_case_groups
     from napari_jrss.project.project import Project
 
     with Project.open(project) as opened:

@@ -8,8 +8,7 @@ from tempfile import TemporaryDirectory
 
 from napari_jrss.experiments.protocol import DataSet, Protocol, ProtocolError, Run
 from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
-from napari_jrss.io.layouts import FoundCohort, discover
-from napari_jrss.io.subjects import read_case_groups
+from napari_jrss.io.layouts import FoundCohort, discover, read_case_groups
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split

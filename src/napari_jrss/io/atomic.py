@@ -1,4 +1,4 @@
-"""Writes that are there in full or not at all: aside, flushed, renamed."""
+"""Write files and folders completely or not at all: under a hidden name, flushed, renamed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PARTIAL = ".partial"
 
 
 def temp_path(path: Path) -> Path:
-    """A hidden name beside `path`, on the same file system, that nobody else uses."""
+    """A unique hidden name beside `path`, on the same file system."""
     return path.with_name(f".{uuid4().hex[:12]}-{path.name}{PARTIAL}")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed programs left aside in a folder; only while nobody writes there."""
+    """Remove unfinished files of killed programs; only while no program writes there."""
     for unfinished in folder.glob(f".*{PARTIAL}") if folder.is_dir() else ():
-        # What can't be removed is in nobody's way, so it is no reason to fail.
+        # A hidden file that can't be removed does no harm.
         if unfinished.is_dir() and not unfinished.is_symlink():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
@@ -51,19 +51,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path, hidden: Path | None = None) -> Iterator[Path]:
-    """A folder to fill under a hidden name; at the end it is flushed and gets its own.
+    """Fill a folder under a hidden name; at the end it is flushed and renamed.
 
     Parameters
     ----------
     path
-        The name that it gets. A folder there must be empty.
+        Its final name. A folder of that name must be empty.
     hidden
-        Where it lies until then, on the same file system; none: beside `path`.
+        Its name until then, on the same file system; None: one beside `path`.
 
     Yields
     ------
     Path
-        Not made yet. It is gone at the end if anything fails.
+        The folder, not made yet. It is removed if anything fails.
     """
     temporary = hidden or temp_path(path)
     try:
@@ -79,7 +79,7 @@ def new_folder(path: Path, hidden: Path | None = None) -> Iterator[Path]:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Let an error of the system say which file it is about; a full disk doesn't."""
+    """Add the file's name to an error of the system that has none, as for a full disk."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = str(path)
 
@@ -110,8 +110,8 @@ def sync_tree(path: Path) -> None:
 
 
 def end_with_whole_line(path: Path) -> None:
-    """Cut off what a killed process had half written at the end of a file of lines."""
-    ours = path.is_file() and not path.is_symlink()
-    content = path.read_bytes() if ours else b""
+    """Cut off a last line that a killed process wrote only in part."""
+    regular = path.is_file() and not path.is_symlink()
+    content = path.read_bytes() if regular else b""
     if content and not content.endswith(b"\n"):
         write_bytes(path, content[: content.rfind(b"\n") + 1])

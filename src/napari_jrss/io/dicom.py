@@ -1,17 +1,17 @@
-"""Image series among DICOM files: which there are, where their slices lie, and their voxels.
+"""Find the image series among DICOM files, and read their geometry and voxels.
 
-A series becomes a scan only if its slices make one regular stack; nothing is interpolated,
-filled in or guessed. A gantry tilt is kept as it is, in an affine that shears.
+A series becomes a scan only if its slices form one regular stack; nothing is interpolated,
+filled in or guessed. A gantry tilt is kept: the affine then shears. (highdicom's
+``get_series_volume_positions`` refuses tilted stacks and gives no reason for a refusal.)
 
-Patients stay out of a project: a series found in a folder bears a pseudonym, which its messages
-use, and neither paths nor DICOM's own identifiers leave this module but in the table of what
-was left out, which is for the screen.
+Patient data stay out of a project: a series found in a folder gets a pseudonym, which messages
+about it use. Paths and DICOM's own identifiers leave this module only in the list of files that
+were left out, which is shown on the screen.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import secrets
 from collections import defaultdict
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from napari_jrss.errors import ScanError
 from napari_jrss.geometry import Matrix, Rows, Shape, rows
-from napari_jrss.io.dicom_pixels import read_dataset, require_decodable, stored_values
+from napari_jrss.io.dicom_pixels import read_dataset, read_frames, require_decodable
 from napari_jrss.io.volume import ScanHeader, Volume
 
-# Images nearer to each other than this lie in one place: headers give a few digits.
-_SAME_PLACE_MM = 1e-3
-# A slice may lie off its place in the regular stack by this part of the slice spacing.
-_OFF_PLACE = 0.05
+# Headers give few digits: images less far apart than this count as being at one position.
+_SAME_POSITION_MM = 1e-3
+# Largest distance of a slice from its position in a regular stack, in slice spacings.
+_IRREGULAR = 0.05
 _SAME_DIRECTION = 1e-3
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"),
@@ -42,7 +42,7 @@ _TAGS = (
     *("RescaleSlope", "RescaleIntercept"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-# Objects with rows and columns that are nevertheless no scans.
+# Modalities whose objects hold pixels but are no scans.
 _NO_SCANS = {
     "SEG": "a segmentation",
     "RTDOSE": "a dose distribution",
@@ -58,9 +58,9 @@ class Slice:
     Attributes
     ----------
     file, number
-        The file, and which of its frames, from 0.
+        The file, and the frame in it, counted from 0.
     slope, intercept
-        Value = stored value * slope + intercept.
+        ``value = stored value * slope + intercept``.
     """
 
     file: Path
@@ -71,20 +71,20 @@ class Slice:
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """A series whose slices make one regular stack.
+    """A series whose slices form one regular stack.
 
     Attributes
     ----------
     name
-        What messages call it: a pseudonym, or the folder that a person named.
+        Its name in messages: a pseudonym, or the path that the user gave.
     slices
-        In the direction in which ``row x column`` points; becomes the z axis.
+        In the direction of ``row x column``, which becomes the z axis.
     affine
         4x4, voxel (x, y, z, 1) -> LPS mm, as rows.
     shape
         Voxels (z, y, x).
     uid, patient
-        Series Instance UID, and Patient ID or else Study Instance UID. Never for a project.
+        Series Instance UID, and Patient ID or else Study Instance UID. Never stored in a project.
     """
 
     name: str
@@ -101,13 +101,21 @@ class DicomSeries:
 
     @property
     def header(self) -> ScanHeader:
-        """Its geometry as a NIfTI header says it."""
+        """Its geometry as a NIfTI header."""
         return ScanHeader.of_affine(np.array(self.affine), self.shape)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files that are in no scan: which, in words for the screen, and why."""
+    """Files that belong to no scan.
+
+    Attributes
+    ----------
+    what
+        A file or folder, described for the screen.
+    reason
+        Why it was left out.
+    """
 
     what: str
     reason: str
@@ -117,16 +125,16 @@ _NOT_DICOM = "not DICOM"
 
 
 def most_telling(left: Sequence[LeftOut]) -> LeftOut | None:
-    """What to name where there is room for one: before any file that isn't DICOM at all."""
+    """The entry to show if only one can be: preferably one about a DICOM file."""
     return min(left, key=lambda each: each.reason == _NOT_DICOM, default=None)
 
 
 class UnusableDicomError(ScanError):
-    """There is DICOM, but no image series that can be used."""
+    """There are DICOM files, but no image series that can be used."""
 
 
 def no_series(path: Path | str, left: Sequence[LeftOut]) -> ScanError:
-    """Why there is nothing to read, in a line."""
+    """The error for a folder or file without a usable series; it names one reason."""
     first = most_telling(left)
     why = "" if first is None else f" ({first.what}: {first.reason})"
     is_dicom = first is not None and first.reason != _NOT_DICOM
@@ -136,7 +144,7 @@ def no_series(path: Path | str, left: Sequence[LeftOut]) -> ScanError:
 
 @dataclass(frozen=True)
 class _Plane:
-    """An image and its place: origin (x, y, z) in LPS mm, directions of a row and a column."""
+    """An image and its position: origin (x, y, z) in LPS mm, directions of a row and a column."""
 
     image: Slice
     series: str
@@ -153,18 +161,15 @@ class _Plane:
         return np.cross(*self.directions)
 
 
-def find_series(
-    folder: Path | str, salt: bytes | None = None
-) -> tuple[list[DicomSeries], list[LeftOut]]:
-    """All image series below a folder, and what is in none of them.
+def find_series(folder: Path | str) -> tuple[list[DicomSeries], list[LeftOut]]:
+    """Find all image series below a folder, and the files that belong to none.
+
+    The series get pseudonyms, ``case-`` and ten random digits, new ones at each call.
 
     Parameters
     ----------
     folder
         Searched with all folders in it; links to folders are not followed.
-    salt
-        Makes the pseudonyms, ``case-`` and ten digits of HMAC-SHA256(salt, series UID); none: a
-        new random one, which is not kept, so that nobody can tell a series from its pseudonym.
 
     Raises
     ------
@@ -174,34 +179,28 @@ def find_series(
     root = Path(folder)
     if not root.is_dir():
         raise ScanError(f"{root}: no such folder")
-    salt = salt or secrets.token_bytes(32)
-    series, left = _sorted(root, sorted(_files(root)))
-    named = [replace(s, name=f"case-{pseudonym(s.uid, salt)}") for s in series]
+    series, left = _series_of(root, sorted(_files(root)))
+    named = [replace(s, name=f"case-{secrets.token_hex(5)}") for s in series]
     return sorted(named, key=lambda s: s.name), left
 
 
-def patient_groups(series: Iterable[DicomSeries], salt: bytes | None = None) -> dict[str, str]:
-    """Pseudonym of the patient of each series, by the series' name.
+def patient_groups(series: Sequence[DicomSeries]) -> dict[str, str]:
+    """Pseudonym of the patient of each series, by the name of the series.
 
-    Where a Patient ID is empty, as after anonymising, a study counts as a patient.
+    If the Patient ID is empty, as after anonymisation, each study counts as a patient.
     """
-    salt = salt or secrets.token_bytes(32)
-    return {s.name: f"patient-{pseudonym(s.patient, salt)}" for s in series}
-
-
-def pseudonym(identifier: str, salt: bytes) -> str:
-    """Ten hexadecimal digits that say nothing to whom the salt is unknown."""
-    return hmac.new(salt, identifier.encode(), hashlib.sha256).hexdigest()[:10]
+    pseudonyms = {s.patient: f"patient-{secrets.token_hex(5)}" for s in series}
+    return {s.name: pseudonyms[s.patient] for s in series}
 
 
 def series_at(path: Path) -> DicomSeries:
-    """The one image series of a folder, or the one that a DICOM file belongs to.
+    """The only image series of a folder, or the series of a DICOM file.
 
     Parameters
     ----------
     path
-        A folder, searched with all folders in it; or a file, whose other slices are looked for
-        in its own folder.
+        A folder, searched with all folders in it; or a file, whose other slices are searched
+        in its folder.
 
     Raises
     ------
@@ -209,53 +208,50 @@ def series_at(path: Path) -> DicomSeries:
         There is none, or several.
     """
     if path.is_dir():
-        series, left = _sorted(path, sorted(_files(path)))
+        series, left = _series_of(path, sorted(_files(path)))
         if len(series) > 1:
             raise ScanError(f"{path}: holds {len(series)} image series; name the folder of one")
     else:
         one = read_dataset(path, ["SeriesInstanceUID"])
         uid = "" if one is None else str(one.get("SeriesInstanceUID", ""))
         siblings = sorted(p for p in path.parent.iterdir() if p.is_file()) if uid else [path]
-        series, left = _sorted(path.parent, siblings, only=uid)
+        series, left = _series_of(path.parent, siblings, only=uid)
     if not series:
         raise no_series(path, left)
     return replace(series[0], name=str(path))
 
 
 def read_series(series: DicomSeries) -> Volume:
-    """The voxels of a series as float32, slope and intercept applied.
+    """Read the voxels of a series as float32, with slope and intercept applied.
 
     Raises
     ------
     ScanError
-        A file has gone, has changed or is damaged; the message names the series, no file.
+        A file is missing, has changed or is damaged; the message names the series, not the file.
     """
-    slices: list[NDArray[np.float32] | None] = [None] * len(series.slices)
-    places: dict[Path, list[int]] = defaultdict(list)
+    array = np.empty(series.shape, np.float32)
+    positions: dict[Path, list[int]] = defaultdict(list)
     for index, image in enumerate(series.slices):
-        places[image.file].append(index)
-    for file, indices in places.items():
-        wanted = [series.slices[i] for i in indices]
+        positions[image.file].append(index)
+    for file, indices in positions.items():
         try:
-            for index, image, stored in zip(
-                indices, wanted, stored_values(file, [w.number for w in wanted]), strict=True
-            ):
+            frames = read_frames(file, [series.slices[i].number for i in indices])
+            for index, stored in zip(indices, frames, strict=True):
                 if stored.shape != series.shape[1:]:
                     raise ScanError(f"{file}: has changed")
-                slices[index] = _values(stored, image)
+                array[index] = _values(stored, series.slices[index])
         except ScanError as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise ScanError(f"{series.name}: slice {indices[0] + 1}: {reason}") from None
-    array = np.stack([s for s in slices if s is not None])
     if not np.isfinite(array).all():
-        raise ScanError(f"{series.name}: values beyond what 32-bit floats hold")
+        raise ScanError(f"{series.name}: values are too large for 32-bit floats")
     return Volume(array, np.array(series.affine), Path(series.name))
 
 
 def checksum(volume: Volume) -> str:
-    """SHA-256 of a scan's voxels, by which a series is found again wherever its files went.
+    """SHA-256 of a scan's voxels, by which a series is recognised.
 
-    It stays the same when a series is sent again, anonymised or compressed without loss.
+    It doesn't change if the series is moved, sent again, anonymised or compressed losslessly.
     """
     digest = hashlib.sha256(repr(volume.shape).encode())
     digest.update(np.ascontiguousarray(volume.array, "<f4").tobytes())
@@ -267,10 +263,10 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
-def _sorted(
+def _series_of(
     root: Path, files: Sequence[Path], only: str | None = None
 ) -> tuple[list[DicomSeries], list[LeftOut]]:
-    """Series of some files, named by their folders, and what is left out of them."""
+    """The series among files, named after their folders, and the files left out."""
     planes: dict[str, list[_Plane]] = defaultdict(list)
     left: list[tuple[Path, str]] = []
     for file in files:
@@ -280,7 +276,7 @@ def _sorted(
                     planes[plane.series].append(plane)
         except ScanError as error:
             left.append((file, str(error).removeprefix(f"{file}: ")))
-    series, rest = [], _summed_up(root, left)
+    series, rest = [], _summarised(root, left)
     for uid, group in sorted(planes.items()):
         where = _where(root, [p.image.file for p in group])
         what = f"{where} ({group[0].modality}, {_count(len(group), 'image')})"
@@ -290,7 +286,7 @@ def _sorted(
             rest.append(LeftOut(what, str(error)))
             continue
         y, x = stack[0].shape
-        rest += [LeftOut(what, f"{reason}; the others are a case") for reason in dropped]
+        rest += [LeftOut(what, f"{reason}; the other images are a case") for reason in dropped]
         series.append(
             DicomSeries(
                 name=where,
@@ -305,13 +301,19 @@ def _sorted(
 
 
 def _planes(file: Path) -> list[_Plane]:
-    """The images of one file, each with its place; a ScanError says why there is none."""
+    """The images of one file with their positions.
+
+    Raises
+    ------
+    ScanError
+        The file holds no image that can be used; the message names the file.
+    """
     header = read_dataset(file, _TAGS)
     if header is None:
         raise ScanError(f"{file}: {_NOT_DICOM}")
     modality = str(header.get("Modality", "") or "unknown kind")
     if file.name.upper() == "DICOMDIR":
-        raise ScanError(f"{file}: a table of contents, no image")
+        raise ScanError(f"{file}: a table of contents, not an image")
     if "SOPClassUID" not in header:
         raise ScanError(f"{file}: damaged DICOM (no SOPClassUID)")
     if "Rows" not in header or "BitsAllocated" not in header:
@@ -323,11 +325,11 @@ def _planes(file: Path) -> list[_Plane]:
         require_decodable(header, count, file.stat().st_size)
         per_frame = header.get("PerFrameFunctionalGroupsSequence")
         if per_frame is None and count > 1:
-            raise ScanError("several frames without a place for each")
+            raise ScanError("several frames without a position for each")
         if per_frame is None:
             return [_plane(file, header, 0, [header])]
         if len(per_frame) != count:
-            raise ScanError(f"places for {len(per_frame)} of {count} frames")
+            raise ScanError(f"positions for {len(per_frame)} of {count} frames")
         shared = list(header.get("SharedFunctionalGroupsSequence") or [])
         return [
             _plane(file, header, number, [*_items(frame), *(i for s in shared for i in _items(s))])
@@ -335,12 +337,12 @@ def _planes(file: Path) -> list[_Plane]:
         ]
     except ScanError as error:
         raise ScanError(f"{file}: {error}") from error
-    except Exception as error:  # as in dicom_pixels: values of a damaged or hostile header
+    except Exception as error:  # the values of a damaged header raise errors of any kind
         raise ScanError(f"{file}: damaged DICOM header ({type(error).__name__})") from error
 
 
 def _items(group: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
-    """The functional groups of a frame of an enhanced image, of which each has one item."""
+    """The functional groups of a frame of an enhanced image; each is a sequence of one item."""
     for element in group:
         if element.VR == "SQ" and element.value:
             yield element.value[0]
@@ -349,13 +351,15 @@ def _items(group: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
 def _plane(
     file: Path, header: pydicom.Dataset, number: int, where: Sequence[pydicom.Dataset]
 ) -> _Plane:
+    """Image `number` of a file, whose attributes are searched for in the data sets `where`."""
+
     def value(name: str) -> Any:
         return next((d[name].value for d in where if d.get(name) not in (None, "")), None)
 
     def numbers(name: str, length: int) -> NDArray[np.float64]:
         found = value(name)
         if found is None:
-            raise ScanError(f"has no {name}, so no place in space")
+            raise ScanError(f"has no {name}, so its position is unknown")
         array = np.array(found, dtype=np.float64).ravel()
         if array.shape != (length,) or not np.isfinite(array).all():
             raise ScanError(f"bad {name}")
@@ -364,7 +368,7 @@ def _plane(
     directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
     lengths = np.linalg.norm(directions, axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(directions[0] @ directions[1]) > 0.01:
-        raise ScanError("bad ImageOrientationPatient: no two directions at right angles")
+        raise ScanError("bad ImageOrientationPatient: not two directions at right angles")
     between_rows, between_columns = numbers("PixelSpacing", 2).tolist()
     if min(between_rows, between_columns) <= 0:
         raise ScanError("bad PixelSpacing")
@@ -390,12 +394,12 @@ def _plane(
 
 
 def _stack(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[str]]:
-    """The slices of a series in order along their normal, and what was dropped from it.
+    """The slices of a series in order along their normal, and what was left out of it.
 
     Raises
     ------
     ScanError
-        They make no regular stack; the message names no file.
+        They form no regular stack; the message names no file.
     """
     scan = [p for p in planes if not p.localizer]
     if not scan:
@@ -416,12 +420,12 @@ def _stack(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[str]]:
     scan.sort(key=lambda p: float(p.origin @ first.normal))
     stack = [scan[0]]
     for plane in scan[1:]:
-        if float((plane.origin - stack[-1].origin) @ first.normal) > _SAME_PLACE_MM:
+        if float((plane.origin - stack[-1].origin) @ first.normal) > _SAME_POSITION_MM:
             stack.append(plane)
         elif not _same(plane, stack[-1]):
             raise ScanError(
-                "different images at one place (time points, echoes or b-values?); "
-                "a case needs a series with one image at each"
+                "different images at one position (time points, echoes or b-values?); "
+                "a case needs a series with one image at each position"
             )
     if len(stack) < len(scan):
         notes.append(f"{_count(len(scan) - len(stack), 'repeated image')} left out")
@@ -432,30 +436,31 @@ def _stack(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[str]]:
 
 
 def _require_regular(stack: Sequence[_Plane]) -> None:
-    """Raise a ScanError unless the slices lie at even distances along one line."""
+    """Raise a ScanError unless the slices lie at equal distances along one line."""
     normal = stack[0].normal
     origins = np.array([p.origin for p in stack])
     gaps = np.diff(origins @ normal)
     usual = float(np.median(gaps))
     even = np.linspace(origins[0], origins[-1], len(stack))
-    if np.linalg.norm(origins - even, axis=1).max() <= _OFF_PLACE * usual:
+    if np.linalg.norm(origins - even, axis=1).max() <= _IRREGULAR * usual:
         return
     wide = int(gaps.argmax())
     missing = gaps[wide] / usual
-    if missing > 1.5 and abs(missing - round(missing)) < 2 * _OFF_PLACE:
+    if missing > 1.5 and abs(missing - round(missing)) < 2 * _IRREGULAR:
         raise ScanError(
             f"a slice is missing: {gaps[wide]:.4g} mm between slices {wide + 1} and {wide + 2}, "
             f"where others are {usual:.4g} mm apart"
         )
-    if np.ptp(gaps) > 2 * _OFF_PLACE * usual:
+    if np.ptp(gaps) > 2 * _IRREGULAR * usual:
         raise ScanError(f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart")
     raise ScanError("slices that don't lie on one line")
 
 
 def _affine(stack: Sequence[_Plane]) -> Matrix:
-    """Voxel (x, y, z, 1) -> LPS mm; DICOM PS3.3 C.7.6.2.1.1, with the step of the whole stack.
+    """Voxel (x, y, z, 1) -> LPS mm, as in DICOM PS3.3, C.7.6.2.1.1.
 
-    Where the gantry was tilted, that step isn't at right angles to the slices: it shears.
+    The step along z is that from the first slice to the last. If the gantry was tilted, it is
+    not at right angles to the slices.
     """
     first, last = stack[0], stack[-1]
     affine = np.eye(4)
@@ -468,16 +473,16 @@ def _affine(stack: Sequence[_Plane]) -> Matrix:
 
 
 def _same(one: _Plane, other: _Plane) -> bool:
-    """Whether two images in one place show the very same: a file that was copied."""
-    if np.abs(one.origin - other.origin).max() > _SAME_PLACE_MM:
+    """Whether two images are equal in position and values, as those of a copied file are."""
+    if np.abs(one.origin - other.origin).max() > _SAME_POSITION_MM:
         return False
     try:
         here, there = (
-            _values(next(stored_values(p.image.file, [p.image.number])), p.image)
+            _values(next(read_frames(p.image.file, [p.image.number])), p.image)
             for p in (one, other)
         )
     except ScanError:
-        return False  # one of them is damaged: which is the right one isn't ours to say
+        return False  # one of them is damaged
     return np.array_equal(here, there)
 
 
@@ -486,8 +491,8 @@ def _values(stored: NDArray[Any], image: Slice) -> NDArray[np.float32]:
         return (stored * np.float64(image.slope) + image.intercept).astype(np.float32)
 
 
-def _summed_up(root: Path, left: Iterable[tuple[Path, str]]) -> list[LeftOut]:
-    """One row for all files of a folder that were left out for one reason."""
+def _summarised(root: Path, left: Iterable[tuple[Path, str]]) -> list[LeftOut]:
+    """One entry for all files of a folder that were left out for the same reason."""
     together: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file, reason in left:
         together[file.parent, reason].append(file)

@@ -1,7 +1,7 @@
 """The stored pixel values of DICOM images, decoded one frame at a time.
 
-Uncompressed pixels are read here. Compressed frames are handed to GDCM, which comes with
-SimpleITK, each as a file of its own that holds the frame and nothing about the patient.
+pydicom reads uncompressed pixels. Compressed frames go to GDCM, which is part of SimpleITK:
+pydicom itself would need further packages, and the one for JPEG Lossless is under the GPL.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
     JPEG2000,
     UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     RLELossless,
+    UncompressedTransferSyntaxes,
     generate_uid,
 )
 
 from napari_jrss.errors import ScanError, from_os_error
+from napari_jrss.io.limits import MOST_UNPACKED
 
-_PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-_PACKED = (
-    *(JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless),
-    *(JPEGLSNearLossless, JPEG2000Lossless, JPEG2000, RLELossless),
+_COMPRESSED = {
+    *(*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes),
+    *(JPEG2000Lossless, JPEG2000, RLELossless),
+}
+_UNCOMPRESSED = {*UncompressedTransferSyntaxes} - {DeflatedExplicitVRLittleEndian}
+
+_IMAGE_PIXEL = (
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SamplesPerPixel", "PhotometricInterpretation"),
 )
-# Blank slices pack a few hundred times; more than this no real file claims.
-_MOST_PER_BYTE = 1032
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Any]:
-    """The bytes of a file, mapped: a length that lies can't make anyone allocate it.
+def map_file(path: Path) -> Iterator[Any]:
+    """The bytes of a file as a memory map, from which a false length allocates nothing.
 
     Raises
     ------
@@ -59,8 +59,8 @@ def reading(path: Path) -> Iterator[Any]:
         The file is empty or can't be read.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-            yield held
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
     except ValueError as error:
         if path.stat().st_size:
             raise
@@ -69,26 +69,33 @@ def reading(path: Path) -> Iterator[Any]:
         raise ScanError(f"{path}: {from_os_error(error)}") from error
 
 
-def read_dataset(path: Path, tags: Sequence[str] | None = None) -> pydicom.FileDataset | None:
-    """Read a DICOM file, or only some of its attributes and never its pixels.
+def read_dataset(path: Path, tags: Sequence[str]) -> pydicom.FileDataset | None:
+    """Read some attributes of a DICOM file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tags
+        Keywords of the attributes; the pixels are read only if ``PixelData`` is among them.
 
     Returns
     -------
     Dataset
-        None where the file is no DICOM at all.
+        None if the file isn't DICOM.
 
     Raises
     ------
     ScanError
-        It is DICOM and damaged, or its data set is deflated as a whole.
+        It is damaged, or its data set is compressed as a whole (deflated).
     """
     try:
-        with reading(path) as content, warnings.catch_warnings():
-            # Values that break the standard's rules are no news to whoever has real data.
+        with map_file(path) as content, warnings.catch_warnings():
+            # pydicom warns of values that break the standard, which real data often hold.
             warnings.simplefilter("ignore")
             bare = content[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
             if content[128:132] == b"DICM":
-                # To inflate it would be to trust whatever size it unpacks to.
+                # Nothing says how large an inflated data set would be.
                 syntax = read_file_meta_info(path).get("TransferSyntaxUID")
                 if syntax == DeflatedExplicitVRLittleEndian:
                     raise ScanError(f"{path}: a deflated data set is not supported")
@@ -97,34 +104,33 @@ def read_dataset(path: Path, tags: Sequence[str] | None = None) -> pydicom.FileD
             dataset = pydicom.dcmread(
                 content,
                 force=bare,
-                stop_before_pixels=tags is not None,
-                specific_tags=None if tags is None else list(tags),
+                stop_before_pixels="PixelData" not in tags,
+                specific_tags=list(tags),
             )
-            # Elements are parsed when they are asked for: now, while the file is open.
+            # pydicom parses an element at its first use: use all while the file is open.
             for element in dataset.iterall():
                 element.value  # noqa: B018
             return dataset
     except ScanError:
         raise
-    # Whatever the parser of a hostile file stumbles over, it is the file that is at fault.
-    except Exception as error:
+    except Exception as error:  # a damaged file makes the parser raise errors of any kind
         raise ScanError(f"{path}: damaged DICOM ({type(error).__name__})") from error
 
 
 def require_decodable(dataset: pydicom.Dataset, frames: int, file_bytes: int) -> None:
-    """Raise a ScanError, which names no file, unless the pixels can be decoded.
+    """Raise a ScanError, which doesn't name the file, unless the pixels can be decoded.
 
     Parameters
     ----------
     dataset
         Of an image, with or without its pixels.
     frames
-        How many it claims.
+        Number of frames that the header states.
     file_bytes
-        Size of its file, against which its claims are held.
+        Size of the file, with which the header's numbers are compared.
     """
     syntax = transfer_syntax(dataset)
-    if syntax not in (*_PLAIN, *_PACKED):
+    if syntax not in _UNCOMPRESSED | _COMPRESSED:
         raise ScanError(f"{syntax.name} can't be decoded")
     if int(dataset.get("SamplesPerPixel", 1)) != 1:
         raise ScanError("a colour image")
@@ -138,94 +144,77 @@ def require_decodable(dataset: pydicom.Dataset, frames: int, file_bytes: int) ->
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if min(rows, columns, frames) < 1:
         raise ScanError(f"{frames} frames of {rows} x {columns} pixels")
-    claimed = frames * rows * columns * allocated // 8
-    if claimed > file_bytes * (1 if syntax in _PLAIN else _MOST_PER_BYTE):
-        raise ScanError(f"truncated (the header promises {claimed} bytes of pixels)")
+    stated = frames * rows * columns * allocated // 8
+    if stated > file_bytes * (1 if syntax in _UNCOMPRESSED else MOST_UNPACKED):
+        raise ScanError(f"truncated (the header promises {stated} bytes of pixels)")
 
 
 def transfer_syntax(dataset: pydicom.Dataset) -> UID:
     """How the pixels are encoded; a file without a preamble is Implicit VR Little Endian."""
-    meta = getattr(dataset, "file_meta", None)
-    return (
-        UID(str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)))
-        if meta
-        else UID(ImplicitVRLittleEndian)
-    )
+    meta = getattr(dataset, "file_meta", None) or {}
+    return UID(str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)))
 
 
-def stored_values(path: Path, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """Stored values (rows, columns) of frames of one file, in the order asked for.
+def read_frames(path: Path, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Stored values (rows, columns) of frames of one file, in the order given.
 
     Parameters
     ----------
     path
         A DICOM file.
     numbers
-        Frames, from 0.
+        Frames, from 0; at least one.
 
     Raises
     ------
     ScanError
-        The file has changed, or its pixels are damaged. It names the file.
+        The file has changed or its pixels are damaged; the message names the file.
     """
-    dataset = read_dataset(path)
+    dataset = read_dataset(path, (*_IMAGE_PIXEL, "NumberOfFrames", "PixelData"))
     if dataset is None or "PixelData" not in dataset:
         raise ScanError(f"{path}: holds no pixels")
     count = int(dataset.get("NumberOfFrames") or 1)
     try:
         require_decodable(dataset, count, path.stat().st_size)
-        if transfer_syntax(dataset) in _PACKED:
-            yield from _packed(dataset, count, numbers)
+        if transfer_syntax(dataset) in _COMPRESSED:
+            yield from _decompressed(dataset, count, numbers)
         else:
-            yield from _plain(dataset, count, numbers)
+            yield from _uncompressed(dataset, numbers)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
-    except Exception as error:  # as above: the decoder of a damaged file
+    except Exception as error:  # damaged pixels make a decoder raise errors of any kind
         raise ScanError(f"{path}: damaged pixels ({type(error).__name__})") from error
 
 
-def _plain(dataset: pydicom.Dataset, count: int, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    kind = "i" if int(dataset.get("PixelRepresentation", 0)) else "u"
-    order = ">" if transfer_syntax(dataset) == ExplicitVRBigEndian else "<"
-    dtype = np.dtype(f"{order}{kind}{int(dataset.BitsAllocated) // 8}")
-    size = rows * columns * dtype.itemsize
-    content = dataset.PixelData
-    if len(content) < count * size:
-        raise ScanError(f"truncated ({len(content)} of {count * size} bytes of pixels)")
-    for number in numbers:
-        values = np.frombuffer(content, dtype, rows * columns, number * size)
-        yield _own_bits(values.reshape(rows, columns), dataset)
+def _uncompressed(dataset: pydicom.Dataset, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+    options = {"pixel_representation": 0, "samples_per_pixel": 1, **as_pixel_options(dataset)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frames = get_decoder(transfer_syntax(dataset)).iter_array(
+            dataset, indices=numbers, raw=True, view_only=True, **options
+        )
+        yield from (values for values, _ in frames)
 
 
-def _own_bits(values: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[Any]:
-    """Without what old files keep in the bits that no value uses; the sign goes on into them."""
-    unused = int(dataset.BitsAllocated) - int(dataset.BitsStored)
-    return (values << unused) >> unused if unused else values
-
-
-def _packed(dataset: pydicom.Dataset, count: int, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _decompressed(
+    dataset: pydicom.Dataset, count: int, numbers: Sequence[int]
+) -> Iterator[NDArray[Any]]:
+    """Frames decoded by GDCM, each from a file of its own that holds nothing about the patient."""
     import SimpleITK as sitk  # noqa: N813
 
     bare = pydicom.Dataset()
-    for name in (
-        *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-        *("SamplesPerPixel", "PhotometricInterpretation"),
-    ):
+    for name in _IMAGE_PIXEL:
         setattr(bare, name, dataset[name].value)
     bare.SOPClassUID, bare.SOPInstanceUID = CTImageStorage, generate_uid()
     bare.ensure_file_meta()
     bare.file_meta.TransferSyntaxUID = transfer_syntax(dataset)
     wanted = set(numbers)
-    coded = {
-        n: frame
-        for n, frame in enumerate(generate_frames(dataset.PixelData, number_of_frames=count))
-        if n in wanted
-    }
+    frames = enumerate(generate_frames(dataset.PixelData, number_of_frames=count))
+    coded = {number: frame for number, frame in frames if number in wanted}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "frame.dcm"
         for number in numbers:
-            bare.PixelData = pydicom.encaps.encapsulate([coded[number]])
+            bare.PixelData = encapsulate([coded[number]])
             bare["PixelData"].VR = "OB"
             bare.save_as(path, enforce_file_format=True)
             values = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))

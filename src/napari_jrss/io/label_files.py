@@ -1,7 +1,8 @@
-"""Label files and the tables of structures that come with them."""
+"""Read label files and the tables that name their structures."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,35 +18,37 @@ from napari_jrss.labels import BACKGROUND, MOST_CLASSES, LabelClass, LabelTable,
 
 
 def label_table_from_csv(path: Path | str) -> LabelTable:
-    """Read a table of ids: columns ``label`` and ``name``, and ``class_id, class_name``.
+    """Read a CSV table of classes.
 
     Parameters
     ----------
     path
-        With the two class columns, ids are grouped and those not listed are background.
-        Without them each id is a class of its own and other ids are an error. A column
-        ``colour`` (#rrggbb) is optional.
+        Has the columns ``label`` (an id in label files) and ``name``. If it also has
+        ``class_id`` and ``class_name``, ids with one ``class_id`` form one class, and ids that
+        aren't listed are background; otherwise each id is a class, and other ids are an error.
+        A column ``colour`` (#rrggbb) is optional.
 
     Raises
     ------
     ScanError
-        A column is missing, a number is none, or an id or class is given twice differently.
+        A column is missing, a number is not whole, or a class has two names or an id two
+        classes.
     """
     path = Path(path)
     header, *table = read_rows(path) or [[]]
     if not header:
         raise ScanError(f"{path}: is empty")
     if len(set(header)) < len(header):
-        raise ScanError(f"{path}: two columns have one name")
+        raise ScanError(f"{path}: two columns have the same name")
     grouped = "class_id" in header
     index_column, name_column = ("class_id", "class_name") if grouped else ("label", "name")
     missing = [name for name in ("label", index_column, name_column) if name not in header]
     if missing:
         raise ScanError(
-            f"{path}: has no column {missing[0]}, only {', '.join(header)[:100]}; columns are "
-            "parted by commas"
+            f"{path}: has no column {missing[0]}, only {', '.join(header)[:100]}; "
+            "commas must separate the columns"
         )
-    ids: dict[int, list[int]] = {}
+    ids: dict[int, list[int]] = defaultdict(list)
     names: dict[int, str] = {}
     colours: dict[int, str] = {}
     for line, cells in enumerate(table, start=2):
@@ -54,7 +57,7 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
         row = dict(zip(header, cells, strict=False))
         try:
             label, index, name = int(row["label"]), int(row[index_column]), row[name_column]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise ScanError(
                 f"{path}: line {line} needs whole numbers in label and {index_column}"
             ) from error
@@ -62,7 +65,7 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
             continue
         if names.setdefault(index, name) != name:
             raise ScanError(f"{path}: line {line}: class {index} has two names")
-        ids.setdefault(index, []).append(label)
+        ids[index].append(label)
         if row.get("colour"):
             colours[index] = row["colour"].lower()
     if grouped and sorted(ids) != list(range(1, len(ids) + 1)):
@@ -83,12 +86,12 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
 
 
 def label_table_from_dataset_json(path: Path | str) -> LabelTable:
-    """Labels of a Decathlon (id -> name) or nnU-Net (name -> id) ``dataset.json``.
+    """Read the labels of a Decathlon (id -> name) or nnU-Net (name -> id) ``dataset.json``.
 
     Raises
     ------
     ScanError
-        No usable ``labels``, or overlapping regions, which are no partition.
+        There are no usable ``labels``, or they are nnU-Net's regions, which overlap.
     """
     path = Path(path)
     entries = read_json(path).get("labels")
@@ -116,12 +119,12 @@ def label_table_from_dataset_json(path: Path | str) -> LabelTable:
 
 
 def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
-    """One class per id that occurs in any of the files; unreadable files don't count.
+    """Table with a class for each id that occurs in the files; unreadable files are ignored.
 
     Raises
     ------
     ScanError
-        No file holds an id other than 0, or there are more ids than there can be classes.
+        No file holds an id other than 0, or there are more than 254 ids.
     """
     ids: set[int] = set()
     first: ScanError | None = None
@@ -129,21 +132,21 @@ def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
         try:
             ids.update(np.unique(read_label_volume(path).array).tolist())
         except ScanError as error:
-            first = first or error  # reading the case will report it
+            first = first or error  # reported when the case is read
         if len(ids) > MOST_CLASSES:
             raise ScanError(
-                f"{path}: the labels have more than {MOST_CLASSES - 1} ids; say with a CSV of "
-                "groups which of them make one structure"
+                f"{path}: the labels have more than {MOST_CLASSES - 1} ids; give a CSV table "
+                "that groups them into structures"
             )
     if not ids and first is not None:
-        raise ScanError(f"no label can be read ({first})")
+        raise ScanError(f"no label file can be read ({first})")
     if not ids - {0}:
         raise ScanError("no label file holds anything but background")
     return LabelTable.from_ids(ids)
 
 
 def ids_in(path: Path) -> set[int]:
-    """Ids in a label file; none if it can't be read, which reading the case will report."""
+    """Ids in a label file; none if it can't be read, which is reported when the case is read."""
     try:
         return set(np.unique(read_label_volume(path).array).tolist())
     except ScanError:
@@ -151,7 +154,13 @@ def ids_in(path: Path) -> set[int]:
 
 
 def read_classes(path: Path, table: LabelTable | None) -> Volume:
-    """Read a label file as class indices of a table; without one, as its ids."""
+    """Read a label file as class indices of a table; without a table, as its ids.
+
+    Raises
+    ------
+    ScanError
+        The file can't be read, or holds an id that the table doesn't list.
+    """
     label = read_label_volume(path)
     if table is None:
         return label

@@ -1,11 +1,11 @@
-"""Finding the cases of a folder, for the ways in which such folders are usually laid out."""
+"""Find the cases in a folder that follows one of the usual layouts."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +14,7 @@ from zlib import crc32
 
 from napari_jrss.errors import ScanError
 from napari_jrss.io.label_files import ids_in, label_table_from_dataset_json
-from napari_jrss.io.text_files import read_json
+from napari_jrss.io.text_files import read_json, read_rows
 from napari_jrss.labels import (
     LPBA40_GROUPS,
     TCIA_PUBLISHED,
@@ -26,7 +26,7 @@ from napari_jrss.labels import (
 if TYPE_CHECKING:
     from napari_jrss.io.dicom import DicomSeries, LeftOut
 
-# What read_volume takes: a file, or a series whose slices were found.
+# A scan that read_volume can read: a file, or a DICOM series that was found.
 Scan: TypeAlias = "Path | DicomSeries"
 
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -43,9 +43,9 @@ class FoundCase:
     Attributes
     ----------
     case_id
-        Letters, digits, ``.``, ``_`` and ``-`` only, so that it can name a file.
+        Holds only letters, digits, ``.``, ``_`` and ``-``, so that it can name a file.
     image, label
-        The file, or the DICOM series, and the label's file.
+        The file or DICOM series of the scan, and the label file.
     """
 
     case_id: str
@@ -55,7 +55,7 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class FoundCohort:
-    """What :func:`discover` found.
+    """The cases that :func:`discover` found.
 
     Attributes
     ----------
@@ -64,13 +64,13 @@ class FoundCohort:
     cases
         In the order of their ids.
     table
-        The classes, where the layout knows them.
+        The classes, if the layout defines them.
     unmatched_labels
         Label files without an image.
     left_out
-        Files of a DICOM folder that are in no case, and why.
+        Files of a DICOM folder that belong to no case, with the reasons.
     groups
-        Pseudonym of the patient of each case, by case id, where DICOM tells.
+        Pseudonym of the patient of each case, by case id; only of DICOM.
     """
 
     layout: str
@@ -92,17 +92,17 @@ def discover(
     Parameters
     ----------
     folder
-        Recognised, in this order: a ``dataset.json`` of the Decathlon or nnU-Net, LPBA40 in
-        delineation space, TCIA Pancreas-CT with Gibson's labels, and ``images`` (or the
-        folder itself) with ``labels``.
+        These layouts are recognised, in this order: a ``dataset.json`` of the Decathlon or
+        of nnU-Net, LPBA40 in delineation space, TCIA Pancreas-CT with the labels of Gibson
+        et al., and ``images`` (or the folder itself) with ``labels``.
     images, labels
-        Folders of files that bear the same names; instead of `folder`.
+        Folders of images and labels with equal file names; instead of `folder`.
 
     Raises
     ------
     ScanError
-        Nothing is found, two cases share an id, labels belong to no image at all, or a
-        ``dataset.json`` leads out of its folder.
+        Nothing is found, two cases share an id, no label belongs to an image, or a
+        ``dataset.json`` lists files outside its folder.
     """
     if (folder is None) == (images is None):
         raise ValueError("give either a folder or a folder of images")
@@ -123,20 +123,20 @@ def discover(
 
 
 def discover_dicom(folder: Path | str) -> FoundCohort:
-    """Find the image series in a folder of DICOM files: each a case, by series UID.
+    """Find the image series in a folder of DICOM files; each is a case.
 
-    Case ids and patient groups are pseudonyms, new ones each time; see
+    Case ids and patient groups are pseudonyms, new ones at each call; see
     :func:`~napari_jrss.io.dicom.find_series`.
 
     Parameters
     ----------
     folder
-        Any number of patients, studies and series, in any order and with other files between.
+        Holds any number of patients, studies and series, in any order, and any other files.
 
     Raises
     ------
     ScanError
-        No such folder, or no series that can be used.
+        There is no such folder, or no usable series in it.
     """
     from napari_jrss.io.dicom import find_series, no_series, patient_groups
 
@@ -152,7 +152,7 @@ def discover_dicom(folder: Path | str) -> FoundCohort:
 
 
 def stem(path: Path) -> str:
-    """A file's name without .nii, .nii.gz or .hdr."""
+    """Name of a scan's file without .nii, .nii.gz or .hdr."""
     return _PAIR.sub("", _NIFTI.sub("", path.name))
 
 
@@ -164,7 +164,7 @@ def _folder(path: Path | str) -> Path:
 
 
 def _scans(folder: Path, deep: bool = False) -> list[Path]:
-    """Scan files in order; hidden ones, such as a Mac's ``._`` twins, are none."""
+    """The scan files of a folder, sorted; without hidden ones, such as a Mac's ``._`` files."""
     return sorted(
         path
         for path in (folder.rglob("*") if deep else folder.iterdir())
@@ -185,8 +185,9 @@ def _cohort(
     for name, image, label in found:
         case_id = _case_id(name)
         if not case_id:
-            raise ScanError(f"{' '.join(str(image).split())}: its name makes no case id")
-        # Two ids that differ in case only would be one file on many machines.
+            file = " ".join(str(image).split())
+            raise ScanError(f"{file}: the name holds no letter or digit for a case id")
+        # On many systems, ids that differ only in upper and lower case name the same file.
         if case_id.lower() in cases:
             raise ScanError(f"{image} and {cases[case_id.lower()].image} are both {case_id!r}")
         cases[case_id.lower()] = FoundCase(case_id, image, label)
@@ -201,9 +202,9 @@ def _cohort(
 
 
 def _case_id(name: str) -> str:
-    """A name that can be a file's anywhere; one that loses letters gets a checksum in their place.
+    """A case id made of a name: accents are removed, so that "müller" becomes "muller".
 
-    Accents are taken off, "müller" becomes "muller".
+    If letters of another script are lost, a checksum of the name is appended.
     """
     plain = "".join(c for c in normalize("NFKD", name) if not combining(c))
     case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
@@ -213,60 +214,60 @@ def _case_id(name: str) -> str:
 
 
 def _pairs(images: Path, labels: Path | None) -> FoundCohort:
-    """Files of two folders that bear the same name, nnU-Net's channel or TCIA's number aside."""
+    """Pair images and labels by name, apart from nnU-Net's channel or by TCIA's numbers."""
     image_files = _scans(images)
-    label_files = _scans(labels) if labels else []
     if labels is None:
         return _cohort("plain", ((stem(p), p, None) for p in image_files), None, images)
-    keys: tuple[tuple[str, Callable[[str], str | None], Callable[[str], str | None]], ...] = (
-        ("plain", str, str),
-        ("nnunet", lambda name: name.removesuffix("_0000"), str),
-        ("numbered", _number(_NUMBERED_IMAGE), _number(_NUMBERED_LABEL)),
+    label_files = _scans(labels)
+    if not label_files:
+        raise ScanError(f"{labels}: no label files (.nii, .nii.gz) found")
+    keys: tuple[tuple[str, _Key, _Key], ...] = (
+        ("plain", stem, stem),
+        ("nnunet", lambda path: stem(path).removesuffix("_0000"), stem),
+        ("tcia", _number(_NUMBERED_IMAGE), _number(_NUMBERED_LABEL)),
     )
-    for layout, of_image, of_label in keys:
-        by_key = {of_label(stem(p)): p for p in label_files}
-        by_key.pop(None, None)
-        matched = {of_image(stem(p)) for p in image_files} & set(by_key)
+    for layout, image_key, label_key in keys:
+        by_key = {key: p for p in label_files if (key := label_key(p))}
+        matched = {image_key(p) for p in image_files} & set(by_key)
         if not matched:
             continue
-        name = of_image if layout == "nnunet" else str
-        channels = {stem(p) for p in image_files} if layout == "nnunet" else set()
-        for other in channels:
-            if other.endswith("_0001") and other.removesuffix("1") + "0" in channels:
-                raise ScanError(
-                    f"{images}: scans with several channels are not supported ({other})"
-                )
-        table = None
-        if layout == "numbered":
-            table = _tcia_table(image_files, [by_key[key] for key in sorted(matched, key=str)])
-        layout = "tcia" if table else {"numbered": "plain"}.get(layout, layout)
+        table: LabelTable | None = None
+        name: _Key = stem
+        if layout == "nnunet":
+            name, channels = image_key, {stem(p) for p in image_files}
+            for other in channels:
+                if other.endswith("_0001") and other.removesuffix("1") + "0" in channels:
+                    raise ScanError(
+                        f"{images}: scans with several channels are not supported ({other})"
+                    )
+        elif layout == "tcia":
+            table = _tcia_table(image_files, [by_key[key] for key in sorted(matched)])
         return _cohort(
-            layout,
-            ((name(stem(p)) or "", p, by_key.get(of_image(stem(p)))) for p in image_files),
+            layout if layout != "tcia" or table else "plain",
+            ((name(p), p, by_key.get(image_key(p))) for p in image_files),
             table,
             images,
-            (p for key, p in sorted(by_key.items(), key=str) if key not in matched),
+            (p for key, p in sorted(by_key.items()) if key not in matched),
         )
-    if label_files:
-        raise ScanError(f"{labels}: no label bears the name of an image in {images}")
-    raise ScanError(f"{labels}: no label files (.nii, .nii.gz) found")
+    raise ScanError(f"{labels}: no label has the name of an image in {images}")
 
 
-def _number(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
-    def number(name: str) -> str | None:
-        match = pattern.match(name)
-        return match[1] if match else None
+# What files of images and labels are matched by; "" if it can't be.
+_Key: TypeAlias = Callable[[Path], str]
+
+
+def _number(pattern: re.Pattern[str]) -> _Key:
+    def number(path: Path) -> str:
+        match = pattern.match(stem(path))
+        return match[1] if match else ""
 
     return number
 
 
 def _tcia_table(images: list[Path], labels: list[Path]) -> LabelTable | None:
-    """The convention of the files, or none where they are no TCIA labels at all.
-
-    Gibson et al. labelled 43 of the 82 scans; the others are plain unlabelled cases.
-    """
+    """The classes, or None if the files aren't those of TCIA Pancreas-CT."""
     names = " ".join(f"{p.parent.name} {p.name}" for p in (*images, *labels)).lower()
-    if not ("pancreas" in names or "tcia" in names):
+    if "pancreas" not in names and "tcia" not in names:
         return None
     ids: set[int] = set()
     known = {i for t in (TCIA_PUBLISHED, TCIA_RENUMBERED) for c in t.classes for i in c.source_ids}
@@ -280,18 +281,16 @@ def _tcia_table(images: list[Path], labels: list[Path]) -> LabelTable | None:
 
 
 def _lpba40(images: list[Path]) -> FoundCohort:
-    def found() -> Iterable[tuple[str, Path, Path | None]]:
-        for image in images:
-            label = image.with_name(image.name.replace("skullstripped", "structure.label"))
-            match = _LPBA40_IMAGE.match(image.name)
-            assert match is not None
-            yield match[1], image, label if label.is_file() else None
-
-    return _cohort("lpba40", found(), LPBA40_GROUPS, images[0].parent)
+    labels = [p.with_name(p.name.replace("skullstripped", "structure.label")) for p in images]
+    found = (
+        (image.name[:3], image, label if label.is_file() else None)
+        for image, label in zip(images, labels, strict=True)
+    )
+    return _cohort("lpba40", found, LPBA40_GROUPS, images[0].parent)
 
 
 def _described(root: Path) -> FoundCohort:
-    """A folder with a dataset.json: the Decathlon lists its files, nnU-Net names them by rule."""
+    """Cases of a dataset.json: the Decathlon lists the files, nnU-Net names them by a rule."""
     path = root / "dataset.json"
     description = read_json(path)
     table = label_table_from_dataset_json(path)
@@ -318,35 +317,40 @@ def _described(root: Path) -> FoundCohort:
 
 
 def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
+    """Image and label that an entry of a dataset.json names."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
         raise ScanError(f"{path}: a training entry names no image")
     label = entry.get("label")
-    files = []
-    for name in (entry["image"], label) if isinstance(label, str) else (entry["image"],):
-        file = root / name
-        try:
-            inside = file.resolve().is_relative_to(root.resolve())
-            file.exists()
-        except (OSError, ValueError, RuntimeError) as error:  # no name of a file at all
-            raise ScanError(f"{path}: {name[:100]!r} can't be a file") from error
-        if not inside:
-            raise ScanError(f"{path}: {name[:100]!r} leads out of the folder")
-        if not file.exists():  # nnU-Net 1 lists names without their channel
-            channel = _NIFTI.sub(r"_0000\g<0>", file.name)
-            file = file.with_name(channel) if file.with_name(channel).exists() else file
-        files.append(file)
-    return files[0], files[1] if len(files) == 2 else None
+    image = _inside(root, path, entry["image"])
+    return image, _inside(root, path, label) if isinstance(label, str) else None
+
+
+def _inside(root: Path, path: Path, name: str) -> Path:
+    """The file of a name in a dataset.json, which must lie in its folder."""
+    file = root / name
+    try:
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise ScanError(f"{path}: {name[:100]!r} lies outside the folder")
+        if file.exists():
+            return file
+        # nnU-Net 1 lists names without the channel that the files have.
+        channel = file.with_name(_NIFTI.sub(r"_0000\g<0>", file.name))
+        return channel if channel.exists() else file
+    except ScanError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # not a possible name of a file
+        raise ScanError(f"{path}: {name[:100]!r} can't be a file") from error
 
 
 def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
-    """Write which patient and series each case is: a CSV that only its owner may read.
+    """Write a CSV of the patient and series of each case, which only its owner may read.
 
     Parameters
     ----------
     path
-        Outside the project, which holds nothing of it. An earlier map is never overwritten.
+        A new file outside the project.
     cases
-        As :func:`~napari_jrss.io.layouts.discover_dicom` finds them.
+        From :func:`discover_dicom`.
 
     Raises
     ------
@@ -363,3 +367,33 @@ def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
             if isinstance(case.image, DicomSeries):
                 folder = os.path.commonpath([f.parent.absolute() for f in case.image.files])
                 table.writerow([case.case_id, case.image.patient, case.image.uid, folder])
+
+
+def read_case_groups(path: Path, column: str, case_ids: Sequence[str]) -> dict[str, str]:
+    """Read the subject group of each case from a CSV file.
+
+    Parameters
+    ----------
+    path
+        CSV file with a header, whose first column holds the case id or the file's name.
+    column
+        Name of the column of the group, such as ``patient``.
+    case_ids
+        The cases; other rows are ignored.
+
+    Raises
+    ------
+    ScanError
+        The file can't be read, or has no such column, or no group for a case.
+    """
+    rows = read_rows(path)
+    header = rows[0] if rows else []
+    if column not in header:
+        names = " ".join(", ".join(header).split())[:200]
+        raise ScanError(f"{path}: has no column {column!r}; its columns: {names or 'none'}")
+    index = header.index(column)
+    known = {stem(Path(row[0])): row[index] for row in rows[1:] if len(row) > index}
+    missing = [case_id for case_id in case_ids if not known.get(case_id)]
+    if missing:
+        raise ScanError(f"{path}: has no {column} for case {missing[0]}")
+    return {case_id: known[case_id] for case_id in case_ids}

@@ -1,4 +1,4 @@
-"""NIfTI and Analyze files: read with distrust, written in the geometry of a scan."""
+"""Read NIfTI and Analyze files, which may be damaged; write NIfTI in the geometry of a scan."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from typing import Any, BinaryIO, TypeAlias
 
 import nibabel as nib
 import numpy as np
-import psutil
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from napari_jrss.errors import ScanError, from_os_error
 from napari_jrss.geometry import LPS_FROM_RAS, Matrix
 from napari_jrss.io.atomic import write_bytes
+from napari_jrss.io.limits import MOST_UNPACKED, require_memory
 from napari_jrss.io.volume import ScanHeader, Volume
 
 Readable: TypeAlias = gzip.GzipFile | BinaryIO
-# deflate cannot pack more than this into one byte (zlib's technical notes)
-_MOST_PER_BYTE = 1032
-# Beyond these a header is damaged, or meant to keep us busy.
+# Larger numbers in a header mean that it is damaged or hostile.
 _FARTHEST_MM = 1e6
 _MOST_BEFORE_VOXELS = 2**26
 _MOST_AFTER_VOXELS = 2**24
-# What reading needs for each voxel beside the file's own bytes: float32 and two masks.
+# Memory that reading needs for each voxel, beside the file's own bytes: float32 and two masks.
 _WORKING_BYTES = 6
 
 
 def read_nifti_header(path: Path) -> ScanHeader:
-    """Geometry of a NIfTI or Analyze file, checked against the size of what holds its voxels."""
+    """Geometry of a NIfTI or Analyze file, checked against the size of the file."""
     return _parse(path)[1]
 
 
@@ -51,12 +49,13 @@ def read_nifti(path: Path) -> Volume:
 
 
 def read_label_volume(path: Path | str) -> Volume:
-    """Read a label as int32 ids on the file's own grid, exactly.
+    """Read a label file as int32 ids on its own grid.
 
     Raises
     ------
     ScanError
-        As for :func:`read_volume`, and where a value is no integer or doesn't fit 32 bits.
+        As for :func:`~napari_jrss.io.read.read_volume`; or a value isn't a whole number or
+        doesn't fit 32 bits.
     """
     path = Path(path)
     raw, slope, intercept, header = _load(path)
@@ -65,7 +64,7 @@ def read_label_volume(path: Path | str) -> Volume:
         _require_finite(path, values)
         fractions = values != np.rint(values)
         if fractions.any():
-            raise ScanError(f"{path}: label holds {values[fractions][0]:g}, which is no integer")
+            raise ScanError(f"{path}: label holds {values[fractions][0]:g}, not a whole number")
     limits = np.iinfo(np.int32)
     if values.min() < limits.min or values.max() > limits.max:
         raise ScanError(f"{path}: label ids don't fit 32 bits")
@@ -73,7 +72,7 @@ def read_label_volume(path: Path | str) -> Volume:
 
 
 def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:
-    """Write an array (z, y, x) in the geometry of a scan, aside and then renamed.
+    """Write an array (z, y, x) in the geometry of a scan; the file is complete or not there.
 
     Parameters
     ----------
@@ -83,7 +82,7 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
         (z, y, x) on the scan's own grid, as
         :class:`~napari_jrss.preprocess.transform.GridTransform` gives it.
     like
-        Header of the scan: its qform, sform, their codes, zooms and orientation are repeated.
+        The scan; the qform, sform, their codes and the zooms of its header are repeated.
 
     Raises
     ------
@@ -96,7 +95,7 @@ def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume
 
 
 def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> bytes:
-    """What :func:`write_nifti` writes; no time stamp, so the same array gives the same bytes."""
+    """Content of a file of :func:`write_nifti`; without a time stamp, so it can be compared."""
     if isinstance(like, Volume):
         like = like.header or ScanHeader.of_affine(like.affine, like.shape)
     if array.shape != like.shape[::-1]:
@@ -111,20 +110,19 @@ def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> b
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256 of a scan's file; of a ``.hdr`` together with its voxels, as two may share a header.
+    """SHA-256 (hexadecimal) of a scan's file, or of a ``.hdr`` together with its ``.img``.
 
     Raises
     ------
     OSError
         A file can't be read.
     ScanError
-        A ``.hdr`` has no voxels beside it.
+        A ``.hdr`` has no ``.img`` beside it.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: digest)
-    voxels = _voxel_file(path)
-    if voxels != path:
+    if (voxels := _voxel_file(path)) != path:
         with voxels.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
@@ -132,7 +130,7 @@ def file_checksum(path: Path) -> str:
 
 @contextmanager
 def open_scan_file(path: Path) -> Iterator[Readable]:
-    """Open a file that may be gzipped, whatever its name says; a damaged one is a ScanError."""
+    """Open a file, gzipped or not, whatever its name; damage raises a ScanError."""
     try:
         # Opening a pipe would wait for a writer.
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
@@ -149,7 +147,7 @@ def open_scan_file(path: Path) -> Iterator[Readable]:
 
 
 def _voxel_file(path: Path) -> Path:
-    """Where the voxels are: in the file itself, or beside a ``.hdr``."""
+    """The file that holds the voxels: the file itself, or the ``.img`` beside a ``.hdr``."""
     if not path.name.lower().endswith(".hdr"):
         return path
     stem = path.name[: -len(".hdr")]
@@ -186,21 +184,20 @@ def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
         raise ScanError(f"{path}: bad header ({str(error).splitlines()[0]})") from error
     if not _invertible(affine):
         raise ScanError(f"{path}: affine can't be inverted")
-    # A shape or an offset that lies must not make anyone allocate what the file can't hold.
-    voxels = _voxel_file(path)
+    # A false shape or offset must not allocate more memory than the file can fill.
+    voxels, start_byte = _voxel_file(path), _offset(header)
     with open_scan_file(voxels) as file:
-        most = _MOST_PER_BYTE if isinstance(file, gzip.GzipFile) else 1
-        held = voxels.stat().st_size * most
-    claimed = _offset(header) + math.prod(lengths) * dtype.itemsize
-    if claimed > held:
-        raise ScanError(f"{path}: truncated (the header promises {claimed} bytes of voxels)")
-    if _offset(header) > _MOST_BEFORE_VOXELS:
-        raise ScanError(f"{path}: bad header (its voxels begin at byte {_offset(header)})")
+        unpacked = MOST_UNPACKED if isinstance(file, gzip.GzipFile) else 1
+    stated = start_byte + math.prod(lengths) * dtype.itemsize
+    if stated > voxels.stat().st_size * unpacked:
+        raise ScanError(f"{path}: truncated (the header promises {stated} bytes of voxels)")
+    if start_byte > _MOST_BEFORE_VOXELS:
+        raise ScanError(f"{path}: bad header (its voxels begin at byte {start_byte})")
     return header, record
 
 
 def _header_kind(path: Path, start: bytes) -> type[nib.analyze.AnalyzeHeader]:
-    """Class of a header by its first bytes: NIfTI 1 or 2, a NIfTI pair's, or Analyze 7.5's."""
+    """Kind of a header by its first bytes: NIfTI 1 or 2, a NIfTI pair, or Analyze 7.5."""
     pair = path.name.lower().endswith(".hdr")
     sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
     if 348 in sizes and len(start) >= 348:
@@ -217,7 +214,7 @@ def _header_kind(path: Path, start: bytes) -> type[nib.analyze.AnalyzeHeader]:
 
 
 def _invertible(affine: Matrix) -> bool:
-    """Whether an affine takes voxels to points that numbers can tell apart, and back."""
+    """Whether an affine is invertible with the precision of its numbers."""
     if not np.isfinite(affine).all() or np.abs(affine).max() > _FARTHEST_MM:
         return False
     steps = np.linalg.norm(affine[:3, :3], axis=0)
@@ -225,9 +222,10 @@ def _invertible(affine: Matrix) -> bool:
 
 
 def _offset(header: nib.analyze.AnalyzeHeader) -> int:
-    offset = float(header["vox_offset"])
-    own = header.sizeof_hdr if isinstance(header, nib.Nifti1Header) and header.is_single else 0
-    return max(int(offset) if np.isfinite(offset) else 0, int(own))
+    """Byte at which the voxels begin."""
+    single = isinstance(header, nib.Nifti1Header) and header.is_single
+    least = int(header.sizeof_hdr) if single else 0
+    return max(int(np.nan_to_num(float(header["vox_offset"]), posinf=0, neginf=0)), least)
 
 
 def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
@@ -235,7 +233,7 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     header, record = _parse(path)
     dtype = header.get_data_dtype()
     wanted = math.prod(record.shape) * dtype.itemsize
-    _require_room(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
+    require_memory(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
     with open_scan_file(_voxel_file(path)) as file:
         file.seek(_offset(header))
         content = bytearray()
@@ -244,9 +242,9 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
             if not piece:
                 raise ScanError(f"{path}: truncated ({len(content)} of {wanted} bytes of voxels)")
             content += piece
-        # To the end, where gzip keeps its checksum; a bomb has none.
+        # Read to the end, where gzip has its checksum, unless that unpacks without end.
         if len(file.read(_MOST_AFTER_VOXELS)) == _MOST_AFTER_VOXELS:
-            raise ScanError(f"{path}: goes on long after its voxels")
+            raise ScanError(f"{path}: more than {_MOST_AFTER_VOXELS} bytes follow the voxels")
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
@@ -254,15 +252,6 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     # The file's x runs fastest, so its (x, y, z) is (z, y, x) in memory order.
     raw = np.frombuffer(content, dtype).reshape(record.shape[::-1])
     return raw, 1 if slope is None else slope, 0 if intercept is None else intercept, record
-
-
-def _require_room(path: Path, needed: int) -> None:
-    """Raise a ScanError rather than have the system end this process for want of memory."""
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ScanError(
-            f"{path}: needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
-        )
 
 
 def _require_finite(path: Path, array: NDArray[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A teacher's predictions on disk: label, confidence and uncertainty of each case, as zarr."""
+"""A teacher's predictions on disk, as zarr: label, confidence and uncertainty of each case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_jrss.snapshot import Label
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a teacher says of one case, all (z, y, x) on the training grid.
+    """A teacher's prediction for one case, all arrays (z, y, x) on the training grid.
 
     Attributes
     ----------
@@ -27,8 +27,8 @@ class Prediction:
     confidence
         Its probability, 0 to 1.
     uncertainty
-        KL divergence between teacher and student (Eq. 5), in nats, or None before there is
-        a student.
+        KL divergence between teacher and student (Eq. 5), in nats; None before the first
+        joint round.
     """
 
     label: Label
@@ -37,12 +37,12 @@ class Prediction:
 
 
 def prediction_path(folder: Path, case_id: str) -> Path:
-    """Where `folder` keeps the prediction of a case."""
+    """Path of the prediction of a case in a folder of predictions."""
     return folder / f"{case_id}.zarr"
 
 
 def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None:
-    """Write one prediction aside, then put it in place."""
+    """Write the prediction of a case; it replaces an earlier one when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     path = prediction_path(folder, case_id)
     with new_folder(path) as unfinished:
@@ -61,17 +61,25 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
 
 
 def read_prediction(folder: Path, case_id: str) -> Prediction:
-    """Read one prediction back; KeyError if the case has none, ScanError if it is damaged."""
+    """Read the prediction of a case.
+
+    Raises
+    ------
+    KeyError
+        The case has none.
+    ScanError
+        It is damaged.
+    """
     path = prediction_path(folder, case_id)
     if not path.exists():
         raise KeyError(f"{folder} holds no prediction of case {case_id}")
     if path.is_symlink():
-        raise ScanError(f"{path}: a link, which a project doesn't follow")
+        raise ScanError(f"{path}: a symbolic link, which is not followed")
     label, confidence = read_array(path / "label"), read_array(path / "confidence")
     uncertainty = read_array(path / "uncertainty") if (path / "uncertainty").exists() else None
     for array in (confidence, uncertainty):
         if array is not None and (array.dtype.kind != "f" or array.shape != label.shape):
-            raise ScanError(f"{path}: its parts don't fit each other")
+            raise ScanError(f"{path}: its arrays don't fit each other")
     if label.dtype.kind != "u":
         raise ScanError(f"{path}: its label holds no classes")
     return Prediction(label, confidence, uncertainty)

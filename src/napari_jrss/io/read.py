@@ -1,4 +1,4 @@
-"""What a path holds, a DICOM series or a NIfTI file, and its voxels."""
+"""Read a scan from a path, which may be a DICOM series or a NIfTI file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def read_header(path: Path | str | DicomSeries) -> ScanHeader:
-    """Geometry of a scan without its voxels, checked against the size of its files.
+    """Read the geometry of a scan without its voxels, and check it against the file's size.
 
     Raises
     ------
     ScanError
-        As for :func:`read_volume`, as far as the header and the file's size show it.
+        As for :func:`read_volume`, if the header or the file's size shows it.
     """
     series = dicom_series_of(path)
     if series is not None:
@@ -28,22 +28,22 @@ def read_header(path: Path | str | DicomSeries) -> ScanHeader:
 
 
 def read_volume(path: Path | str | DicomSeries) -> Volume:
-    """Read an image as float32 on its own grid, slope and intercept applied.
+    """Read an image as float32 on its own grid, with slope and intercept applied.
 
     Parameters
     ----------
     path
-        A DICOM series that :func:`~napari_jrss.io.dicom.find_series` found, the folder of
-        one, or one of its files. Or a .nii or .nii.gz file: three axes, or more whose length
-        is 1. Also a .hdr with its .img or .img.gz, as LPBA40 has them; Analyze 7.5 says nothing
-        about orientation and is taken as LAS, its convention.
+        A DICOM series from :func:`~napari_jrss.io.dicom.find_series`, the folder of one, or
+        one of its files. Or a .nii or .nii.gz file with three axes; further axes must have
+        length 1. Or a .hdr with its .img or .img.gz, as in LPBA40; Analyze 7.5 doesn't store
+        the orientation, which is then LAS by convention.
 
     Raises
     ------
     ScanError
-        The file is missing, no scan, truncated or damaged, has several frames or colours, an
-        affine that can't be inverted, or values that are not finite; the folder holds no image
-        series whose slices make one regular stack, or several.
+        The file is missing, isn't a scan, is truncated or damaged, has several frames or
+        colours, an affine that can't be inverted, or values that are not finite; or the folder
+        holds no usable image series, or several.
     """
     series = dicom_series_of(path)
     if series is not None:
@@ -55,7 +55,7 @@ def read_volume(path: Path | str | DicomSeries) -> Volume:
 
 
 def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:
-    """The DICOM series that a folder or a DICOM file stands for; none for another file.
+    """The DICOM series of a folder or of a DICOM file; None for another file.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Tables and JSON that a person or another program wrote: read whole, or refused by name.
+"""Read tables and JSON files of a user or of another program.
 
-A pipe, a device or a file too large for text is refused before it is read, so that a name in
-the wrong place neither waits for ever nor fills the memory.
+Pipes, devices and files too large for a text are refused before they are read: they would block
+the program or fill the memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ _MOST_BYTES = 2**24
 
 
 def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, at most 16 MiB.
+    """Read a text file in UTF-8 of at most 16 MiB.
 
     Raises
     ------
     ScanError
-        No such file, no file at all, too large, or not UTF-8.
+        There is no such file, it isn't a regular file, is too large, or isn't UTF-8.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -41,12 +42,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object.
 
     Raises
     ------
     ScanError
-        As for :func:`read_text`, no JSON object, or one in which a name occurs twice.
+        As for :func:`read_text`; or it isn't a JSON object, or a name occurs twice in it.
     """
     text = read_text(path)
     try:
@@ -59,12 +60,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Rows of a CSV file.
+    """Read the rows of a CSV file.
 
     Raises
     ------
     ScanError
-        As for :func:`read_text`, or no CSV.
+        As for :func:`read_text`, or it isn't CSV.
     """
     text = read_text(path)
     try:
@@ -74,9 +75,8 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:100]!r} is there twice")
-    return found
+    """A JSON object in which no name occurs twice."""
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 1)
+    if count > 1:
+        raise ValueError(f"{name[:100]!r} occurs twice")
+    return dict(pairs)

@@ -1,9 +1,9 @@
-"""Opening zarr folders only if they are what this program writes itself.
+"""Open zarr arrays only if they are as this program writes them.
 
-A project may come from a stranger or a failing disk, and zarr goes far with what metadata say:
-format 2 has a codec that unpickles, a shape or a packed chunk may claim terabytes, a chunk that
-is missing reads as zeros, and links lead out of the folder. All that is looked at here first,
-without decoding anything.
+A project may come from a stranger or a failing disk, and zarr trusts the metadata: format 2 has
+a codec that unpickles, a shape or a compressed chunk may state terabytes, a missing chunk is
+read as zeros, and symbolic links lead out of the folder. All this is checked here first, without
+decoding anything.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import psutil
 import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Shape
+from napari_jrss.io.limits import require_memory
 from napari_jrss.io.text_files import read_json
 
 _METADATA = "zarr.json"
-_EMPTY = 2**64 - 1  # offset and length of a chunk that a shard doesn't hold
+_EMPTY = 2**64 - 1  # offset and length of a chunk that is missing in a shard
 _CHECKSUM_BYTES = 4
 _HEAD_BYTES = 18  # the longest header of a Zstandard frame
 _MOST_FILES = 4096
@@ -102,13 +102,13 @@ def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
     path
         Its folder.
     whole
-        Refuse an array of which a chunk is missing, which zarr would fill with zeros.
+        Refuse an array with a missing chunk, which zarr would fill with zeros.
 
     Raises
     ------
     ScanError
-        No such array, damaged, too large for the memory that is free, of a type or a codec that
-        this program doesn't write, or a link in it.
+        There is no such array; or it is damaged, too large for the free memory, of a type or
+        with a codec that this program doesn't write, or has a symbolic link in it.
     """
     array = _metadata(path, _Array)
     outer = array.chunk_grid.configuration.chunk_shape
@@ -121,18 +121,18 @@ def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
     names = [c.name for c in codecs]
     packing = [name for name in names if name in ("blosc", "zstd")]
     if names not in (["bytes", *packing], ["bytes", *packing, "crc32c"]) or len(packing) > 1:
-        raise ScanError(f"{path}: packed in a way that this program doesn't write")
+        raise ScanError(f"{path}: compressed in a way that this program doesn't write")
     itemsize = np.dtype(array.data_type).itemsize
     _require_sizes(path, array.shape, outer, inner, itemsize)
     shards = [-(-n // c) for n, c in zip(array.shape, outer, strict=True)]
     if math.prod(shards) > _MOST_FILES:
-        raise ScanError(f"{path}: {math.prod(shards)} files of chunks")
+        raise ScanError(f"{path}: too many chunks ({math.prod(shards)} files)")
     in_shard = None
     if codecs is not array.codecs:
         in_shard = math.prod(o // i for o, i in zip(outer, inner, strict=True))
     seen = 0
-    for place in product(*map(range, shards)):
-        file = path / "c" / "/".join(map(str, place))
+    for index in product(*map(range, shards)):
+        file = path / "c" / "/".join(map(str, index))
         for head in _chunk_heads(file, in_shard):
             seen += 1
             if packing and _unpacked_bytes(packing[0], head) != math.prod(inner) * itemsize:
@@ -141,7 +141,7 @@ def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
         raise ScanError(f"{path}: a part of its voxels is missing")
     try:
         opened = zarr.open_array(path, mode="r", zarr_format=3)
-    except Exception as error:  # zarr raises all kinds on metadata that it doesn't expect
+    except Exception as error:  # unexpected metadata make zarr raise errors of any kind
         raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
     return opened
 
@@ -157,17 +157,21 @@ def read_array(path: Path, *, whole: bool = False) -> NDArray[Any]:
     array = open_array(path, whole=whole)
     try:
         return np.asarray(array[...])
-    except Exception as error:  # each codec has its own way to say that bytes are damaged
+    except Exception as error:  # each codec reports damage with another exception
         raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
 
 
 def _metadata(path: Path, kind: type[Kind]) -> Kind:
     if not path.is_dir():
         raise ScanError(f"{path}: no such case, or damaged")
-    for place in (path, path / _METADATA):
-        if place.is_symlink():
-            raise ScanError(f"{place}: a link, which a project doesn't follow")
+    _require_no_links(path, path / _METADATA)
     return _checked(path / _METADATA, kind, read_json(path / _METADATA))
+
+
+def _require_no_links(*paths: Path) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise ScanError(f"{path}: a symbolic link, which is not followed")
 
 
 def _checked(path: Path, kind: type[Kind], content: Any) -> Kind:
@@ -179,22 +183,16 @@ def _checked(path: Path, kind: type[Kind], content: Any) -> Kind:
 
 
 def _require_sizes(path: Path, shape: Shape, outer: Shape, inner: Shape, itemsize: int) -> None:
-    """Raise a ScanError unless chunks tile the shape and all of it fits the memory twice."""
+    """Raise a ScanError unless chunks tile the shape and two copies fit the free memory."""
     for length, shard, chunk in zip(shape, outer, inner, strict=True):
         if not 0 < chunk <= length <= 2**16 or shard % chunk or not chunk <= shard < length + chunk:
             raise ScanError(f"{path}: chunks of {inner} in {outer} don't tile a shape of {shape}")
-    needed, free = 2 * math.prod(shape) * itemsize, psutil.virtual_memory().available
-    if needed > free:
-        raise ScanError(
-            f"{path}: needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
-        )
+    require_memory(path, 2 * math.prod(shape) * itemsize)
 
 
 def _chunk_heads(file: Path, chunks: int | None) -> Iterator[bytes]:
-    """First bytes of each chunk that a file holds; `chunks` is how many a shard is made of."""
-    for place in (*file.parents[2::-1], file):
-        if place.is_symlink():
-            raise ScanError(f"{place}: a link, which a project doesn't follow")
+    """First bytes of each chunk in a file; `chunks` is their number in a shard, else None."""
+    _require_no_links(*file.parents[2::-1], file)
     try:
         found = file.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -220,7 +218,7 @@ def _chunk_heads(file: Path, chunks: int | None) -> Iterator[bytes]:
 
 
 def _unpacked_bytes(codec: str, head: bytes) -> int | None:
-    """How many bytes a packed chunk says it makes; None where it doesn't say."""
+    """Unpacked size that the header of a compressed chunk states; None if it states none."""
     if codec == "blosc":  # the header of c-blosc: four bytes, then nbytes, blocksize, cbytes
         return int.from_bytes(head[4:8], "little") if len(head) >= 16 else None
     # A frame of Zstandard (RFC 8878, 3.1.1): magic number, descriptor, window, dictionary, size.

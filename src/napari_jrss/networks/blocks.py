@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_CHANNELS = 12
+"""Below this, torch's batch normalisation on a CPU is faster on contiguous features."""
+
 MANY_VOXELS = 2**16
-"""Of a grid: from there on a GPU is better off with a product for each slice."""
+"""From this grid size on, a GPU is faster with one matrix product for each slice."""
 
 
 class ConvBlock(nn.Module):
@@ -27,7 +29,7 @@ class ConvBlock(nn.Module):
         self.activation = nn.LeakyReLU(slope, inplace=True)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """One block; in evaluation the normalisation is folded into the convolution."""
+        """Apply the block; in evaluation the normalisation is folded into the convolution."""
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if not self.training:
@@ -37,29 +39,29 @@ class ConvBlock(nn.Module):
         features = self.convolve(weight, bias, *inputs)
         if self.training:
             if features.device.type == "cpu" and self.norm.num_features < FEW_CHANNELS:
-                # torch normalises along the channels, which for a few is 5 times slower
+                # with few channels, normalising channels-last features is 5 times slower
                 features = features.contiguous()
             elif features.device.type == "cuda":
-                # on a GPU it takes 4 to 10 times as long if a few channels come first
+                # on a GPU it is channels-first features that take 4 to 10 times as long
                 features = for_convolution(features)
             features = self.norm(features)
         result: Tensor = self.activation(features)
         return result
 
     def convolve(self, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
-        """The block's convolution, of one input."""
+        """Apply the block's convolution to its input."""
         (features,) = inputs
         return conv3d(features, weight, bias, self.conv.stride[0], padding=1)
 
 
 class DecoderBlock(ConvBlock):
-    """A ConvBlock of coarse features, upsampled, next to the finer features of a skip.
+    """A ConvBlock of upsampled coarse features, concatenated with those of a skip connection.
 
     (B, coarse, z, y, x) and (B, skip, Z, Y, X) -> (B, out, Z, Y, X).
     """
 
     def convolve(self, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
-        """The convolution of both inputs."""
+        """Apply the block's convolution to both inputs."""
         coarse, skip = inputs
         shape = skip.shape[2:]
         if skip.device.type != "cpu" or any(
@@ -74,7 +76,7 @@ class DecoderBlock(ConvBlock):
 
 
 def affine_of(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Factor and offset by channel of a batch normalisation in evaluation, (C,) each."""
+    """Factor and offset, (C,) each, of a batch normalisation in evaluation."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -83,10 +85,10 @@ def affine_of(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
 
 
 def conv_of_upsampled(coarse: Tensor, weight: Tensor) -> Tensor:
-    """``conv3d(upsample(coarse, doubled), weight, padding=1)`` without the upsampled features.
+    """Compute ``conv3d(upsample(coarse, doubled), weight, padding=1)`` without upsampling.
 
-    Both steps being linear, each of the 8 positions of a fine voxel in its coarse voxel has its
-    own 3x3x3 kernel on the coarse grid. Where few channels leave, this takes about half the time
+    Both steps are linear, so each of the 8 positions of a fine voxel in its coarse voxel has its
+    own 3x3x3 kernel on the coarse grid. With few output channels, this takes about half the time
     and an eighth of the memory.
 
     Parameters
@@ -111,15 +113,15 @@ def conv_of_upsampled(coarse: Tensor, weight: Tensor) -> Tensor:
     fine = fine.view(batch, 2, 2, 2, out, *grid).permute(0, 5, 1, 6, 2, 7, 3, 4)
     shape = [2 * size for size in grid]
     fine = fine.reshape(batch, -1, out)
-    # upsampling continues the border, a padded convolution has zeros there: take off what the
-    # outermost fine voxels saw outside
-    places, excess = _seen_outside(padded, weight)
-    fine.scatter_add_(1, places.view(1, -1, 1).expand(batch, -1, out), -excess.to(fine.dtype))
+    # upsampling repeats the border values, a padded convolution has zeros there: subtract what
+    # the outermost fine voxels received from outside
+    border, excess = _seen_outside(padded, weight)
+    fine.scatter_add_(1, border.view(1, -1, 1).expand(batch, -1, out), -excess.to(fine.dtype))
     return fine.view(batch, *shape, out).permute(0, 4, 1, 2, 3)
 
 
-# weights of the coarse voxels before, at and after the own one in the fine voxels before, at and
-# after: rows for the first and for the second half of the coarse voxel
+# For the first and the second fine voxel in a coarse voxel: the weights of the coarse voxels
+# before, at and after it (columns) in the fine voxels before, at and after it (rows).
 _FINE_TAPS_ON_COARSE = (
     ((0.75, 0.25, 0.0), (0.25, 0.75, 0.0), (0.0, 0.75, 0.25)),
     ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25), (0.0, 0.25, 0.75)),
@@ -127,27 +129,30 @@ _FINE_TAPS_ON_COARSE = (
 
 
 def _seen_outside(padded: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat indices (n,) of the outermost fine voxels, and (B, n, out) of what lies beyond them."""
+    """Flat indices (n,) of the outermost fine voxels, and what they receive from outside.
+
+    The second tensor is (B, n, out).
+    """
     shape = [2 * (size - 2) for size in padded.shape[2:]]
     flat = torch.arange(math.prod(shape), device=padded.device).view(shape)
-    places, excess = [], []
+    border, excess = [], []
     for axis in range(3):
         for side in (0, -1):
             plane = padded.select(2 + axis, side)
             beyond = F.interpolate(plane, scale_factor=2, mode="bilinear", align_corners=False)
             beyond = beyond[:, :, 1:-1, 1:-1]
-            # edges and corners belong to one face only: that of the first axis
+            # edges and corners are counted once, with the face of the first axis
             if axis > 0:
                 beyond = F.pad(beyond[:, :, 1:-1], (0, 0, 1, 1))
             if axis > 1:
                 beyond = F.pad(beyond[:, :, :, 1:-1], (1, 1))
-            places.append(flat.select(axis, side).flatten())
+            border.append(flat.select(axis, side).flatten())
             excess.append(F.conv2d(beyond, weight.select(2 + axis, side)).flatten(2))
-    return torch.cat(places), torch.cat(excess, dim=2).transpose(1, 2)
+    return torch.cat(border), torch.cat(excess, dim=2).transpose(1, 2)
 
 
 class PointwiseConv(nn.Conv3d):
-    """1x1x1 convolution as :func:`pointwise_conv` has it, (B, in, z, y, x) -> (B, out, z, y, x)."""
+    """1x1x1 convolution by :func:`pointwise_conv`: (B, in, z, y, x) -> (B, out, z, y, x)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = False
@@ -162,7 +167,24 @@ class PointwiseConv(nn.Conv3d):
 def pointwise_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1
 ) -> Tensor:
-    """1x1x1 convolution as the matrix product that it is; on a CPU torch's goes through im2col."""
+    """1x1x1 convolution as a matrix product; torch's own copies the input first on a CPU.
+
+    Parameters
+    ----------
+    features
+        (B, in, z, y, x).
+    weight
+        (out, in / groups, ...) with any trailing axes of length 1.
+    bias
+        (out,).
+    groups
+        Groups of channels that are mixed separately.
+
+    Returns
+    -------
+    Tensor
+        (B, out, z, y, x).
+    """
     batch, channels, *grid = features.shape
     if features.device.type == "cuda" and groups == 1 and math.prod(grid) >= MANY_VOXELS:
         return pointwise_conv_by_slices(features, weight, bias)
@@ -175,10 +197,10 @@ def pointwise_conv(
 
 
 def pointwise_conv_by_slices(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same as a product for each slice, channels last.
+    """:func:`pointwise_conv` with a product for each slice, channels last.
 
-    The weight's gradient is then the sum of many products, which a GPU computes side by side; of
-    one product over all voxels cuBLAS makes a sum in one place.
+    The gradient of the weight is then the sum of many products, which a GPU computes in
+    parallel; one product over all voxels is a single long sum.
     """
     batch, channels, depth, height, width = features.shape
     rows = for_convolution(features).permute(0, 2, 3, 4, 1)
@@ -194,14 +216,14 @@ def pointwise_conv_by_slices(features: Tensor, weight: Tensor, bias: Tensor | No
 def conv3d(
     features: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
 ) -> Tensor:
-    """``F.conv3d``, with channels last and by oneDNN wherever a CPU has it.
+    """``F.conv3d`` with channels last; on a CPU by oneDNN if it is available.
 
-    Torch itself gives a single float32 image of few channels to a routine of its own, which takes
-    up to 17 times as long (``slow_conv3d``); larger batches get oneDNN.
+    For a single float32 image of few channels torch would use ``slow_conv3d``, which takes up to
+    17 times as long.
     """
     features = for_convolution(features)
     if features.device.type == "cuda" and features.shape[1] >= 32 and len(weight) % 8:
-        # of 64 to 12 channels cuDNN takes 10 times as long for 16 bits (docs/benchmarks.md)
+        # from 64 to 12 channels, cuDNN takes 10 times as long in 16 bits (docs/benchmarks.md)
         with torch.autocast("cuda", enabled=False):
             return F.conv3d(features.float(), weight, bias, stride, padding)
     if (
@@ -218,9 +240,9 @@ def conv3d(
 
 
 def for_convolution(features: Tensor) -> Tensor:
-    """The same values with channels last, which halve the time of a 3x3x3 one on a CPU.
+    """The same features with channels last in memory.
 
-    On a GPU they make no difference here, but to the normalisation that follows.
+    This halves the time of a 3x3x3 convolution on a CPU, and that of the normalisation on a GPU.
     """
     if features.device.type not in ("cpu", "cuda"):
         return features
@@ -228,7 +250,7 @@ def for_convolution(features: Tensor) -> Tensor:
 
 
 def mean_of_neighbours(image: Tensor) -> Tensor:
-    """3x3x3 mean with zeros outside: avg_pool3d(3, stride=1, padding=1), 10 times faster."""
+    """3x3x3 mean with zeros outside: 10 times as fast as ``avg_pool3d(3, 1, padding=1)``."""
     total = F.pad(image, (1, 1, 1, 1, 1, 1))
     for axis in (2, 3, 4):
         before, here, after = (total.narrow(axis, i, image.shape[axis]) for i in range(3))

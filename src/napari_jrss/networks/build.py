@@ -1,11 +1,10 @@
-"""From a :class:`~napari_jrss.config.NetworkConfig` to a network.
+"""Build a network from a :class:`~napari_jrss.config.NetworkConfig`.
 
-A network is known by a name of ``NETWORKS``, or is anybody's function given as
-``"package.module:function"``, with the signature of :data:`NetworkBuilder`: it receives the
-settings, the numbers of input and output channels and the dropout rate, and returns a module
-(B, in, z, y, x) -> (B, out, z, y, x) that accepts any grid size. If the module's last
-convolution is its attribute ``head``, registration starts from that; otherwise a 1x1x1
-convolution is appended.
+Its name is a key of ``NETWORKS``, or ``"package.module:function"`` for a function of your own
+with the signature of :data:`NetworkBuilder`. The function gets the settings, the numbers of
+input and output channels and the dropout rate. It returns a module (B, in, z, y, x) ->
+(B, out, z, y, x) that accepts any grid size. For registration, the module's last convolution
+should be its attribute ``head``; otherwise a 1x1x1 convolution is appended.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ NetworkBuilder = Callable[[NetworkConfig, int, int, float], nn.Module]
 
 
 class NetworkError(JRSSError):
-    """A name that stands for no network."""
+    """There is no network of this name."""
 
 
 def build_segmentation_network(
     config: NetworkConfig, classes: int, dropout: float = 0.0
 ) -> nn.Module:
-    """A network from an image (B, 1, z, y, x) to logits (B, classes, z, y, x), of any grid size.
+    """Build a network from an image (B, 1, z, y, x) to logits (B, classes, z, y, x).
 
     Raises
     ------
     NetworkError
-        If nothing is known by ``config.name``.
+        There is no network ``config.name``.
     """
     return _builder(config.name)(config, 1, classes, dropout)
 
 
 def build_registration_network(config: NetworkConfig) -> RegistrationNetwork:
-    """A network from a moving and a fixed image to a displacement field.
+    """Build a network from a moving and a fixed image to a displacement field.
 
     Raises
     ------
     NetworkError
-        If nothing is known by ``config.name``.
+        There is no network ``config.name``.
     """
     backbone = _builder(config.name)(config, 2, 3, 0.0)
     return RegistrationNetwork(backbone, config.integration_steps, config.output_scale)
@@ -123,7 +122,7 @@ def _monai_unet(config: NetworkConfig, channels: int, classes: int, dropout: flo
         norm="instance",
         dropout=dropout,
     )
-    # of a single voxel at the lowest resolution there is nothing to normalise by
+    # instance normalisation needs more than one voxel at the lowest resolution
     return AnyGrid(network, multiple=8, least=16)
 
 
@@ -138,7 +137,7 @@ NETWORKS: Mapping[str, NetworkBuilder] = MappingProxyType(
 
 
 def check_network(config: NetworkConfig) -> None:
-    """Raise :class:`NetworkError` if nothing is known by ``config.name``."""
+    """Raise :class:`NetworkError` if there is no network ``config.name``."""
     _builder(config.name)
 
 

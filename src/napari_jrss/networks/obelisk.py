@@ -62,7 +62,7 @@ class ObeliskLayer(nn.Module):
         # bfloat16 cannot hold these coordinates
         with torch.autocast(image.device.type, enabled=False):
             offsets = (self.offsets * self.offsets.new_tensor(self.stretch)).float().flip(-1)
-            # all samples around one grid point, then the next: neighbours share memory lines
+            # the samples around one grid point come together: they are close in memory
             points = _grid_points(grid_shape, image.device).unsqueeze(1) + offsets
             samples = sample(image.float(), points.expand(len(image), -1, -1, -1).unsqueeze(3))
         return samples.squeeze(-1)
@@ -70,8 +70,8 @@ class ObeliskLayer(nn.Module):
     def mixed(self, samples: Tensor) -> Tensor:
         """The grouped convolution of samples (B, channels, points, offsets): (B, 128, points).
 
-        All offsets of a channel, then the next channel's, are its input channels; the samples are
-        multiplied where they lie.
+        Its input channels are all offsets of the first channel, then those of the next. The
+        samples are not copied for it.
         """
         batch, channels, points, offsets = samples.shape
         own = self.mix.groups // channels  # groups of one channel
@@ -84,9 +84,16 @@ class ObeliskLayer(nn.Module):
 
 @contextmanager
 def seeing_tiles(network: nn.Module, whole: Sequence[int], tile: Sequence[int]) -> Iterator[None]:
-    """Let obelisk layers reach as many voxels in a tile as in the whole image (both z, y, x).
+    """Let obelisk layers sample as far, in voxels, in a tile as in the whole image.
 
-    Their offsets are fractions of the input's extent, which in a tile is a smaller one.
+    Their offsets are fractions of the input's extent, which is smaller for a tile.
+
+    Parameters
+    ----------
+    network
+        Its obelisk layers are changed until the end of the context.
+    whole, tile
+        Shapes (z, y, x) in voxels.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, ObeliskLayer)]
     z, y, x = ((w - 1) / max(t - 1, 1) for w, t in zip(whole, tile, strict=True))
@@ -100,7 +107,7 @@ def seeing_tiles(network: nn.Module, whole: Sequence[int], tile: Sequence[int]) 
 
 
 def _grid_points(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Points x, y, z, as grid_sample wants, (z * y * x, 3), -1 to 1 along each axis."""
+    """Points (z * y * x, 3), components x, y, z, from -1 to 1 along each axis."""
     axes = [
         torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device)
         for size in shape
@@ -120,7 +127,7 @@ class _DenseUnit(nn.Sequential):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """One unit; in evaluation the normalisation is folded into the convolution."""
+        """Apply the unit; in evaluation the normalisation is folded into the convolution."""
         norm, mix, activation = self
         assert isinstance(norm, nn.BatchNorm3d)
         assert isinstance(mix, PointwiseConv)
@@ -144,11 +151,11 @@ class ObeliskNetwork(nn.Module):
     slope
         LeakyReLU slope: 0.2 in JRSS, 0.025 in the reference implementation.
     dropout
-        Rate of channel dropout of the last quarter-resolution encoder map and of the last map
-        that is upsampled. (Of the map before the head it would drop whole classes: that has no
-        more channels than there are.) It has no parameters: weights fit networks of any rate.
+        Rate of channel dropout after the last quarter-resolution encoder map and after the last
+        map that is upsampled. The map before the head has one channel for each class, which
+        must not be dropped. Weights fit networks of any rate.
     sampled
-        Which input channels the obelisk layers see, as a slice; all by default.
+        The input channels that the obelisk layers sample; all by default.
     """
 
     def __init__(
@@ -179,7 +186,7 @@ class ObeliskNetwork(nn.Module):
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits or a field, on the image's grid."""
+        """Image (B, in, z, y, x) -> logits or displacements (B, out, z, y, x)."""
         shape = image.shape[2:]
         once = mean_of_neighbours(image[:, self.sampled])
         twice = mean_of_neighbours(once)

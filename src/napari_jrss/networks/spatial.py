@@ -1,9 +1,9 @@
 """Spatial transforms in voxel units: warp, compose, integrate, Jacobian.
 
 Displacement fields are (B, 3, z, y, x) in voxels, components ordered z, y, x, and map the fixed
-grid to the moving image (pull-back): ``warped(p) = moving(p + u(p))``. What ``grid_sample``
-wants instead (x, y, z, scaled to [-1, 1]) stays inside this module. Coordinates are float32
-whatever the autocast state: bfloat16 has 8 bits of mantissa, so that voxel 159 would become 160.
+grid to the moving image: ``warped(p) = moving(p + u(p))``. The order and scale of
+``grid_sample`` (x, y, z from -1 to 1) are used only in this module. Coordinates are float32 even
+under autocast: with the 8 bits of bfloat16, voxel 159 would become 160.
 """
 
 from __future__ import annotations
@@ -19,19 +19,13 @@ Interpolation = Literal["linear", "nearest"]
 Padding = Literal["zeros", "border"]
 
 
-def identity_grid(shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """Voxel coordinates of a grid, (3, z, y, x), components z, y, x, float32."""
-    axes = [torch.arange(size, dtype=torch.float32, device=device) for size in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
-
-
 def warp(
     volume: Tensor,
     displacement: Tensor,
     mode: Interpolation = "linear",
     padding: Padding = "zeros",
 ) -> Tensor:
-    """Resample a volume along a displacement field: ``warped(p) = volume(p + u(p))``.
+    """Warp a volume by a displacement field: ``warped(p) = volume(p + u(p))``.
 
     Parameters
     ----------
@@ -58,13 +52,13 @@ def warp(
 
 
 def sample(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
-    """``grid_sample`` with ``align_corners``, on all the threads of a CPU.
+    """``grid_sample`` with ``align_corners``, on all threads of a CPU.
 
-    Torch spreads only the batch over threads; here a grid (B, z, y, x, 3) is cut along z into
-    parts that make a longer batch. The values are the same.
+    Torch uses a thread for each image of the batch; here a grid (B, z, y, x, 3) is cut along z
+    into parts, which form a larger batch. The values are the same.
     """
     parts = max(count for count in range(1, 17) if grid.shape[1] % count == 0)
-    # the parts' gradients with respect to the volume would take as many volumes
+    # with a gradient, each part would need the memory of a whole volume
     if volume.device.type != "cpu" or volume.requires_grad or parts == 1:
         return F.grid_sample(volume, grid, mode, padding, align_corners=True)
     batch, channels = volume.shape[:2]
@@ -83,7 +77,7 @@ def sample(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = 
 
 
 def sampling_grid(displacement: Tensor, volume_shape: Sequence[int]) -> Tensor:
-    """The grid, (B, z, y, x, 3), with which ``grid_sample`` follows a displacement field."""
+    """The grid (B, z, y, x, 3) for ``grid_sample`` of a displacement field (B, 3, z, y, x)."""
     coordinates = []
     for axis in (2, 1, 0):
         size = displacement.shape[2 + axis]
@@ -95,20 +89,20 @@ def sampling_grid(displacement: Tensor, volume_shape: Sequence[int]) -> Tensor:
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """The field whose warp equals warping by ``first`` and then the result by ``second``.
+    """The field that warps as ``first`` and then ``second`` do; all are (B, 3, z, y, x).
 
     ``warp(warp(volume, first), second) == warp(volume, compose(first, second))`` up to
-    interpolation: ``u(p) = second(p) + first(p + second(p))``. Outside the grid ``first`` is
-    continued by its border values. Shapes (B, 3, z, y, x).
+    interpolation: ``u(p) = second(p) + first(p + second(p))``. Outside the grid, ``first`` has
+    its border values.
     """
     return second + warp(first, second, padding="border")
 
 
 def integrate_velocity(velocity: Tensor, steps: int) -> Tensor:
-    """Displacement exp(v) of a stationary velocity field by scaling and squaring.
+    """Displacement exp(v) of a stationary velocity field, by scaling and squaring.
 
-    ``velocity`` is (B, 3, z, y, x) in voxels per unit time; ``steps`` squarings stand for
-    ``2**steps`` Euler steps. Inverse: the same of ``-velocity``.
+    ``velocity`` is (B, 3, z, y, x) in voxels per unit time; ``steps`` squarings correspond to
+    ``2**steps`` Euler steps (Arsigny et al. 2006). ``-velocity`` gives the inverse.
     """
     displacement = velocity.float() * 0.5**steps
     for _ in range(steps):
@@ -117,7 +111,7 @@ def integrate_velocity(velocity: Tensor, steps: int) -> Tensor:
 
 
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
-    """The same field on another grid over the same extent, in voxels of that grid.
+    """The same field on another grid of the same extent, in voxels of that grid.
 
     (B, 3, z, y, x) -> (B, 3, *shape), trilinear, corner voxels kept (align_corners).
     """

@@ -1,4 +1,4 @@
-"""The U-Net of VoxelMorph (Balakrishnan et al. 2019), and one of MONAI's made to fit any grid."""
+"""The U-Net of VoxelMorph (Balakrishnan et al. 2019), and a wrapper that fits any grid size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class VoxelMorphUNet(nn.Module):
 
     Convolutions with LeakyReLU and no normalisation: 16, 32, 32, 32 channels with max-pooling,
     four times 32 with nearest upsampling and concatenation, then 32, 16, 16 and the head. With
-    2 inputs and 3 outputs VoxelMorph; with 1 input and C outputs the paper's VM-UNet.
+    2 inputs and 3 outputs it is VoxelMorph; with 1 input and C outputs, the paper's VM-UNet.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class VoxelMorphUNet(nn.Module):
         self.head = nn.Conv3d(16, out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits or a field, on the image's grid."""
+        """Image (B, in, z, y, x) -> logits or displacements (B, out, z, y, x)."""
         features, skipped = image, []
         for block in self.encoder:
             features = block(features)
@@ -62,16 +62,16 @@ def _convolutions(widths: tuple[int, ...], slope: float) -> nn.ModuleList:
 
 
 class AnyGrid(nn.Module):
-    """Lets a network that needs multiples of a number take any grid: pads, then crops.
+    """Lets a network that needs certain grid sizes take any, by padding and cropping.
 
     Parameters
     ----------
     network
         (B, in, z, y, x) -> (B, out, z, y, x).
     multiple
-        What each axis has to be a multiple of.
+        The length of each axis must be a multiple of this.
     least
-        What it has to be at least, a multiple of that or 0.
+        Smallest length of an axis: 0, or a multiple of `multiple`.
     """
 
     def __init__(self, network: nn.Module, multiple: int, least: int = 0) -> None:

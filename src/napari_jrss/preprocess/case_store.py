@@ -1,7 +1,7 @@
-"""The cache of a project: each case an OME-Zarr 0.5 image on the training grid, with labels.
+"""The cases of a project: each an OME-Zarr 0.5 image on the training grid, with its labels.
 
-The metadata is written with zarr itself. It is two small dictionaries, which a test holds
-against ome-zarr-models; the ome-zarr package would add dask and cloud clients to each process.
+The metadata is written with zarr itself, not with the ome-zarr package, which would load dask
+and cloud clients into each process. A test validates it with ome-zarr-models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from napari_jrss.errors import ScanError, from_validation
@@ -31,50 +32,52 @@ SUFFIX = ".ome.zarr"
 DICOM_SOURCE = "dicom"
 _OME = "0.5"
 _ATTRIBUTES = "napari_jrss"
-# One shard holds a whole volume, so a case is seven files; a slice along any axis decodes only
-# the chunks that it cuts, fewest for an axial one.
+# One shard holds a whole volume, so that a case is seven files. A slice along any axis decodes
+# only the chunks that it cuts; an axial one cuts the fewest.
 _CHUNKS = (32, 64, 64)
-_LEVEL = "0"  # the one resolution that there is
+_LEVEL = "0"  # the only resolution
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class CaseAttributes(BaseModel):
-    """What a case remembers of where it came from.
+    """What is stored with a case about the scan it was made from.
 
     Attributes
     ----------
     case_id
         The case.
     source, label_source
-        Files it was made from; of a DICOM series, whose paths may name the patient, only
-        ``dicom``.
+        Files from which it was made. For a DICOM series, whose paths may contain the patient's
+        name, ``dicom``.
     checksum, label_checksum
-        Their SHA-256, see :func:`napari_jrss.io.nifti.file_checksum`; of a DICOM series, that
+        Their SHA-256, see :func:`napari_jrss.io.nifti.file_checksum`. For a DICOM series, that
         of its voxels, see :func:`napari_jrss.io.dicom.checksum`.
-    chain
-        How the scan reached the training grid, and the way back.
+    transform
+        How the scan reached the training grid, and the way back; ``chain`` on disk.
     spacing_mm
         Voxel size (z, y, x) of the training grid.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
 
     case_id: str
     source: str
     checksum: str
     label_source: str | None = None
     label_checksum: str | None = None
-    chain: GridTransform
+    transform: GridTransform = Field(alias="chain")
     spacing_mm: Triple
 
 
 def case_path(folder: Path, case_id: str) -> Path:
-    """Where a case lies in a project's folder of cases.
+    """Folder of a case in a project's folder of cases.
 
     Raises
     ------
     ScanError
-        The id could not name a file.
+        The id holds other characters than letters, digits, ``.``, ``_`` and ``-``.
     """
     return folder / (_require_name(case_id) + SUFFIX)
 
@@ -87,14 +90,14 @@ def write_case(
     table: LabelTable | None = None,
     version: str = "manual",
 ) -> Path:
-    """Write a case aside and rename it, so that a reader never sees half of one.
+    """Write a case under a hidden name, then rename it: a reader never sees half of one.
 
     Parameters
     ----------
     folder
         The project's folder of cases.
     attributes
-        What the case remembers; its id names the case.
+        What is stored about the scan; also gives the id of the case.
     image
         (z, y, x) on the training grid.
     label, table, version
@@ -106,22 +109,18 @@ def write_case(
         The case exists.
     """
     path = case_path(folder, attributes.case_id)
-    if path.exists():
-        raise FileExistsError(f"{path} exists")
+    if label is not None and table is None:
+        raise ValueError("a label needs its table")
     folder.mkdir(parents=True, exist_ok=True)
-    with new_folder(path) as unfinished:
-        root = zarr.create_group(unfinished, zarr_format=3)
-        _write_array(root, image, attributes.case_id, attributes.spacing_mm)
-        root.attrs[_ATTRIBUTES] = attributes.model_dump(mode="json")
-        labels = root.create_group("labels")
-        labels.attrs["ome"] = {"version": _OME, "labels": []}
-        if label is not None:
-            if table is None:
-                raise ValueError("a label needs its table")
-            group = labels.create_group(_require_name(version))
-            _write_label(group, label, table, attributes.spacing_mm, version)
-            labels.attrs["ome"] = {"version": _OME, "labels": [version]}
-    return path
+    return _write_image(
+        path,
+        image,
+        attributes.case_id,
+        attributes.spacing_mm,
+        {} if label is None else {version: label},
+        table,
+        attributes.model_dump(mode="json"),
+    )
 
 
 def write_scan(
@@ -142,36 +141,28 @@ def write_scan(
     image
         (z, y, x), turned to LPS.
     spacing_mm, origin_mm
-        Voxel size and place of the first voxel (z, y, x): all that OME-Zarr 0.5 says of a place.
+        Voxel size, and position of the first voxel (z, y, x), in mm. OME-Zarr 0.5 stores no
+        more about the orientation.
     labels
         Class indices (z, y, x) by name.
     table
         Their classes.
     affine
-        4x4, voxel (x, y, z, 1) -> LPS mm, as rows: kept as an attribute, for a scan whose axes
-        aren't the world's.
+        4x4, voxel (x, y, z, 1) -> LPS mm, as rows. It is stored as an attribute, for scans
+        whose axes aren't those of the world.
 
     Raises
     ------
     FileExistsError
         It exists.
     """
-    if path.exists():
-        raise FileExistsError(f"{path} exists")
-    with new_folder(path) as unfinished:
-        root = zarr.create_group(unfinished, zarr_format=3)
-        _write_array(root, image, path.name.removesuffix(SUFFIX), spacing_mm, origin_mm)
-        root.attrs[_ATTRIBUTES] = {"affine_lps_mm": affine}
-        group = root.create_group("labels")
-        group.attrs["ome"] = {"version": _OME, "labels": sorted(labels)}
-        for name, label in labels.items():
-            one = group.create_group(_require_name(name))
-            _write_label(one, label, table, spacing_mm, name, origin_mm)
-    return path
+    about = {"affine_lps_mm": affine}
+    name = path.name.removesuffix(SUFFIX)
+    return _write_image(path, image, name, spacing_mm, labels, table, about, origin_mm)
 
 
 def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) -> None:
-    """Add a label version to a case; what exists is never changed.
+    """Add a label version to a case; existing versions are never changed.
 
     Parameters
     ----------
@@ -198,36 +189,33 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
         raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
     spacing = read_attributes(path).spacing_mm
     target = path / "labels" / version
-    if target.exists():  # a writer died between the renaming and the listing
+    if target.exists():  # a writer was killed after renaming it, before listing it
         shutil.rmtree(target)
     with new_folder(target, hidden=temp_path(path)) as unfinished:
         _write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
-    listing = path / "labels" / "zarr.json"
-    group = json.loads(listing.read_bytes())
-    group["attributes"]["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
-    # Not by zarr, which doesn't flush: half a listing would take every label with it.
-    write_text(listing, json.dumps(group, indent=2))
+    with _changing(path / "labels") as attributes:
+        attributes["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
 
 
-def relink(path: Path, *, source: str | None = None, label_source: str | None = None) -> None:
-    """Let a case remember that a file it was made from lies elsewhere now."""
-    listing = path / "zarr.json"
-    group = json.loads(listing.read_bytes())
-    about = group["attributes"][_ATTRIBUTES]
-    about["source"] = source or about["source"]
-    about["label_source"] = label_source or about["label_source"]
-    CaseAttributes.model_validate(about)
-    write_text(listing, json.dumps(group, indent=2))
+def update_sources(
+    path: Path, *, source: str | None = None, label_source: str | None = None
+) -> None:
+    """Store in a case where the files that it was made from lie now; None: as before."""
+    with _changing(path) as attributes:
+        about = attributes[_ATTRIBUTES]
+        about["source"] = source or about["source"]
+        about["label_source"] = label_source or about["label_source"]
+        CaseAttributes.model_validate(about)
 
 
 def labels_on_disk(path: Path) -> set[str]:
-    """Names of a case's label folders, also of those that a killed writer didn't list."""
+    """Names of a case's label folders, including those that a killed writer didn't list."""
     folder = path / "labels"
     return {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
 
 
 def fingerprint(array: NDArray[np.generic]) -> str:
-    """SHA-256 of an array's voxels in C order."""
+    """SHA-256 (hexadecimal) of an array's voxels in C order."""
     return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
@@ -254,23 +242,6 @@ def read_label(path: Path, version: str) -> NDArray[Any]:
     return read_array(path / "labels" / version / _LEVEL)
 
 
-def image_array(path: Path) -> zarr.Array[Any]:
-    """A case's image (z, y, x) still on disk, for reading slices."""
-    return open_array(path / _LEVEL, whole=True)
-
-
-def label_array(path: Path, version: str) -> zarr.Array[Any]:
-    """A label version (z, y, x) still on disk, for reading slices.
-
-    Raises
-    ------
-    ScanError
-        There is no such version.
-    """
-    _require_version(path, version)
-    return open_array(path / "labels" / version / _LEVEL)
-
-
 def label_versions(path: Path) -> tuple[str, ...]:
     """Names of the label versions of a case, oldest first.
 
@@ -291,7 +262,7 @@ def label_versions(path: Path) -> tuple[str, ...]:
 
 
 def read_attributes(path: Path) -> CaseAttributes:
-    """What a case remembers of where it came from.
+    """What is stored with a case about the scan it was made from.
 
     Raises
     ------
@@ -307,6 +278,19 @@ def read_attributes(path: Path) -> CaseAttributes:
         raise ScanError(f"{path}: damaged ({from_validation(error)})") from error
 
 
+@contextmanager
+def _changing(folder: Path) -> Iterator[dict[str, Any]]:
+    """Attributes of a zarr group, to be changed; written back at the end.
+
+    zarr itself doesn't flush its metadata: after a power cut a half-written list of labels
+    would make all labels unreadable.
+    """
+    file = folder / "zarr.json"
+    group = json.loads(file.read_bytes())
+    yield group["attributes"]
+    write_text(file, json.dumps(group, indent=2))
+
+
 class _LabelList(BaseModel):
     class _Ome(BaseModel):
         labels: list[str] = []
@@ -317,6 +301,32 @@ class _LabelList(BaseModel):
 def _require_version(path: Path, version: str) -> None:
     if version not in label_versions(path):
         raise ScanError(f"{path}: no label version {version!r}")
+
+
+def _write_image(
+    path: Path,
+    image: NDArray[Any],
+    name: str,
+    spacing: Triple,
+    labels: Mapping[str, NDArray[Any]],
+    table: LabelTable | None,
+    attributes: Mapping[str, Any],
+    origin: Triple | None = None,
+) -> Path:
+    """Write an OME-Zarr image with labels and attributes of ours; it must not exist."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    with new_folder(path) as unfinished:
+        root = zarr.create_group(unfinished, zarr_format=3)
+        _write_array(root, image, name, spacing, origin)
+        root.attrs[_ATTRIBUTES] = attributes
+        group = root.create_group("labels")
+        group.attrs["ome"] = {"version": _OME, "labels": sorted(labels)}
+        for version, label in labels.items():
+            assert table is not None
+            one = group.create_group(_require_name(version))
+            _write_label(one, label, table, spacing, version, origin)
+    return path
 
 
 def _write_label(
@@ -358,10 +368,10 @@ def _write_array(
         data=np.ascontiguousarray(array),
         chunks=chunks,
         shards=shards,
-        # The checksum tells a flipped bit, which Blosc would decode into other voxels.
-        # Unshuffled: most scans hold few different values, see docs/benchmarks.md.
+        # The checksum finds a flipped bit, which Blosc would decode into other voxels.
+        # Unshuffled, as most scans hold few different values (docs/benchmarks.md).
         compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
-        config={"write_empty_chunks": True},  # a chunk that isn't there is damage, not zeros
+        config={"write_empty_chunks": True},  # so that a missing chunk is damage
         dimension_names=("z", "y", "x"),
     )
     place: list[dict[str, Any]] = [{"type": "scale", "scale": list(spacing)}]

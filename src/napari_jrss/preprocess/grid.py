@@ -1,36 +1,45 @@
-"""Choosing the training grid: what the configuration leaves open, the cohort decides."""
+"""Choose the training grid: what the settings leave open is computed from the cohort."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.config import PreprocessingConfig
+from napari_jrss.config import Prealign, PreprocessingConfig
 from napari_jrss.errors import ScanError
-from napari_jrss.geometry import Matrix, Shape, Triple, rows, spacing_mm, to_upright_lps
+from napari_jrss.geometry import (
+    Box,
+    Matrix,
+    Shape,
+    Triple,
+    map_points,
+    rows,
+    spacing_mm,
+    to_upright_lps,
+    whole_box,
+)
 from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.layouts import FoundCase, Scan
 from napari_jrss.io.nifti import write_nifti
 from napari_jrss.io.read import read_header, read_volume
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.pipeline import foreground_box, place, whole_box
+from napari_jrss.preprocess.pipeline import foreground_box, grid_on_box
 from napari_jrss.preprocess.prealign import align
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.processes import in_processes
 
 # Networks halve the grid three times.
 _MULTIPLE = 8
-# A scan whose spacing is off in the last digits of its header needs no further voxel.
+# A rounding error of the spacing in a header must not enlarge the grid by a voxel.
 _SLACK_VOXELS = 0.05
-# No network of this package trains on more.
+# More voxels than any network of this package can train on.
 _MOST_VOXELS = 2**30
-
-Box = NDArray[np.float64]
 
 
 def training_grid(
@@ -40,44 +49,43 @@ def training_grid(
     workers: int | None = None,
     keep_reference: Path | None = None,
 ) -> TrainingGrid:
-    """The grid that all cases are brought to.
+    """Choose the grid on which all cases of a project will lie.
 
     Parameters
     ----------
     cases
-        The cohort. A scan that can't be read doesn't count; ingesting it says why.
+        The cohort. Scans that can't be read are ignored here; ingesting them reports why.
     config
-        Preprocessing. Where it leaves the spacing open, it is the reference case's; the shape:
-        the smallest multiple of 8 along each axis that holds the largest scan (or foreground,
-        or the labels' common extent), turned to LPS.
+        Preprocessing. If it gives no spacing, that of the reference case is used. If it gives
+        no shape, the smallest multiple of 8 along each axis that holds the largest scan (or
+        foreground, or the extent of all labels), turned to LPS.
     table
-        The classes, where the crop goes by labels: what is background doesn't count.
+        The classes; needed to tell labels from background if the crop is ``labelled``.
     workers
-        Processes, where extents need the voxels (crop by foreground or by labels).
+        Processes that read the scans, if the crop is ``foreground`` or ``labelled``.
     keep_reference
-        File (.nii.gz) to write the reference scan to, if later scans are aligned to it: its
-        own files may go away, and of a DICOM series no path is kept. None: the grid refers to
-        the scan's own file.
+        File (.nii.gz) to which the reference scan is copied if scans are aligned to it, so
+        that later scans can be aligned as well. None: the grid refers to the scan's own file.
 
     Raises
     ------
     ScanError
-        The reference case is unknown or can't be read, no scan can be read, or the crop goes
-        by labels and there are none.
+        The reference case is unknown, no scan can be read, the crop is ``labelled`` and no
+        label can be read, or the grid would be too large.
     """
     reference = _reference(cases, config)
     shape, affine = _turned(reference.image)
     spacing = config.spacing_mm or spacing_mm(affine)
     if config.crop == "labelled":
-        jobs = [_Labelled(c, c.label, config, table, reference.image) for c in cases if c.label]
-        box = _union(r for _, r in in_processes(_label_box, jobs, workers))
+        one = partial(_label_box, prealign=config.prealign, table=table, reference=reference.image)
+        labelled = [case for case in cases if case.label]
+        box = _union(r for _, r in in_processes(one, labelled, workers))
         extents = [_size_mm(box, spacing_mm(affine))]
     elif config.crop == "foreground":
         box = foreground_box(read_volume(reference.image))
-        extents = []
-        if config.shape is None:
-            found = in_processes(_foreground_mm, [c.image for c in cases], workers)
-            extents = [r for _, r in found if not isinstance(r, Exception)]
+        images = [c.image for c in cases] if config.shape is None else []
+        found = in_processes(_foreground_mm, images, workers)
+        extents = [r for _, r in found if not isinstance(r, Exception)]
     else:
         box = whole_box(shape)
         extents = _scan_sizes_mm(cases) if config.shape is None else []
@@ -89,34 +97,23 @@ def training_grid(
         spacing = (float(z), float(y), float(x))
     if config.prealign == "none" and config.crop != "labelled":
         return TrainingGrid(shape=wanted, spacing_mm=spacing)
-    kept = None
-    if config.prealign != "none":
-        kept = _kept(reference.image, keep_reference)
+    aligned = config.prealign != "none"
     return TrainingGrid(
         shape=wanted,
         spacing_mm=spacing,
-        affine=rows(affine @ place(box, spacing_mm(affine), wanted, spacing)),
-        reference=kept,
+        affine=rows(affine @ grid_on_box(box, spacing_mm(affine), wanted, spacing)),
+        reference=_kept(reference.image, keep_reference) if aligned else None,
     )
 
 
 def _kept(reference: Scan, copy: Path | None) -> Path:
-    """The file that later scans are aligned to."""
+    """The file to which later scans are aligned."""
     if copy is not None:
         volume = read_volume(reference)
         return write_nifti(copy, volume.array, volume)
     if not isinstance(reference, Path):
-        raise ScanError(f"{reference.name}: to align scans to a DICOM series takes a copy")
+        raise ScanError(f"{reference.name}: aligning scans to a DICOM series needs a copy of it")
     return reference
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    case: FoundCase
-    label: Path
-    config: PreprocessingConfig
-    table: LabelTable | None
-    reference: Scan
 
 
 def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> FoundCase:
@@ -124,48 +121,45 @@ def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> Found
         for case in cases:
             if case.case_id == config.reference_case:
                 return case
-        raise ScanError(f"there is no case {config.reference_case!r} to be the reference")
+        raise ScanError(f"there is no case {config.reference_case!r}, the reference case")
     first: ScanError | None = None
     for case in sorted(cases, key=lambda case: case.label is None):
         try:
             read_volume(case.image)
         except ScanError as error:
             first = first or error
-            continue  # ingesting it says why; the next one serves as well
+            continue
         return case
     raise ScanError("no scan can be read" + (f" ({first})" if first else ""))
 
 
 def _turned(image: Scan) -> tuple[Shape, Matrix]:
-    """Shape (z, y, x) and affine of a scan turned upright to LPS, from its header alone."""
+    """Shape (z, y, x) and affine of a scan turned upright to LPS; reads only its header."""
     header = read_header(image)
     turn, shape = to_upright_lps(header.affine, header.shape[::-1])
     return shape, header.affine @ turn
 
 
 def _scan_sizes_mm(cases: Sequence[FoundCase]) -> list[NDArray[np.float64]]:
+    """Extents (x, y, z) in mm of the scans that can be read."""
     sizes = []
     for case in cases:
-        try:
+        with suppress(ScanError):
             shape, affine = _turned(case.image)
-        except ScanError:
-            continue  # ingesting it says why
-        sizes.append(_size_mm(whole_box(shape), spacing_mm(affine)))
+            sizes.append(_size_mm(whole_box(shape), spacing_mm(affine)))
     return sizes
 
 
 def _too_large(cases: Sequence[FoundCase], wanted: Shape) -> str:
-    """Why no grid holds all scans, naming the largest: its voxel size may well be wrong."""
-    largest, name = 0.0, ""
-    for case in cases:
-        (size, *_) = [*_scan_sizes_mm([case]), np.zeros(3)]
-        if size.max() > largest:
-            largest, name = float(size.max()), str(getattr(case.image, "name", case.case_id))
-            name = str(case.image) if isinstance(case.image, Path) else name
+    """Message that no grid holds all scans; names the largest, whose header may be wrong."""
+    sizes = [max((float(s.max()) for s in _scan_sizes_mm([case])), default=0.0) for case in cases]
+    largest = int(np.argmax(sizes))
+    image = cases[largest].image
     z, y, x = wanted
     return (
-        f"{name}: is {largest:.4g} mm long, so that a training grid of {z} x {y} x {x} voxels "
-        "would be needed to hold all scans: leave it out, or give a shape"
+        f"{image if isinstance(image, Path) else image.name}: is {sizes[largest]:.4g} mm long, so "
+        f"that a training grid of {z} x {y} x {x} voxels would be needed to hold all scans: "
+        "leave the scan out, or set a grid shape"
     )
 
 
@@ -175,26 +169,26 @@ def _foreground_mm(image: Scan) -> NDArray[np.float64]:
     return _size_mm(foreground_box(volume), spacing_mm(volume.affine @ turn))
 
 
-def _label_box(job: _Labelled) -> Box:
+def _label_box(
+    case: FoundCase, *, prealign: Prealign, table: LabelTable | None, reference: Scan
+) -> Box:
     """First and last voxel (x, y, z) of a label, in voxels of the reference turned to LPS."""
-    label = read_classes(job.label, job.table)
-    _, affine = _turned(job.reference)
-    moved = align(read_volume(job.case.image), job.reference, job.config.prealign) @ affine
+    assert case.label is not None
+    label = read_classes(case.label, table)
+    _, affine = _turned(reference)
+    moved = align(read_volume(case.image), reference, prealign) @ affine
     points = np.argwhere(label.array)[:, ::-1]
     if not len(points):
-        raise ScanError(f"{job.label}: label is empty")
-    back = np.linalg.inv(moved) @ label.affine
-    placed = points @ back[:3, :3].T + back[:3, 3]
+        raise ScanError(f"{case.label}: label is empty")
+    placed = map_points(np.linalg.inv(moved) @ label.affine, points)
     return np.array([placed.min(0), placed.max(0)])
 
 
 def _union(boxes: Iterable[Box | Exception]) -> Box:
     readable = [box for box in boxes if not isinstance(box, Exception)]
     if not readable:
-        raise ScanError("the crop goes by labels, and no case has one that can be read")
-    return np.array(
-        [np.min([b[0] for b in readable], axis=0), np.max([b[1] for b in readable], axis=0)]
-    )
+        raise ScanError("the crop is set by the labels, but no label can be read")
+    return np.array([np.min(readable, axis=0)[0], np.max(readable, axis=0)[1]])
 
 
 def _size_mm(box: Box, spacing: Triple) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
-"""Many scans at once into the cache of a project: one process each, one reason per failure."""
+"""Bring scans into a project in worker processes; each scan that fails has its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
@@ -30,18 +31,18 @@ from napari_jrss.processes import WorkerDiedError, in_processes
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What became of one scan.
+    """How the import of one scan ended.
 
     Attributes
     ----------
     case_id
         The case.
     ok
-        Whether it is in the cache now.
+        Whether it is in the project now.
     reason
         Why not, in one line; empty if it is.
     path
-        Where it lies, if it does.
+        Its folder in the project, if it is.
     labelled
         Whether it has a label.
     label_kept
@@ -66,7 +67,7 @@ def ingest(
     grid: TrainingGrid | None = None,
     version: str = "manual",
 ) -> Iterator[IngestResult]:
-    """Preprocess cases in worker processes and write them to the cache, as each gets ready.
+    """Preprocess cases in worker processes and write each to the project's folder of cases.
 
     Parameters
     ----------
@@ -77,20 +78,20 @@ def ingest(
     table
         The classes; needed if any case has a label.
     folder
-        The project's folder of cases, which nobody else writes to meanwhile. A case that is
-        there already, made of the same files in the same way, counts as done.
+        The project's folder of cases; no other process may write to it. A case that is in it
+        already, made of the same files in the same way, counts as done.
     workers
-        Processes of one thread each; none: as many as there are cores for this process.
+        Processes of one thread each; None: as many as this process may use cores.
     grid
-        The training grid; none: :func:`~napari_jrss.preprocess.grid.training_grid` of these cases.
+        The training grid; None: :func:`~napari_jrss.preprocess.grid.training_grid` of these cases.
     version
         Name of the label version.
 
     Yields
     ------
     IngestResult
-        One per case, in the order in which they end. A case that fails says why, and the
-        others go on, also when its process dies.
+        One for each case, in the order in which they end. If one fails, even by the death of
+        its process, the others go on.
 
     Notes
     -----
@@ -101,32 +102,31 @@ def ingest(
         raise ValueError("labelled cases need a label table")
     sweep(folder)
     grid = grid or training_grid(cases, config, table, workers)
-    jobs = [_Job(case, config, table, grid, folder, version) for case in cases]
-    for job, result in in_processes(_ingest_one, jobs, workers):
+    one = partial(
+        _ingest_one, config=config, table=table, grid=grid, folder=folder, version=version
+    )
+    for case, result in in_processes(one, cases, workers):
         if isinstance(result, BaseException):
-            yield IngestResult(job.case.case_id, ok=False, reason=_reason(result, job.case))
+            yield IngestResult(case.case_id, ok=False, reason=_reason(result, case))
         else:
             yield result
 
 
-@dataclass(frozen=True)
-class _Job:
-    case: FoundCase
-    config: PreprocessingConfig
-    table: LabelTable | None
-    grid: TrainingGrid
-    folder: Path
-    version: str
-
-
-def _ingest_one(job: _Job) -> IngestResult:
-    case, table = job.case, job.table
+def _ingest_one(
+    case: FoundCase,
+    *,
+    config: PreprocessingConfig,
+    table: LabelTable | None,
+    grid: TrainingGrid,
+    folder: Path,
+    version: str,
+) -> IngestResult:
     image = read_volume(case.image)
     label = None
     if case.label is not None:
         assert table is not None
         label = read_classes(case.label, table)
-    done = preprocess(image, label, job.config, job.grid)
+    done = preprocess(image, label, config, grid)
     source, checksum = _origin(case.image, image)
     attributes = CaseAttributes(
         case_id=case.case_id,
@@ -134,14 +134,14 @@ def _ingest_one(job: _Job) -> IngestResult:
         checksum=checksum,
         label_source=str(case.label.absolute()) if case.label else None,
         label_checksum=file_checksum(case.label) if case.label else None,
-        chain=done.chain,
-        spacing_mm=job.grid.spacing_mm,
+        transform=done.transform,
+        spacing_mm=grid.spacing_mm,
     )
     try:
-        path = write_case(job.folder, attributes, done.image, done.label, table, job.version)
+        path = write_case(folder, attributes, done.image, done.label, table, version)
     except FileExistsError:
-        # The very same case is there already: an earlier run wrote it and was killed.
-        path = case_path(job.folder, case.case_id)
+        # An earlier run may have written the same case before it was killed.
+        path = case_path(folder, case.case_id)
         if read_attributes(path) != attributes:
             raise
     return IngestResult(
@@ -150,9 +150,9 @@ def _ingest_one(job: _Job) -> IngestResult:
 
 
 def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
-    """What a case remembers of its scan's files: where they lie, and a checksum.
+    """Path and checksum of a scan's file.
 
-    Of a DICOM series no path is kept, since folders and files are named after patients.
+    The path of a DICOM series is not stored, since it may contain the patient's name.
     """
     if isinstance(scan, Path):
         return str(scan.absolute()), file_checksum(scan)

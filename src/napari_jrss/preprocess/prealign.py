@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -12,22 +12,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from napari_jrss.config import Prealign
 from napari_jrss.errors import ScanError
-from napari_jrss.geometry import Matrix
+from napari_jrss.geometry import Matrix, corners, isotropic_grid, map_points, whole_box
 from napari_jrss.io.layouts import Scan
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.preprocess.resample import resample_image
 
-# Alignment sees the scans at about this many voxels along their longest side: enough for twelve
-# numbers, and independent of the scans' resolution.
+# Scans are aligned at this many voxels along their longest side. That is enough for the twelve
+# numbers of an affine map, and the time doesn't depend on the scans' resolution.
 _WORKING_VOXELS = 80
 
 
 def foreground(image: Volume) -> NDArray[np.bool_]:
-    """The head without air, the body without its table: a mask (z, y, x).
-
-    The largest connected part above Otsu's threshold.
+    """Mask (z, y, x) of the largest connected part above Otsu's threshold: the head, the body.
 
     Raises
     ------
@@ -37,7 +36,7 @@ def foreground(image: Volume) -> NDArray[np.bool_]:
     low, high = np.percentile(image.array, (0.1, 99.9))
     if low == high:
         raise ScanError(f"{image.source or 'image'}: image is constant")
-    # Clipped, or a few bright voxels would leave the histogram one bin for everything else.
+    # Unclipped, a few bright voxels would put everything else into one bin of the histogram.
     clipped = np.clip(image.array, low, high)
     mask: NDArray[np.bool_] = clipped > threshold_otsu(clipped)
     parts, _ = ndimage.label(mask)
@@ -46,21 +45,24 @@ def foreground(image: Volume) -> NDArray[np.bool_]:
     return np.asarray(parts == sizes.argmax())
 
 
-def align(
-    image: Volume, reference: Scan | None, method: Literal["none", "center_of_mass", "affine"]
-) -> Matrix:
-    """Map from the reference's world to the scan's own, both in LPS mm, as a 4x4 array.
+def align(image: Volume, reference: Scan | None, method: Prealign) -> Matrix:
+    """Affine map (4x4) from the reference's world to the scan's own, both in LPS mm.
 
     Parameters
     ----------
     image
         The scan.
     reference
-        The reference case; the map of that very scan is the identity.
+        The reference case; the reference itself is mapped by the identity.
     method
-        ``none``: the scans share a frame already. ``center_of_mass``: a shift that brings the
-        centres of the foregrounds together. ``affine``: from there, twelve parameters that
-        maximise Mattes' mutual information.
+        ``none``: the scans lie in one frame already. ``center_of_mass``: a shift that brings
+        the centres of the foregrounds together. ``affine``: starts from there and finds the
+        twelve parameters that maximise Mattes' mutual information.
+
+    Raises
+    ------
+    ScanError
+        The reference can't be read, a scan is constant, or the affine alignment fails.
 
     Notes
     -----
@@ -124,9 +126,9 @@ def _affine(fixed: Volume, moving: Volume) -> Matrix:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for SimpleITK: the metric adds up in the order in which threads end.
+    """Let SimpleITK use one thread: with several, the metric's sum depends on their order.
 
-    The metric takes its number from this setting of the process and from nothing else.
+    The metric takes the number of threads from this setting of the process only.
     """
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -139,19 +141,14 @@ def _one_thread() -> Iterator[None]:
 def _upright(volume: Volume) -> Any:
     """The scan on a coarse isotropic grid along the world's axes, as a SimpleITK image.
 
-    SimpleITK knows no shear and its optimiser likes small images; this serves both.
+    SimpleITK images can't be sheared, and the optimiser works best on small ones.
     """
-    ends = np.array(volume.shape[::-1]) - 1.0
-    corners = np.stack(np.meshgrid(*((0, e) for e in ends), indexing="ij"), -1).reshape(-1, 3)
-    world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    origin, reach = world.min(0), np.ptp(world, axis=0)
-    spacing = float(max(min(volume.spacing_mm), reach.max() / _WORKING_VOXELS))
-    placed = np.diag([spacing, spacing, spacing, 1.0])
-    placed[:3, 3] = origin
-    x, y, z = (int(n) + 1 for n in np.ceil(reach / spacing))
-    matrix = np.asarray(np.linalg.inv(volume.affine) @ placed, dtype=np.float64)
-    array = resample_image(volume.array, matrix, (z, y, x), float(volume.array.min()))
+    extent_mm = np.ptp(map_points(volume.affine, corners(whole_box(volume.shape))), axis=0).max()
+    spacing = float(max(min(volume.spacing_mm), extent_mm / _WORKING_VOXELS))
+    affine, shape = isotropic_grid(volume.affine, volume.shape, spacing)
+    matrix = np.asarray(np.linalg.inv(volume.affine) @ affine, dtype=np.float64)
+    array = resample_image(volume.array, matrix, shape, float(volume.array.min()))
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([spacing] * 3)
-    image.SetOrigin(origin.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
     return image

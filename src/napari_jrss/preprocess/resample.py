@@ -1,9 +1,8 @@
-"""Carry an array from one voxel grid to another, given one matrix.
+"""Resample an array from one voxel grid to another, given one matrix.
 
 Every function takes `matrix`, a 4x4 array that maps voxels (x, y, z, 1) of the wanted grid to
-voxels of the array at hand; arrays and shapes are (z, y, x). Where the matrix only permutes,
-flips and shifts by whole voxels, values are copied and never interpolated, so that the way
-back is exact.
+voxels of the given array. Arrays and shapes are (z, y, x). If the matrix only permutes, flips
+and shifts by whole voxels, values are copied and not interpolated, so that the way back is exact.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.geometry import Matrix, Shape, copies, copy, linear_and_shift
+from napari_jrss.geometry import Matrix, Shape, is_exact, linear_and_shift, move_voxels
 
-# A tie between classes goes to the nearest voxel's label: the lowest index would shrink every
-# structure by half a voxel wherever a sample falls midway.
+# A tie between classes goes to the nearest voxel's class. Given to the lowest index, it would
+# shrink structures by half a voxel wherever a sample falls midway.
 _TIE = 1e-4
 _SHARES_AT_ONCE = 10_000_000  # bounds the memory of a label with many classes
 _FWHM = 2 * np.sqrt(2 * np.log(2))
@@ -37,11 +36,11 @@ def resample_image(
 
     Notes
     -----
-    The Gaussian before a coarser grid has the width that turns a voxel of the one size into
-    one of the other (Cardoso et al. 2015), or fine structure would come back as noise.
+    Before sampling on a coarser grid, a Gaussian turns the voxel size into that of the new grid
+    (Cardoso et al. 2015); without it, fine structures would appear as noise.
     """
-    if copies(matrix):
-        return copy(array, matrix, shape, fill).astype(np.float32)
+    if is_exact(matrix):
+        return move_voxels(array, matrix, shape, fill).astype(np.float32)
     linear, shift = linear_and_shift(matrix)
     step = np.abs(linear).max(1)
     sigma = np.sqrt(np.clip(step**2 - 1, 0, None)) / _FWHM
@@ -58,23 +57,23 @@ def resample_image(
 def resample_label(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray[Any]:
     """Class indices on the wanted grid; background outside the array.
 
-    Each class is interpolated linearly by itself and the largest share wins. Nearest-neighbour
-    lookup would move each boundary by up to half a voxel, differently in each scan, and leave
-    stairs; this keeps it where it is. A tie goes to the nearest voxel's class.
+    Each class is interpolated linearly, and the class with the largest share wins; a tie goes
+    to the nearest voxel's class. This keeps boundaries in place, whereas nearest-neighbour
+    lookup would move them by up to half a voxel and leave steps.
     """
-    if copies(matrix):
-        return np.ascontiguousarray(copy(array, matrix, shape))
+    if is_exact(matrix):
+        return np.ascontiguousarray(move_voxels(array, matrix, shape))
     linear, shift = linear_and_shift(matrix)
     out: NDArray[Any] = _nearest(array, matrix, shape)
     out[~inside(matrix, shape, array.shape)] = 0
-    # Shares differ from one and none only next to a boundary.
+    # Only next to a boundary do shares differ from 0 and 1.
     mixed = ndimage.minimum_filter(array, 3) != ndimage.maximum_filter(array, 3)
     points = np.flatnonzero(_nearest(mixed.view(np.uint8), matrix, shape))
     classes = int(array.max()) + 1
     for some in np.array_split(points, len(points) * classes // _SHARES_AT_ONCE + 1):
         where = np.stack(np.unravel_index(some, shape)).T @ linear.T + shift
-        held = ((where >= -0.5) & (where <= np.array(array.shape) - 0.5)).all(1)
-        some, where = some[held], where[held]
+        covered = ((where >= -0.5) & (where <= np.array(array.shape) - 0.5)).all(1)
+        some, where = some[covered], where[covered]
         each = np.arange(len(some))
         share = np.zeros((classes, len(some)), np.float32)
         share[out.flat[some], each] = _TIE
@@ -88,14 +87,14 @@ def resample_label(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray
 
 
 def inside(matrix: Matrix, shape: Shape, extent: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which voxels of the wanted grid lie within an array of shape `extent` (z, y, x)."""
+    """Mask of the wanted grid's voxels that lie within an array of shape `extent` (z, y, x)."""
     linear, shift = linear_and_shift(matrix)
     z, y, x = np.ogrid[tuple(map(slice, shape))]
-    held = np.ones(shape, bool)
+    covered = np.ones(shape, bool)
     for row, offset, n in zip(linear, shift, extent, strict=True):
         where = row[0] * z + row[1] * y + row[2] * x + offset
-        held &= (where >= -0.5) & (where <= n - 0.5)
-    return held
+        covered &= (where >= -0.5) & (where <= n - 0.5)
+    return covered
 
 
 def _nearest(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray[Any]:

@@ -1,8 +1,8 @@
 """How one scan reached the training grid: stored with the case, and exactly invertible.
 
-Whatever happens to a scan's geometry (turning to LPS, pre-alignment, resampling, cropping) is
-one affine map between two voxel grids. The :class:`GridTransform` keeps that map, so the way
-back is its inverse; where it only turns, crops and pads, both ways copy voxels unchanged.
+Turning to LPS, pre-alignment, resampling and cropping together are one affine map between two
+voxel grids. A :class:`GridTransform` keeps that map, and the way back is its inverse. If it only
+turns, crops and pads, both ways move voxels unchanged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from napari_jrss.geometry import Matrix, Rows, Shape, Triple, copies
+from napari_jrss.geometry import Matrix, Rows, Shape, Triple, is_exact
 from napari_jrss.io.volume import ScanHeader
-from napari_jrss.preprocess.resample import resample_image, resample_label
+from napari_jrss.preprocess.resample import inside, resample_image, resample_label
 
 
 class _Record(BaseModel):
@@ -24,7 +24,7 @@ class _Record(BaseModel):
 
 
 class Intensity(_Record):
-    """What was done to the values: clipped to [low, high], then (value - mean) / std."""
+    """How intensities were scaled: clipped to [low, high], then (value - mean) / std."""
 
     low: float
     high: float
@@ -48,7 +48,7 @@ class GridTransform(_Record):
     grid_to_source
         Training-grid voxel (x, y, z, 1) -> the scan's voxel, 4 rows.
     intensity
-        What was done to the values.
+        How the scan's intensities were scaled.
     """
 
     source_shape: Shape
@@ -67,35 +67,30 @@ class GridTransform(_Record):
     def grid_affine(self) -> Matrix:
         """Training-grid voxel (x, y, z, 1) -> LPS mm of the scan's own world.
 
-        The pre-alignment is part of it: a point of the training grid is where the scan shows
-        it. A displacement field u (fixed grid -> moving, voxels) therefore moves the point
-        ``fixed.grid_affine @ p`` to ``moving.grid_affine @ (p + u)``.
+        This includes the pre-alignment. A displacement field u (fixed grid -> moving, voxels)
+        therefore moves the point ``fixed.grid_affine @ p`` to
+        ``moving.grid_affine @ (p + u)``.
         """
         return np.asarray(np.array(self.source_affine) @ self.matrix)
 
     @property
-    def copies(self) -> bool:
-        """Whether the scan was only turned, cropped and padded: nothing was interpolated."""
-        return copies(self.matrix)
+    def exact(self) -> bool:
+        """Whether the scan was only turned, cropped and padded, without interpolation."""
+        return is_exact(self.matrix)
 
     @property
     def _back(self) -> Matrix:
         back = np.linalg.inv(self.matrix)
-        return np.asarray(np.rint(back) if self.copies else back)
+        return np.asarray(np.rint(back) if self.exact else back)
 
     def inside_scan(self) -> NDArray[np.bool_]:
-        """Which voxels (z, y, x) of the training grid lie in the scan; the others are padding."""
-        z, y, x = np.ogrid[tuple(map(slice, self.shape))]
-        inside = np.ones(self.shape, bool)
-        for (a, b, c, start), size in zip(self.matrix[:3], self.source_shape[::-1], strict=True):
-            place = a * x + b * y + c * z + start
-            inside &= (place > -0.5) & (place < size - 0.5)
-        return inside
+        """Mask (z, y, x) of the training grid's voxels that the scan covers, without padding."""
+        return inside(self.matrix, self.shape, self.source_shape)
 
     def label_to_source(self, label: NDArray[Any]) -> NDArray[Any]:
         """A label (z, y, x) of the training grid on the scan's own grid; background elsewhere.
 
-        Bit for bit the original where :attr:`copies` holds and the grid covers the label.
+        Equal to the original label if the transform is :attr:`exact` and the grid covers it.
         """
         self._check(label.shape)
         return resample_label(label, self._back, self.source_shape)
@@ -103,7 +98,7 @@ class GridTransform(_Record):
     def image_to_source(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """An image of the training grid with the scan's intensities, on the scan's own grid.
 
-        Voxels outside the training grid get the lowest intensity that was kept.
+        Voxels outside the training grid get the lower clipping value.
         """
         self._check(image.shape)
         scale = self.intensity
@@ -115,31 +110,25 @@ class GridTransform(_Record):
         self._check(values.shape)
         return resample_image(values, self._back, self.source_shape, fill)
 
-    def probabilities_to_source(self, probabilities: NDArray[Any]) -> NDArray[np.float32]:
-        """Class probabilities (C, z, y, x) on the scan's own grid; background elsewhere."""
-        return np.stack(
-            [self.values_to_source(p, fill=float(c == 0)) for c, p in enumerate(probabilities)]
-        )
-
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             raise ValueError(f"shape {shape} is not that of the training grid {self.shape}")
 
 
 class TrainingGrid(_Record):
-    """The grid that every case of a project is brought to.
+    """The grid on which every case of a project lies.
 
     Attributes
     ----------
     shape
         Voxels (z, y, x).
     spacing_mm
-        Voxel size (z, y, x) in mm; nominal where each scan's extent is resized by itself.
+        Voxel size (z, y, x) in mm; nominal if each scan's extent is resized to the grid.
     affine
-        Voxel (x, y, z, 1) -> LPS mm of the reference's world, 4 rows, where all scans share
-        that frame; none: each scan is placed by itself.
+        Voxel (x, y, z, 1) -> LPS mm of the reference's world, 4 rows, if all scans lie in
+        that frame; None: the grid is centred on each scan.
     reference
-        Image file that scans are aligned to, if they are.
+        Image file to which scans are aligned, if any.
     """
 
     shape: Shape

@@ -50,18 +50,18 @@ class ProjectCases(ProjectFolder):
         return case
 
     def attributes(self, case_id: str) -> CaseAttributes:
-        """Where a case came from, and the chain back to its scan's own grid."""
+        """Where a case came from, and the transform back to its scan's own grid."""
         return store.read_attributes(self.case_path(self.case(case_id).case_id))
 
     def voxel_ml(self, case_id: str) -> float:
         """Millilitres of a voxel of the training grid, as the scan itself measures them."""
-        return voxel_ml(self.attributes(case_id).chain.grid_affine)
+        return voxel_ml(self.attributes(case_id).transform.grid_affine)
 
     def spacing_of(self, case_id: str) -> Triple:
         """Voxel size (z, y, x) in mm: of the common frame, else of this scan by itself."""
         if self.grid.affine is not None:
             return self.grid.spacing_mm
-        return spacing_mm(self.attributes(case_id).chain.grid_affine)
+        return spacing_mm(self.attributes(case_id).transform.grid_affine)
 
     def image(self, case_id: str) -> Image:
         """Preprocessed image (z, y, x) of a case on the training grid."""

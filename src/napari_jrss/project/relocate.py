@@ -108,7 +108,7 @@ class ProjectSources(ProjectRounds):
         path = self.case_path(found.case_id)
         source = {"scan": "source", "label": "label_source"}[found.kind]
         try:
-            store.relink(path, **{source: str(found.path)})
+            store.update_sources(path, **{source: str(found.path)})
         except OSError as error:
             raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
         self._ledger.relinked(found.case_id, found.kind)
@@ -153,8 +153,8 @@ def find_dicom_sources(
         alike = [
             case
             for case in wanted
-            if case.chain.source_shape == series.shape
-            and np.allclose(case.chain.source_affine, series.affine, atol=1e-2)
+            if case.transform.source_shape == series.shape
+            and np.allclose(case.transform.source_affine, series.affine, atol=1e-2)
         ]
         if not alike:
             continue

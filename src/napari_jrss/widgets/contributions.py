@@ -100,11 +100,11 @@ def read_dicom(path: str) -> list[LayerTuple]:
 
 def read_ome_zarr(path: str) -> list[LayerTuple]:
     """An OME-Zarr image of version 0.5, and its labels."""
-    from napari_jrss.io.ome_zarr import read_image, read_labels
+    from napari_jrss.io.ome_zarr import read_zarr_image, read_zarr_labels
 
     name = Path(path).name.removesuffix(".zarr").removesuffix(".ome")
-    layers = [layer_of(read_image(Path(path)), name)]
-    for label_name, label in read_labels(Path(path)):
+    layers = [layer_of(read_zarr_image(Path(path)), name)]
+    for label_name, label in read_zarr_labels(Path(path)):
         layers.append(layer_of(label, f"{name} {label_name}", "labels"))
     return layers
 

@@ -45,7 +45,7 @@ def make_project(
                 case_id=f"case_{i:02d}",
                 source=f"case_{i:02d}.nii.gz",
                 checksum="0",
-                chain=ready.chain,
+                transform=ready.transform,
                 spacing_mm=grid.spacing_mm,
             )
             store.write_case(

@@ -32,11 +32,10 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.geometry import rows
 from napari_jrss.io.dicom import find_series
 from napari_jrss.io.label_files import label_table_from_csv
-from napari_jrss.io.layouts import discover
+from napari_jrss.io.layouts import discover, read_case_groups
 from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.predictions import Prediction, read_prediction, write_prediction
 from napari_jrss.io.read import read_header, read_volume
-from napari_jrss.io.subjects import read_case_groups
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
@@ -343,7 +342,7 @@ def make_case(folder: Path, case_id: str, label: bool = True) -> Path:
     rng = np.random.default_rng(len(case_id))
     classes = np.zeros(SHAPE, np.uint8)
     classes[2:6, 2:6, 1:4], classes[2:6, 2:6, 4:7] = 1, 2
-    chain = GridTransform(
+    transform = GridTransform(
         source_shape=SHAPE,
         source_affine=rows(np.eye(4)),
         header=None,
@@ -352,7 +351,11 @@ def make_case(folder: Path, case_id: str, label: bool = True) -> Path:
         intensity=Intensity(low=0, high=100, mean=50, std=20),
     )
     attributes = CaseAttributes(
-        case_id=case_id, source="scan.nii.gz", checksum="0" * 64, chain=chain, spacing_mm=(1, 1, 1)
+        case_id=case_id,
+        source="scan.nii.gz",
+        checksum="0" * 64,
+        transform=transform,
+        spacing_mm=(1, 1, 1),
     )
     image = rng.normal(0, 1, SHAPE).astype(np.float32)
     return store.write_case(
@@ -363,11 +366,11 @@ def make_case(folder: Path, case_id: str, label: bool = True) -> Path:
 def _read_case(folder: Path) -> None:
     path = store.case_path(folder, "a")
     attributes = store.read_attributes(path)
-    assert store.read_image(path).shape == attributes.chain.shape
+    assert store.read_image(path).shape == attributes.transform.shape
     for version in store.label_versions(path):
         assert store.read_label(path, version).max() < len(TABLE.classes)
-    back = attributes.chain.label_to_source(np.zeros(attributes.chain.shape, np.uint8))
-    assert back.shape == attributes.chain.source_shape
+    back = attributes.transform.label_to_source(np.zeros(attributes.transform.shape, np.uint8))
+    assert back.shape == attributes.transform.source_shape
 
 
 _CASE = "a.ome.zarr"

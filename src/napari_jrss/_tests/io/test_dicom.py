@@ -260,7 +260,7 @@ def _refused(kind: str) -> tuple[list[pydicom.FileDataset], str]:
                 series=series,
                 study=study,
             )
-            return [*made, *later], "different images at one place (time points, echoes or"
+            return [*made, *later], "different images at one position (time points, echoes or"
         case "sizes":
             pixels(made[3], np.zeros((4, 4), np.int16))
             return made, "images of different sizes"
@@ -309,8 +309,8 @@ def test_localizers_and_copies_leave_the_rest_of_a_series(tmp_path: Path) -> Non
     (series,), left = find_series(tmp_path)
     np.testing.assert_array_equal(read_series(series).array, voxels())
     assert [entry.reason for entry in left] == [
-        "2 localizers left out; the others are a case",
-        "2 repeated images left out; the others are a case",
+        "2 localizers left out; the other images are a case",
+        "2 repeated images left out; the other images are a case",
     ]
 
 
@@ -324,7 +324,7 @@ def test_a_damaged_copy_of_a_slice_is_not_passed_over(tmp_path: Path) -> None:
     d.save_as(copied)
     series, (entry,) = find_series(tmp_path)
     assert series == []
-    assert entry.reason.startswith("different images at one place")
+    assert entry.reason.startswith("different images at one position")
 
 
 def test_files_that_hold_no_scan_say_why(tmp_path: Path) -> None:
@@ -366,10 +366,10 @@ def test_files_that_hold_no_scan_say_why(tmp_path: Path) -> None:
     expected = {
         "colour": "a colour image",
         "palette": "not an image in grey levels",
-        "nowhere": "has no ImagePositionPatient, so no place in space",
+        "nowhere": "has no ImagePositionPatient, so its position is unknown",
         "shrunk": "bad PixelSpacing",
         "crooked": "bad ImageOrientationPatient",
-        "frames": "several frames without a place for each",
+        "frames": "several frames without a position for each",
         "huge": "truncated (the header promises 7200000000 bytes",
         "bits": "pixels of 64 in 64 bits are not supported",
         "segmentation": "a segmentation, no scan",
@@ -420,7 +420,7 @@ def test_a_series_is_found_again_by_its_voxels(tmp_path: Path) -> None:
     """Also when it was anonymised and sent again under other identifiers."""
     affine = lps_affine("PIR", SPACING, 5)
     (before,), _ = find_series(save(tmp_path / "a", slices(voxels(), affine)))
-    chain = GridTransform(
+    transform = GridTransform(
         source_shape=before.shape,
         source_affine=before.affine,
         header=None,
@@ -432,7 +432,7 @@ def test_a_series_is_found_again_by_its_voxels(tmp_path: Path) -> None:
         case_id="case-1",
         source="dicom",
         checksum=checksum(read_series(before)),
-        chain=chain,
+        transform=transform,
         spacing_mm=(1, 1, 1),
     )
     for name, seed in (("same", 0), ("other", 1)):

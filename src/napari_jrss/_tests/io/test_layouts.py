@@ -72,7 +72,7 @@ def test_decathlon(tmp_path):
     for outside in ("../elsewhere.nii.gz", "/etc/passwd", "imagesTr/../../x.nii.gz"):
         description["training"] = [{"image": outside}]
         (tmp_path / "dataset.json").write_text(json.dumps(description))
-        with pytest.raises(ScanError, match="leads out of the folder"):
+        with pytest.raises(ScanError, match="lies outside the folder"):
             discover(tmp_path)
 
 
@@ -190,5 +190,5 @@ def test_what_cannot_be_found_is_said(tmp_path):
     with pytest.raises(ScanError, match="are both"):
         discover(tmp_path / "images")
     scans(tmp_path / "labels", "q.nii")
-    with pytest.raises(ScanError, match="no label bears the name"):
+    with pytest.raises(ScanError, match="no label has the name"):
         discover(tmp_path)

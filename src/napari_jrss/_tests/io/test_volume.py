@@ -119,7 +119,7 @@ def test_labels_are_exact(tmp_path):
         -3,
     ]
     path = write(tmp_path / "f.nii.gz", np.array([[[0, 1.5]]], np.float32))
-    with pytest.raises(ScanError, match=r"f\.nii\.gz: label holds 1.5, which is no integer"):
+    with pytest.raises(ScanError, match=r"f\.nii\.gz: label holds 1.5, not a whole number"):
         read_label_volume(path)
 
 

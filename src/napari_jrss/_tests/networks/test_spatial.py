@@ -6,7 +6,6 @@ from torch import Tensor
 
 from napari_jrss.networks.spatial import (
     compose,
-    identity_grid,
     integrate_velocity,
     jacobian_determinant,
     resize_displacement,
@@ -16,6 +15,11 @@ from napari_jrss.networks.spatial import (
 # no two axes alike: a mix-up of axes cannot hide
 SHAPE = (12, 17, 23)
 INNER = (..., slice(3, -3), slice(3, -3), slice(3, -3))
+
+
+def identity_grid(shape: tuple[int, ...]) -> Tensor:
+    """Voxel coordinates of a grid, (3, z, y, x), components z, y, x."""
+    return torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"))
 
 
 def ramp(coefficients: tuple[float, float, float]) -> Tensor:

@@ -54,7 +54,7 @@ def test_every_failure_has_its_reason_and_the_others_go_on(tmp_path):
         "shape": "labels/shape.nii.gz: label of shape",
         "place": "mm away from its image",
         "unknown": "labels/unknown.nii.gz: unknown label id 3, 6",
-        "fraction": "which is no integer",
+        "fraction": "not a whole number",
         "empty": "labels/empty.nii.gz: label is empty",
         "constant": "images/constant.nii.gz: image is constant",
         "nan": "voxels are NaN",
@@ -76,7 +76,7 @@ def test_every_failure_has_its_reason_and_the_others_go_on(tmp_path):
         r.case_id: r for r in ingest(again, PreprocessingConfig(), TABLE, cases, 1, grid=grid)
     }
     assert second == {"good": good, "unlabelled": unlabelled}
-    back = store.read_attributes(good.path).chain.label_to_source(
+    back = store.read_attributes(good.path).transform.label_to_source(
         store.read_label(good.path, "manual")
     )
     np.testing.assert_array_equal(back, block_label())

@@ -44,10 +44,10 @@ def dice(one, other, index):
     )
 
 
-def same_world(chain: GridTransform, zyx_of_grid, zyx_of_source):
+def same_world(transform: GridTransform, zyx_of_grid, zyx_of_source):
     """Whether a voxel of the training grid and one of the scan lie at one place."""
-    here = chain.grid_affine @ (*zyx_of_grid[::-1], 1)
-    there = np.array(chain.source_affine) @ (*zyx_of_source[::-1], 1)
+    here = transform.grid_affine @ (*zyx_of_grid[::-1], 1)
+    there = np.array(transform.source_affine) @ (*zyx_of_source[::-1], 1)
     return np.allclose(here, there, atol=1e-6)
 
 
@@ -60,15 +60,15 @@ def test_without_resampling_the_way_back_is_bit_for_bit(orientation, tilt, origi
     label.array.flat[0] = 1
     grid = TrainingGrid(shape=(16, 16, 16), spacing_mm=(1.5, 1.5, 1.5))
     done = preprocess(image, label, PLAIN, grid)
-    assert done.chain.copies
+    assert done.transform.exact
     assert done.label_kept == 1
     assert done.label.shape == done.image.shape == (16, 16, 16)
-    chain = GridTransform.model_validate_json(done.chain.model_dump_json())
-    assert chain == done.chain
-    np.testing.assert_array_equal(chain.label_to_source(done.label), label.array)
-    np.testing.assert_allclose(chain.image_to_source(done.image), image.array, atol=1e-5)
+    transform = GridTransform.model_validate_json(done.transform.model_dump_json())
+    assert transform == done.transform
+    np.testing.assert_array_equal(transform.label_to_source(done.label), label.array)
+    np.testing.assert_allclose(transform.image_to_source(done.image), image.array, atol=1e-5)
     spot = np.unravel_index(np.argmax(image.array), shape)
-    assert same_world(chain, np.unravel_index(np.argmax(done.image), done.image.shape), spot)
+    assert same_world(transform, np.unravel_index(np.argmax(done.image), done.image.shape), spot)
 
 
 @given(orientations, st.tuples(*[st.integers(8, 12)] * 3))
@@ -81,8 +81,8 @@ def test_a_crop_keeps_what_it_covers_and_loses_no_more(orientation, shape):
         PLAIN,
         TrainingGrid(shape=shape, spacing_mm=(1, 1, 1)),
     )
-    back = done.chain.label_to_source(done.label)
-    ones = done.chain.label_to_source(np.ones(shape, np.uint8)) > 0
+    back = done.transform.label_to_source(done.label)
+    ones = done.transform.label_to_source(np.ones(shape, np.uint8)) > 0
     assert ones.sum() == np.prod(shape)
     np.testing.assert_array_equal(back, np.where(ones, label, 0))
     assert done.label_kept == pytest.approx(np.sum(back > 0) / np.sum(label > 0))
@@ -97,8 +97,8 @@ def test_resampled_labels_come_back_close_and_in_place(orientation, tilt, spacin
         shape=tuple(int(max(label.shape) / s) + 2 for s in spacing), spacing_mm=spacing
     )
     done = preprocess(volume(blobs(label.shape), affine), volume(label, affine), PLAIN, grid)
-    assert not done.chain.copies
-    back = done.chain.label_to_source(done.label)
+    assert not done.transform.exact
+    back = done.transform.label_to_source(done.label)
     assert back.shape == label.shape
     for index in (1, 2):
         assert dice(back, label, index) > 0.93
@@ -132,7 +132,7 @@ def test_each_image_is_normalised_where_the_scan_is(clip):
     config = PreprocessingConfig(clip_percentiles=clip)
     grid = TrainingGrid(shape=(24, 24, 24), spacing_mm=(1, 1, 1))
     done = preprocess(volume(array), None, config, grid)
-    covered = done.chain.matrix
+    covered = done.transform.matrix
     assert done.image.dtype == np.float32
     held = resample_image(np.ones_like(array), covered, grid.shape) > 0
     assert done.image[held].mean() == pytest.approx(0, abs=1e-4)
@@ -140,7 +140,7 @@ def test_each_image_is_normalised_where_the_scan_is(clip):
     assert (done.image[held].max() > 20) == (clip is None)
     if clip is None:
         np.testing.assert_allclose(
-            done.chain.image_to_source(done.image), array, rtol=1e-4, atol=0.1
+            done.transform.image_to_source(done.image), array, rtol=1e-4, atol=0.1
         )
 
 
@@ -151,14 +151,14 @@ def test_a_foreground_crop_follows_the_body():
     config = PreprocessingConfig(crop="foreground")
     grid = TrainingGrid(shape=(12, 12, 12), spacing_mm=(1, 1, 1))
     done = preprocess(volume(array, LPS_FROM_RAS), None, config, grid)
-    np.testing.assert_array_equal(done.chain.matrix[:3, 3], (19, 3, 24))
+    np.testing.assert_array_equal(done.transform.matrix[:3, 3], (19, 3, 24))
     resized = preprocess(
         volume(array, LPS_FROM_RAS),
         None,
         PreprocessingConfig(crop="foreground", resize=True, shape=(8, 8, 8)),
         TrainingGrid(shape=(8, 8, 8), spacing_mm=(1, 1, 1)),
     )
-    np.testing.assert_allclose(np.diag(resized.chain.matrix)[:3], (10 / 8, 12 / 8, 12 / 8))
+    np.testing.assert_allclose(np.diag(resized.transform.matrix)[:3], (10 / 8, 12 / 8, 12 / 8))
 
 
 def test_a_tie_between_classes_favours_none():
@@ -180,15 +180,15 @@ def test_what_lies_outside_the_array_is_background_or_fill():
     assert set(np.unique(image)) == {-5, 1}
 
 
-def test_probabilities_come_back_with_background_outside():
+def test_values_come_back_with_the_fill_value_outside():
     grid = TrainingGrid(shape=(8, 8, 8), spacing_mm=(1, 1, 1))
     done = preprocess(volume(blobs()), None, PLAIN, grid)
-    back = done.chain.probabilities_to_source(np.full((2, 8, 8, 8), 0.5, np.float32))
-    assert back.shape == (2, *blobs().shape)
-    np.testing.assert_allclose(back.sum(0), 1)
-    assert (back[0] == 1).sum() == back[0].size - 512
+    back = done.transform.values_to_source(np.full((8, 8, 8), 0.5, np.float32), fill=1)
+    assert back.shape == blobs().shape
+    assert set(np.unique(back)) == {0.5, 1}
+    assert (back == 0.5).sum() == 512
     with pytest.raises(ValueError, match="training grid"):
-        done.chain.label_to_source(np.zeros((7, 8, 8), np.uint8))
+        done.transform.label_to_source(np.zeros((7, 8, 8), np.uint8))
 
 
 def test_reasons_to_refuse_a_case():
@@ -258,7 +258,7 @@ def test_a_crop_around_the_labels_holds_them_all(tmp_path):
     assert grid.shape == (8, 8, 24)
     for case in cases:
         done = preprocess(read_volume(case.image), read_label_volume(case.label), config, grid)
-        assert done.chain.copies
+        assert done.transform.exact
         assert done.label_kept == 1
     resized = training_grid(
         cases, PreprocessingConfig(crop="labelled", resize=True, shape=(8,) * 3)
@@ -286,7 +286,7 @@ def test_centre_of_mass_brings_bodies_together_without_resampling(tmp_path):
     done = [
         preprocess(read_volume(c.image), read_label_volume(c.label), config, grid) for c in cases
     ]
-    assert all(d.chain.copies for d in done)
+    assert all(d.transform.exact for d in done)
     np.testing.assert_array_equal(done[0].label, done[1].label)
 
 
@@ -318,16 +318,16 @@ def test_affine_prealignment_finds_a_known_map(tmp_path):
     one, two = (
         preprocess(read_volume(c.image), read_label_volume(c.label), config, grid) for c in cases
     )
-    assert one.chain.copies
+    assert one.transform.exact
     for index in (1, 2):
         before = dice(label, read_label_volume(cases[1].label).array, index)
         assert dice(one.label, two.label, index) > max(0.9, before)
-    back = two.chain.label_to_source(two.label)
+    back = two.transform.label_to_source(two.label)
     assert dice(back, read_label_volume(cases[1].label).array, 2) > 0.93
     # grid_affine leads from the shared grid into each scan's own world.
     p = (20.0, 20.0, 18.0, 1.0)
     np.testing.assert_allclose(
-        two.chain.grid_affine @ p, found @ one.chain.grid_affine @ p, atol=1e-6
+        two.transform.grid_affine @ p, found @ one.transform.grid_affine @ p, atol=1e-6
     )
 
 
@@ -344,8 +344,8 @@ def test_real_labels_come_back_bit_for_bit(shared_data, name):
         label = read_label_volume(case.label)
         label = replace(label, array=table.to_classes(label.array))
         done = preprocess(read_volume(case.image), label, PLAIN, grid)
-        assert done.chain.copies
-        np.testing.assert_array_equal(done.chain.label_to_source(done.label), label.array)
+        assert done.transform.exact
+        np.testing.assert_array_equal(done.transform.label_to_source(done.label), label.array)
         assert len(np.unique(done.label)) == len(table.classes)
 
 
@@ -361,7 +361,9 @@ def test_a_real_head_stands_upright(shared_data):
     # Left and right caudate by the files' own ids, on the training grid.
     sides = {
         side: np.argwhere(
-            resample_label((raw.array == i).astype(np.uint8), done.chain.matrix, done.chain.shape)
+            resample_label(
+                (raw.array == i).astype(np.uint8), done.transform.matrix, done.transform.shape
+            )
         )
         for side, i in {"right": 36, "left": 37}.items()
     }
@@ -387,14 +389,14 @@ def test_a_tilted_scan_is_seen_upright_and_labelled_on_its_own_slices():
         config = PreprocessingConfig(crop=crop)
         grid = TrainingGrid(shape=(24, 48, 40), spacing_mm=(2, 1, 1))
         done = preprocess(scan, label, config, grid)
-        placed = done.chain.grid_affine
+        placed = done.transform.grid_affine
         linear = placed[:3, :3] / np.linalg.norm(placed[:3, :3], axis=0)
         np.testing.assert_allclose(linear, np.eye(3), atol=1e-6)  # no shear, and LPS
         # The grid covers the whole scan, and a ball is a ball on it.
         truth = ball(placed, grid.shape)
-        covered = inside(done.chain.matrix, grid.shape, shape)
+        covered = inside(done.transform.matrix, grid.shape, shape)
         assert covered.sum() > 0.9 * np.prod(shape)
-        scale = done.chain.intensity
+        scale = done.transform.intensity
         seen = (done.image * scale.std + scale.mean)[covered & (truth > 3)]
         off = np.abs(seen - (100 - 3 * truth[covered & (truth > 3)]))
         assert np.quantile(off, 0.95) < 0.1
@@ -402,7 +404,7 @@ def test_a_tilted_scan_is_seen_upright_and_labelled_on_its_own_slices():
         upright = truth < 9
         assert 2 * (upright & (done.label == 1)).sum() > 0.97 * (upright.sum() + done.label.sum())
         # Slices stay slices: along z nothing is interpolated.
-        np.testing.assert_allclose(done.chain.matrix[2, :2], 0, atol=1e-9)
-        np.testing.assert_allclose(done.chain.matrix[2] % 1 % 1, 0, atol=1e-6)
-        back = done.chain.label_to_source(done.label)
+        np.testing.assert_allclose(done.transform.matrix[2, :2], 0, atol=1e-9)
+        np.testing.assert_allclose(done.transform.matrix[2] % 1 % 1, 0, atol=1e-6)
+        back = done.transform.label_to_source(done.label)
         assert 2 * (back & label.array).sum() > 0.96 * (back.sum() + label.array.sum())

@@ -139,10 +139,10 @@ def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
         assert (path.name, predicted.name) == (f"{case}.dcm", f"{other}.dcm")
         for file, case_id, made_by in ((path, case, "MANUAL"), (predicted, other, "AUTOMATIC")):
             seg = hd.seg.segread(file)
-            chain = read_attributes(project.case_path(case_id)).chain
+            transform = read_attributes(project.case_path(case_id)).transform
             uid = seg.ReferencedSeriesSequence[0].SeriesInstanceUID
             (series,) = [s for s in find_series(tmp_path / "in")[0] if s.uid == uid]
-            expected = chain.label_to_source(label)
+            expected = transform.label_to_source(label)
             assert np.count_nonzero(expected) > 100
             np.testing.assert_array_equal(by_source(seg, series), expected)
             assert seg.get_segment_description(1).algorithm_type.value == made_by

@@ -306,24 +306,24 @@ def test_itk_reproduces_the_training_grids_warp_for_turned_scans(tmp_path: Path)
     config, spacing = PreprocessingConfig(), (1.5, 1.0, 2.0)
     moving_grid = TrainingGrid(shape=(16, 16, 16), spacing_mm=spacing)
     done = preprocess(moving, None, config, moving_grid)
-    assert done.chain.copies
+    assert done.transform.exact
     fixed_grid = TrainingGrid(shape=(16, 16, 16), spacing_mm=(2.0, 1.5, 1.0))
     other = preprocess(fixed, None, config, fixed_grid)
-    assert other.chain.copies
+    assert other.transform.exact
 
     field = np.stack([smooth((16, 16, 16), seed, 1.2) for seed in (3, 4, 5)])
     grid = np.indices((16, 16, 16)).astype(float)
     warped = ndimage.map_coordinates(done.image, grid + field, order=1, mode="nearest")
-    scale = done.chain.intensity
-    ours = other.chain.values_to_source(warped * scale.std + scale.mean, fill=np.nan)
+    scale = done.transform.intensity
+    ours = other.transform.values_to_source(warped * scale.std + scale.mean, fill=np.nan)
     path = write_displacement(
-        *scan_displacement(field, done.chain, other.chain), tmp_path / "field.nii.gz"
+        *scan_displacement(field, done.transform, other.transform), tmp_path / "field.nii.gz"
     )
     itks = itk_warp(tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", path)
     # Near its border the cached image mixes in what it is padded with; ITK doesn't know that.
-    covered = inside(done.chain.matrix, (16, 16, 16), moving.shape).astype(float)
+    covered = inside(done.transform.matrix, (16, 16, 16), moving.shape).astype(float)
     covered = ndimage.map_coordinates(covered, grid + field, order=1)
-    sees_only_the_scan = other.chain.values_to_source(covered) > 0.9999
+    sees_only_the_scan = other.transform.values_to_source(covered) > 0.9999
     assert sees_only_the_scan.mean() > 0.3
     np.testing.assert_allclose(itks[sees_only_the_scan], ours[sees_only_the_scan], atol=2e-4)
 
@@ -342,7 +342,7 @@ def test_itk_reproduces_our_warp_with_pre_alignment_and_resampling(
     centres = [(v.affine @ (6.5, 5.5, 4.5, 1))[:3] for v in (fixed, moving)]
     aligned[:3, 3] = centres[1] - aligned[:3, :3] @ centres[0] + (1.0, -2.0, 0.5)
     to_fixed, to_moving = (
-        _chain(volume, shape, np.linalg.inv(volume.affine) @ align @ grid)
+        _transform(volume, shape, np.linalg.inv(volume.affine) @ align @ grid)
         for volume, align in ((fixed, np.eye(4)), (moving, aligned))
     )
     field = np.stack([smooth(shape, seed, 1.0) for seed in (3, 4, 5)])
@@ -363,17 +363,19 @@ def test_a_sheared_scan_gets_a_field_that_itk_can_place(tmp_path: Path) -> None:
     sheared[0, 1] = 0.4
     fixed = scan(tmp_path, "fixed", sheared, 1)
     shape = (10, 12, 14)
-    chain = _chain(fixed, shape, np.eye(4))
+    transform = _transform(fixed, shape, np.eye(4))
     u = np.array([0.5, -1.0, 2.0])  # z, y, x voxels
     field = np.broadcast_to(u[:, None, None, None], (3, *shape))
-    path = write_displacement(*scan_displacement(field, chain, chain), tmp_path / "field.nii.gz")
+    path = write_displacement(
+        *scan_displacement(field, transform, transform), tmp_path / "field.nii.gz"
+    )
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
     for voxel in ((0, 0, 0), (7, 5, 3), (13, 11, 9)):
         here, there = ((fixed.affine @ (*v, 1))[:3] for v in (voxel, np.array(voxel) + u[::-1]))
         np.testing.assert_allclose(transform.TransformPoint(here.tolist()), there, atol=1e-4)
 
 
-def _chain(
+def _transform(
     volume: Volume, shape: tuple[int, int, int], matrix: NDArray[np.float64]
 ) -> GridTransform:
     return GridTransform(

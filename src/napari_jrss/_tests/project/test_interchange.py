@@ -189,8 +189,8 @@ def test_a_nifti_label_of_a_dicom_case_lies_on_its_series(tmp_path: Path, order:
     with Project.create(tmp_path / "p.jrss", TABLE, config) as project:
         assert all(r.ok for r in project.add_cases(discover_dicom(folder).cases, workers=1))
         (case,) = project.cases()
-        chain = project.attributes(case.case_id).chain
-        assert chain.copies
+        transform = project.attributes(case.case_id).transform
+        assert transform.exact
         label = np.zeros((48, 48, 48), np.uint8)
         label[20:26, 21:30, 22:26] = 2
         project.add_label_version(case.case_id, label, "reader")
@@ -200,7 +200,7 @@ def test_a_nifti_label_of_a_dicom_case_lies_on_its_series(tmp_path: Path, order:
     scan, exported = reader.Execute(), sitk.ReadImage(str(path))
     assert exported.IsSameImageGeometryAs(scan, 1e-4, 1e-5)
     np.testing.assert_array_equal(
-        sitk.GetArrayFromImage(exported) == 7, chain.label_to_source(label) == 2
+        sitk.GetArrayFromImage(exported) == 7, transform.label_to_source(label) == 2
     )
     header = nib.load(path).header
     assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)

@@ -318,7 +318,7 @@ def test_labels_that_do_not_fit_are_refused(project: Project) -> None:
 
 def test_a_damaged_label_is_noticed(project: Project) -> None:
     path = project.case_path("case0")
-    store.label_array(path, "v0001")  # readable
+    store.read_label(path, "v0001")  # readable
     other = project.case_path("case1") / "labels" / "v0001"
     shutil.rmtree(path / "labels" / "v0001")
     shutil.copytree(other, path / "labels" / "v0001")

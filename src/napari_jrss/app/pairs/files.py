@@ -46,12 +46,12 @@ class ScanWarp:
 
 def on_fixed_scan(pair: Pair) -> ScanWarp:
     """Warp the moving scan itself onto the fixed scan's own grid."""
-    here, chain = pair.moving, pair.moving.chain
-    displacement, affine = scan_displacement(pair.registered.field, chain, pair.fixed.chain)
+    here, transform = pair.moving, pair.moving.transform
+    displacement, affine = scan_displacement(pair.registered.field, transform, pair.fixed.transform)
     scan = here.volume()
     label = None
     if here.label is not None:
-        on_scan = Volume(chain.label_to_source(here.label), scan.affine)
+        on_scan = Volume(transform.label_to_source(here.label), scan.affine)
         label = _pull(on_scan, displacement, affine, nearest=True)
     return ScanWarp(displacement, affine, _pull(scan, displacement, affine), label)
 

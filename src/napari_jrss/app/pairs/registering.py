@@ -94,7 +94,7 @@ class RegistrationInput:
     name: str
     image: Image
     label: Label | None
-    chain: GridTransform
+    transform: GridTransform
     scan: Path | Volume
 
     def volume(self) -> Volume:
@@ -252,12 +252,12 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
     if name in cases:
         attributes = project.attributes(name)
         label = project.label(name) if cases[name].label_version else None
-        image, chain = project.image(name), attributes.chain
+        image, transform = project.image(name), attributes.transform
         scan: Path | Volume = Path(attributes.source)
         if attributes.source == DICOM_SOURCE:
             # The path of a DICOM scan isn't kept: use the project's image, on the scan's grid.
-            scan = Volume(chain.image_to_source(image), np.array(chain.source_affine))
-        return RegistrationInput(name, image, label, chain, scan)
+            scan = Volume(transform.image_to_source(image), np.array(transform.source_affine))
+        return RegistrationInput(name, image, label, transform, scan)
     if not Path(name).exists():
         hint = did_you_mean(name, cases)
         raise ProjectError(f"{name}: neither a case of {project.path} nor a file{hint}")
@@ -267,7 +267,7 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
 def prepare_registration_input(project: Project, name: str, volume: Volume) -> RegistrationInput:
     """Preprocess a volume that isn't a case as the cases were."""
     ready = preprocess(volume, None, project.preprocessing, project.grid)
-    return RegistrationInput(name, ready.image, None, ready.chain, volume)
+    return RegistrationInput(name, ready.image, None, ready.transform, volume)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

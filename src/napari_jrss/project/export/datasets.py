@@ -65,7 +65,7 @@ def export_ome_zarr(
         out.make()
         for attributes, path in zip(cases, paths, strict=True):
             scan = read_volume(_source(attributes, sources))
-            label = attributes.chain.label_to_source(project.label(attributes.case_id))
+            label = attributes.transform.label_to_source(project.label(attributes.case_id))
             turned = scan.to_lps()
             x, y, z = (float(v) for v in turned.affine[:3, 3])
             try:
@@ -163,10 +163,10 @@ def export_dataset(
                 for case_id in case_ids:
                     attributes = project.attributes(case_id)
                     volume = read_volume(_source(attributes, sources))
-                    header = scan_header(attributes.chain)
+                    header = scan_header(attributes.transform)
                     write_nifti(out / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                     if part == "imagesTr":
-                        label = attributes.chain.label_to_source(project.label(case_id))
+                        label = attributes.transform.label_to_source(project.label(case_id))
                         write_nifti(out / "labelsTr" / f"{case_id}.nii.gz", label, header)
             write_text(out / "dataset.json", json.dumps(description, indent=2) + "\n")
     except OSError as error:

@@ -97,7 +97,7 @@ def export_segmentations(
             else:
                 label, made_by = read_prediction(predictions, case_id).label, "AUTOMATIC"
             content = segmentation_bytes(
-                label, case.chain, project.table, series[case_id], name, made_by
+                label, case.transform, project.table, series[case_id], name, made_by
             )
             yield out.write(name, content)
 
@@ -118,7 +118,7 @@ def require_outside(project: Project, folder: Path) -> None:
 
 def segmentation_bytes(
     label: Label,
-    chain: GridTransform,
+    transform: GridTransform,
     table: LabelTable,
     series: DicomSeries,
     name: str,
@@ -133,7 +133,7 @@ def segmentation_bytes(
     ----------
     label
         Class indices (z, y, x) on the training grid.
-    chain
+    transform
         The scan's way to the training grid.
     table
         The classes.
@@ -150,7 +150,7 @@ def segmentation_bytes(
         The series can't be referred to: it lacks attributes, or lies in several files of
         several frames each.
     """
-    on_scan = chain.label_to_source(label)
+    on_scan = transform.label_to_source(label)
     if on_scan.shape != series.shape:
         raise ValueError(f"a label of {on_scan.shape} for a series of {series.shape}")
     with _one_line(name):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.geometry import LPS_FROM_RAS, spacing_mm
+from napari_jrss.geometry import LPS_FROM_RAS, isotropic_grid, spacing_mm
 from napari_jrss.io.atomic import write_bytes
 from napari_jrss.preprocess.transform import GridTransform
 
@@ -49,7 +49,7 @@ def scan_displacement(
         )
     affine, shape = _itk_grid(np.array(fixed.source_affine), fixed.source_shape)
     to_training = np.linalg.inv(fixed.grid_affine) @ affine
-    if fixed.copies and np.array_equal(affine, np.array(fixed.source_affine)):
+    if fixed.exact and np.array_equal(affine, np.array(fixed.source_affine)):
         to_training = np.rint(to_training)  # no value is interpolated, so none is rounded
     linear, shift = to_training[2::-1, 2::-1], to_training[2::-1, 3]
     moved = np.stack(
@@ -102,11 +102,4 @@ def _itk_grid(
     direction = affine[:3, :3] / steps
     if np.abs(direction.T @ direction - np.eye(3)).max() < _ORTHONORMAL:
         return affine, shape
-    ends = np.array(shape[::-1]) - 1.0
-    corners = np.stack(np.meshgrid(*((0, end) for end in ends), indexing="ij"), -1).reshape(-1, 3)
-    world = corners @ affine[:3, :3].T + affine[:3, 3]
-    step = float(steps.min())
-    upright = np.diag([step, step, step, 1.0])
-    upright[:3, 3] = world.min(0)
-    x, y, z = (int(n) + 1 for n in np.ceil(np.ptp(world, axis=0) / step))
-    return upright, (z, y, x)
+    return isotropic_grid(affine, shape, float(steps.min()))

@@ -25,14 +25,14 @@ ITK_SNAP_NAMES = "labels.txt"
 SLICER_NAMES = "labels.ctbl"
 
 
-def label_bytes(label: Label, chain: GridTransform, table: LabelTable, path: Path) -> bytes:
+def label_bytes(label: Label, transform: GridTransform, table: LabelTable, path: Path) -> bytes:
     """A label of the training grid as a NIfTI file on its scan's own grid.
 
     Parameters
     ----------
     label
         Class indices (z, y, x) on the training grid.
-    chain
+    transform
         The scan's way to the training grid.
     table
         The classes. The file holds the ids of the files that the project was made from where
@@ -40,7 +40,9 @@ def label_bytes(label: Label, chain: GridTransform, table: LabelTable, path: Pat
     path
         What the file is to be called; ends in .nii or .nii.gz.
     """
-    return nifti_bytes(path, table.to_source_ids(chain.label_to_source(label)), scan_header(chain))
+    return nifti_bytes(
+        path, table.to_source_ids(transform.label_to_source(label)), scan_header(transform)
+    )
 
 
 def label_names(table: LabelTable) -> dict[str, bytes]:
@@ -132,13 +134,15 @@ def _export(
         for name, content in names.items():
             out.write(name, content)
         for case_id, name in files.items():
-            chain = project.attributes(case_id).chain
-            content = label_bytes(label(case_id), chain, project.table, folder / name)
+            transform = project.attributes(case_id).transform
+            content = label_bytes(label(case_id), transform, project.table, folder / name)
             yield out.write(name, content)
 
     return write()
 
 
-def scan_header(chain: GridTransform) -> ScanHeader:
+def scan_header(transform: GridTransform) -> ScanHeader:
     """The header of a case's scan; of a DICOM series, one with its geometry."""
-    return chain.header or ScanHeader.of_affine(np.array(chain.source_affine), chain.source_shape)
+    return transform.header or ScanHeader.of_affine(
+        np.array(transform.source_affine), transform.source_shape
+    )

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 
 from napari_jrss.app.cohort import SplitSizes
 from napari_jrss.errors import EXPECTED, one_line
-from napari_jrss.io.subjects import read_case_groups
+from napari_jrss.io.layouts import read_case_groups
 from napari_jrss.widgets.path_field import PathField
 
 if TYPE_CHECKING:
