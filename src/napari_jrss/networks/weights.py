@@ -44,7 +44,7 @@ def load_tensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             description = json.loads((file.metadata() or {})["description"])
             if not isinstance(description, dict):
-                raise ValueError("its description is no object")
+                raise ValueError("its description is not a JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such weights file") from None

@@ -28,7 +28,7 @@ class _Description(BaseModel):
 
 @dataclass
 class TrainingState:
-    """Everything that a stage needs to go on as if it had never stopped.
+    """Everything that a stage needs to continue as if it had never stopped.
 
     Attributes
     ----------
@@ -115,6 +115,6 @@ def restore_moments(
             raise CheckpointError(f"{path}: a training state of another network")
         finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
         if not finite or tensors["step"] < 0 or bool((tensors["exp_avg_sq"] < 0).any()):
-            raise CheckpointError(f"{path}: damaged (moments that no optimiser has)")
+            raise CheckpointError(f"{path}: damaged (impossible moments of the optimiser)")
     state = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})

@@ -244,5 +244,5 @@ def _restore(stage: Stage, fabric: Fabric, path: Path) -> TrainingState:
     try:
         fabric.strategy.precision.load_state_dict(state.precision)
     except (KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: of another precision ({error})") from error
+        raise CheckpointError(f"{path}: a training state of another precision ({error})") from error
     return state

@@ -30,7 +30,7 @@ def check_trainable(snapshot: CohortSnapshot, joint: bool) -> None:
     if len(snapshot.training) < 2:
         raise RoundError("training needs at least two training cases, labelled or not")
     if snapshot.classes < 2:
-        raise RoundError("there is no structure to learn: the label table has a background only")
+        raise RoundError("there is no structure to learn: the label table has only a background")
     if joint and not snapshot.unlabelled:
         raise RoundError(
             "a joint round needs unlabelled training cases, and all of them are labelled: add "

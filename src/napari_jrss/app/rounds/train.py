@@ -316,8 +316,8 @@ def _check_trainable(project: Project, planned: PlannedRound) -> None:
     for task in ("segmentation_network", "registration_network"):
         if getattr(planned.config, task) != getattr(trained, task):
             raise RoundError(
-                f"the {task.replace('_', ' ')} of round {teacher.number}, from which the next one "
-                "starts, has other settings: pre-train again, or leave it as it is"
+                f"the {task.replace('_', ' ')} has other settings than in round {teacher.number}, "
+                "from which the next one starts: pre-train again, or keep its settings"
             )
 
 
@@ -393,7 +393,7 @@ def lineage(project: Project, entry: Round) -> list[Round]:
 
 
 class _Clock:
-    """Seconds that a step of each stage takes, validation and saving included."""
+    """Measures the seconds per step of each stage, with validation and saving."""
 
     def __init__(self) -> None:
         self._last: float | None = None
