@@ -183,8 +183,10 @@ def _bars() -> tuple[Progress, bool]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, markup=False, highlight=False)
-    drawn = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    # Without ipywidgets a notebook would show each line as a display of its own.
+    notebook = None if find_spec("ipywidgets") is not None else False
+    console = Console(stderr=True, markup=False, highlight=False, force_jupyter=notebook)
+    drawn = console.is_terminal or console.is_jupyter
     progress = Progress(
         TextColumn("{task.description:<17}"),
         BarColumn(bar_width=10),
