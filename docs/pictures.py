@@ -152,7 +152,6 @@ class Pictures:
         self.quiet()
         self.take("accepted")
         self.train(rounds=1)
-        self.take("second-round")
         dock.tabs.setCurrentWidget(dock.cohort)
         dock.cohort.predict.click()
         self.quiet()
