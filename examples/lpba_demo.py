@@ -19,7 +19,7 @@ import napari
 import numpy as np
 from qtpy.QtCore import QTimer
 
-from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
@@ -36,7 +36,7 @@ SCREENSHOTS = os.environ.get("NAPARI_JRSS_SCREENSHOTS", "")
 SYNTHETIC_CASES = 20
 
 
-def cohort() -> tuple[ScanFolders, PreprocessingConfig, SplitSizes, TrainingConfig]:
+def cohort() -> tuple[ScanFolders, PreprocessingConfig, SplitCounts, TrainingConfig]:
     """Where the scans are, and what suits them and this machine."""
     if LPBA40:
         import torch
@@ -45,12 +45,12 @@ def cohort() -> tuple[ScanFolders, PreprocessingConfig, SplitSizes, TrainingConf
         fine = torch.cuda.is_available()
         shape, spacing = ((160, 192, 160), 1.0) if fine else ((80, 96, 80), 2.0)
         config = PreprocessingConfig(shape=shape, spacing_mm=(spacing,) * 3, crop="foreground")
-        return ScanFolders(Path(LPBA40)), config, SplitSizes(5, 2, 10), preset("fast")
+        return ScanFolders(Path(LPBA40)), config, SplitCounts(5, 2, 10), preset("fast")
     folder = FOLDER / "synthetic_cohort"
     if not (folder / "groups.csv").exists():
         make_cohort(folder, SYNTHETIC_CASES, (32, 40, 32))
     source = ScanFolders(folder, groups=groups_file_of(folder))
-    return source, PreprocessingConfig(), SplitSizes(5, 2, 4), for_synthetic_brains()
+    return source, PreprocessingConfig(), SplitCounts(5, 2, 4), for_synthetic_brains()
 
 
 def for_synthetic_brains() -> TrainingConfig:

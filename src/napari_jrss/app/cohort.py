@@ -66,7 +66,7 @@ class CasePredicted:
 
 
 @dataclass(frozen=True)
-class SplitSizes:
+class SplitCounts:
     """Numbers of cases that a split assigns; `labelled` None: all with a label that train."""
 
     labelled: int | None
@@ -219,7 +219,7 @@ class Cohort:
         project = self._workspace.project
         return {} if project is None else {f.case_id: f.reason for f in project.failed_imports()}
 
-    def usual_split(self) -> SplitSizes:
+    def usual_split(self) -> SplitCounts:
         """A split that fits the labels of the project.
 
         If only some scans have labels, all of those train. If all have, the project is a
@@ -228,12 +228,12 @@ class Cohort:
         cases = self._workspace.open_project.cases()
         with_label = sum(bool(c.label_version or c.reference_version) for c in cases)
         if with_label < len(cases) or len(cases) < 10:
-            return SplitSizes(None, 0, 0)
-        return SplitSizes(5, min(4, len(cases) // 5), len(cases) // 5)
+            return SplitCounts(None, 0, 0)
+        return SplitCounts(5, min(4, len(cases) // 5), len(cases) // 5)
 
     def split(
         self,
-        sizes: SplitSizes,
+        sizes: SplitCounts,
         training: int | None = None,
         seed: int = 0,
         groups: Mapping[str, str | None] | None = None,

@@ -13,7 +13,7 @@ import pytest
 
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss.app.case_summary import thumbnail
-from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.exporting import LabelWritten
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.app.session import Session
@@ -195,7 +195,7 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     assert len(session.cohort.rows()) == 6
     assert "case_007" in session.cohort.failed_imports()["case_007"]
     # Nothing is to be measured here: every label trains.
-    assert session.cohort.usual_split() == SplitSizes(None, 0, 0)
+    assert session.cohort.usual_split() == SplitCounts(None, 0, 0)
     session.close()
 
 
@@ -263,7 +263,7 @@ def test_looking_into_a_folder_without_scans(tmp_path: Path) -> None:
 def test_a_split_is_dealt_through_the_session(session: Session) -> None:
     changed: list[bool] = []
     session.workspace.cases_changed.connect(lambda: changed.append(True))
-    assignment = session.cohort.split(SplitSizes(3, 1, 1), seed=1)
+    assignment = session.cohort.split(SplitCounts(3, 1, 1), seed=1)
     assert changed
     assert (len(assignment.labelled), len(assignment.test)) == (3, 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from napari_jrss._tests.app.phantoms import describe, give_networks, give_teacher
-from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
@@ -655,7 +655,7 @@ def test_the_case_on_the_table_follows_a_split_and_new_names(
     assert case.structures()[0].name == "first"
     assert case.case.labelled
     for seed in range(50):
-        session.cohort.split(SplitSizes(labelled=1, validation=1, test=1), seed=seed)
+        session.cohort.split(SplitCounts(labelled=1, validation=1, test=1), seed=seed)
         now = project.case(case.case_id)
         if now.split is Split.TRAIN and not now.labelled:
             break

@@ -15,7 +15,7 @@ import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QSettings
 
-from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.runner import JobState
 from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
 from napari_jrss.labels import LPBA40_GROUPS
@@ -43,7 +43,7 @@ def demo_script(pytestconfig: pytest.Config, tmp_path: Path) -> ModuleType:
 
 def small_cohort(
     folder: Path,
-) -> tuple[ScanFolders, PreprocessingConfig, SplitSizes, TrainingConfig]:
+) -> tuple[ScanFolders, PreprocessingConfig, SplitCounts, TrainingConfig]:
     make_cohort(folder / "scans", cases=6, shape=(16, 16, 16), structures=2)
     settings = preset("smoke").model_dump()
     for task in ("segmentation", "registration"):
@@ -51,7 +51,7 @@ def small_cohort(
     settings["joint"] |= {"segmentation_epochs": 1, "registration_epochs": 1}
     settings["screening"] |= {"tau": 0.05, "learned_gate": False}
     training = TrainingConfig.model_validate(settings)
-    return ScanFolders(folder / "scans"), PreprocessingConfig(), SplitSizes(2, 1, 1), training
+    return ScanFolders(folder / "scans"), PreprocessingConfig(), SplitCounts(2, 1, 1), training
 
 
 def write_like_lpba40(folder: Path, cases: int) -> None:

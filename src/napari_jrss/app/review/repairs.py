@@ -100,7 +100,7 @@ def interpolate(label: Label, index: int, axis: int, slices: Sequence[int] | Non
     axis
         Axis that the slices lie across.
     slices
-        Key slices, which stay as they are; whatever lies between them is drawn anew. None:
+        Key slices, which stay as they are; whatever lies between them is drawn again. None:
         all slices that show the structure, so that only gaps are filled.
     """
     new = label.copy()

@@ -19,7 +19,7 @@ from napari_jrss.app.review.open_case import (
     read_case,
     visible_versions,
 )
-from napari_jrss.app.review.prediction import PredictionReview
+from napari_jrss.app.review.prediction_review import PredictionReview
 from napari_jrss.app.review.tools import Tools
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved

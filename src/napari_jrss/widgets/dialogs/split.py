@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_jrss.app.cohort import SplitSizes
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.io.layouts import read_case_groups
 from napari_jrss.widgets.path_field import PathField
@@ -92,7 +92,7 @@ class SplitDialog(QDialog):
     def accept(self) -> None:
         """Split; what stands in its way is shown, and the dialog stays."""
         labelled, training = self.labelled.value(), self.training.value()
-        sizes = SplitSizes(
+        sizes = SplitCounts(
             None if labelled == _ALL else labelled, self.validation.value(), self.test.value()
         )
         try:
