@@ -171,7 +171,8 @@ def run(program: str, where: Where, steps: Synchronized[int], deadly: int | None
 
     def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
         connection = connect(*arguments, **options)
-        connection.set_trace_callback(trace)
+        if arguments[0] != ":memory:":
+            connection.set_trace_callback(trace)
         return connection
 
     def fsync(descriptor: int) -> None:
