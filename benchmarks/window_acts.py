@@ -118,7 +118,7 @@ def measure(
     for _ in range(times):
         wait()
         thousandths = int(rng.integers(400, 950))
-        move = partial(dock.review.proposal.slider.setValue, thousandths)
+        move = partial(dock.review.prediction.slider.setValue, thousandths)
         found["move tau"].append(timed(move))
     for _ in range(times):
         wait()

@@ -1,28 +1,52 @@
-"""From the session's signals, which any thread may emit, to slots in the window's thread."""
+"""From the session's signals and errors to the window.
+
+Any thread may emit a signal; its slots run in the window's thread. An error becomes one line.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psygnal import SignalInstance
 from qtpy.QtCore import QObject, Qt
 from qtpy.QtCore import Signal as QtSignal
 
 from napari_jrss.errors import EXPECTED, one_line
+from napari_jrss.logs import log_error
 
-if TYPE_CHECKING:
-    from napari_jrss.app.workspace import Workspace
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def report_errors(workspace: Workspace) -> Iterator[None]:
-    """Say in the message line why something can't be done; any fault of ours still raises."""
+def report_errors(tell: Callable[[str], object]) -> Iterator[None]:
+    """Tell the person in one line why something can't be done.
+
+    A fault of the program is logged with its traceback.
+
+    Parameters
+    ----------
+    tell
+        Shows the line.
+    """
     try:
         yield
-    except EXPECTED as error:
-        workspace.notified.emit(one_line(error))
+    except Exception as error:
+        if not isinstance(error, EXPECTED):
+            log_error(_logger, "unexpected error in the window", error)
+        tell(line_of(error))
+
+
+def line_of(error: BaseException) -> str:
+    """Describe an error to the person; of a fault of the program, say where its details are."""
+    if isinstance(error, EXPECTED):
+        return one_line(error)
+    return (
+        f"Unexpected error ({type(error).__name__}: {one_line(error)}). The details are in the "
+        "log: Plugins > JRSS > Log"
+    )
 
 
 class Relay(QObject):

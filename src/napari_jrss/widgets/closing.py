@@ -1,9 +1,8 @@
-"""What happens to a dock when its window closes, or when the dock is taken out of it.
+"""What happens to a dock when its window closes, or when the dock is removed from it.
 
-A dock that is hidden, or floats, goes on. A person who closes the window while a round runs is
-asked first; a script isn't. The round is paused then, and can be resumed. A dock that is closed
-by its cross is taken out of the window without a question (napari asks nobody); its round is
-paused, too.
+A dock that is hidden or floats stays open. A person who closes the window while a round runs is
+asked first; a script isn't. The round is paused and can be resumed. napari removes a dock that is
+closed by its cross without a question; its round is paused, too.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from qtpy.QtWidgets import QMainWindow, QMessageBox, QWidget
 
 
 class WindowWatch(QObject):
-    """Closes a dock with its window, and asks before if need be.
+    """Closes a dock with its window, and asks first if there is a question.
 
     Parameters
     ----------
     dock
-        The widget; it is closed as soon as it belongs to no window any more.
+        The widget; it is closed as soon as it belongs to no window.
     question
-        What a person who closes the window is to be asked, if anything.
+        Returns the question for the person who closes the window; empty: ask nothing.
     """
 
     def __init__(self, dock: QWidget, question: Callable[[], str]) -> None:
@@ -34,12 +33,12 @@ class WindowWatch(QObject):
         dock.installEventFilter(self)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._dock.removeEventFilter(self)
         self._follow(None)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
-        """See the dock change its parent, and the window close."""
+        """Notice that the dock changes its parent, or that the window closes."""
         if watched is self._dock:
             if event.type() in (QEvent.Type.ParentChange, QEvent.Type.Show):
                 QTimer.singleShot(0, self._look)
@@ -48,7 +47,7 @@ class WindowWatch(QObject):
         return False
 
     def _look(self) -> None:
-        """Find the window that the dock is in now; without one, its time is over."""
+        """Find the window that the dock is in now; close the dock if there is none."""
         parent = self._dock.parentWidget()
         while parent is not None and not isinstance(parent, QMainWindow):
             parent = parent.parentWidget()
@@ -72,7 +71,7 @@ class WindowWatch(QObject):
         if question and _a_person_closes(window, event) and not _agreed(window, question):
             event.ignore()
             return True
-        # napari may still refuse, so its window has its say before the dock goes.
+        # napari may still refuse to close, so its window handles the event first.
         self._closing = True
         try:
             window.event(event)

@@ -1,9 +1,8 @@
-"""What napari finds in the manifest besides the dock: readers, a writer, sample data, menus."""
+"""What the manifest offers to napari besides the dock: readers, a writer, sample data, menus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,14 +14,14 @@ from qtpy.QtCore import QObject
 
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.segmenting import VolumeSegmented, segment_volume
-from napari_jrss.errors import EXPECTED, JRSSError, ProjectError, ScanError, one_line
+from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.nifti import write_nifti
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.folder import LEDGER
-from napari_jrss.widgets.bridge import Relay
-from napari_jrss.widgets.layers.common import colormap
+from napari_jrss.widgets.bridge import Relay, line_of, report_errors
+from napari_jrss.widgets.layers.common import look_of
 from napari_jrss.widgets.layers.scan import (
     LayerTuple,
     in_source_axes,
@@ -82,7 +81,7 @@ def read_scan(path: str) -> list[LayerTuple]:
 
 
 def read_dicom(path: str) -> list[LayerTuple]:
-    """Each image series of a folder as an image; what can't be used is said."""
+    """Each image series of a folder as an image; what can't be used is named."""
     from napari_jrss.io.dicom import find_series, most_telling, no_series
 
     series, left = find_series(Path(path))
@@ -92,7 +91,7 @@ def read_dicom(path: str) -> list[LayerTuple]:
         raise ScanError(f"{path}: holds {len(series)} image series; open the folder of one")
     first = most_telling(left)
     if first is not None:
-        show_info(f"left out: {first.what}: {first.reason} ({len(left)} in all)")
+        show_info(f"Left out: {first.what}: {first.reason} ({len(left)} in all)")
     name = Path(path).name
     names = [name] if len(series) == 1 else [f"{name} {i + 1}" for i in range(len(series))]
     return [layer_of(read_volume(each), name) for each, name in zip(series, names, strict=True)]
@@ -122,7 +121,7 @@ def _holds_dicom(folder: Path) -> bool:
 # -- writer
 
 
-class SaveError(JRSSError):
+class SaveError(RuntimeError):
     """A layer that can't be saved; no ValueError, by which napari means "another writer's"."""
 
 
@@ -158,17 +157,8 @@ def sample_case() -> list[LayerTuple]:
     table = LabelTable.of_groups({name: (i,) for i, name in enumerate(STRUCTURES, start=1)})
     return [
         layer_of(Volume(case.image, affine), "synthetic brain"),
-        layer_of(Volume(case.labels, affine), "structures", "labels", **_look_of(table)),
+        layer_of(Volume(case.labels, affine), "structures", "labels", **look_of(table)),
     ]
-
-
-def _look_of(table: LabelTable) -> dict[str, Any]:
-    """Colours of the structures, and their names for napari's status bar."""
-    features = {
-        "index": [c.index for c in table.classes],
-        "structure": [c.name for c in table.classes],
-    }
-    return {"colormap": colormap(table), "features": features}
 
 
 # -- menus
@@ -183,7 +173,7 @@ def dock_of(viewer: Viewer) -> MainWidget:
 
 def segment_selected(viewer: Viewer) -> None:
     """Layers > Segment: the selected scan, by the teacher of the project that is open."""
-    with shown():
+    with report_errors(show_error):
         widget = dock_of(viewer)
         layer = _selected_scan(viewer)
         metadata = metadata_of(layer.metadata, layer.name)
@@ -200,7 +190,7 @@ def register_cases(viewer: Viewer) -> None:
 
 def new_labels(viewer: Viewer) -> None:
     """Layers > Annotate: an empty Labels layer that can be saved in its scan's geometry."""
-    with shown():
+    with report_errors(show_error):
         layer = _selected_scan(viewer)
         metadata_of(layer.metadata, layer.name)
         viewer.add_labels(
@@ -214,7 +204,7 @@ def new_labels(viewer: Viewer) -> None:
 def _selected_scan(viewer: Viewer) -> Image:
     layer = viewer.layers.selection.active
     if not isinstance(layer, Image) or layer.data.ndim != 3:
-        raise ScanError("select the layer of one scan first")
+        raise ScanError("select the image layer of one scan first")
     return layer
 
 
@@ -225,15 +215,6 @@ def _placement(layer: Layer) -> dict[str, Any]:
         "units": layer.units,
         "axis_labels": layer.axis_labels,
     }
-
-
-@contextmanager
-def shown() -> Iterator[None]:
-    """Show why something can't be done as one line; any fault of ours still raises."""
-    try:
-        yield
-    except EXPECTED as error:
-        show_error(one_line(error))
 
 
 class Arriving(QObject):
@@ -249,7 +230,7 @@ class Arriving(QObject):
         if not state.busy:
             error = self._workspace.inference.error
             if state is JobState.FAILED and error is not None:
-                show_error(one_line(error))
+                show_error(line_of(error))
             self._relay.disconnect_all()
             self.deleteLater()
 
@@ -269,7 +250,7 @@ class _LabelArriving(Arriving):
                 event.label,
                 name=f"{name} by the teacher",
                 metadata=metadata,
-                **_look_of(event.table),
+                **look_of(event.table),
                 **_placement(self._layer),
             )
             sure = event.mean_confidence

@@ -72,7 +72,7 @@ class Plot(QWidget):
         painter.setPen(faint)
         painter.drawRect(frame)
         if not self.lines:
-            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "nothing to draw yet")
+            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "No data yet")
             return
         start = min(line.curve.x[0] for line in self.lines)
         end = max(line.curve.x[-1] for line in self.lines)

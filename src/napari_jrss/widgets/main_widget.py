@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QSize
 from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
 
 from napari_jrss.app.session import Session
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.closing import WindowWatch
+from napari_jrss.widgets.controls import say, wrapped
 from napari_jrss.widgets.layers.common import turn_head_up
 from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.tabs.cohort import CohortTab
@@ -51,12 +52,7 @@ class MainWidget(QWidget):
         self.review = ReviewTab(napari_viewer, self.session)
         self.rounds = RoundsTab(napari_viewer, self.session)
         self.registration = RegistrationTab(napari_viewer, self.session)
-        self._heading = QLabel()
-        self._heading.setTextFormat(self._heading.textFormat().PlainText)
-        self._heading.setWordWrap(True)
-        self._message = QLabel()
-        self._message.setTextFormat(self._message.textFormat().PlainText)
-        self._message.setWordWrap(True)
+        self._heading, self._message = wrapped(), wrapped()
         self._message.hide()
         self.tabs = QTabWidget()
         for tab, title in (
@@ -87,12 +83,12 @@ class MainWidget(QWidget):
         self._relay.connect(self.session.pairs.pair_changed, self._show_tabs_layers)
         self._end_preferences: Callable[[], None] | None = None
         if session is None:
-            with report_errors(self._workspace):
+            with report_errors(self._workspace.notified.emit):
                 self._end_preferences = follow_preferences(self.session)
         self._show_heading()
 
     def _show_heading(self) -> None:
-        with report_errors(self._workspace):
+        with report_errors(self._workspace.notified.emit):
             self._heading.setText(self._summary())
 
     def _summary(self) -> str:
@@ -114,7 +110,7 @@ class MainWidget(QWidget):
             self.tabs.setCurrentWidget(self.review)
 
     def _show_tabs_layers(self) -> None:
-        """Of a case under review and a pair, only one is on the canvas."""
+        """Show either the case under review or the pair on the canvas, by the current tab."""
         current = self.tabs.currentWidget()
         if current is self.review:
             self.registration.layers.put_aside(True)
@@ -128,12 +124,11 @@ class MainWidget(QWidget):
             turn_head_up(self._viewer)
 
     def _tell(self, line: str) -> None:
-        self._message.setText(line)
+        say(self._message, line)
         self._message.setToolTip(line)
-        self._message.setVisible(bool(line))
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        """As wide as the names of cases want, so that the scan keeps the rest of the window."""
+        """Wide enough for the names of cases; the scan keeps the rest of the window."""
         hint = super().sizeHint()
         return QSize(max(hint.width(), _WIDTH_PIXELS), hint.height())
 
@@ -151,27 +146,27 @@ class MainWidget(QWidget):
             self.cohort.take(folder)
 
     def _question(self) -> str:
-        """What closing the window asks: nothing, unless a round runs."""
+        """What to ask when the window closes: nothing, unless a round runs."""
         if not self._workspace.training.state.busy:
             return ""
         lines = [
-            "A round is training. It will be paused and can be resumed when the project is open "
+            "A round is training. It will be paused; you can resume it when you open the project "
             "again."
         ]
         case = self.session.review.case
         if case is not None and case.editor.voxels_changed:
             lines.append(
-                f"Corrections of {case.case.case_id} that aren't accepted yet are kept, and "
-                "offered then."
+                f"Your corrections of {case.case.case_id}, which aren't accepted yet, are kept "
+                "until then."
             )
         return "\n\n".join([*lines, "Close the window?"])
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Stop what runs, so that it can be resumed, and let go of the project."""
+        """Stop what runs so that it can be resumed, and close the project."""
         if self._workspace.training.state.busy:
             show_info(
-                "The round is paused: open the project in the JRSS dock again, and press Resume "
-                "in its tab Rounds."
+                "The round is paused: to continue, open the project again and press Resume in the "
+                "tab Rounds."
             )
         self._watch.stop()
         self._viewer.dims.events.order.disconnect(self._turned)

@@ -1,4 +1,4 @@
-"""The page of this plugin in napari's Preferences, and the session that goes by it."""
+"""The page of this plugin in napari's Preferences, and the session that follows it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ PLUGIN = "napari-jrss"
 
 
 def default_tau() -> float:
-    """The confidence threshold that the person wants new rounds to begin with."""
+    """The person's default confidence threshold for new rounds."""
     return float(_page().work.tau)
 
 
 def follow_preferences(session: Session) -> Callable[[], None]:
-    """Set a session by the preferences, now and when they change.
+    """Apply the preferences to a session, now and when they change.
 
-    Without a name there, the one that ``napari-jrss author`` keeps counts.
+    If they hold no name, the name set by ``napari-jrss author`` is used.
 
     Returns
     -------
     Callable
-        Ends it.
+        Stops following them.
     """
     page, workspace = _page(), session.workspace
 
@@ -41,7 +41,7 @@ def follow_preferences(session: Session) -> Callable[[], None]:
     apply()
     apply_refine()
     work = page.work.events
-    # apart from the others, which would undo what was ticked in the tab since
+    # Apart from the others: a change of those must not undo what was ticked in the tab since.
     connected = [(work.refine, apply_refine)]
     connected += [
         (signal, apply) for signal in (page.person.events.author, work.device, work.autosave)

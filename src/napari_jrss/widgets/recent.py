@@ -11,7 +11,7 @@ _MOST = 8
 
 
 def recent_projects() -> list[Path]:
-    """Projects opened last, the latest first; those that are gone are left out."""
+    """Projects opened last, the latest first; projects that no longer exist are left out."""
     return [path for path in map(Path, _stored()) if path.is_dir()]
 
 

@@ -53,3 +53,11 @@ def dock(make_napari_viewer: Callable[..., Any]) -> MainWidget:
     viewer = make_napari_viewer()
     _, widget = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
     return widget
+
+
+@pytest.fixture(autouse=True)
+def _no_unexpected_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail where the window met a fault of the program, which it logs instead of raising."""
+    yield
+    faults = [record.getMessage() for record in caplog.get_records("call") if record.exc_info]
+    assert faults == []

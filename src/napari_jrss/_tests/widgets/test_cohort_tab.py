@@ -88,7 +88,7 @@ def test_two_clicks_from_a_folder_to_a_project(
     drop(dock, folder)
     dialog = dialog_of(tab, ImportDialog)
     qtbot.waitUntil(dialog.start.isEnabled, timeout=10_000)
-    text = dialog._preview.text()
+    text = dialog.message.text()
     assert "8 scans, 3 with a label" in text
     assert "2 structures: frontal, parietal" in text
     assert "16 x 24 x 16 voxels" in text
@@ -120,7 +120,7 @@ def test_where_every_scan_has_a_label_a_split_is_offered(
     assert (split.labelled.value(), split.validation.value(), split.test.value()) == (5, 2, 2)
     split.test.setValue(9)
     qtbot.mouseClick(split.start, Qt.MouseButton.LeftButton)
-    assert "more labelled cases than there are" in split._message.text()
+    assert "more labelled cases than there are" in split.message.text()
     split.test.setValue(2)
     qtbot.mouseClick(split.start, Qt.MouseButton.LeftButton)
     settled(tab, qtbot)
@@ -130,7 +130,7 @@ def test_where_every_scan_has_a_label_a_split_is_offered(
 def test_a_folder_without_scans_says_so(tab: CohortTab, qtbot: QtBot, tmp_path: Path) -> None:
     tab.take(tmp_path)
     dialog = dialog_of(tab, ImportDialog)
-    qtbot.waitUntil(lambda: "no scans" in dialog._preview.text(), timeout=10_000)
+    qtbot.waitUntil(lambda: "no scans" in dialog.message.text(), timeout=10_000)
     assert not dialog.start.isEnabled()
 
 
@@ -139,7 +139,7 @@ def test_settings_that_can_not_be_are_told(tab: CohortTab, qtbot: QtBot, tmp_pat
     dialog = dialog_of(tab, ImportDialog)
     qtbot.waitUntil(dialog.start.isEnabled, timeout=10_000)
     dialog.preparation.spacing[0].setValue(2)
-    qtbot.waitUntil(lambda: "spacing_mm" in dialog._preview.text(), timeout=5_000)
+    qtbot.waitUntil(lambda: "spacing_mm" in dialog.message.text(), timeout=5_000)
     assert not dialog.start.isEnabled()
 
 
@@ -297,7 +297,7 @@ def test_names_and_colours_are_edited(
     assert table.names[1] == "frontal lobe"
     assert table.classes[2].colour == "#123456"
     dialog.table.item(0, 1).setText(table.names[2])
-    assert "another structure" in dialog._message.text()
+    assert "another structure" in dialog.message.text()
     assert dialog.table.item(0, 1).text() == "frontal lobe"
 
 

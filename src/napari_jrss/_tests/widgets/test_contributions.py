@@ -15,6 +15,8 @@ from napari.settings import get_plugin_settings
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from npe2 import PluginManifest
 from pytestqt.qtbot import QtBot
+from qtpy.QtCore import QObject, QUrl, Slot
+from qtpy.QtGui import QDesktopServices
 
 from napari_jrss._tests.app.phantoms import give_networks, make_project
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
@@ -23,6 +25,7 @@ from napari_jrss.sample_data import STRUCTURES
 from napari_jrss.widgets import contributions
 from napari_jrss.widgets.contributions import SaveError, get_reader
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.recent import recent_projects
 
 PLUGIN = "napari-jrss"
 ORIENTATIONS = ("RAS", "LPS", "PIR", "SAL", "ILA")
@@ -166,7 +169,7 @@ def test_segmenting_without_a_project_says_so(
     viewer.open_sample(PLUGIN, "synthetic_brain")
     viewer.layers.selection.active = viewer.layers[0]
     contributions.segment_selected(viewer)
-    assert shown == ["select the layer of one scan first", "no project is open"]
+    assert shown == ["select the image layer of one scan first", "no project is open"]
 
 
 def test_a_scan_renamed_while_it_is_segmented_gets_its_label(
@@ -215,3 +218,56 @@ def test_menus_stand_in_the_manifest() -> None:
     manifest.validate_imports()
     menus = manifest.contributions.menus
     assert {"napari/layers/segment", "napari/layers/register"} <= set(menus)
+
+
+def test_the_log_of_the_project_opened_last_is_shown(
+    make_napari_viewer: Callable[..., Any], qtbot: QtBot, tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer()
+    _, view = viewer.window.add_plugin_dock_widget(PLUGIN, "Log")
+    assert "open a project first" in view.message.text()
+    assert not view.open_file.isEnabled()
+    contributions.dock_of(viewer).cohort.open_project(make_project(tmp_path))
+    qtbot.waitUntil(lambda: bool(recent_projects()))
+    view.refresh.click()
+    assert str(tmp_path / "brain.jrss" / "napari-jrss.log") in view.message.text()
+    assert "opened brain.jrss" in view.text.toPlainText().splitlines()[-1]
+    opened: list[QUrl] = []
+    handler = _UrlHandler(opened)
+    QDesktopServices.setUrlHandler("file", handler, "take")
+    view.open_file.click()
+    QDesktopServices.unsetUrlHandler("file")
+    assert opened == [QUrl.fromLocalFile(str(tmp_path / "brain.jrss" / "napari-jrss.log"))]
+
+
+class _UrlHandler(QObject):
+    """Takes what the desktop is asked to open."""
+
+    def __init__(self, opened: list[QUrl]) -> None:
+        super().__init__()
+        self._opened = opened
+
+    @Slot(QUrl)
+    def take(self, url: QUrl) -> None:
+        self._opened.append(url)
+
+
+def test_an_unexpected_error_is_told_in_one_line_and_logged_with_its_traceback(
+    make_napari_viewer: Callable[..., Any],
+    qtbot: QtBot,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dock = contributions.dock_of(make_napari_viewer())
+    dock.cohort.open_project(make_project(tmp_path))
+
+    def fail() -> None:
+        raise KeyError("no such structure")
+
+    dock.cohort._do(fail)()
+    qtbot.waitUntil(lambda: "Unexpected error (KeyError" in dock._message.text())
+    assert "Plugins > JRSS > Log" in dock._message.text()
+    text = (tmp_path / "brain.jrss" / "napari-jrss.log").read_text()
+    assert "ERROR napari_jrss.widgets.bridge: unexpected error in the window: KeyError" in text
+    assert "in fail" in text
+    caplog.clear()  # it was expected here

@@ -145,7 +145,7 @@ def test_a_case_is_not_left_without_being_asked(person: Person) -> None:
     person.settle()
     np.testing.assert_array_equal(person.label, mine)
     assert "are back" in person.tab.notice.text()
-    with answering(press("Give up")):
+    with answering(press("Discard")):
         person.review.open(second)
     person.settle()
     person.review.open(first)
@@ -175,12 +175,12 @@ def test_corrections_of_a_closed_window_are_offered(person: Person, taught: Path
 
 def test_tau_shows_at_once_what_would_enter_training(person: Person) -> None:
     person.open()
-    person.tab.proposal.slider.setValue(900)
+    person.tab.prediction.slider.setValue(900)
     person.settle()
     case = person.review.open_case
     assert case.screened is not None
     assert case.screened.tau == 0.9
-    assert person.tab.proposal.words.text() == case.screened.words + "."
+    assert person.tab.prediction.words.text() == case.screened.words + "."
     layer = person.tab.layers.layer(ABOVE)
     assert layer.visible
     assert case.prediction is not None
@@ -190,7 +190,7 @@ def test_tau_shows_at_once_what_would_enter_training(person: Person) -> None:
 
 def test_an_overlay_is_ticked_wherever_it_was_shown(person: Person) -> None:
     person.open()
-    box = person.tab.proposal.boxes[UNCERTAINTY]
+    box = person.tab.prediction.boxes[UNCERTAINTY]
     assert not box.isChecked()
     person.tab.layers.layer(UNCERTAINTY).visible = True
     assert box.isChecked()

@@ -151,7 +151,7 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
     qtbot.waitUntil(lambda: tab.bar.value() > 3 and bar.n > 3, timeout=WAIT_MS)
     assert tab.bar.maximum() == bar.total == 60
     click(qtbot, tab.pause)
-    wait_for(qtbot, tab, "Round 0 is paused; Resume")
+    wait_for(qtbot, tab, "Round 0 is paused. Resume")
     assert session.workspace.training.state is JobState.CANCELLED
     assert enabled(tab) == {"Start", "Resume", "Cancel"}
     assert tab.table.item(0, 2).text() == "paused"
@@ -175,7 +175,7 @@ def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     wait_for(qtbot, tab, "Mono-Seg: ")
     with answering(press("No")) as asked:
         click(qtbot, tab.cancel)
-    assert "Leave this series for good?" in asked[0]
+    assert "Stop these rounds for good?" in asked[0]
     assert tab._workspace.training.state is JobState.RUNNING
     click(qtbot, tab.pause)
     qtbot.waitUntil(lambda: tab.resume.isEnabled(), timeout=WAIT_MS)
@@ -205,7 +205,7 @@ def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: 
         pass
     events.close()  # type: ignore[attr-defined]
     session.workspace.rounds_changed.emit()
-    wait_for(qtbot, tab, "still to come; Resume goes on")
+    wait_for(qtbot, tab, "More rounds were planned. Resume")
     assert enabled(tab) == {"Start", "Resume", "Cancel"}
     with answering(press("No")) as asked:
         click(qtbot, tab.start)
@@ -213,10 +213,10 @@ def test_a_series_stopped_between_two_rounds_can_be_left(tab: RoundsTab, qtbot: 
     assert session.workspace.training.state is JobState.IDLE
     with answering(press("Yes")) as asked:
         click(qtbot, tab.cancel)
-    assert "Leave this series for good?" in asked[0]
+    assert "Stop these rounds for good?" in asked[0]
     qtbot.waitUntil(lambda: enabled(tab) == {"Start"})
     assert tab.table.item(0, 2).text() == "finished"
-    assert "still to come" not in tab.status.text()
+    assert "Resume" not in tab.status.text()
 
 
 def test_pre_training_again_is_offered_once_there_is_a_teacher_and_asked_for_once(

@@ -1,4 +1,4 @@
-"""From a folder of scans to a project: where they are, what was found, how they are prepared."""
+"""From a folder of scans to a project: where they are, what was found, how to prepare them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QDialog,
-    QDialogButtonBox,
     QDoubleSpinBox,
     QFormLayout,
-    QHBoxLayout,
-    QLabel,
     QSpinBox,
-    QVBoxLayout,
     QWidget,
 )
-from superqt import QCollapsible
 
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import EXPECTED, one_line
+from napari_jrss.errors import ProjectError
 from napari_jrss.project.importing import (
     Found,
     ScanFolders,
@@ -32,34 +27,39 @@ from napari_jrss.project.importing import (
     groups_file_of,
     look_into,
 )
-from napari_jrss.widgets.bridge import Relay
-from napari_jrss.widgets.path_field import PathField
+from napari_jrss.widgets.bridge import Relay, line_of
+from napari_jrss.widgets.controls import PathField, in_row
+from napari_jrss.widgets.dialogs.dialog import Dialog
+from napari_jrss.widgets.forms import folded
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
 
 _AXES = "zyx"
+_NO_LABEL = "No scan has a label: name the structures with a CSV file."
 
 
-class ImportDialog(QDialog):
+class ImportDialog(Dialog):
     """Asks for a folder of scans, shows what is in it, and starts the import.
 
     Parameters
     ----------
     session
-        Whose project is made; with `adding`, the open one gets further scans.
+        Makes the project, or adds scans to the open one.
+    parent
+        The widget that opens the dialog.
     folder
         A folder of scans to begin with.
     adding
-        Whether scans are added to the open project, which settles how they are prepared.
+        Whether scans are added to the open project, whose settings prepare them.
     """
 
     def __init__(
         self, session: Session, parent: QWidget, folder: Path | None = None, adding: bool = False
     ) -> None:
-        super().__init__(parent)
-        self.setWindowTitle("Add scans" if adding else "New project")
-        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        title = "Add scans" if adding else "New project"
+        super().__init__(parent, title, "Import", "Read the scans in the background (Enter)")
+        self.start.setEnabled(False)
         self.setMinimumWidth(520)
         self._session, self._adding = session, adding
         self.found: Found | None = None
@@ -72,19 +72,20 @@ class ImportDialog(QDialog):
 
         self.images = PathField(
             "Folder of scans",
-            "Folder of scans (NIfTI or DICOM), or one with images/ and labels/, or as "
-            "nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT lay it out",
+            "Folder of scans (NIfTI or DICOM), or a folder with images/ and labels/, or in the "
+            "layout of nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT",
         )
         self.labels = PathField(
-            "Folder of labels", "Folder of labels with the scans' file names; empty: found by name"
+            "Folder of labels",
+            "Folder of labels with the file names of their scans; empty: look for it by name",
         )
         self.groups = PathField(
             "Structures",
-            "CSV file that names the structures: label, name, class_id, class_name; "
-            "empty: one structure per number in the labels",
+            "CSV file that names the structures, with the columns label, name, class_id and "
+            "class_name; empty: one structure for each number in the labels",
             "CSV (*.csv)",
         )
-        self.project = PathField("Project folder", "The project's own new folder, <name>.jrss")
+        self.project = PathField("Project folder", "A new folder for the project, <name>.jrss")
         form = QFormLayout()
         form.addRow("Scans", self.images)
         form.addRow("Labels", self.labels)
@@ -92,28 +93,13 @@ class ImportDialog(QDialog):
             form.addRow("Structures", self.groups)
             form.addRow("Project", self.project)
         self.preparation = Preparation()
-        advanced = QCollapsible("Grid and alignment")
+        advanced = folded("Grid and alignment")
         advanced.addWidget(self.preparation)
-        advanced.setToolTip("How scans reach the one grid that all cases of a project share")
-
-        self._preview = QLabel("Choose a folder of scans.")
-        self._preview.setWordWrap(True)
-        self._preview.setTextFormat(Qt.TextFormat.PlainText)
-        self._preview.setMinimumHeight(90)
-        self._preview.setAlignment(Qt.AlignmentFlag.AlignTop)
-        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
-        self.start = buttons.addButton("Import", QDialogButtonBox.ButtonRole.AcceptRole)
-        self.start.setToolTip("Read the scans in the background (Enter)")
-        self.start.setDefault(True)
-        self.start.setEnabled(False)
-        buttons.accepted.connect(self.accept)
-        buttons.rejected.connect(self.reject)
-        layout = QVBoxLayout(self)
-        layout.addLayout(form)
-        if not adding:
-            layout.addWidget(advanced)
-        layout.addWidget(self._preview)
-        layout.addWidget(buttons)
+        advanced.setToolTip("How scans are resampled to the grid that all cases of a project share")
+        self.message.setText("Choose a folder of scans.")
+        self.message.setMinimumHeight(90)
+        self.message.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.lay_out(form, *(() if adding else (advanced,)))
 
         # Typing a path shouldn't read the disk at every letter.
         self._soon = QTimer(self, singleShot=True, interval=250)
@@ -127,24 +113,20 @@ class ImportDialog(QDialog):
             self.images.set_path(folder)
 
     def accept(self) -> None:
-        """Start the import; what stands in its way is shown, and the dialog stays."""
+        """Start the import; if that fails, the reason is shown and the dialog stays."""
         found, project = self.found, self.project.path()
         if found is None:
             return
-        try:
+        with self.reporting():
             if self._adding:
                 self._session.cohort.add(found.cohort)
             elif project is None:
-                self._say("Name the project's folder.")
-                return
+                raise ProjectError("Choose a folder for the project.")
             else:
                 config = self.preparation.config()
                 table = found.require_table()
                 self._session.make_project(project, found.cohort, table, config)
-        except EXPECTED as error:
-            self._say(one_line(error))
-            return
-        super().accept()
+            super().accept()
 
     def done(self, result: int) -> None:
         """Stop looking, however the dialog ends."""
@@ -181,17 +163,17 @@ class ImportDialog(QDialog):
         self._stale = False
         images = self.images.path()
         if images is None:
-            self._say("Choose a folder of scans.")
+            self.message.setText("Choose a folder of scans.")
             return
         try:
             config = self._session.workspace.open_project.preprocessing if self._adding else None
             config = config or self.preparation.config()
         except ValidationError as error:
-            self._say(one_line(error))
+            self.message.setText(line_of(error))
             return
         groups = None if self._adding else self.groups.path()
         folders = ScanFolders(images, self.labels.path(), groups)
-        self._say("Looking …")
+        self.message.setText("Looking …")
         self._runner.start(lambda cancel: look_into(folders, config, cancel))
 
     def _show_found(self, found: Found) -> None:
@@ -205,11 +187,11 @@ class ImportDialog(QDialog):
             names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")
         left = found.cohort.left_out
-        self._preview.setToolTip("\n".join(f"{each.what}: {each.reason}" for each in left))
+        self.message.setToolTip("\n".join(f"{each.what}: {each.reason}" for each in left))
         first = most_telling(left)
         if first is not None:
-            more = f", and {len(left) - 1} more (point here)" if len(left) > 1 else ""
-            lines.append(f"left out: {first.what}: {first.reason}{more}")
+            more = f"; {len(left) - 1} more, see the tooltip" if len(left) > 1 else ""
+            lines.append(f"Left out: {first.what}: {first.reason}{more}")
         if self._adding:
             self.found = found if found.complete else None
         elif found.table is not None:
@@ -218,9 +200,9 @@ class ImportDialog(QDialog):
             lines.append(f"{len(names)} structures: {', '.join(names[:12])}{more}")
             self.found = found if found.complete else None
         elif not found.labelled:
-            lines.append("No scan has a label: name the structures with a CSV file.")
+            lines.append(_NO_LABEL)
         else:
-            lines.append("Reading the structures' numbers …")
+            lines.append("Reading the numbers in the labels …")
         if found.grid is not None and not self._adding:
             shape = " x ".join(str(n) for n in found.grid.shape)
             spacing = " x ".join(f"{s:.3g}" for s in found.grid.spacing_mm)
@@ -228,24 +210,21 @@ class ImportDialog(QDialog):
             coarser = fitting_spacing(found.grid)
             if coarser is not None:
                 lines.append(
-                    "That is more than ordinary machines train on: under Grid and alignment, "
-                    f"set a spacing of {coarser:g} mm, or a smaller shape."
+                    "Most computers can't train on so many voxels: under Grid and alignment, set "
+                    f"a spacing of {coarser:g} mm, or a smaller shape."
                 )
-        self._say("\n".join(lines))
+        self.message.setText("\n".join(lines))
         self.start.setEnabled(self.found is not None)
 
     def _preview_ended(self, state: JobState) -> None:
         if self._stale and not state.busy:
             self._look()
         elif state is JobState.FAILED and self._runner.error is not None:
-            self._say(one_line(self._runner.error))
-
-    def _say(self, text: str) -> None:
-        self._preview.setText(text)
+            self.message.setText(line_of(self._runner.error))
 
 
 class Preparation(QWidget):
-    """How scans reach the training grid: the settings that people do change.
+    """How scans are resampled to the training grid: the settings that people change most.
 
     Attributes
     ----------
@@ -262,14 +241,12 @@ class Preparation(QWidget):
         self.spacing = [QDoubleSpinBox(maximum=50, decimals=2, singleStep=0.5) for _ in _AXES]
         self.shape = [QSpinBox(maximum=1024, singleStep=8) for _ in _AXES]
         for name, boxes in (("spacing_mm", self.spacing), ("shape", self.shape)):
-            row = QHBoxLayout()
             for axis, box in zip(_AXES, boxes, strict=True):
                 box.setSpecialValueText("auto")
                 box.setPrefix(f"{axis} ")
                 box.setToolTip(fields[name].description)
                 box.valueChanged.connect(self.changed)
-                row.addWidget(box)
-            form.addRow(fields[name].title, row)
+            form.addRow(fields[name].title, in_row(*boxes))
         self.crop = _choice(("center", "foreground", "labelled"), fields["crop"].description)
         self.prealign = _choice(
             ("none", "center_of_mass", "affine"), fields["prealign"].description
@@ -279,7 +256,7 @@ class Preparation(QWidget):
             form.addRow(fields[name].title, box)
 
     def config(self) -> PreprocessingConfig:
-        """The settings; pydantic's ValidationError where they don't go together."""
+        """The settings; pydantic's ValidationError if they are invalid."""
         spacing = [box.value() or None for box in self.spacing]
         shape = [box.value() or None for box in self.shape]
         return PreprocessingConfig.model_validate(

@@ -1,4 +1,4 @@
-"""What Review asks a person: their name, a reason, and what becomes of unsaved corrections."""
+"""What Review asks a person: their name, a reason, and what to do with unsaved corrections."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def ask_leave(parent: QWidget, case: OpenCase) -> Leave | None:
     choices = {
         "Accept case": (QMessageBox.ButtonRole.AcceptRole, Leave.ACCEPT),
         "Keep for later": (QMessageBox.ButtonRole.ActionRole, Leave.KEEP),
-        "Give up": (QMessageBox.ButtonRole.DestructiveRole, Leave.DISCARD),
+        "Discard": (QMessageBox.ButtonRole.DestructiveRole, Leave.DISCARD),
     }
     question = (
-        "Accept them as a new label version, keep them for later (they come back when the case "
-        "is opened), or give them up?"
+        "Accept them as a new label version, keep them for later (they come back when you open "
+        "the case again), or discard them?"
     )
     return _ask_of_corrections(parent, case, "Unsaved corrections", question, choices)
 
@@ -29,9 +29,7 @@ def ask_leave(parent: QWidget, case: OpenCase) -> Leave | None:
 def ask_replace(parent: QWidget, case: OpenCase) -> bool:
     """Whether another draft may take the place of corrections."""
     choices = {"Replace them": (QMessageBox.ButtonRole.DestructiveRole, True)}
-    question = (
-        "The draft takes their place. Undo brings them back, but only until the case is left."
-    )
+    question = "The draft replaces them. Undo brings them back, but only until you leave the case."
     return _ask_of_corrections(parent, case, "Start from another draft", question, choices) is True
 
 
@@ -61,7 +59,7 @@ def ask_name(parent: QWidget) -> str:
     name, given = QInputDialog.getText(
         parent,
         "Your name",
-        "Each label version says who made it.\nYour name, which is asked only once:",
+        "Your name is recorded with each label version. It is asked only once:",
         QLineEdit.EchoMode.Normal,
     )
     return name.strip() if given else ""

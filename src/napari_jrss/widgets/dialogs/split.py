@@ -1,4 +1,4 @@
-"""Dealing the cases to training, validation and test."""
+"""Divides the cases into training, validation and test."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import (
-    QComboBox,
-    QDialog,
-    QDialogButtonBox,
-    QFormLayout,
-    QLabel,
-    QSpinBox,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QComboBox, QFormLayout, QSpinBox, QWidget
 
 from napari_jrss.app.cohort import SplitCounts
-from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.io.layouts import read_case_groups
-from napari_jrss.widgets.path_field import PathField
+from napari_jrss.widgets.controls import PathField, wrapped
+from napari_jrss.widgets.dialogs.dialog import Dialog
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
@@ -29,43 +19,45 @@ if TYPE_CHECKING:
 _ALL = -1
 
 
-class SplitDialog(QDialog):
-    """Asks how many cases train with their label, validate and test."""
+class SplitDialog(Dialog):
+    """Asks how many cases are for training with a label, for validation and for test."""
 
     def __init__(self, session: Session, parent: QWidget) -> None:
-        super().__init__(parent)
-        self.setWindowTitle("Split the cases")
-        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        super().__init__(parent, "Split the cases", "Split", "Divide the cases (Enter)")
         self.setMinimumWidth(420)
         self._session = session
         self._workspace = session.workspace
         cases = session.workspace.open_project.cases()
         with_label = sum(bool(c.label_version or c.reference_version) for c in cases)
         usual = session.cohort.usual_split()
-        about = QLabel(
-            f"{len(cases)} cases, {with_label} with a label. Labels beyond the labelled set are "
-            "hidden from training, to measure by. Nothing is deleted."
+        about = wrapped(
+            f"{len(cases)} cases, {with_label} with a label. Training doesn't see the labels of "
+            "cases beyond the labelled set; they only measure the results. Nothing is deleted."
         )
-        about.setWordWrap(True)
-        self.labelled = _count(_ALL, with_label, usual.labelled, "N: training cases with a label")
+        self.labelled = _count(
+            _ALL, with_label, usual.labelled, "N: number of training cases with a label"
+        )
         self.labelled.setSpecialValueText("all")
         self.validation = _count(
-            0, with_label, usual.validation, "Cases that choose the best epoch and never train"
+            0, with_label, usual.validation, "Cases that choose the best epoch; never trained on"
         )
-        self.test = _count(0, with_label, usual.test, "Cases that only measure")
+        self.test = _count(0, with_label, usual.test, "Cases that only measure the result")
         self.training = _count(
-            _ALL, len(cases), None, "K = N + J: all training cases; those beyond it are unused"
+            _ALL,
+            len(cases),
+            None,
+            "K = N + J: number of training cases, labelled and unlabelled; the rest are unused",
         )
         self.training.setSpecialValueText("all others")
-        self.seed = _count(0, 2**31 - 1, 0, "Decides the shuffle; the same seed, the same split")
+        self.seed = _count(0, 2**31 - 1, 0, "The same seed gives the same split")
         self.file = PathField(
             "Subjects",
-            "CSV file whose first column names the case and another one its subject: "
+            "CSV file with the case in the first column and its subject in another column; "
             "scans of one subject stay together",
             "CSV (*.csv)",
         )
         self.column = QComboBox()
-        self.column.setToolTip("Column of the subject")
+        self.column.setToolTip("Column that names the subject")
         self.column.setEnabled(False)
         self.file.changed.connect(self._read_columns)
         form = QFormLayout()
@@ -76,26 +68,15 @@ class SplitDialog(QDialog):
         form.addRow("Seed", self.seed)
         form.addRow("Subjects", self.file)
         form.addRow("Column", self.column)
-        self._message = QLabel()
-        self._message.setWordWrap(True)
-        self._message.setTextFormat(Qt.TextFormat.PlainText)
-        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
-        self.start = buttons.addButton("Split", QDialogButtonBox.ButtonRole.AcceptRole)
-        self.start.setToolTip("Deal the cases anew (Enter)")
-        self.start.setDefault(True)
-        buttons.accepted.connect(self.accept)
-        buttons.rejected.connect(self.reject)
-        layout = QVBoxLayout(self)
-        for part in (about, form, self._message, buttons):
-            layout.addLayout(part) if part is form else layout.addWidget(part)
+        self.lay_out(about, form)
 
     def accept(self) -> None:
-        """Split; what stands in its way is shown, and the dialog stays."""
+        """Split; if that fails, the reason is shown and the dialog stays."""
         labelled, training = self.labelled.value(), self.training.value()
         sizes = SplitCounts(
             None if labelled == _ALL else labelled, self.validation.value(), self.test.value()
         )
-        try:
+        with self.reporting():
             groups = None
             file = self.file.path()
             if file is not None:
@@ -104,10 +85,7 @@ class SplitDialog(QDialog):
             self._session.cohort.split(
                 sizes, None if training == _ALL else training, self.seed.value(), groups
             )
-        except EXPECTED as error:
-            self._message.setText(one_line(error))
-            return
-        super().accept()
+            super().accept()
 
     def _read_columns(self) -> None:
         self.column.clear()

@@ -1,4 +1,4 @@
-"""Names and colours of the structures; their ids are settled with the project."""
+"""Names and colours of the structures; their ids were fixed when the project was made."""
 
 from __future__ import annotations
 
@@ -7,53 +7,35 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import (
-    QColorDialog,
-    QDialog,
-    QDialogButtonBox,
-    QHeaderView,
-    QLabel,
-    QTableWidget,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QAbstractItemView, QColorDialog, QTableWidgetItem, QWidget
 
-from napari_jrss.errors import EXPECTED, one_line
+from napari_jrss.widgets.dialogs.dialog import Dialog
+from napari_jrss.widgets.tables.rows import RowTable
 
 if TYPE_CHECKING:
     from napari_jrss.app.session import Session
 
-_COLOUR, _NAME, _IDS = range(3)
+_COLUMNS = {
+    "Colour": "Double-click to change it",
+    "Name": "Double-click to change it",
+    "Ids in the files": "Numbers that stand for the structure in the label files",
+}
+_COLOUR, _NAME = range(2)
 
 
-class StructuresDialog(QDialog):
+class StructuresDialog(Dialog):
     """A table of the structures: a double click changes a name or a colour at once."""
 
     def __init__(self, session: Session, parent: QWidget) -> None:
-        super().__init__(parent)
-        self.setWindowTitle("Structures")
-        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        super().__init__(parent, "Structures")
         self.setMinimumSize(420, 360)
         self._session = session
         self._workspace = session.workspace
-        self._filling = False
-        self.table = QTableWidget(0, 3)
-        self.table.setHorizontalHeaderLabels(["Colour", "Name", "Ids in the files"])
-        self.table.setToolTip("Double click a name or a colour to change it")
-        self.table.verticalHeader().setVisible(False)
-        header = self.table.horizontalHeader()
-        header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
+        self.table = RowTable(_COLUMNS, stretch=_NAME)
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked)
         self.table.itemChanged.connect(self._renamed)
         self.table.cellDoubleClicked.connect(self._choose_colour)
-        self._message = QLabel()
-        self._message.setWordWrap(True)
-        self._message.setTextFormat(Qt.TextFormat.PlainText)
-        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
-        buttons.rejected.connect(self.reject)
-        layout = QVBoxLayout(self)
-        for part in (self.table, self._message, buttons):
-            layout.addWidget(part)
+        self.lay_out(self.table)
         self._fill()
 
     def recolour(self, row: int, colour: str) -> None:
@@ -61,23 +43,21 @@ class StructuresDialog(QDialog):
         self._try(lambda: self._session.cohort.recolour(row + 1, colour))
 
     def _fill(self) -> None:
-        self._filling = True
-        structures = self._workspace.open_project.table.classes[1:]
-        self.table.setRowCount(len(structures))
-        for row, each in enumerate(structures):
+        rows = []
+        for each in self._workspace.open_project.table.classes[1:]:
             colour = QTableWidgetItem()
             colour.setBackground(QColor(each.colour))
-            colour.setToolTip(f"{each.colour}: double click to change it")
+            colour.setToolTip(f"{each.colour}: double-click to change it")
             colour.setFlags(Qt.ItemFlag.ItemIsEnabled)
             ids = QTableWidgetItem(_ids(each.source_ids))
             ids.setFlags(Qt.ItemFlag.ItemIsEnabled)
-            for column, item in ((_COLOUR, colour), (_NAME, QTableWidgetItem(each.name))):
-                self.table.setItem(row, column, item)
-            self.table.setItem(row, _IDS, ids)
-        self._filling = False
+            rows.append([colour, QTableWidgetItem(each.name), ids])
+        self.table.blockSignals(True)  # no person edits here
+        self.table.fill(rows)
+        self.table.blockSignals(False)
 
     def _renamed(self, item: QTableWidgetItem) -> None:
-        if not self._filling and item.column() == _NAME:
+        if item.column() == _NAME:
             self._try(lambda: self._session.cohort.rename(item.row() + 1, item.text()))
 
     def _choose_colour(self, row: int, column: int) -> None:
@@ -88,11 +68,9 @@ class StructuresDialog(QDialog):
                 self.recolour(row, chosen.name())
 
     def _try(self, command: Callable[[], None]) -> None:
-        self._message.clear()
-        try:
+        self.message.clear()
+        with self.reporting():
             command()
-        except EXPECTED as error:
-            self._message.setText(one_line(error))
         self._fill()
 
 

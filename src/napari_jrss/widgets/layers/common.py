@@ -38,19 +38,19 @@ def labels_layer(
     return Labels(
         array,
         name=name,
-        colormap=colormap(table),
-        features=structures(table),
+        **look_of(table),
         **placement(grid),
         **options,
     )
 
 
-def structures(table: LabelTable) -> dict[str, list[Any]]:
-    """What napari's status bar says of each class."""
-    return {
+def look_of(table: LabelTable) -> dict[str, Any]:
+    """Colours of the structures, and their names for napari's status bar."""
+    features = {
         "index": [c.index for c in table.classes],
         "structure": [c.name for c in table.classes],
     }
+    return {"colormap": colormap(table), "features": features}
 
 
 def colormap(table: LabelTable) -> DirectLabelColormap:

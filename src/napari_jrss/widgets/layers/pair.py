@@ -48,7 +48,7 @@ class Scene:
     view: Callable[[View, int], NDArray[Any] | None]
     """A view of it, seen along an axis; None until it has been made."""
     across: int = 0
-    """Axis (z, y, x) that is looked along."""
+    """Axis (z, y, x) along which the viewer looks."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _lengths_mm(scene: Scene, data: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def _inside(scene: Scene, data: NDArray[Any]) -> NDArray[Any]:
     """Arrows cut off where they leave the grid, since the viewer's sliders would follow them."""
-    start, way = data[:, 0], data[:, 1]
-    room = np.where(way > 0, np.array(scene.grid.shape) - 1 - start, start)
-    part = np.min(room / np.maximum(np.abs(way), 1e-6), axis=1, keepdims=True)
-    return np.stack([start, way * np.minimum(part, 1)], axis=1)
+    start, arrow = data[:, 0], data[:, 1]
+    to_edge = np.where(arrow > 0, np.array(scene.grid.shape) - 1 - start, start)
+    part = np.min(to_edge / np.maximum(np.abs(arrow), 1e-6), axis=1, keepdims=True)
+    return np.stack([start, arrow * np.minimum(part, 1)], axis=1)
 
 
 def _arrows(scene: Scene, data: NDArray[Any], name: str) -> Layer:
@@ -175,14 +175,14 @@ def _arrows(scene: Scene, data: NDArray[Any], name: str) -> Layer:
 KINDS = (
     Kind(
         "Fixed image",
-        "The image that stays",
+        "The image that the moving one is warped onto",
         lambda s: f"fixed {s.pair.fixed.name}",
         lambda s: s.pair.fixed.image,
         _image,
     ),
     Kind(
         "Moving image",
-        "The other image before the registration",
+        "The moving image before the registration",
         lambda s: f"moving {s.pair.moving.name}",
         lambda s: s.pair.moving.image,
         _image,
@@ -196,7 +196,7 @@ KINDS = (
     ),
     Kind(
         "Checkerboard",
-        "Fixed and warped image in turn: edges should go on across the fields",
+        "Squares of the fixed and the warped image in turn: edges should continue across them",
         lambda s: "checkerboard",
         "checkerboard",
         _image,
@@ -210,8 +210,8 @@ KINDS = (
     ),
     Kind(
         "Jacobian",
-        "Jacobian determinant of the field, from 0 (blue: the moving image is stretched) over 1 "
-        "(clear: volume is kept) to 2 (orange: it is shrunk)",
+        "Jacobian determinant of the field: 0 (blue) where the moving image is stretched, 1 "
+        "(clear) where its volume is kept, 2 (orange) where it is shrunk",
         lambda s: "Jacobian determinant",
         "jacobian",
         _diverging((0, 2)),
@@ -267,8 +267,8 @@ KINDS = (
     ),
     Kind(
         "Displacement",
-        "Arrows from points of the fixed image to where the moving image shows them; colour: "
-        "length in mm",
+        "Arrows from points of the fixed image to the same points in the moving image; the colour "
+        "is the length in mm",
         lambda s: "displacement",
         "displacement",
         _arrows,
@@ -349,16 +349,16 @@ class PairLayers:
             layer.visible = visible
         self._fill(title)
 
-    def put_aside(self, temp_path: bool) -> None:
+    def put_aside(self, aside: bool) -> None:
         """Hide all layers while something else is at work on the canvas, or bring them back.
 
         A layer that a person shows meanwhile is shown.
         """
-        self._aside = temp_path
+        self._aside = aside
         for title, layer in list(self._layers.items()):
             with layer.events.visible.blocker(self._visible):
-                layer.visible = not temp_path and title in self._wanted
-        if not temp_path:
+                layer.visible = not aside and title in self._wanted
+        if not aside:
             for title in TITLES:
                 self._fill(title)
 
@@ -439,7 +439,7 @@ class PairLayers:
         self._stale.discard(title)
 
     def _across(self) -> int:
-        """The axis that is looked along: of the last three, the one not on the screen."""
+        """The axis (z, y, x) that isn't on the screen: the view goes along it."""
         dims = self._viewer.dims
         shown = {axis - dims.ndim + 3 for axis in dims.order[-2:]}
         return min({0, 1, 2} - shown)

@@ -7,13 +7,14 @@ import numpy as np
 from magicgui import magic_factory
 from napari import Viewer
 from napari.layers import Image
-from napari.utils.notifications import show_info
+from napari.utils.notifications import show_error, show_info
 from numpy.typing import NDArray
 
 from napari_jrss.app.pairs.pairs import RegisteredVolumes
 from napari_jrss.errors import ScanError
 from napari_jrss.io.volume import Volume
-from napari_jrss.widgets.contributions import Arriving, dock_of, shown
+from napari_jrss.widgets.bridge import report_errors
+from napari_jrss.widgets.contributions import Arriving, dock_of
 
 if TYPE_CHECKING:
     from napari_jrss.widgets.main_widget import MainWidget
@@ -45,7 +46,7 @@ def register_layers(viewer: Viewer, moving: Image, fixed: Image) -> None:
     The warped image becomes a layer on the grid of the fixed one. What is missing, such as a
     project with trained networks, is said in one line.
     """
-    with shown():
+    with report_errors(show_error):
         if moving is None or fixed is None or moving is fixed:
             raise ScanError("registering needs two different images in the layer list")
         widget = dock_of(viewer)

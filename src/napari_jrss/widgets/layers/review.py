@@ -10,11 +10,10 @@ from napari.layers import Labels, Layer
 from napari.utils.colormaps import Colormap
 
 from napari_jrss.widgets.layers.common import (
-    colormap,
     image_layer,
     labels_layer,
+    look_of,
     show_axially,
-    structures,
     without_brush_box,
 )
 
@@ -158,8 +157,8 @@ class ReviewLayers:
         self._table = case.table
         for kind in (PSEUDO, ABOVE, LABEL):
             if (layer := self.layer(kind)) is not None:
-                layer.colormap = colormap(case.table)
-                layer.features = structures(case.table)
+                for name, value in look_of(case.table).items():
+                    setattr(layer, name, value)
 
     def set_visible(self, kind: str, visible: bool) -> None:
         """Show or hide an overlay."""

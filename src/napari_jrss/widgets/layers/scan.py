@@ -107,7 +107,7 @@ def metadata_of(metadata: Mapping[str, Any], name: str) -> ScanMetadata:
     if KEY not in metadata:
         raise ScanError(
             f"layer {name!r} doesn't know the geometry of its scan: paint on a layer made by "
-            "Layers > Annotate > New labels of the selected scan"
+            "Layers > Annotate > New labels for the selected scan"
         )
     try:
         return ScanMetadata.model_validate(metadata[KEY])

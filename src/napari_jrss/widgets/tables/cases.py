@@ -17,23 +17,24 @@ from qtpy.QtCore import (
     Signal,
 )
 from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap
-from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from qtpy.QtWidgets import QTableView, QWidget
 
 from napari_jrss.app.case_summary import THUMBNAIL_PIXELS, Appearance
 from napari_jrss.app.cohort import CaseRow
 from napari_jrss.project.records import Split, Status
+from napari_jrss.widgets.tables.rows import RIGHT, show_whole_rows
 
-COLUMNS = ("Case", "Split", "Label", "Ver.", "Conf.", "Dice")
-CASE, SPLIT, LABEL, VERSIONS, CONFIDENCE, DICE = range(len(COLUMNS))
-_TOOLTIPS = (
-    "The case and its middle axial slice: anterior up, the patient's left on the right.\n"
-    "Double click or Enter opens it for review.",
-    "What the case is for: training, validation, test, or unused",
-    "Where the label in force comes from; a training case with a label counts in N",
-    "Number of label versions; none is ever overwritten",
-    "The teacher's mean confidence in the structures' voxels, 0 to 1",
-    "Mean Dice of the teacher's label with one that it never trained on, 0 to 1",
-)
+_COLUMNS = {
+    "Case": "The case and its middle axial slice: anterior is up, the patient's left on the "
+    "right.\nA double click or Enter opens the case in Review.",
+    "Split": "What the case is used for: training, validation, test, or unused",
+    "Label": "Where the current label comes from; a training case with a label counts in N",
+    "Ver.": "Number of label versions; no version is ever overwritten",
+    "Conf.": "The teacher's mean confidence in the voxels of the structures, 0 to 1",
+    "Dice": "Mean Dice of the teacher's label and a label that it never trained on, 0 to 1",
+}
+_HEADINGS, _TOOLTIPS = tuple(_COLUMNS), tuple(_COLUMNS.values())
+CASE, SPLIT, LABEL, VERSIONS, CONFIDENCE, DICE = range(len(_COLUMNS))
 SORT_ROLE = int(Qt.ItemDataRole.UserRole)
 
 FILTERS: dict[str, Callable[[CaseRow], bool]] = {
@@ -76,7 +77,7 @@ class CaseTableModel(QAbstractTableModel):
         if [row.case_id for row in rows] == [row.case_id for row in self._rows]:
             self._rows = rows
             if rows:
-                last = self.index(len(rows) - 1, len(COLUMNS) - 1)
+                last = self.index(len(rows) - 1, len(_COLUMNS) - 1)
                 self.dataChanged.emit(self.index(0, 0), last)
             return
         self.beginResetModel()
@@ -94,7 +95,7 @@ class CaseTableModel(QAbstractTableModel):
 
     def columnCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802
         """Number of columns."""
-        return 0 if parent is not None and parent.isValid() else len(COLUMNS)
+        return 0 if parent is not None and parent.isValid() else len(_COLUMNS)
 
     def headerData(  # noqa: N802
         self,
@@ -105,7 +106,7 @@ class CaseTableModel(QAbstractTableModel):
         """Names of the columns, explained by tooltips."""
         if orientation == Qt.Orientation.Horizontal:
             if role == Qt.ItemDataRole.DisplayRole:
-                return COLUMNS[section]
+                return _HEADINGS[section]
             if role == Qt.ItemDataRole.ToolTipRole:
                 return _TOOLTIPS[section]
         return None
@@ -127,7 +128,7 @@ class CaseTableModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.ForegroundRole and column == CASE and row.problem:
             return QColor(_STATUS_COLOURS[Status.REJECTED])
         if role == Qt.ItemDataRole.TextAlignmentRole and column >= VERSIONS:
-            return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            return int(RIGHT)
         return None
 
     def _icon(self, case_id: str) -> QIcon | None:
@@ -184,9 +185,7 @@ class CaseTable(QTableView):
         self.shown = CaseFilter(self)
         self.shown.setSourceModel(self.cases)
         self.setModel(self.shown)
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        show_whole_rows(self, stretch=CASE)
         self.setSortingEnabled(True)
         self.sortByColumn(CASE, Qt.SortOrder.AscendingOrder)
         self.setShowGrid(False)
@@ -194,26 +193,13 @@ class CaseTable(QTableView):
         self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names differ at their ends
         self.setAlternatingRowColors(False)
         self.setIconSize(QSize(THUMBNAIL_PIXELS - 8, THUMBNAIL_PIXELS - 8))
-        rows = self.verticalHeader()
-        rows.setVisible(False)
-        rows.setDefaultSectionSize(THUMBNAIL_PIXELS - 4)
-        columns = self.horizontalHeader()
-        columns.setMinimumSectionSize(30)
-        columns.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        columns.setSectionResizeMode(CASE, QHeaderView.ResizeMode.Stretch)
+        self.verticalHeader().setDefaultSectionSize(THUMBNAIL_PIXELS - 4)
+        self.horizontalHeader().setMinimumSectionSize(30)
         self.doubleClicked.connect(self._open)
 
     def case_at(self, index: QModelIndex) -> str:
         """The case of a cell that is shown."""
         return self.cases.row_at(self.shown.mapToSource(index).row()).case_id
-
-    def select(self, case_id: str) -> None:
-        """Select a case, if it is shown, and scroll to it."""
-        for row in range(self.shown.rowCount()):
-            index = self.shown.index(row, CASE)
-            if self.case_at(index) == case_id:
-                self.selectRow(row)
-                self.scrollTo(index)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         """Enter opens the selected case."""
@@ -258,7 +244,7 @@ def _tooltip(row: CaseRow, column: int) -> str:
     if column == CONFIDENCE and row.figures is not None:
         kl = row.figures.uncertainty
         return _TOOLTIPS[column] + (
-            "" if kl is None else f"\nTeacher and student disagree by {kl:.4f} nats (KL divergence)"
+            "" if kl is None else f"\nDisagreement of teacher and student (KL): {kl:.4f} nats"
         )
     return row.case_id if column == CASE else _TOOLTIPS[column]
 

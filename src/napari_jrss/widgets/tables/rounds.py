@@ -4,47 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QFont
-from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import QTableWidgetItem
 
 from napari_jrss.app.rounds.control import RoundRow
 from napari_jrss.project.records import RoundOutcome
+from napari_jrss.widgets.controls import local_time
+from napari_jrss.widgets.tables.rows import RIGHT, RowTable
 
-COLUMNS = {
-    "Round": "Number of the round; the one whose teacher is in force is bold",
-    "From": "The round whose teacher it started from",
-    "RoundOutcome": "How it ended",
-    "N": "Labelled training cases",
-    "Acc.": "Unlabelled cases whose pseudo-label its teacher had accepted",
-    "Seg.": "Mean Dice of the segmentation on the validation cases; (!) where structures are not "
-    "learned, which the row's tooltip names",
-    "Reg.": "Mean Dice of the registration on the validation pairs",
-    "Settings": "Preset, threshold tau and seed",
+_COLUMNS = {
+    "Round": "Number of the round; bold: its teacher is the one in use",
+    "From": "The round whose teacher this round started from",
+    "Outcome": "How the round ended",
+    "N": "Number of labelled training cases",
+    "Acc.": "Number of unlabelled cases whose pseudo-label passed the screening",
+    "Seg.": "Mean Dice of the segmentation on the validation cases, 0 to 1; (!): some structures "
+    "are not learned yet, see the tooltip of the row",
+    "Reg.": "Mean Dice of the registration on the validation pairs, 0 to 1",
+    "Settings": "Preset, confidence threshold tau, and seed",
 }
+_TEXTS = ("Outcome", "Settings")  # the other columns are numbers
 
 
-class RoundsTable(QTableWidget):
+class RoundsTable(RowTable):
     """One row per round, the latest first."""
 
     def __init__(self) -> None:
-        super().__init__(0, len(COLUMNS))
-        self.setHorizontalHeaderLabels(list(COLUMNS))
-        for column, tip in enumerate(COLUMNS.values()):
-            self.horizontalHeaderItem(column).setToolTip(tip)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.verticalHeader().hide()
-        self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self.horizontalHeader().setStretchLastSection(True)
+        super().__init__(_COLUMNS, stretch=len(_COLUMNS) - 1)
         self.setWordWrap(False)
         self.setMinimumHeight(120)
         self._rows: Sequence[RoundRow] = ()
 
     @property
     def chosen(self) -> int | None:
-        """Number of the selected round, if its teacher could be put in force."""
+        """Number of the selected round, if its teacher could be used instead of the present one."""
         rows = self.selectionModel().selectedRows()
         row = self._rows[rows[0].row()] if rows else None
         if row is None or row.outcome is not RoundOutcome.FINISHED or row.is_teacher:
@@ -57,51 +49,51 @@ class RoundsTable(QTableWidget):
             return
         chosen = self.chosen
         self._rows = list(reversed(rows))
-        self.setRowCount(len(self._rows))
-        for number, row in enumerate(self._rows):
-            for column, text in enumerate(_texts(row)):
-                item = QTableWidgetItem(text)
-                item.setToolTip(_tip(row))
-                font = QFont(item.font())
-                font.setBold(row.is_teacher)
-                item.setFont(font)
-                if column < 7 and column != 2:
-                    item.setTextAlignment(
-                        Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-                    )
-                self.setItem(number, column, item)
+        self.fill([_items(row) for row in self._rows])
+        for place, row in enumerate(self._rows):
             if row.number == chosen:
-                self.selectRow(number)
+                self.selectRow(place)
 
 
-def outcome_of(row: RoundRow) -> str:
-    """How a round ended, for a person: one that was stopped and can go on is paused."""
+def _items(row: RoundRow) -> list[QTableWidgetItem]:
+    # A round that was stopped and can go on is called paused.
     paused = row.resumable and row.outcome is not RoundOutcome.FAILED
-    return "paused" if paused else str(row.outcome)
-
-
-def _texts(row: RoundRow) -> tuple[str, ...]:
-    return (
+    texts = (
         str(row.number),
-        "" if row.parent is None else str(row.parent),
-        outcome_of(row),
-        "" if row.labelled is None else str(row.labelled),
-        "" if row.accepted is None else str(row.accepted),
-        ("" if row.segmentation_dice is None else f"{row.segmentation_dice:.3f}")
-        + (" (!)" if row.warning else ""),
-        "" if row.registration_dice is None else f"{row.registration_dice:.3f}",
+        _shown(row.parent),
+        "paused" if paused else str(row.outcome),
+        _shown(row.labelled),
+        _shown(row.accepted),
+        _shown(row.segmentation_dice, ".3f") + (" (!)" if row.warning else ""),
+        _shown(row.registration_dice, ".3f"),
         _settings(row),
     )
+    tooltip = _tooltip(row)
+    items = []
+    for heading, text in zip(_COLUMNS, texts, strict=True):
+        item = QTableWidgetItem(text)
+        item.setToolTip(tooltip)
+        font = item.font()
+        font.setBold(row.is_teacher)
+        item.setFont(font)
+        if heading not in _TEXTS:
+            item.setTextAlignment(RIGHT)
+        items.append(item)
+    return items
+
+
+def _shown(value: float | None, form: str = "") -> str:
+    return "" if value is None else format(value, form)
 
 
 def _settings(row: RoundRow) -> str:
     return "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
 
 
-def _tip(row: RoundRow) -> str:
-    lines = ["its teacher is in force"] if row.is_teacher else []
+def _tooltip(row: RoundRow) -> str:
+    lines = ["The teacher of this round is in use."] if row.is_teacher else []
     lines += filter(None, (row.problem, row.warning, _settings(row)))
-    lines += [f"started {row.started}", f"{len(row.label_versions)} labels used:"]
+    lines += [f"Started {local_time(row.started)}", f"{len(row.label_versions)} labels used:"]
     lines += [f"{case} {version}" for case, version in sorted(row.label_versions.items())[:12]]
     if len(row.label_versions) > 12:
         lines.append("…")

@@ -7,29 +7,25 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
-from qtpy.QtWidgets import (
-    QAbstractItemView,
-    QCheckBox,
-    QHeaderView,
-    QTableWidget,
-    QTableWidgetItem,
-)
+from qtpy.QtWidgets import QCheckBox, QTableWidgetItem
+
+from napari_jrss.widgets.tables.rows import RIGHT, RowTable, number_text
 
 if TYPE_CHECKING:
     from napari_jrss.app.review.open_case import StructureRow
 
-COLUMNS = ("Structure", "Volume", "Confidence", "Accepted")
-_TOOLTIPS = (
-    "The structure that is painted and that the tools work on",
-    "Volume in the label under correction, in millilitres",
-    "The teacher's mean confidence in this structure's voxels, 0 to 1;\n"
-    "struck out where the structure would not enter training at this tau",
-    "Tick to accept one structure: nothing changes it until the tick is taken away",
-)
-NAME, VOLUME, CONFIDENCE, ACCEPTED = range(len(COLUMNS))
+_COLUMNS = {
+    "Structure": "The selected structure is the one that you paint and that the tools change",
+    "Volume": "Volume in the label that you correct, in millilitres",
+    "Confidence": "The teacher's mean confidence in the voxels of this structure, 0 to 1;\n"
+    "struck out: at this tau the structure would not be used for training",
+    "Accepted": "Tick to accept this structure: nothing changes it until you remove the tick",
+}
+NAME, VOLUME, CONFIDENCE, ACCEPTED = range(len(_COLUMNS))
+_COLOUR_ROLE = Qt.ItemDataRole.UserRole + 1
 
 
-class StructureTable(QTableWidget):
+class StructureTable(RowTable):
     """One row for each structure.
 
     Attributes
@@ -44,18 +40,7 @@ class StructureTable(QTableWidget):
     accepted = Signal(int, bool)
 
     def __init__(self) -> None:
-        super().__init__(0, len(COLUMNS))
-        self.setHorizontalHeaderLabels(COLUMNS)
-        for column, text in enumerate(_TOOLTIPS):
-            self.horizontalHeaderItem(column).setToolTip(text)
-        self.verticalHeader().hide()
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        header = self.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
-        self.verticalHeader().setDefaultSectionSize(self.fontMetrics().height() + 8)
+        super().__init__(_COLUMNS, stretch=NAME)
         self.itemSelectionChanged.connect(self._row_chosen)
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -79,12 +64,12 @@ class StructureTable(QTableWidget):
         """Show the structures as they are now; the chosen row stays."""
         self.blockSignals(True)
         if self.rowCount() != len(structures):
-            self.setRowCount(len(structures))
+            self.fill([[QTableWidgetItem() for _ in _COLUMNS] for _ in structures])
             for row in range(len(structures)):
-                for column in range(len(COLUMNS)):
-                    self.setItem(row, column, QTableWidgetItem())
+                for column in (VOLUME, CONFIDENCE):
+                    self.item(row, column).setTextAlignment(RIGHT)
                 box = QCheckBox()
-                box.setToolTip(_TOOLTIPS[ACCEPTED])
+                box.setToolTip(_COLUMNS["Accepted"])
                 box.toggled.connect(lambda on, index=row + 1: self.accepted.emit(index, on))
                 self.setCellWidget(row, ACCEPTED, box)
             self.updateGeometry()
@@ -100,29 +85,26 @@ class StructureTable(QTableWidget):
             name.setText(structure.name)
             name.setToolTip(f"{structure.name} (class {structure.index})")
             name.setData(Qt.ItemDataRole.UserRole, structure.index)
-        colour = QColor(structure.colour)
-        if name.data(Qt.ItemDataRole.UserRole + 1) != structure.colour:
+        if name.data(_COLOUR_ROLE) != structure.colour:
             swatch = QPixmap(12, 12)
-            swatch.fill(colour)
+            swatch.fill(QColor(structure.colour))
             icon = QIcon(swatch)
             icon.addPixmap(swatch, QIcon.Mode.Selected)  # which Qt would tint
             name.setIcon(icon)
-            name.setData(Qt.ItemDataRole.UserRole + 1, structure.colour)
+            name.setData(_COLOUR_ROLE, structure.colour)
         volume.setText(f"{structure.volume_ml:,.2f} ml")
         mean = structure.mean_confidence
-        confidence.setText("–" if mean is None else f"{mean:.2f}")  # noqa: RUF001
+        confidence.setText(number_text(mean, ".2f"))
         font = confidence.font()
         font.setStrikeOut(structure.passes is False and mean is not None)
         confidence.setFont(font)
         confidence.setToolTip(
             {
-                None: "The teacher said nothing of it yet",
-                True: "Enters training at this tau",
-                False: "Would not enter training at this tau",
+                None: "There is no prediction of this structure yet",
+                True: "Is used for training at this tau",
+                False: "Would not be used for training at this tau",
             }[structure.passes]
         )
-        for item in (volume, confidence):
-            item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         box = self.cellWidget(row, ACCEPTED)
         box.blockSignals(True)
         box.setEnabled(not read_only)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QGridLayout,
     QHBoxLayout,
-    QLabel,
     QLineEdit,
     QMenu,
     QProgressBar,
@@ -28,16 +26,18 @@ from superqt.utils import qthrottled
 from napari_jrss.app.cohort import CasePredicted, CaseRow
 from napari_jrss.app.exporting import LabelWritten
 from napari_jrss.app.runner import JobState
-from napari_jrss.errors import EXPECTED, ProjectError, one_line
+from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
 from napari_jrss.project.importing import ScanRead
-from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets.bridge import line_of
+from napari_jrss.widgets.controls import button, in_row, wrapped
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
 from napari_jrss.widgets.dialogs.problems import ProblemsDialog
 from napari_jrss.widgets.dialogs.split import SplitDialog
 from napari_jrss.widgets.dialogs.structures import StructuresDialog
 from napari_jrss.widgets.recent import recent_projects, remember
 from napari_jrss.widgets.tables.cases import FILTERS, CaseTable
+from napari_jrss.widgets.tabs.tab import Tab, next_case_text
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -46,32 +46,29 @@ if TYPE_CHECKING:
 
 _WELCOME = (
     "Drop a folder here.\n\n"
-    "A project (.jrss) opens. A folder of scans starts a new project: a handful of labelled "
-    "scans and any number of unlabelled ones."
+    "A project (.jrss) opens. A folder of scans starts a new project: a few labelled scans and "
+    "any number of unlabelled ones."
 )
 
 _DONE = {ScanRead: "read", CasePredicted: "predicted", LabelWritten: "written"}
 
 
-class CohortTab(QWidget):
-    """Reads the session, calls its commands, and redraws from its signals."""
+class CohortTab(Tab):
+    """The cases of the project, and how they come in and go out."""
 
     def __init__(self, viewer: Viewer, session: Session) -> None:
-        super().__init__()
-        self._viewer = viewer
-        self._session = session
-        self._workspace = workspace = session.workspace
-        self._relay = Relay(self)
+        super().__init__(viewer, session)
+        workspace = self._workspace
         self._suggested: str | None = None
         self._importing = False
 
-        self.new = _button("New…", "Make a project of a folder of scans", self.ask_import)
-        self.open = _button("Open…", "Open a project folder (.jrss)", self._ask_open)
+        self.new = button("New…", "Make a project from a folder of scans", self.ask_import)
+        self.open = button("Open…", "Open a project folder (.jrss)", self._ask_open)
         self.recent = QPushButton("Recent")
-        self.recent.setToolTip("Projects opened last")
+        self.recent.setToolTip("Open a project that was open before")
         self.recent.setMenu(QMenu(self.recent))
         self.recent.menu().aboutToShow.connect(self._fill_recent)
-        self.add = _button("Add…", "Read further scans into the project", self._ask_add)
+        self.add = button("Add…", "Add more scans to the project", self._ask_add)
 
         self.filter = QLineEdit()
         self.filter.setPlaceholderText("Filter by name")
@@ -85,45 +82,43 @@ class CohortTab(QWidget):
         self.group.currentTextChanged.connect(self.table.shown.set_group)
         self.table.opened.connect(self.open_case)
 
-        self.suggestion = QLabel()
-        self.suggestion.setWordWrap(True)
-        self.suggestion.setTextFormat(Qt.TextFormat.PlainText)
-        self.suggestion.setToolTip("Which case's label would help most, and why")
-        self.next = _button("Open next", "Open the suggested case for review", self._open_next)
-        self.split = _button(
-            "Split…", "Deal the cases to training, validation and test", self._ask_split
+        self.suggestion = wrapped()
+        self.suggestion.setToolTip("The case whose label would help training most, and why")
+        self.next = button("Open next", "Open the suggested case for review", self._open_next)
+        self.split = button(
+            "Split…", "Divide the cases into training, validation and test", self._ask_split
         )
-        self.structures = _button(
+        self.structures = button(
             "Structures…", "Names and colours of the structures", self._ask_structures
         )
-        self.predict = _button("Predict", "", self._predict)
-        self.export = _button(
+        self.predict = button("Predict", "", self._do(session.cohort.predict))
+        self.export = button(
             "Export…",
-            "Write the labels in force, and the teacher's, as NIfTI in each scan's own geometry",
+            "Write the current labels and the teacher's predictions as NIfTI, each in the geometry "
+            "of its scan",
             self._ask_export,
         )
-        self.problems = _button(
-            "Problems", "Scans that couldn't be read, and why", self.show_problems
+        self.problems = button(
+            "Problems", "Scans and cases that can't be read, and why", self.show_problems
         )
         self.progress = QProgressBar()
         self.progress.setToolTip("Scans read, cases predicted, or labels written")
-        self.cancel = _button(
-            "Stop", "Stop after what is under way; what is done stays", workspace.inference.cancel
+        self.cancel = button(
+            "Stop",
+            "Stop after the present scan or case; finished ones stay",
+            workspace.inference.cancel,
         )
 
         self._pages = QStackedWidget()
-        welcome = QLabel(_WELCOME)
-        welcome.setWordWrap(True)
+        welcome = wrapped(_WELCOME)
         welcome.setAlignment(Qt.AlignmentFlag.AlignCenter)
         # The text wraps: that it could be one long line must not take width from the scan
         welcome.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self._pages.addWidget(welcome)
         self._pages.addWidget(self._page())
         layout = QVBoxLayout(self)
-        head = QHBoxLayout()
+        head = in_row(self.new, self.open, self.recent, self.add, self.export)
         head.setSpacing(4)
-        for button in (self.new, self.open, self.recent, self.add, self.export):
-            head.addWidget(button)
         layout.addLayout(head)
         layout.addWidget(self._pages)
         self._busy = QWidget()
@@ -140,7 +135,7 @@ class CohortTab(QWidget):
         self._relay.connect(workspace.cases_changed, self._show_news)
         self._relay.connect(workspace.rounds_changed, self._show_news)
         self._relay.connect(cohort.case_summarised, lambda _: self._redraw_soon())
-        self._relay.connect(cohort.summaries.state_changed, self._survey_ended)
+        self._relay.connect(cohort.summaries.state_changed, self._summaries_ended)
         self._relay.connect(workspace.inference.event, self._show_progress)
         self._relay.connect(workspace.inference.state_changed, self._job_changed)
         self._show_project()
@@ -153,8 +148,8 @@ class CohortTab(QWidget):
         foot = QGridLayout()
         foot.addWidget(self.suggestion, 0, 0, 1, 3)
         foot.addWidget(self.next, 0, 3)
-        for column, button in enumerate((self.split, self.structures, self.predict, self.problems)):
-            foot.addWidget(button, 1, column)
+        for column, each in enumerate((self.split, self.structures, self.predict, self.problems)):
+            foot.addWidget(each, 1, column)
         layout = QVBoxLayout(page)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(filters)
@@ -172,15 +167,15 @@ class CohortTab(QWidget):
             self.ask_import(path)
 
     def open_project(self, path: Path) -> None:
-        """Open a project; read-only, and saying why, where it can't be written.
+        """Open a project; if it can't be written, open it read-only and say why.
 
-        The one that is open for writing already stays so.
+        A project that is open for writing already stays open.
         """
         here = self._workspace.project
         if here is not None and not here.read_only and path.resolve() == here.path.resolve():
             self._workspace.notified.emit(f"{here.path}: is open already")
             return
-        with report_errors(self._workspace):
+        with self._reporting():
             self._require_quiet()
             try:
                 self._session.open(path)
@@ -189,13 +184,12 @@ class CohortTab(QWidget):
                 self._workspace.notified.emit(f"{one_line(error)}: opened read-only")
 
     def open_case(self, case_id: str) -> None:
-        """Put a case on the table of the Review tab."""
-        with report_errors(self._workspace):
-            self._session.review.open(case_id)
+        """Open a case in the tab Review."""
+        self._do(self._session.review.open, case_id)()
 
     def ask_import(self, folder: Path | None = None) -> None:
-        """Ask for scans and make a project of them."""
-        with report_errors(self._workspace):
+        """Ask for scans and make a project from them."""
+        with self._reporting():
             self._require_quiet()
             ImportDialog(self._session, self, folder or None).open()
 
@@ -207,7 +201,7 @@ class CohortTab(QWidget):
 
     def _require_quiet(self) -> None:
         if self._workspace.training.state.busy or self._workspace.inference.state.busy:
-            raise ProjectError("something is still running on this project; stop it first")
+            raise ProjectError("a job is still running on this project; stop it first")
 
     def _ask_open(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Open a project")
@@ -223,8 +217,7 @@ class CohortTab(QWidget):
     def _ask_export(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
         if chosen:
-            with report_errors(self._workspace):
-                self._session.cohort.export(Path(chosen))
+            self._do(self._session.cohort.export, Path(chosen))()
 
     def _ask_structures(self) -> None:
         StructuresDialog(self._session, self).open()
@@ -232,10 +225,6 @@ class CohortTab(QWidget):
     def _open_next(self) -> None:
         if self._suggested is not None:
             self.open_case(self._suggested)
-
-    def _predict(self) -> None:
-        with report_errors(self._workspace):
-            self._session.cohort.predict()
 
     def _fill_recent(self) -> None:
         menu = self.recent.menu()
@@ -245,7 +234,7 @@ class CohortTab(QWidget):
             action.setToolTip(str(path))
             action.triggered.connect(lambda _=False, path=path: self.open_project(path))
         if menu.isEmpty():
-            menu.addAction("none yet").setEnabled(False)
+            menu.addAction("No project yet").setEnabled(False)
 
     # -- what the session says
 
@@ -261,19 +250,19 @@ class CohortTab(QWidget):
         self._show_news()
 
     def _show_news(self) -> None:
-        """Cases, labels or the teacher are others: redraw, and look again in the background."""
+        """Redraw after a change of cases, labels or teacher; look again in the background."""
         self._redraw()
         self._session.cohort.summarise()
 
     def _redraw_table(self) -> list[CaseRow]:
         rows: list[CaseRow] = []
-        with report_errors(self._workspace):
+        with self._reporting():
             rows = self._session.cohort.rows()
             self.table.cases.set_rows(rows)
         return rows
 
     def _redraw(self) -> None:
-        with report_errors(self._workspace):
+        with self._reporting():
             cohort = self._session.cohort
             project = self._workspace.project
             rows = self._redraw_table()
@@ -285,16 +274,16 @@ class CohortTab(QWidget):
                 if suggestion is None and rows
                 else ""
                 if suggestion is None
-                else f"Next: {suggestion.case_id}. {_capital(suggestion.reason)}."
+                else next_case_text(suggestion)
             )
             missing = len(cohort.without_prediction())
             self.predict.setToolTip(
-                f"Let the teacher predict {missing} cases that it hasn't yet, such as those for "
-                "validation and test: their confidence and Dice become known"
+                f"Predict the {missing} cases without a prediction of the teacher, such as those "
+                "for validation and test, to know their confidence and Dice"
             )
             writable = project is not None and not project.read_only
-            for button in (self.add, self.structures):
-                button.setEnabled(writable)
+            for each in (self.add, self.structures):
+                each.setEnabled(writable)
             self.predict.setEnabled(writable and missing > 0)
             self.export.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
@@ -303,12 +292,12 @@ class CohortTab(QWidget):
             self.problems.setText(f"Problems ({failed})" if failed else "Problems")
             self.problems.setEnabled(failed > 0)
 
-    def _survey_ended(self, state: JobState) -> None:
+    def _summaries_ended(self, state: JobState) -> None:
         if not state.busy:
             self._redraw()
         error = self._session.cohort.summaries.error
-        if state is JobState.FAILED and error is not None and isinstance(error, EXPECTED):
-            self._workspace.notified.emit(one_line(error))
+        if state is JobState.FAILED and error is not None:
+            self._workspace.notified.emit(line_of(error))
 
     def _show_progress(self, event: object) -> None:
         if isinstance(event, ScanRead | CasePredicted | LabelWritten):
@@ -325,7 +314,7 @@ class CohortTab(QWidget):
         self._redraw()
         error = self._workspace.inference.error
         if state is JobState.FAILED and error is not None:
-            self._workspace.notified.emit(one_line(error))
+            self._workspace.notified.emit(line_of(error))
         if self._importing:
             self._importing = False
             self._import_ended(state)
@@ -337,29 +326,16 @@ class CohortTab(QWidget):
         failed = len(self._session.cohort.failed_imports())
         self._workspace.notified.emit(
             f"{len(rows)} cases"
-            + (f"; {failed} scans couldn't be read, see Problems" if failed else "")
+            + (f"; {failed} scans can't be read, see Problems" if failed else "")
             + ("; stopped" if state is JobState.CANCELLED else "")
         )
         project = self._workspace.project
         fresh = project is not None and not project.rounds()
-        # Where every scan has a label there is nothing to learn from the others: the project is
-        # there to measure, and wants a split.
+        # Where every scan has a label, the project is there to measure, so it needs a split.
         if rows and fresh and all(row.status.has_label for row in rows):
             self._ask_split()
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Undo what was connected."""
-        self._relay.disconnect_all()
+        """Draw no more."""
         self._redraw_soon.cancel()
         super().closeEvent(event)
-
-
-def _button(text: str, tooltip: str, command: Callable[[], None]) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tooltip)
-    button.clicked.connect(lambda: command())
-    return button
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

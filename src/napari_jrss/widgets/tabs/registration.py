@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -16,20 +15,17 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QGridLayout,
     QGroupBox,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
     QTabWidget,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.runner import JobState
-from napari_jrss.errors import one_line
-from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets.bridge import line_of
+from napari_jrss.widgets.controls import button, in_row, wrapped
 from napari_jrss.widgets.layers.pair import KINDS, PairLayers, Scene
 from napari_jrss.widgets.tables.pairs import ComparisonTable, DiceTable
+from napari_jrss.widgets.tabs.tab import Tab
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -40,74 +36,78 @@ if TYPE_CHECKING:
 SHOWN_AT_FIRST = ("Fixed image", "Warped image", "Fixed contours", "Warped contours")
 
 
-class RegistrationTab(QWidget):
-    """Reads the session, calls its commands, and redraws from its signals."""
+class RegistrationTab(Tab):
+    """A moving case registered to a fixed one, as layers and figures."""
 
     def __init__(self, viewer: Viewer, session: Session) -> None:
-        super().__init__()
-        self._viewer = viewer
-        self._workspace = session.workspace
+        super().__init__(viewer, session)
         self._pairs = session.pairs
         self._asked = ""
         self.layers = PairLayers(viewer)
 
         self.moving, self.fixed = QComboBox(), QComboBox()
         self.moving.setToolTip("The case that is warped")
-        self.fixed.setToolTip("The case that stays")
-        self.register = _button("Register", "Warp the moving case onto the fixed one", "Alt+R")
-        self.swap = _button("Swap", "Register the other way round", "Alt+S")
-        self.next = _button("Next pair", "Register the next moving case", "Alt+N")
+        self.fixed.setToolTip("The case that the moving one is warped onto")
+        self.register = button(
+            "Register", "Warp the moving case onto the fixed one", self._register, "Alt+R"
+        )
+        self.swap = button("Swap", "Register in the other direction", self._swap, "Alt+S")
+        self.next = button("Next pair", "Register the next moving case", self._next, "Alt+N")
         self.refine = QCheckBox("Refine each pair")
         self.refine.setChecked(self._pairs.refined)
         self.refine.setToolTip(
-            "Goes on from the network's field on this pair alone, by the images and what the "
-            "teacher sees in them: a better fit and next to no folds, for some seconds more"
+            "Improve the field of the network on this pair, by its images and the teacher's "
+            "predictions: a better fit and almost no folds, in some seconds more"
         )
-        self.stop = _button(
-            "Stop", "End the job: a refinement at once, else after the pair at work"
+        self.stop = button(
+            "Stop",
+            "Stop the job: a refinement at once, other work after the present pair",
+            self._workspace.inference.cancel,
         )
-        self.compare = _button(
+        self.compare = button(
             "All labelled cases onto the fixed one",
-            "Registers every labelled case to the fixed one: a table of how well each fits, and "
-            "a draft label that they vote for",
+            "Register every labelled case to the fixed one: you get a table of how well each fits, "
+            "and a draft label that they vote for",
+            self._compare,
             "Alt+A",
         )
-        self.message, self.figures = QLabel(), QLabel()
-        for line in (self.message, self.figures):
-            line.setTextFormat(Qt.TextFormat.PlainText)
-            line.setWordWrap(True)
+        self.message, self.figures = wrapped(), wrapped()
         self.figures.setToolTip(
-            "std(Jac): standard deviation of the Jacobian determinant. Folded: voxels where it "
-            "is 0 or less. Residual: root mean square difference of the images, in standard "
-            "deviations, before → after. Time: of the field alone."
+            "std(Jac): standard deviation of the Jacobian determinant. Folded: share of voxels "
+            "where it is 0 or less. Residual: root mean square difference of the images, in "
+            "standard deviations (SD), before → after. Time: for the field alone."
         )
         self.boxes: dict[str, QCheckBox] = {}
         for kind in KINDS:
             box = QCheckBox(kind.title)
             box.setToolTip(kind.tip)
             self.boxes[kind.title] = box
-        self.key = QLabel(
+        self.key = wrapped(
             "Contours: fixed solid and moving dotted, both in the structures' colours; warped "
             "dashed in black and white."
         )
-        self.key.setWordWrap(True)
         self.dice, self.ranking = DiceTable(), ComparisonTable()
         self.tables = QTabWidget()
         self.tables.addTab(self.dice, "Structures of the pair")
         self.tables.addTab(self.ranking, "All labelled cases")
-        self.clear = _button("Remove layers", "Take the pair's layers off the viewer")
-        self.draft = _button(
+        self.clear = button(
+            "Remove layers", "Remove the layers of this pair from the viewer", self.layers.clear
+        )
+        self.draft = button(
             "Warped label to Review",
-            "Makes the warped label a draft of the fixed case, to be corrected in Review",
+            "Open the fixed case in Review with the warped label as its draft",
+            self._do(self._pairs.send_to_review),
         )
-        self.vote = _button(
+        self.vote = button(
             "Voted draft to Review",
-            "Makes the label that all labelled cases vote for a draft of the fixed case",
+            "Open the fixed case in Review with the label that all labelled cases vote for",
+            self._do(self._pairs.send_draft_to_review),
         )
-        self.export = _button(
+        self.export = button(
             "Export field and warped volumes…",
-            "Write the displacement field (LPS mm, read by ITK, SimpleITK and ANTs), the warped "
-            "scan and label on the fixed scan's own grid, and the figures",
+            "Write the displacement field (LPS, mm; ITK, SimpleITK and ANTs read it), the warped "
+            "scan and label on the grid of the fixed scan, and the figures",
+            self._export,
         )
         self._lay_out()
         self._connect()
@@ -118,7 +118,7 @@ class RegistrationTab(QWidget):
 
     def _start(self, doing: str, command: Callable[[], None]) -> None:
         """Start a job and remember what it does, so that its end is told here."""
-        with report_errors(self._workspace):
+        with self._reporting():
             command()
             self._asked = doing
             self.message.setText(f"{doing} …")
@@ -134,7 +134,7 @@ class RegistrationTab(QWidget):
         self._register()
 
     def _next(self) -> None:
-        with report_errors(self._workspace):
+        with self._reporting():
             pair = self._pairs.following(self.moving.currentData(), self.fixed.currentData())
             self._choose(*pair)
             self._register()
@@ -153,10 +153,6 @@ class RegistrationTab(QWidget):
         folder = QFileDialog.getExistingDirectory(self, "Folder for the field and warped volumes")
         if folder:
             self._start("Writing the pair", lambda: self._pairs.export(Path(folder)))
-
-    def _send(self, command: Callable[[], None]) -> None:
-        with report_errors(self._workspace):
-            command()
 
     # -- what the session says
 
@@ -181,11 +177,11 @@ class RegistrationTab(QWidget):
 
     def _show_what_can_be_done(self) -> None:
         project, busy = self._workspace.project, self._workspace.inference.state.busy
-        missing = "The project's rounds can't be read."
-        with report_errors(self._workspace):
+        missing = "The rounds of this project can't be read."
+        with self._reporting():
             missing = self._missing()
-        for button in (self.register, self.swap, self.next, self.compare):
-            button.setEnabled(not busy and not missing)
+        for each in (self.register, self.swap, self.next, self.compare):
+            each.setEnabled(not busy and not missing)
         self.stop.setEnabled(busy and bool(self._asked))
         pair, comparison = self._pairs.pair, self._pairs.comparison
         writable = project is not None and not project.read_only
@@ -203,10 +199,6 @@ class RegistrationTab(QWidget):
         if project.teacher is None:
             return "The project has no trained networks yet: train them in Rounds."
         return "" if self.fixed.count() > 1 else "Registration needs two cases."
-
-    def _forget_outdated(self) -> None:
-        with report_errors(self._workspace):
-            self._pairs.forget_outdated()
 
     def _show_pair(self) -> None:
         pair, project = self._pairs.pair, self._workspace.project
@@ -245,9 +237,7 @@ class RegistrationTab(QWidget):
             doing, self._asked = self._asked, ""
             self._show_what_can_be_done()
             error = self._workspace.inference.error
-            self.message.setText(
-                f"{doing}: {one_line(error) if error is not None else state.value}"
-            )
+            self.message.setText(f"{doing}: {state.value if error is None else line_of(error)}")
         else:
             self._show_what_can_be_done()
 
@@ -263,7 +253,7 @@ class RegistrationTab(QWidget):
         form.addRow("Fixed", self.fixed)
         form.addRow("", self.refine)
         layout.addLayout(form)
-        layout.addLayout(_row(self.register, self.swap, self.next, self.stop))
+        layout.addLayout(in_row(self.register, self.swap, self.next, self.stop))
         layout.addWidget(self.compare)
         layout.addWidget(self.message)
         layers = QGroupBox("Layers")
@@ -277,30 +267,20 @@ class RegistrationTab(QWidget):
         layout.addWidget(layers)
         layout.addWidget(self.figures)
         layout.addWidget(self.tables, 1)
-        layout.addLayout(_row(self.draft, self.vote))
+        layout.addLayout(in_row(self.draft, self.vote))
         layout.addWidget(self.export)
 
     def _connect(self) -> None:
-        self.register.clicked.connect(self._register)
         self.refine.toggled.connect(partial(setattr, self._pairs, "refined"))
-        self.swap.clicked.connect(self._swap)
-        self.next.clicked.connect(self._next)
-        self.compare.clicked.connect(self._compare)
-        self.stop.clicked.connect(self._workspace.inference.cancel)
-        self.clear.clicked.connect(self.layers.clear)
-        self.draft.clicked.connect(lambda: self._send(self._pairs.send_to_review))
-        self.vote.clicked.connect(lambda: self._send(self._pairs.send_draft_to_review))
-        self.export.clicked.connect(self._export)
         self.ranking.chosen.connect(self._open_from_table)
         for title, box in self.boxes.items():
             box.toggled.connect(partial(self.layers.show, title))
         self.layers.shown_changed.connect(self._show_visible)
-        self._relay = Relay(self)
         self._relay.connect(self._workspace.project_changed, self._show_cases)
         self._relay.connect(self._workspace.cases_changed, self._show_cases)
         self._relay.connect(self._workspace.rounds_changed, self._show_what_can_be_done)
         for signal in (self._workspace.cases_changed, self._workspace.rounds_changed):
-            self._relay.connect(signal, self._forget_outdated)
+            self._relay.connect(signal, self._do(self._pairs.forget_outdated))
         self._relay.connect(self._workspace.inference.state_changed, self._show_state)
         self._relay.connect(self._pairs.pair_changed, self._show_pair)
         self._relay.connect(self._pairs.view_made, self.layers.view_made)
@@ -313,26 +293,9 @@ class RegistrationTab(QWidget):
         self.refine.setChecked(self._pairs.refined)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Undo what was connected."""
-        self._relay.disconnect_all()
+        """Let go of the viewer."""
         self.layers.close()
         super().closeEvent(event)
-
-
-def _button(text: str, tip: str, shortcut: str = "") -> QPushButton:
-    button = QPushButton(text)
-    if shortcut:
-        button.setShortcut(shortcut)
-        tip = f"{tip} ({button.shortcut().toString(button.shortcut().SequenceFormat.NativeText)})"
-    button.setToolTip(tip)
-    return button
-
-
-def _row(*widgets: QWidget) -> QHBoxLayout:
-    row = QHBoxLayout()
-    for widget in widgets:
-        row.addWidget(widget)
-    return row
 
 
 def _in_words(case: Case) -> str:

@@ -1,4 +1,4 @@
-"""The tab Review: one case, the teacher's proposal above tau, and the person's own label."""
+"""The tab Review: one case, the teacher's prediction of it, and the label that is corrected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
 from napari_jrss.app.author import known_author, remember_author
@@ -15,19 +15,19 @@ from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import OpenCase, draft_in_words
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
-from napari_jrss.errors import EXPECTED, one_line
-from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets.controls import button, local_time, scrolled, wrapped
 from napari_jrss.widgets.dialogs.review import ask_leave, ask_name, ask_reason, ask_replace
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.tables.structures import StructureTable
 from napari_jrss.widgets.tabs.review_panels import (
+    NEXT,
+    REPAIRS,
     DraftPanel,
-    ProposalPanel,
+    PredictionPanel,
+    ToolsPanel,
     UnfinishedPanel,
-    button,
-    wrapped,
 )
-from napari_jrss.widgets.tabs.review_tools import NEXT, REPAIRS, ToolsPanel
+from napari_jrss.widgets.tabs.tab import Tab, next_case_text
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -36,18 +36,16 @@ if TYPE_CHECKING:
     from napari_jrss.training.screening import Screened
 
 _REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
-_REJECTIONS = ["the pseudo-label is no good", "structures are mixed up"]
+_REJECTIONS = ["the pseudo-label is wrong", "structures are mixed up"]
 
 
-class ReviewTab(QWidget):
-    """Reads the session, calls its commands, and redraws from its signals."""
+class ReviewTab(Tab):
+    """One case under review, with the tools to correct its label."""
 
     def __init__(self, viewer: Viewer, session: Session) -> None:
-        super().__init__()
-        self._viewer = viewer
-        self._workspace = workspace = session.workspace
+        super().__init__(viewer, session)
+        workspace = self._workspace
         self._review = review = session.review
-        self._relay = Relay(self)
         self._shown: Screened | None = None
         self.layers = ReviewLayers(
             viewer,
@@ -60,7 +58,7 @@ class ReviewTab(QWidget):
             },
             self._painted,
             self._structure_chosen,
-            lambda kind, visible: self.proposal.show_overlay(kind, visible),
+            lambda kind, visible: self.prediction.show_overlay(kind, visible),
         )
         self._build()
         self._redraw_soon = qthrottled(self._redraw_numbers, timeout=100)
@@ -85,7 +83,7 @@ class ReviewTab(QWidget):
 
     def _build(self) -> None:
         review, tools = self._review, self._review.tools
-        self.title = wrapped("No case is open. Double click one in Cohort.")
+        self.title = wrapped()
         self.notice = wrapped()
         self.unfinished = UnfinishedPanel()
         self.unfinished.recover.connect(lambda case_id: self._do(review.open, case_id)())
@@ -94,13 +92,11 @@ class ReviewTab(QWidget):
         )
         self.suggestion = wrapped()
         self.open_next = button(
-            "Open next",
-            "Open the case whose label would help most",
-            self._open_next,
+            "Open next", "Open the case whose label would help training most", self._open_next
         )
-        self.proposal = ProposalPanel()
-        self.proposal.tau_changed.connect(self._tau_chosen)
-        self.proposal.shown.connect(self.layers.set_visible)
+        self.prediction = PredictionPanel()
+        self.prediction.tau_changed.connect(self._tau_chosen)
+        self.prediction.shown.connect(self.layers.set_visible)
         self.table = StructureTable()
         self.table.setMinimumHeight(110)
         self.table.chosen.connect(self._row_chosen)
@@ -127,11 +123,13 @@ class ReviewTab(QWidget):
         self.status = wrapped()
         self.accept = button(
             "Accept case",
-            "Make the label a new version in force; the next round trains on it (Shift+A)",
+            "Save the label as a new version; the next round trains on it (Shift+A)",
             self.accept_case,
         )
-        self.reject = button("Reject…", "The pseudo-label is no good", self._ask_reject)
-        self.skip = button("Skip…", "Leave the case for later, and say why", self._ask_skip)
+        self.reject = button(
+            "Reject…", "Record that the pseudo-label is wrong, and why", self._ask_reject
+        )
+        self.skip = button("Skip…", "Leave the case for later, and record why", self._ask_skip)
 
         decide = QHBoxLayout()
         decide.addWidget(self.accept, 2)
@@ -142,31 +140,16 @@ class ReviewTab(QWidget):
         following.addWidget(self.open_next)
         inner = QWidget()
         body = QVBoxLayout(inner)
-        for widget in (self.title, self.notice, self.unfinished, self.proposal):
+        for widget in (self.title, self.notice, self.unfinished, self.prediction):
             body.addWidget(widget)
         body.addWidget(self.table, 1)
         for widget in (self.draft, self.tools, self.progress, self.status):
             body.addWidget(widget)
         body.addLayout(decide)
         body.addLayout(following)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setWidget(inner)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
+        scrolled(inner, self)
 
     # -- what the person does
-
-    def _do(self, command: Callable[..., object], *arguments: object) -> Callable[[], None]:
-        """A slot that calls a command and tells why it can't be done."""
-
-        def slot() -> None:
-            with report_errors(self._workspace):
-                command(*arguments)
-
-        return slot
 
     def accept_case(self) -> None:
         """Accept the case; the first time, ask for the person's name."""
@@ -190,8 +173,8 @@ class ReviewTab(QWidget):
         return choice
 
     def _named(self) -> bool:
-        """Whether the person has a name; ask for it if not."""
-        with report_errors(self._workspace):
+        """Whether the person's name is known; ask for it if not."""
+        with self._reporting():
             name = self._workspace.author or known_author()
             if not name and (name := ask_name(self)):
                 remember_author(name)
@@ -202,13 +185,13 @@ class ReviewTab(QWidget):
     def _start_from(self, draft: str) -> None:
         case = self._review.case
         if case is None or not self._review.unsaved or ask_replace(self, case):
-            with report_errors(self._workspace):
+            with self._reporting():
                 self._review.start_from(draft, replace=True)
 
     def _open_next(self) -> None:
         suggestion = self._review.suggestion
         if suggestion is None:
-            with report_errors(self._workspace):
+            with self._reporting():
                 self._review.suggest_next(tell=True)
         else:
             self._do(self._review.open, suggestion.case_id)()
@@ -224,7 +207,7 @@ class ReviewTab(QWidget):
             self._review.tools.interpolate(index, int(self._viewer.dims.order[0]))
 
     def _tau_chosen(self, tau: float) -> None:
-        box = self.proposal.boxes[ABOVE]
+        box = self.prediction.boxes[ABOVE]
         if box.isEnabled() and not box.isChecked():
             box.setChecked(True)
         self._do(self._review.prediction.set_tau, tau)()
@@ -244,7 +227,7 @@ class ReviewTab(QWidget):
         edit = case.editor.sync()
         if edit is not None and not edit.shown:
             self._workspace.notified.emit(
-                "An accepted structure stays as it is; take its tick away to paint on it"
+                "An accepted structure stays as it is; remove its tick to paint on it"
                 if case.editor.locked
                 else f"There is no such structure; choose one of the {len(case.table.names) - 1} "
                 "in the table"
@@ -260,7 +243,7 @@ class ReviewTab(QWidget):
             self.title.setText(
                 "No project is open."
                 if project is None
-                else "No case is open. Double click one in Cohort, or open the suggested one."
+                else "No case is open. Double-click a case in Cohort, or press Suggest below."
             )
             self.table.setRowCount(0)
         else:
@@ -288,7 +271,7 @@ class ReviewTab(QWidget):
         }
         if case is not None and case.prediction is not None and case.prediction.uncertainty is None:
             known.pop("uncertainty", None)
-        self.proposal.show_case(case, known)
+        self.prediction.show_case(case, known)
         self.tools.buttons[NEXT].setEnabled(case is not None and case.prediction is not None)
         self.draft.show_sources(case)
         self._redraw_numbers()
@@ -305,7 +288,7 @@ class ReviewTab(QWidget):
         # Of many moves of the slider, all of which are told of, the latest is shown once.
         if case is not None and case.screened is not None and case.screened is not self._shown:
             self._shown = case.screened
-            self.proposal.show_words(case.screened)
+            self.prediction.show_words(case.screened)
             self.layers.show_tau()
             self._redraw_soon()
 
@@ -324,9 +307,9 @@ class ReviewTab(QWidget):
         self.title.setText(f"{case.case_id}: {case.case.split}, {case.case.status}")
         lines = [case.purpose]
         if project.read_only:
-            lines.append("The project is open read-only: look, but nothing can be accepted.")
+            lines.append("The project is open read-only: nothing can be changed or accepted.")
         if case.recovered is not None:
-            lines.append(f"Your corrections of {case.recovered[:16]} (UTC) are back.")
+            lines.append(f"Your corrections of {local_time(case.recovered)} are back.")
         self.notice.setText("\n".join(filter(None, lines)))
         self.notice.setVisible(any(lines))
         editor = case.editor
@@ -334,17 +317,15 @@ class ReviewTab(QWidget):
         minutes, seconds = divmod(int(case.autosave.seconds), 60)
         draft = draft_in_words(editor.origin.draft)
         self.status.setText(
-            f"{editor.voxels_changed:,} voxels differ from the draft ({draft}); "
-            f"{minutes} min {seconds:02d} s"
+            f"{editor.voxels_changed:,} voxels differ from the draft ({draft}). "
+            f"Time on this case: {minutes} min {seconds:02d} s"
         )
 
     def _show_suggestion(self) -> None:
         suggestion = self._review.suggestion
         self.open_next.setEnabled(self._workspace.project is not None)
         self.open_next.setText("Suggest" if suggestion is None else "Open next")
-        self.suggestion.setText(
-            "" if suggestion is None else f"Next: {suggestion.case_id}, as {suggestion.reason}"
-        )
+        self.suggestion.setText("" if suggestion is None else next_case_text(suggestion))
 
     def _show_region(self) -> None:
         region, case = self._review.prediction.region, self._review.case
@@ -352,10 +333,11 @@ class ReviewTab(QWidget):
             return
         self.layers.look_at(region.at)
         number = case.regions.index(region) + 1
-        unit = "nats" if case.prediction and case.prediction.uncertainty is not None else "doubt"
+        known = case.prediction is not None and case.prediction.uncertainty is not None
+        measure = f"disagreement {region.mean:.2f} nats" if known else f"doubt {region.mean:.2f}"
         self._workspace.notified.emit(
-            f"Uncertain region {number} of {len(case.regions)}: {region.volume_ml:.2f} ml, "
-            f"mean {region.mean:.2f} {unit}, {case.table.names[region.index]}"
+            f"Uncertain region {number} of {len(case.regions)}: {case.table.names[region.index]}, "
+            f"{region.volume_ml:.2f} ml, mean {measure}"
         )
         if region.index:
             self.table.choose(region.index)
@@ -374,13 +356,11 @@ class ReviewTab(QWidget):
         self.draft.propagate.setEnabled(not state.busy)
 
     def _tell_error(self, error: Exception) -> None:
-        if not isinstance(error, EXPECTED):
+        with self._reporting():
             raise error
-        self._workspace.notified.emit(one_line(error))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Undo what was connected; corrections stay in the journal."""
-        self._relay.disconnect_all()
+        """Take the layers away; corrections are kept for the next time."""
         self._review.ask = None
         if self._review.case is not None:
             self._review.case.editor.sync()

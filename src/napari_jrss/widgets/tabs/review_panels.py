@@ -1,8 +1,8 @@
-"""Parts of the tab Review: the proposal with its tau, drafts and tools, and what was left."""
+"""Parts of the tab Review: the prediction with tau, drafts, tools, and unfinished corrections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
@@ -14,60 +14,66 @@ from qtpy.QtWidgets import (
     QGroupBox,
     QHBoxLayout,
     QLabel,
-    QPushButton,
     QSlider,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_jrss.widgets.layers.review import OVERLAYS
+from napari_jrss.widgets.controls import button, local_time, wrapped
+from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, OVERLAYS, PSEUDO, UNCERTAINTY
 
 if TYPE_CHECKING:
     from napari_jrss.app.review.open_case import OpenCase
     from napari_jrss.project.corrections import CorrectionsFile
     from napari_jrss.training.screening import Screened
 
-_STEPS = 1000  # of the tau slider, from 0 to 1
+_SLIDER_STEPS = 1000  # of tau, from 0 to 1
 
 
-def button(text: str, tooltip: str, command: Callable[[], object]) -> QPushButton:
-    """A push button that calls one command."""
-    made = QPushButton(text)
-    made.setToolTip(tooltip)
-    made.clicked.connect(lambda: command())
-    return made
+_OVERLAY_TOOLTIPS = {
+    PSEUDO: "The teacher's most probable structure at each voxel",
+    ABOVE: "Only the voxels that would be used for training at this tau",
+    CONFIDENCE: "Probability of the most probable structure, 0 to 1",
+    UNCERTAINTY: "Disagreement of teacher and student: KL divergence in nats; not known before\n"
+    "the first joint round",
+}
+REPAIRS = {
+    "Interpolate": "Draw the selected structure between the slices that you painted; if there are "
+    "none, fill its gaps (I)",
+    "Smooth": "Smooth the surface of the selected structure",
+    "Fill holes": "Fill holes inside the selected structure",
+    "Largest part": "Keep only the largest connected part of the selected structure",
+}
+_STEPS = {
+    "Undo": "Undo the latest action (Ctrl+Z)",
+    "Redo": "Redo it (Ctrl+Shift+Z)",
+    "Revert": "Go back to the draft; this is one action (Ctrl+Z)",
+}
+NEXT = "Next uncertain region"
 
 
-def wrapped(text: str = "") -> QLabel:
-    """A text of several lines, shown as it is."""
-    label = QLabel(text)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setWordWrap(True)
-    return label
-
-
-class ProposalPanel(QGroupBox):
-    """What the teacher says, held against tau.
+class PredictionPanel(QGroupBox):
+    """The teacher's prediction, and what of it exceeds tau.
 
     Attributes
     ----------
     tau_changed
         Another tau was chosen.
     shown
-        An overlay's kind, and whether it shall be seen.
+        An overlay's kind, and whether to show it.
     """
 
     tau_changed = Signal(float)
     shown = Signal(str, bool)
 
     def __init__(self) -> None:
-        super().__init__("The teacher's proposal")
+        super().__init__("Prediction of the teacher")
         tooltip = (
-            "Confidence threshold tau: only voxels above it, of structures above it, enter "
-            "training.\nMoving it shows what that would be; it doesn't change the round's own tau."
+            "Confidence threshold tau: voxels and structures below it are not used for training.\n"
+            "Move it to see what would be used; the tau of the next round is set in Rounds."
         )
         self.slider = QSlider(Qt.Orientation.Horizontal)
-        self.slider.setRange(0, _STEPS)
+        self.slider.setRange(0, _SLIDER_STEPS)
         self.number = QDoubleSpinBox()
         self.number.setRange(0, 1)
         self.number.setSingleStep(0.01)
@@ -75,7 +81,7 @@ class ProposalPanel(QGroupBox):
         self.number.setKeyboardTracking(False)
         for each in (self.slider, self.number):
             each.setToolTip(tooltip)
-        self.slider.valueChanged.connect(lambda value: self._chosen(value / _STEPS))
+        self.slider.valueChanged.connect(lambda value: self._chosen(value / _SLIDER_STEPS))
         self.number.valueChanged.connect(self._chosen)
         self.words = wrapped()
         row = QHBoxLayout()
@@ -107,22 +113,22 @@ class ProposalPanel(QGroupBox):
         elif case is None:
             self.words.setText("")
         elif case.teacher is None:
-            self.words.setText("There is no teacher yet. Train one in Rounds, or paint.")
+            self.words.setText("There is no teacher yet: train one in Rounds, or paint a label.")
         else:
-            self.words.setText(f"The teacher of round {case.teacher.number} looks at the case…")
+            self.words.setText(f"The teacher of round {case.teacher.number} predicts the case …")
         for kind, box in self.boxes.items():
             box.setEnabled(kind in visible)
             self.show_overlay(kind, visible.get(kind, False))
 
     def show_overlay(self, kind: str, visible: bool) -> None:
-        """Tick an overlay that is seen."""
+        """Tick the box of an overlay that is shown."""
         box = self.boxes[kind]
         box.blockSignals(True)
         box.setChecked(visible)
         box.blockSignals(False)
 
     def show_words(self, screened: Screened) -> None:
-        """Say what would enter training."""
+        """Say what would be used for training."""
         self.words.setText(screened.words + ".")
 
     def _chosen(self, tau: float) -> None:
@@ -130,34 +136,19 @@ class ProposalPanel(QGroupBox):
         self.tau_changed.emit(tau)
 
     def _show_tau(self, tau: float) -> None:
-        for each, value in ((self.slider, round(tau * _STEPS)), (self.number, tau)):
+        for each, value in ((self.slider, round(tau * _SLIDER_STEPS)), (self.number, tau)):
             each.blockSignals(True)
             each.setValue(value)
             each.blockSignals(False)
 
 
-_OVERLAY_TOOLTIPS = dict(
-    zip(
-        OVERLAYS,
-        (
-            "The teacher's most probable structure of each voxel",
-            "Only the voxels that would enter training at this tau",
-            "Probability of the most probable structure, 0 to 1",
-            "Disagreement of teacher and student: KL divergence in nats; there is none before\n"
-            "the first joint round",
-        ),
-        strict=True,
-    )
-)
-
-
 class DraftPanel(QGroupBox):
-    """Where the label comes from: sources to begin with, or to take one structure from.
+    """The drafts of the case: to start from one, or to copy one structure from it.
 
     Attributes
     ----------
     start, take
-        A draft to begin with; a draft to take the chosen structure from.
+        A draft to start from; a draft to copy the selected structure from.
     """
 
     start = Signal(str)
@@ -166,24 +157,24 @@ class DraftPanel(QGroupBox):
     def __init__(self, propagate: Callable[[], object]) -> None:
         super().__init__("Draft")
         self.sources = QComboBox()
-        self.sources.setToolTip("Labels to begin with, or to take one structure from")
+        self.sources.setToolTip("Labels to start from, or to copy one structure from")
         self.sources.setSizeAdjustPolicy(
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
         )
         self.begin = button(
             "Start from it",
-            "Begin with this label in place of the present one (Ctrl+Z takes it back)",
+            "Replace the present label by this draft (Ctrl+Z undoes it)",
             lambda: self.start.emit(self.draft),
         )
         self.take_one = button(
-            "Take structure",
-            "Give the chosen structure the extent that it has there",
+            "Copy structure",
+            "Copy the selected structure from this draft into the label",
             lambda: self.take.emit(self.draft),
         )
         self.propagate = button(
             "Propagate…",
-            "Register all labelled cases to this one and let them vote: a further draft.\n"
-            "It takes a while, in the background.",
+            "Make another draft: register all labelled cases to this one and let them vote.\n"
+            "This runs in the background and takes a while.",
             propagate,
         )
         layout = QGridLayout(self)
@@ -197,7 +188,7 @@ class DraftPanel(QGroupBox):
         return str(self.sources.currentData())
 
     def show_sources(self, case: OpenCase | None) -> None:
-        """List the case's sources; the chosen one stays chosen."""
+        """List the case's drafts; the chosen one stays chosen."""
         kept = self.sources.currentData()
         self.sources.clear()
         for source in () if case is None else case.draft_choices:
@@ -206,12 +197,12 @@ class DraftPanel(QGroupBox):
 
 
 class UnfinishedPanel(QWidget):
-    """Corrections that were left in journals: go on with them, or give them up.
+    """Corrections that were never accepted: continue with them, or delete them.
 
     Attributes
     ----------
     recover, discard
-        The case.
+        Id of the case whose corrections to continue with, or to delete.
     """
 
     recover = Signal(str)
@@ -223,13 +214,13 @@ class UnfinishedPanel(QWidget):
         self.cases = QComboBox()
         self.cases.setToolTip("Cases with corrections that were never accepted")
         self.go_on = button(
-            "Go on",
+            "Continue",
             "Open the case with its corrections",
             lambda: self.recover.emit(self.cases.currentData()),
         )
         self.give_up = button(
-            "Give up",
-            "Remove these corrections for good",
+            "Delete",
+            "Delete these corrections for good",
             lambda: self.discard.emit(self.cases.currentData()),
         )
         row = QHBoxLayout()
@@ -243,16 +234,50 @@ class UnfinishedPanel(QWidget):
         self.hide()
 
     def show_entries(self, entries: list[CorrectionsFile]) -> None:
-        """List what was left, or nothing."""
+        """List the unfinished corrections; hide where there are none."""
         self.setVisible(bool(entries))
         self.text.setText(
-            "Corrections of one case were not accepted:"
+            "Corrections of one case are not accepted yet:"
             if len(entries) == 1
-            else f"Corrections of {len(entries)} cases were not accepted:"
+            else f"Corrections of {len(entries)} cases are not accepted yet:"
         )
         self.cases.clear()
         for entry in entries:
             work = [f"{entry.voxels_changed:,} voxels"] if entry.voxels_changed else []
             work += [f"{len(entry.accepted)} structures accepted"] if entry.accepted else []
-            about = entry.problem or ", ".join([*work, entry.last_change[:16]])
+            about = entry.problem or ", ".join([*work, local_time(entry.last_change)])
             self.cases.addItem(f"{entry.case_id} ({about})", entry.case_id)
+
+
+class ToolsPanel(QWidget):
+    """One button for each tool.
+
+    Parameters
+    ----------
+    commands
+        What the buttons of :data:`REPAIRS`, Undo, Redo, Revert and :data:`NEXT` do.
+
+    Attributes
+    ----------
+    buttons
+        Each button by its text.
+    """
+
+    def __init__(self, commands: Mapping[str, Callable[[], object]]) -> None:
+        super().__init__()
+        tooltip = "Go to the next region where the prediction is most uncertain (U)"
+        self.buttons = {
+            text: button(text, tip, commands[text])
+            for text, tip in {**REPAIRS, **_STEPS, NEXT: tooltip}.items()
+        }
+        layout = QGridLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for i, made in enumerate(self.buttons.values()):
+            layout.addWidget(made, i // 3, i % 3, 1, 2 if made.text() == NEXT else 1)
+
+    def show_steps(self, undo: str | None, redo: str | None) -> None:
+        """Say what Undo and Redo would do."""
+        for text, name in (("Undo", undo), ("Redo", redo)):
+            key = _STEPS[text][_STEPS[text].rindex("(") :]
+            self.buttons[text].setEnabled(name is not None)
+            self.buttons[text].setToolTip(f"{text}: {name or 'nothing'} {key}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from napari.utils import progress
@@ -13,12 +12,9 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QGridLayout,
-    QHBoxLayout,
     QLabel,
     QMessageBox,
     QProgressBar,
-    QPushButton,
-    QScrollArea,
     QSpinBox,
     QVBoxLayout,
     QWidget,
@@ -29,14 +25,16 @@ from napari_jrss.app.rounds.progress import Curve, Progress, joined, words
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError
 from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
-from napari_jrss.errors import EXPECTED, from_validation, one_line
+from napari_jrss.errors import from_validation
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Event
-from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets.bridge import line_of
+from napari_jrss.widgets.controls import button, in_row, say, scrolled, wrapped
 from napari_jrss.widgets.curves import Line, Plot
 from napari_jrss.widgets.forms import Form, editor, folded, label_of
 from napari_jrss.widgets.preferences import default_tau
 from napari_jrss.widgets.tables.rounds import RoundsTable
+from napari_jrss.widgets.tabs.tab import Tab
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -48,15 +46,12 @@ REDRAW_MS = 100
 BASIC = ("preset", "seed", "screening.tau")
 
 
-class RoundsTab(QWidget):
-    """Reads the session, calls its commands, and redraws from its signals."""
+class RoundsTab(Tab):
+    """The training: its settings, its progress, and the rounds so far."""
 
     def __init__(self, viewer: Viewer, session: Session) -> None:
-        super().__init__()
-        self._viewer = viewer
-        self._session = session
-        self._workspace = workspace = session.workspace
-        self._relay = Relay(self)
+        super().__init__(viewer, session)
+        workspace = self._workspace
         self._progress = Progress()
         self._activity: progress | None = None
         self._followed: TrainingConfig | None = None
@@ -68,37 +63,37 @@ class RoundsTab(QWidget):
         self.rounds = QSpinBox()
         self.rounds.setRange(0, 100)
         self.rounds.setValue(3)
-        self.rounds.setToolTip("Joint rounds to run, after the pre-training where that is missing")
+        self.rounds.setToolTip("Number of joint rounds; pre-training comes first if needed")
         self.pretrain = QCheckBox("Pre-train again")
         self.pretrain.setToolTip(
-            "Start from nothing though there is a teacher: with more labels, for longer, or\n"
-            "another network. The teacher stays in force until the new one is there."
+            "Train a new teacher from the beginning, for example with more labels, for longer, or\n"
+            "with another network. The present teacher stays in use until the new one is ready."
         )
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu", "mps" if sys.platform == "darwin" else "cuda"])
-        self.device.setToolTip("Where networks run; auto: a CUDA GPU where there is one")
+        self.device.setToolTip("Where the networks run; auto: on a CUDA GPU if there is one")
         self.advanced = Form(TrainingConfig, BASIC)
-        self.estimate = QLabel()
-        self.estimate.setWordWrap(True)
-        self.start = _button("Start", "Pre-train where needed, then run the rounds", self._start)
-        self.pause = _button(
-            "Pause", "Stop after this step and keep the training state", session.rounds.pause
+        self.estimate = wrapped()
+        self.start = button("Start", "Pre-train if needed, then run the rounds", self._start)
+        self.pause = button(
+            "Pause", "Stop after the present step; Resume continues later", session.rounds.pause
         )
-        self.resume = _button("Resume", "Go on where the training was interrupted", self._resume)
-        self.cancel = _button("Cancel", "Stop and leave this series for good", self._cancel)
-        self.measure = _button(
-            "Estimate", "Time and memory of these settings, before the start", self._estimate
+        self.resume = button(
+            "Resume", "Continue where the training stopped", self._do(session.rounds.resume)
+        )
+        self.cancel = button("Cancel", "Stop these rounds for good", self._cancel)
+        self.measure = button(
+            "Estimate", "Estimate the time and memory that these settings need", self._estimate
         )
         self.bar = QProgressBar()
         self.bar.setToolTip("Steps of the present stage")
-        self.status = QLabel()
-        self.status.setWordWrap(True)
-        self.losses = Plot("Loss, of each stage's first", "step", None)
+        self.status = wrapped()
+        self.losses = Plot("Loss, relative to each stage's first", "step", None)
         self.dice = Plot("Validation Dice", "step", (0.0, 1.0))
         self.counts = Plot("Cases", "round")
         self.table = RoundsTable()
-        self.promote = _button(
-            "Use this teacher", "Put the teacher of the chosen round in force", self._promote
+        self.promote = button(
+            "Use this teacher", "Use the teacher of the selected round from now on", self._promote
         )
         self._lay_out()
 
@@ -142,35 +137,26 @@ class RoundsTab(QWidget):
         basic.setColumnStretch(1, 1)
         basic.setColumnStretch(3, 1)
         fold = folded("Advanced settings")
-        fold.setToolTip("Every setting of the training; a preset sets them all")
+        fold.setToolTip("All settings of the training; choosing a preset sets them all")
         fold.addWidget(self.advanced)
-        buttons = QHBoxLayout()
-        for button in (self.start, self.pause, self.resume, self.cancel):
-            buttons.addWidget(button)
         page = QWidget()
         layout = QVBoxLayout(page)
         layout.addLayout(basic)
         layout.addWidget(self.estimate)
         layout.addWidget(fold)
-        layout.addLayout(buttons)
+        layout.addLayout(in_row(self.start, self.pause, self.resume, self.cancel))
         layout.addWidget(self.bar)
         layout.addWidget(self.status)
         for plot in (self.losses, self.dice, self.counts):
             layout.addWidget(plot)
         layout.addWidget(self.table, 1)
         layout.addWidget(self.promote)
-        scroll = QScrollArea()
-        scroll.setWidget(page)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
+        scrolled(page, self)
 
     # -- the form
 
     def config(self) -> TrainingConfig:
-        """The settings as they stand; :class:`SettingsError` if they can't be."""
+        """The settings of the form; :class:`SettingsError` if they are invalid."""
         values = self.advanced.values()
         values |= {"preset": self.preset.get(), "seed": self.seed.get()}
         values["screening"]["tau"] = self.tau.get()
@@ -192,7 +178,7 @@ class RoundsTab(QWidget):
         self.seed.set(config.seed)
 
     def _follow(self) -> None:
-        """Show the settings of a round that a script started, or the program before this one."""
+        """Show the settings of a round that a script or an earlier window started."""
         config = self._session.rounds.unfinished_config
         # once, so that what is filled in meanwhile for the next series stays
         if config is not None and config != self._followed:
@@ -206,7 +192,7 @@ class RoundsTab(QWidget):
     # -- what a person does
 
     def _start(self) -> None:
-        with report_errors(self._workspace):
+        with self._reporting():
             rounds, entry = self._session.rounds, self._session.rounds.interrupted
             unfinished = (
                 "This series has rounds still to come"
@@ -215,7 +201,7 @@ class RoundsTab(QWidget):
             )
             anew = rounds.resumable
             if anew and not self._sure(
-                f"{unfinished} and can be resumed. Leave it for good and start anew?"
+                f"{unfinished} and can be resumed. Give it up and start new rounds?"
             ):
                 return
             rounds.start(
@@ -226,25 +212,20 @@ class RoundsTab(QWidget):
             )
             self.pretrain.setChecked(False)
 
-    def _resume(self) -> None:
-        with report_errors(self._workspace):
-            self._session.rounds.resume()
-
     def _cancel(self) -> None:
-        if self._sure("Leave this series for good? Pause keeps it, to be resumed later."):
-            with report_errors(self._workspace):
+        if self._sure("Stop these rounds for good? Pause stops them so that you can resume."):
+            with self._reporting():
                 self._session.rounds.cancel()
                 if not self._workspace.training.state.busy:
-                    self._say(self._warning())
+                    say(self.status, self._warning())
 
     def _promote(self) -> None:
         number = self.table.chosen
         if number is not None:
-            with report_errors(self._workspace):
-                self._session.rounds.promote(number, "chosen in the window")
+            self._do(self._session.rounds.promote, number, "chosen in the window")()
 
     def _estimate(self) -> None:
-        with report_errors(self._workspace):
+        with self._reporting():
             self._session.rounds.estimate(
                 self.config(), self.rounds.value(), pretrain=self.pretrain.isChecked()
             )
@@ -258,12 +239,12 @@ class RoundsTab(QWidget):
         self._progress = self._curves()
         self.device.setCurrentText(self._workspace.device)
         self._forget_estimate()
-        self._say(self._warning())
+        say(self.status, self._warning())
         self._show_rounds()
 
     def _show_rounds(self) -> None:
         rows = []
-        with report_errors(self._workspace):
+        with self._reporting():
             rows = self._session.rounds.history()
             self._follow()
         self.table.show_rows(rows)
@@ -279,7 +260,7 @@ class RoundsTab(QWidget):
         self._redraw()
 
     def _show_buttons(self) -> None:
-        with report_errors(self._workspace):
+        with self._reporting():
             self._show_what_can_be_done()
 
     def _show_what_can_be_done(self) -> None:
@@ -296,12 +277,12 @@ class RoundsTab(QWidget):
         self.pretrain.setVisible(project is not None and project.teacher is not None)
         self.promote.setEnabled(writable and self.table.chosen is not None)
         if project is not None and project.read_only:
-            self._say("The project is open read-only: rounds can be looked at, not started.")
+            say(self.status, "The project is open read-only: rounds can't be started.")
         elif entry is not None and not self.status.text():
             how = "failed" if entry.outcome is RoundOutcome.FAILED else "is paused"
-            self._say(f"Round {entry.number} {how}; Resume goes on with it.")
+            say(self.status, f"Round {entry.number} {how}. Resume continues it.")
         elif resumable and not self.status.text():
-            self._say("Rounds of this series are still to come; Resume goes on with them.")
+            say(self.status, "More rounds were planned. Resume runs them.")
 
     def _add(self, event: Event) -> None:
         self._progress.add(event)
@@ -312,22 +293,20 @@ class RoundsTab(QWidget):
         match state:
             case JobState.RUNNING:
                 self._progress = self._curves()
-                self._say("Starting…")
+                say(self.status, "Starting …")
             case JobState.CANCELLING:
-                self._say("Stopping after this step…")
+                say(self.status, "Stopping after this step …")
             case JobState.FAILED if error is not None:
-                self._say(f"Failed: {one_line(error)}. The teacher is the one it was.")
+                say(self.status, f"Failed: {line_of(error)}. The teacher has not changed.")
             case JobState.CANCELLED:
-                self._say("")
+                say(self.status, "")
             case _:
-                self._say(f"Finished. {self._warning()}".strip())
+                say(self.status, f"Finished. {self._warning()}".strip())
         if not state.busy:
             self._progress.stage = ""
             self._end_activity()
         self._show_buttons()
         self._redraw()
-        if state is JobState.FAILED and error is not None and not isinstance(error, EXPECTED):
-            raise error
 
     def _redraw(self) -> None:
         now = self._progress
@@ -335,7 +314,7 @@ class RoundsTab(QWidget):
         self.bar.setRange(0, now.steps)
         self.bar.setValue(now.step)
         if now.stage and self._workspace.training.state is JobState.RUNNING:
-            self._say(now.line())
+            say(self.status, now.line())
             self._show_activity()
         for plot, curves, relative in (
             (self.losses, now.losses, True),
@@ -365,54 +344,36 @@ class RoundsTab(QWidget):
             self._activity = None
 
     def _warning(self) -> str:
-        """What to know of the teacher in force."""
-        with report_errors(self._workspace):
+        """What to know about the present teacher."""
+        with self._reporting():
             rows = self._session.rounds.history()
             return " ".join(row.warning for row in rows if row.is_teacher)
         return ""
 
     def _curves(self) -> Progress:
         """What the rounds so far have recorded."""
-        with report_errors(self._workspace):
+        with self._reporting():
             return self._session.rounds.curves()
         return Progress()
 
-    def _say(self, line: str) -> None:
-        self.status.setText(line)
-        self.status.setVisible(bool(line))
-
     def _show_estimate(self, estimate: Estimate) -> None:
-        self._tell_estimate(estimate.line())
+        say(self.estimate, estimate.line())
 
     def _estimator_changed(self, state: JobState) -> None:
         error = self._session.rounds.estimator.error
         if state is JobState.RUNNING:
-            self._tell_estimate("Measuring a step…")
+            say(self.estimate, "Measuring a step …")
         elif state is JobState.FAILED and error is not None:
-            self._tell_estimate(one_line(error))
-            if not isinstance(error, EXPECTED):
-                raise error
+            say(self.estimate, line_of(error))
 
     def _forget_estimate(self, *_: object) -> None:
-        self._tell_estimate("")
-
-    def _tell_estimate(self, line: str) -> None:
-        self.estimate.setText(line)
-        self.estimate.setVisible(bool(line))
+        say(self.estimate, "")
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
-        """Undo what was connected."""
-        self._relay.disconnect_all()
+        """Draw no more."""
         self._redraw_soon.cancel()
         self._end_activity()
         super().closeEvent(event)
-
-
-def _button(text: str, tip: str, command: Callable[[], None]) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.clicked.connect(lambda: command())
-    return button
 
 
 def _of_registration(stage: str) -> bool:

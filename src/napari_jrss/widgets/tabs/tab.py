@@ -1,0 +1,60 @@
+"""What the four tabs share: the session, the relay of its signals, and how errors are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import QWidget
+
+from napari_jrss.widgets.bridge import Relay, report_errors
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_jrss.app.next_case import Suggestion
+    from napari_jrss.app.session import Session
+
+
+class Tab(QWidget):
+    """A tab of the dock: it reads the session, calls its commands, and redraws from its signals.
+
+    Parameters
+    ----------
+    viewer
+        The window's viewer.
+    session
+        What the tab works on.
+    """
+
+    def __init__(self, viewer: Viewer, session: Session) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._session = session
+        self._workspace = session.workspace
+        self._relay = Relay(self)
+
+    def _reporting(self) -> AbstractContextManager[None]:
+        """Report an error within the block in the dock's message line."""
+        return report_errors(self._workspace.notified.emit)
+
+    def _do(self, command: Callable[..., object], *arguments: object) -> Callable[[], None]:
+        """A slot that calls a command and reports why it can't be done."""
+
+        def slot() -> None:
+            with self._reporting():
+                command(*arguments)
+
+        return slot
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        """Undo what was connected."""
+        self._relay.disconnect_all()
+        super().closeEvent(event)
+
+
+def next_case_text(suggestion: Suggestion) -> str:
+    """Say which case comes next, and why."""
+    return f"Next: {suggestion.case_id}. {suggestion.reason[:1].upper()}{suggestion.reason[1:]}."
