@@ -84,7 +84,7 @@ def test_the_story_is_told_and_a_version_brought_back(path: Path) -> None:
     assert "\n" not in str(refused.exception)
     made = run.invoke(app, ["restore", str(path), case, "v0001", "--author", "Emmy"]).output
     assert made == f"{case}: v0001 is the current label again, as v0003, by Emmy\n"
-    assert "kept in" in run.invoke(app, ["author", "Ada"]).output
+    assert "saved in" in run.invoke(app, ["author", "Ada"]).output
     assert run.invoke(app, ["author"]).output == "Ada\n"
     assert "by Ada" in run.invoke(app, ["restore", str(path), case, "v0002"]).output
     unknown = run.invoke(app, ["restore", str(path), case, "v0009"])
