@@ -183,9 +183,12 @@ def _bars() -> tuple[Progress, bool]:
         TimeRemainingColumn,
     )
 
-    # Without ipywidgets a notebook would show each line as a display of its own.
-    notebook = None if find_spec("ipywidgets") is not None else False
-    console = Console(stderr=True, markup=False, highlight=False, force_jupyter=notebook)
+    # A notebook without ipywidgets can only show lines, though its kernel asks for colours.
+    only_lines = Console().is_jupyter and find_spec("ipywidgets") is None
+    forced = False if only_lines else None
+    console = Console(
+        stderr=True, markup=False, highlight=False, force_jupyter=forced, force_terminal=forced
+    )
     drawn = console.is_terminal or console.is_jupyter
     progress = Progress(
         TextColumn("{task.description:<17}"),

@@ -72,7 +72,8 @@ class Evaluation:
                 _mean_std(registration["folded_percent"], 2),
             )
         page = StringIO()
-        Console(file=page, width=100, markup=False, force_jupyter=False).print(table)
+        plain = Console(file=page, width=100, markup=False, force_jupyter=False, color_system=None)
+        plain.print(table)
         return page.getvalue() + (
             f"mean (std) over {first.segmentation['cases']} test cases and "
             f"{first.registration['pairs']} pairs of them; "
