@@ -95,8 +95,8 @@ def test_closing_the_window_asks_and_leaves_a_round_to_resume(
         assert window.close()
     assert time.monotonic() - started < 3
     viewer.close()  # so that the fixture knows
-    assert "paused and can be resumed" in asked[0]
-    assert f"Corrections of {case_id} that aren't accepted yet are kept" in asked[0]
+    assert "paused; you can resume it" in asked[0]
+    assert f"Your corrections of {case_id}, which aren't accepted yet, are kept" in asked[0]
     assert session.workspace.project is None
     assert _children() == []
 

@@ -28,6 +28,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the person is told by napari."""
     lines: list[str] = []
     monkeypatch.setattr(contributions, "show_error", lines.append)
+    monkeypatch.setattr(module, "show_error", lines.append)
     monkeypatch.setattr(module, "show_info", lines.append)
     return lines
 
