@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,19 @@ def ten_lines(pytestconfig: pytest.Config) -> str:
 
 
 def close_when_shown(case_id: str, seen: list[str]) -> QTimer:
-    """Close the viewer once a case is on its canvas."""
+    """Close the viewer once a case is on its canvas, or after a minute."""
     timer = QTimer()
+    looks = count()
 
     def look() -> None:
         viewer = napari.current_viewer()
         if viewer is None:
             return
-        session = dock_of(viewer).session
-        if session.review.case is not None and session.review.case.case_id == case_id:
+        case = dock_of(viewer).session.review.case
+        shown = case is not None and case.case_id == case_id
+        if shown:
             seen.append(viewer.title)
+        if shown or next(looks) > 600:
             timer.stop()
             viewer.close()
 
@@ -73,6 +77,7 @@ def close_when_shown(case_id: str, seen: list[str]) -> QTimer:
     return timer
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme_run(
     scans: Path, pytestconfig: pytest.Config, qapp: QApplication, capsys: pytest.CaptureFixture[str]
 ) -> None:
