@@ -5,7 +5,7 @@
 Drives the real window on synthetic heads of 160x192x160 voxels with a teacher's predictions, which
 are read once before. Two times are told: how long the act itself holds the window, and how long it
 is until all that was asked for is on the canvas, with nothing left to do for the window nor for the
-desk behind it. `drawing` is one drawing of the canvas by itself; without a graphics card it takes
+queue behind it. `drawing` is one drawing of the canvas by itself; without a graphics card it takes
 most of the second time.
 """
 
@@ -78,7 +78,7 @@ def measure(
     review, layers = session.review, dock.review.layers
 
     def settle() -> None:
-        """Until neither the window nor the desk has anything left to do."""
+        """Until neither the window nor the queue has anything left to do."""
         while True:
             app.processEvents()
             if not review.queue.busy:

@@ -56,7 +56,7 @@ def opened(session: Session, case_id: str | None = None) -> Review:
 
 @pytest.fixture
 def failures(session: Session) -> list[Exception]:
-    """What went wrong at the desk."""
+    """What went wrong in the queue of the review."""
     found: list[Exception] = []
     session.review.queue.failed.connect(found.append)
     return found

@@ -27,7 +27,7 @@ class Person:
         self.session.workspace.notified.connect(self.said.append)
 
     def settle(self) -> None:
-        """Wait until the desk is empty and the window has shown what came of it."""
+        """Wait until the queue is empty and the window has shown what came of it."""
         self.qtbot.waitUntil(lambda: not self.review.queue.busy, timeout=10_000)
         self.qtbot.wait(150)  # the numbers are redrawn ten times a second
 

@@ -37,7 +37,7 @@ def path(trainable_once: Path, tmp_path: Path) -> Path:
 def nothing_left(path: Path) -> Iterator[None]:
     """No job's thread, no process and no lock remain."""
     yield
-    names = {"training", "inference", "survey", "estimate", "training events"}
+    names = {"training", "inference", "summaries", "estimate", "training messages"}
     assert not names & {thread.name for thread in threading.enumerate()}
     assert _children() == []
     with Project.open(path):
@@ -45,7 +45,9 @@ def nothing_left(path: Path) -> Iterator[None]:
 
 
 def _children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "training_process" in " ".join(c.cmdline())]
+    """The training processes of this program."""
+    module = "napari_jrss.app.rounds.process"
+    return [c for c in psutil.Process().children() if module in c.cmdline()]
 
 
 def window_of(widget: QWidget) -> QMainWindow:
