@@ -18,12 +18,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from napari_jrss.config import PreprocessingConfig
-from napari_jrss.io.label_files import label_table_from_csv
-from napari_jrss.io.layouts import discover
+import napari_jrss as jrss
 from napari_jrss.project.export.datasets import export_dataset
-from napari_jrss.project.project import Project
-from napari_jrss.sample_data import make_cohort
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -36,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     chosen = parser.parse_args(arguments)
 
     path = chosen.project or synthetic(chosen.out.parent, chosen.size)
-    with Project.open(path, read_only=True) as project:
+    with jrss.Project.open(path, read_only=True) as project:
         modality = "CT" if chosen.ct else "MRI"
         folder = export_dataset(project, chosen.out, layout="nnunet", modality=modality)
     for part in ("imagesTr", "labelsTr", "imagesTs"):
@@ -46,12 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def synthetic(out: Path, size: int) -> Path:
     """A project of six synthetic cases: three labelled, one for validation, two for tests."""
-    cohort = make_cohort(out / "cohort", cases=6, shape=(size,) * 3)
-    found = discover(images=cohort / "images", labels=cohort / "labels")
-    table = label_table_from_csv(cohort / "groups.csv")
-    with Project.create(out / "brain.jrss", table, PreprocessingConfig()) as project:
-        for result in project.add_cases(found.cases):
-            print(f"{result.case_id}: {result.reason or 'imported'}")
+    cohort = jrss.make_cohort(out / "cohort", cases=6, shape=(size,) * 3)
+    with jrss.Project.from_folders(
+        out / "brain.jrss", cohort / "images", cohort / "labels", groups=cohort / "groups.csv"
+    ) as project:
         project.split(labelled=3, validation=1, test=2)
     return out / "brain.jrss"
 

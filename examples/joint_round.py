@@ -4,8 +4,8 @@ Without arguments it makes a synthetic cohort and takes about a minute on two CP
 
     python examples/joint_round.py
 
-With your own scans, whose labels (for some of them) bear the same file names, and of which most
-have one, since what the round gained is measured on test cases::
+With your own scans, and labels with the same file names. Most scans need a label, since what the
+round gained is measured on test cases::
 
     python examples/joint_round.py --images scans --labels labels --preset fast --out study
 
@@ -15,21 +15,14 @@ The project, ``brain.jrss`` in the folder ``--out``, can be opened in napari aft
 from __future__ import annotations
 
 import argparse
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from napari_jrss.app.evaluation import RoundEvaluated, evaluate
-from napari_jrss.app.rounds.train import train
-from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.io.label_files import label_table_from_files
-from napari_jrss.io.layouts import discover
-from napari_jrss.project.project import Project
-from napari_jrss.sample_data import make_cohort
-from napari_jrss.training.events import CaseScreened, StageStarted
+import napari_jrss as jrss
+from napari_jrss.app.evaluation import Evaluation
 
 
-def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
+def main(arguments: Sequence[str] | None = None) -> Evaluation:
     """Run the example; the figures of the pre-training and of the joint round."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, help="folder of scans")
@@ -41,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
     parser.add_argument("--size", type=int, default=24, help="voxels of a synthetic scan's edge")
     chosen = parser.parse_args(arguments)
 
-    config = preset(chosen.preset)
+    config = jrss.preset(chosen.preset)
     if chosen.epochs is not None:
         joint = config.joint.model_copy(update={"segmentation_epochs": chosen.epochs})
         config = config.model_copy(update={"joint": joint})
@@ -49,32 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> list[RoundEvaluated]:
     images, labels = chosen.images, chosen.labels
     if images is None:
         shape = (chosen.size, chosen.size * 4 // 3, chosen.size)
-        cohort = make_cohort(chosen.out / "cohort", cases=12, shape=shape, structures=3)
+        cohort = jrss.make_cohort(chosen.out / "cohort", cases=12, shape=shape, structures=3)
         images, labels = cohort / "images", cohort / "labels"
-    found = discover(images=images, labels=labels)
-    table = label_table_from_files([case.label for case in found.cases if case.label])
 
-    with Project.create(chosen.out / "brain.jrss", table, PreprocessingConfig()) as project:
-        for result in project.add_cases(found.cases):
-            print(f"{result.case_id}: {result.reason or 'imported'}")
+    with jrss.Project.from_folders(chosen.out / "brain.jrss", images, labels) as project:
         # The labels of the other training cases are hidden, as if nobody had made them.
         project.split(labelled=chosen.labelled, validation=2, test=3)
-        for event in train(project, config, 1, threading.Event()):
-            if isinstance(event, StageStarted):
-                print(f"{event.stage}: {event.steps} steps")
-            elif isinstance(event, CaseScreened):
-                print(event.model_dump_json())
-        return [show(each) for each in evaluate(project).rounds]
-
-
-def show(figures: RoundEvaluated) -> RoundEvaluated:
-    """Print the figures of a round."""
-    segmentation, registration = figures.segmentation["dice"], figures.registration["dice"]
-    print(
-        f"{figures.name}: Dice of the segmentation {segmentation['mean']:.3f} "
-        f"± {segmentation['std']:.3f}, of the registration {registration['mean']:.3f} "
-        f"± {registration['std']:.3f}"
-    )
+        jrss.train(project, config, rounds=1)
+        figures = jrss.evaluate(project)
+    print(figures.summary())
     return figures
 
 

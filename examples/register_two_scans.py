@@ -16,20 +16,13 @@ With a trained project (``napari-jrss train``, or the dock in napari) and scans 
 from __future__ import annotations
 
 import argparse
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
 
-from napari_jrss.app.api import register
+import napari_jrss as jrss
 from napari_jrss.app.pairs.registering import RegistrationReport
-from napari_jrss.app.rounds.train import train
-from napari_jrss.config import PreprocessingConfig, preset
-from napari_jrss.io.label_files import label_table_from_csv
-from napari_jrss.io.layouts import discover
-from napari_jrss.project.project import Project
-from napari_jrss.sample_data import make_cohort
 
 
 def main(arguments: Sequence[str] | None = None) -> RegistrationReport:
@@ -46,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> RegistrationReport:
     path, moving, fixed = chosen.project, chosen.moving, chosen.fixed
     if path is None:
         path, moving, fixed = synthetic(chosen.out, chosen.size, chosen.steps)
-    with Project.open(path, read_only=True) as project:
-        pair = register(project, moving, fixed)
+    with jrss.Project.open(path, read_only=True) as project:
+        pair = jrss.register(project, moving, fixed)
         pair.save(chosen.out)
     report = pair.figures
     print(
@@ -65,24 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> RegistrationReport:
 
 def synthetic(out: Path, size: int, steps: int) -> tuple[Path, Path, Path]:
     """A project trained on six of eight synthetic scans, and the two others."""
-    cohort = make_cohort(out / "cohort", cases=8, shape=(size,) * 3, structures=4)
-    found = discover(images=cohort / "images", labels=cohort / "labels")
-    *seen, moving, fixed = found.cases
-    config = preset("smoke")
-    config = config.model_copy(
-        update={
-            "segmentation": config.segmentation.model_copy(update={"minimum_steps": 10}),
-            "registration": config.registration.model_copy(update={"minimum_steps": steps}),
-        }
-    )
-    table = label_table_from_csv(cohort / "groups.csv")
-    with Project.create(out / "brain.jrss", table, PreprocessingConfig()) as project:
-        for result in project.add_cases(seen):
-            print(f"{result.case_id}: {result.reason or 'imported'}")
+    cohort = jrss.make_cohort(out / "cohort", cases=8, shape=(size,) * 3, structures=4)
+    *_, moving, fixed = sorted((cohort / "images").iterdir())
+    new = out / "new"
+    new.mkdir(exist_ok=True)
+    moving, fixed = (scan.rename(new / scan.name) for scan in (moving, fixed))
+    settings = jrss.preset("smoke").model_dump()
+    settings["segmentation"]["minimum_steps"] = 10
+    settings["registration"]["minimum_steps"] = steps
+    config = jrss.TrainingConfig.model_validate(settings)
+    with jrss.Project.from_folders(
+        out / "brain.jrss", cohort / "images", cohort / "labels", groups=cohort / "groups.csv"
+    ) as project:
         project.split(labelled=4, validation=2, test=0)
-        for _ in train(project, config, 0, threading.Event()):
-            pass
-    return out / "brain.jrss", moving.image, fixed.image
+        jrss.train(project, config, rounds=0)
+    return out / "brain.jrss", moving, fixed
 
 
 if __name__ == "__main__":

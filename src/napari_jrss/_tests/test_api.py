@@ -21,6 +21,8 @@ from napari_jrss.progress_bar import counted, counting, finish, shown
 from napari_jrss.project.importing import Found, ScanRead
 from napari_jrss.training.events import Cancelled, StepEnd
 
+pytestmark = pytest.mark.slow
+
 TINY = jrss.preset("smoke").model_copy(
     update={
         "segmentation": jrss.preset("smoke").segmentation.model_copy(update={"minimum_steps": 4}),

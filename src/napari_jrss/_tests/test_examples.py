@@ -49,6 +49,7 @@ def test_export_nnunet(example: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_joint_round(example: Callable[..., Any], tmp_path: Path) -> None:
-    mono, joint = example("joint_round.py", "--out", tmp_path, "--epochs", 4, *SMALL)
+    figures = example("joint_round.py", "--out", tmp_path, "--epochs", 4, *SMALL)
+    mono, joint = figures.rounds
     assert (mono.name, joint.name) == ("Mono-Nets", "JRSS round 1")
     assert joint.segmentation["dice"]["mean"] > 0.1

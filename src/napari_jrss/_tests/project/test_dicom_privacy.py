@@ -136,6 +136,7 @@ def test_a_project_holds_nothing_of_a_patient(tmp_path: Path) -> None:
         assert project.grid.reference == project.path / "reference.nii.gz"
 
 
+@pytest.mark.slow
 def test_a_series_that_is_imported_again_makes_no_second_case(tmp_path: Path) -> None:
     folder = heap(tmp_path / "in")
     with Project.create(tmp_path / "p.jrss", TABLE, PreprocessingConfig()) as project:
@@ -151,6 +152,7 @@ def test_a_series_that_is_imported_again_makes_no_second_case(tmp_path: Path) ->
         assert len(list((project.path / "cases").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_map_is_kept_on_request_and_outside(tmp_path: Path) -> None:
     folder = heap(tmp_path / "in")
     groups = tmp_path / "groups.csv"
