@@ -5,6 +5,7 @@ The names below are loaded when they are first used, so that this import is quic
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from napari_jrss.widgets.viewing import view
 
 __version__ = version("napari-jrss")
+# A library is silent unless the program that uses it wants its log.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 __all__ = [
     "JRSSError",
     "Project",

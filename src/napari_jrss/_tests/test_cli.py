@@ -296,7 +296,9 @@ def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_p
     project = shutil.copytree(trained, tmp_path / "brain.jrss")
     options = ["--rounds", 0, "--preset", "smoke", "--config", settings, "--json"]
     assert "pre-trained already" in mistake("train", project, *options)
-    assert "not for both" in mistake("train", project, *options, "--pretrain", "--resume")
+    assert "or to pre-train, not both" in mistake(
+        "train", project, *options, "--pretrain", "--resume"
+    )
     run("train", project, *options, "--pretrain")
     report = json.loads(run("status", project, "--json").stdout)
     assert report["teacher"] == 2
@@ -359,7 +361,7 @@ def test_a_series_that_can_not_be_run_to_its_end_is_not_begun(
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**TINY, "segmentation_network": {"name": "vm_unet"}}))
     said = mistake("train", project, "--rounds", 1, "--preset", "smoke", "--config", other)
-    assert "the segmentation network of round 1" in said
+    assert "the segmentation network has other settings than in round 1" in said
     assert "pre-train again" in said
     assert len(json.loads(run("status", project, "--json").stdout)["rounds"]) == 2
 

@@ -691,7 +691,8 @@ READERS: tuple[Target, ...] = (
         st.one_of(
             of_json("project.writer"),
             of_bytes("project.writer", "project.lock"),
-            of_replacement("project.writer", "project.lock"),
+            of_replacement("project.writer"),
+            of_replacement("project.lock"),
         ),
         (ProjectError,),
     ),

@@ -190,7 +190,7 @@ def test_all_that_an_export_refuses_comes_before_it_writes(
         image.write_bytes(content)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert f"2 of the teacher's labels in {out / 'predictions'}" in done.output.replace("\n", "")
+    assert f"2 labels by the teacher in {out / 'predictions'}" in done.output.replace("\n", "")
     refused("case0.ome.zarr: exists already, and 5 more;")
     command.remove("--ome-zarr")
     done = CliRunner().invoke(app, command)

@@ -86,7 +86,7 @@ def test_titles_descriptions_and_bounds_come_from_the_settings(qtbot: QtBot) -> 
     qtbot.addWidget(form)
     dropout = form.editors["dropout"].widget
     assert isinstance(dropout, NumberBox)
-    assert dropout.toolTip() == "Of whole feature maps."
+    assert dropout.toolTip() == "Fraction of feature maps that are set to 0 in a step."
     dropout.setValue(3)
     assert dropout.value() < 1
     epochs = form.editors["segmentation_epochs"].widget
