@@ -44,9 +44,9 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
     index_column, name_column = ("class_id", "class_name") if grouped else ("label", "name")
     missing = [name for name in ("label", index_column, name_column) if name not in header]
     if missing:
+        known = " ".join(", ".join(header).split())[:100]
         raise ScanError(
-            f"{path}: has no column {missing[0]}, only {', '.join(header)[:100]}; "
-            "commas must separate the columns"
+            f"{path}: has no column {missing[0]}, only {known}; commas must separate the columns"
         )
     ids: dict[int, list[int]] = defaultdict(list)
     names: dict[int, str] = {}
