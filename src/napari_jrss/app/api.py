@@ -22,6 +22,7 @@ from napari_jrss.app.pairs.registering import (
     register_sides,
     registration_network,
 )
+from napari_jrss.app.rounds.progress import Progress, words
 from napari_jrss.app.rounds.train import VALIDATION_DICE
 from napari_jrss.app.rounds.train import train as run_rounds
 from napari_jrss.config import PresetName, TrainingConfig
@@ -32,13 +33,9 @@ from napari_jrss.progress_bar import Bar, long_call, watching
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
 from napari_jrss.training.events import (
-    CaseJudged,
-    CaseScreened,
     EpochEnd,
     Event,
     RoundFinished,
-    StageStarted,
-    StepEnd,
 )
 
 if TYPE_CHECKING:
@@ -47,29 +44,18 @@ if TYPE_CHECKING:
 
 def _training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
     """A bar per stage, with steps, loss and best validation Dice; a line per round."""
-    best: float | None = None
-    done = steps = 0
+    progress = Progress()
 
     def bar(event: Event) -> Bar | None:
-        nonlocal best, done, steps
+        progress.add(event)
         if isinstance(event, RoundFinished):
             return Bar("", 0, line=f"{_round_line(event)}\n{event.warning}".rstrip())
-        if not isinstance(event, StageStarted | StepEnd | EpochEnd | CaseScreened | CaseJudged):
+        if not progress.stage:
             return None
-        note = None
-        match event:
-            case StageStarted():
-                best, done, steps = event.best, event.first_step, event.steps
-            case StepEnd():
-                done = event.step
-                note = f"loss {event.losses['total']:.3f}"
-                note += "" if best is None else f", best Dice {best:.3f}"
-            case EpochEnd():
-                best = event.best
-            case _ if steps:  # a case of the stage under way
-                done += 1
-        name = event.stage.replace("_", " ")
-        return Bar(name, done, steps, note, milestone=isinstance(event, EpochEnd))
+        figures = {"loss": progress.loss, "best Dice": progress.best}
+        note = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if v is not None)
+        milestone = isinstance(event, EpochEnd)
+        return Bar(words(progress.stage), progress.step, progress.steps, note, milestone=milestone)
 
     return bar
 

@@ -299,17 +299,14 @@ class Cohort:
         wanted = self.without_prediction()
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.inference.device import make_fabric
-            from napari_jrss.inference.load import load_student, load_teacher
-            from napari_jrss.inference.predict import predict_case
+            from napari_jrss.inference.load import load_predictor
 
-            device, files = make_fabric(self._workspace.device).device, teacher.files
-            network, student = load_teacher(files, device), load_student(files, device)
+            files, joint = teacher.files, teacher.parent is not None
+            predict = load_predictor(files, self._workspace.device, with_student=joint)
             for done, case_id in enumerate(wanted, start=1):
                 if cancel.is_set():
                     return
-                prediction = predict_case(network, project.image(case_id), device, student)
-                files.write_prediction(case_id, prediction)
+                files.write_prediction(case_id, predict(project.image(case_id)))
                 yield CasePredicted(done, len(wanted), case_id)
                 self.summarise()
 

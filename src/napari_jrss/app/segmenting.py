@@ -109,22 +109,18 @@ class _Teacher:
     """The networks of a project's teacher on one device, ready for any number of scans."""
 
     def __init__(self, project: Project, device: str, with_student: bool = False) -> None:
-        from napari_jrss.inference.device import make_fabric
-        from napari_jrss.inference.load import load_student, load_teacher
+        from napari_jrss.inference.load import load_predictor
 
         entry = project.require_teacher()
+        with_student = with_student and entry.parent is not None
         self._project = project
-        self._device = make_fabric(device).device
-        self._network = load_teacher(entry.files, self._device)
-        self._student = load_student(entry.files, self._device) if with_student else None
+        self._predict = load_predictor(entry.files, device, with_student=with_student)
 
     def segment(self, volume: Volume) -> _Segmented:
         """Segment a scan in any orientation; `seconds` are those of the network alone."""
-        from napari_jrss.inference.predict import predict_case
-
         ready = preprocess(volume, None, self._project.preprocessing, self._project.grid)
         started = time.perf_counter()
-        prediction = predict_case(self._network, ready.image, self._device, self._student)
+        prediction = self._predict(ready.image)
         return _Segmented(prediction, ready.transform, time.perf_counter() - started)
 
 

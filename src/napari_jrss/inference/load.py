@@ -7,16 +7,21 @@ damaged, or of another network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from napari_jrss.config import RefinementConfig
+from napari_jrss.inference.device import make_fabric
+from napari_jrss.inference.predict import predict_case
 from napari_jrss.inference.refine import RefinedRegistration, Watch, to_the_end
+from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.weights import load_weights
+from napari_jrss.snapshot import Image
 
 
 def load_teacher(files: RoundFiles, device: torch.device) -> nn.Module:
@@ -24,9 +29,29 @@ def load_teacher(files: RoundFiles, device: torch.device) -> nn.Module:
     return _segmentation(files, files.teacher, device)
 
 
-def load_student(files: RoundFiles, device: torch.device) -> nn.Module | None:
-    """The student of a joint round, as the teacher; None for a pre-training."""
-    return _segmentation(files, files.student, device) if files.student.exists() else None
+def load_student(files: RoundFiles, device: torch.device) -> nn.Module:
+    """The student, as the teacher; only a joint round has one."""
+    return _segmentation(files, files.student, device)
+
+
+def load_predictor(
+    files: RoundFiles, device: str, *, with_student: bool
+) -> Callable[[Image], Prediction]:
+    """The round's teacher as a function: an image (z, y, x) -> its prediction.
+
+    Parameters
+    ----------
+    files
+        The round's folder.
+    device
+        See :func:`napari_jrss.inference.device.make_fabric`.
+    with_student
+        Whether the uncertainty is predicted too, for which the round needs a student.
+    """
+    torch_device = make_fabric(device).device
+    teacher = load_teacher(files, torch_device)
+    student = load_student(files, torch_device) if with_student else None
+    return lambda image: predict_case(teacher, image, torch_device, student)
 
 
 def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:

@@ -69,9 +69,9 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     import torch
 
     device = torch.device("cpu")
-    assert load_student(project.round(0).files, device) is None
-    assert load_student(last.files, device) is not None
-    for network in (load_teacher(last.files, device), load_registration(last.files, device)):
+    assert not project.round(0).files.student.exists()
+    networks = (load_teacher, load_student, load_registration)
+    for network in (load(last.files, device) for load in networks):
         assert not network.training
 
     told = list(evaluate(project, device="cpu").rounds)

@@ -130,15 +130,13 @@ class PredictionReview:
         assert teacher is not None
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.inference.device import make_fabric
-            from napari_jrss.inference.load import load_student, load_teacher
-            from napari_jrss.inference.predict import predict_case
+            from napari_jrss.inference.load import load_predictor
 
-            device, files = make_fabric(self._workspace.device).device, teacher.files
-            network, student = load_teacher(files, device), load_student(files, device)
+            files, joint = teacher.files, teacher.parent is not None
+            predict = load_predictor(files, self._workspace.device, with_student=joint)
             if cancel.is_set():
                 return
-            prediction = predict_case(network, case.image, device, student)
+            prediction = predict(case.image)
             if not project.read_only:
                 files.write_prediction(case.case_id, prediction)
             self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))
