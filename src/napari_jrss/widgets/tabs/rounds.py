@@ -88,7 +88,7 @@ class RoundsTab(Tab):
         self.bar = QProgressBar()
         self.bar.setToolTip("Steps of the present stage")
         self.status = wrapped()
-        self.losses = Plot("Loss, relative to each stage's first", "step", None)
+        self.losses = Plot("Loss (1 at each start)", "step", None)
         self.dice = Plot("Validation Dice", "step", (0.0, 1.0))
         self.counts = Plot("Cases", "round")
         self.table = RoundsTable()
