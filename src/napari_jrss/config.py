@@ -203,20 +203,30 @@ class JointConfig(_Settings):
 class RefinementConfig(_Settings):
     """How the field of one pair is improved after the network (docs/explanation/method.md)."""
 
-    steps: int = Field(50, ge=1, title="Steps")
+    control_spacings: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (2, 1), min_length=1, title="Voxels between two control points, level by level"
+    )
+    """The larger, the smoother the improvement. Above 1, the images are halved."""
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 25), title="Steps of each level")
     """Steps of Adam."""
     learning_rate: float = Field(0.3, gt=0, title="Learning rate")
     """Of Adam, in voxels of the control grid."""
-    control_spacing: int = Field(2, ge=1, title="Voxels between two control points")
-    """The larger it is, the smoother the improvement."""
-    similarity: Literal["mse", "lncc"] = Field("mse", title="Image similarity")
-    """Mean squared error (Eq. 8), or local normalised cross-correlation."""
+    similarity: Literal["mse", "lncc", "mind"] = Field("mse", title="Image similarity")
+    """Mean squared error (Eq. 8), local correlation, or MIND-SSC for images of different
+    contrast."""
     lambda_d: float = Field(2.0, ge=0, title="Dice weight")
     """Weight of the Dice of the teacher's probabilities."""
     lambda_r: float = Field(2.0, ge=0, title="Smoothness weight")
     """Weight of Eq. 9."""
     lambda_j: float = Field(10.0, ge=0, title="Folding weight")
-    """Weight of the amount by which the Jacobian determinant is below 0.3."""
+    """Weight of the amount by which the Jacobian determinant is below 0.3, by central and by
+    forward differences."""
+
+    @model_validator(mode="after")
+    def _steps_of_each_level(self) -> RefinementConfig:
+        if len(self.steps) != len(self.control_spacings):
+            raise ValueError("steps: give as many as control_spacings")
+        return self
 
 
 class TrainingConfig(_Settings):

@@ -194,6 +194,48 @@ def image_difference(warped: Tensor, fixed: Tensor, kind: Literal["mse", "lncc"]
     return local_normalized_cross_correlation(warped, fixed)
 
 
+def mind_ssc(image: Tensor, distance: int = 1) -> Tensor:
+    """Self-similarity context of each voxel, for images of different contrast.
+
+    The twelve pairs of a voxel's six neighbours that aren't opposite are compared, each by the
+    mean squared difference D of 3x3x3 patches; a channel is ``exp(-(D - min D) / mean D)``. It
+    describes shape without brightness, so the mean squared error of two images' channels
+    compares, say, T1 with T2 (MIND-SSC; Heinrich et al., MICCAI 2013, doi
+    10.1007/978-3-642-40811-3_24).
+
+    Parameters
+    ----------
+    image
+        (B, 1, z, y, x), standard deviation 1.
+    distance
+        Voxels between a voxel and its neighbours.
+
+    Returns
+    -------
+    Tensor
+        (B, 12, z, y, x), values in 0..1, float32.
+    """
+    wide = F.pad(image.float(), (distance,) * 6, mode="replicate")
+    around = []
+    for axis in (2, 3, 4):
+        for offset in (0, 2 * distance):
+            cut = wide
+            for each in (2, 3, 4):
+                start = offset if each == axis else distance
+                cut = cut.narrow(each, start, image.shape[each])
+            around.append(cut)
+    # neighbours 2k and 2k + 1 are opposite
+    apart = [
+        (around[a] - around[b]).square() for b in range(6) for a in range(b) if a // 2 != b // 2
+    ]
+    patches = F.pad(torch.cat(apart, dim=1), (1,) * 6, mode="replicate")
+    distances = F.avg_pool3d(patches, 3, stride=1)
+    distances = distances - distances.amin(1, keepdim=True)
+    noise = distances.mean(1, keepdim=True)
+    typical = noise.mean()
+    return torch.exp(-distances / noise.clamp(min=1e-3 * typical + 1e-6))
+
+
 def diffusion_regulariser(displacement: Tensor) -> Tensor:
     """Mean squared forward difference of a displacement field, Eq. 9 of the paper.
 

@@ -11,6 +11,7 @@ from napari_jrss.losses import (
     diffusion_regulariser,
     local_normalized_cross_correlation,
     mean_squared_error,
+    mind_ssc,
     one_hot,
     screened_cross_entropy,
     soft_dice_loss,
@@ -178,3 +179,15 @@ def test_diffusion_of_a_linear_field() -> None:
     # mean over 3 components per axis: z 4/3, y 9/3, x 36/3
     assert diffusion_regulariser(displacement).item() == pytest.approx((4 + 9 + 36) / 9)
     assert diffusion_regulariser(displacement + 7).item() == pytest.approx((4 + 9 + 36) / 9)
+
+
+def test_mind_sees_shape_and_not_contrast() -> None:
+    image = torch.randn(2, 1, 9, 11, 10, generator=torch.Generator().manual_seed(0))
+    described = mind_ssc(image)
+    assert described.shape == (2, 12, 9, 11, 10)
+    assert 0 <= described.min() < 0.2
+    assert described.max() == 1
+    torch.testing.assert_close(mind_ssc(5 - 3 * image), described, atol=1e-3, rtol=0)
+    moved = mind_ssc(image.roll(1, dims=4))
+    torch.testing.assert_close(moved[..., 4:8], described[..., 3:7], atol=1e-2, rtol=0)
+    assert (moved - described).abs().mean() > 0.1

@@ -138,9 +138,36 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
         (B, z, y, x); 1 where the transform is a translation, at most 0 where it folds.
     """
     with torch.autocast(displacement.device.type, enabled=False):
-        # gradient[axis][:, component]
         z, y, x = torch.gradient(displacement.float(), dim=(2, 3, 4))
-        zz, yz, xz = 1 + z[:, 0], z[:, 1], z[:, 2]
-        zy, yy, xy = y[:, 0], 1 + y[:, 1], y[:, 2]
-        zx, yx, xx = x[:, 0], x[:, 1], 1 + x[:, 2]
-        return zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)
+        return _determinant(z, y, x)
+
+
+def forward_jacobian_determinant(displacement: Tensor) -> Tensor:
+    """det(I + grad u) by forward differences, which also show folds that alternate.
+
+    Parameters
+    ----------
+    displacement
+        (B, 3, z, y, x) in voxels, at least 2 voxels along each axis.
+
+    Returns
+    -------
+    Tensor
+        (B, z - 1, y - 1, x - 1).
+    """
+    with torch.autocast(displacement.device.type, enabled=False):
+        field = displacement.float()
+        corner = field[:, :, :-1, :-1, :-1]
+        return _determinant(
+            field[:, :, 1:, :-1, :-1] - corner,
+            field[:, :, :-1, 1:, :-1] - corner,
+            field[:, :, :-1, :-1, 1:] - corner,
+        )
+
+
+def _determinant(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """det(I + grad u) of the derivatives (B, 3, ...) along each axis."""
+    zz, yz, xz = 1 + z[:, 0], z[:, 1], z[:, 2]
+    zy, yy, xy = y[:, 0], 1 + y[:, 1], y[:, 2]
+    zx, yx, xx = x[:, 0], x[:, 1], 1 + x[:, 2]
+    return zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from napari_jrss.networks.spatial import (
     compose,
+    forward_jacobian_determinant,
     integrate_velocity,
     jacobian_determinant,
     resize_displacement,
@@ -116,6 +117,10 @@ def test_jacobian_equals_that_of_the_metrics() -> None:
     assert statistics.std == pytest.approx(float(determinant.std(correction=0)), rel=1e-4)
     folded = 100 * float((determinant <= 0).float().mean())
     assert statistics.folded_percent == pytest.approx(folded, abs=0.03)
+    forward = forward_jacobian_determinant(field)
+    assert forward.shape == (1, *(size - 1 for size in SHAPE))
+    folded = 100 * float((forward <= 0).float().mean())
+    assert statistics.folded_percent_forward == pytest.approx(folded, abs=0.03)
 
 
 def test_constant_velocity_integrates_to_itself() -> None:

@@ -105,7 +105,9 @@ def test_predictions_and_fields_are_those_of_the_cpu() -> None:
     teacher, student = (build_segmentation_network(NetworkConfig(), len(NAMES)) for _ in range(2))
     network = build_registration_network(NetworkConfig())
     torch.nn.init.normal_(network.backbone.head.weight, std=0.2)
-    refined = RefinedRegistration(network, teacher, RefinementConfig(steps=5))
+    refined = RefinedRegistration(
+        network, teacher, RefinementConfig(control_spacings=(2,), steps=(5,))
+    )
     moving, fixed = phantom("a")[0], phantom("u")[0]
     told, fields = {}, {}
     for device in (torch.device("cpu"), GPU):

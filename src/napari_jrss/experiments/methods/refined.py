@@ -18,7 +18,9 @@ def train(task: Task) -> Trained:
     trained = networks_of(task, last)
     assert trained.registration is not None
     assert trained.segmentation is not None
-    config = RefinementConfig(similarity=task.config.registration.similarity)
+    config = RefinementConfig(
+        control_spacings=(2,), steps=(50,), similarity=task.config.registration.similarity
+    )
     refined = RefinedRegistration(trained.registration, trained.segmentation, config)
     return replace(trained, segmentation=None, registration=refined)
 
