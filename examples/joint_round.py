@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation:
         joint = config.joint.model_copy(update={"segmentation_epochs": chosen.epochs})
         config = config.model_copy(update={"joint": joint})
 
+    chosen.out.mkdir(parents=True, exist_ok=True)
     images, labels = chosen.images, chosen.labels
     if images is None:
         shape = (chosen.size, chosen.size * 4 // 3, chosen.size)

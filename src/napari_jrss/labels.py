@@ -20,7 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from napari_jrss.errors import ScanError
 
 MOST_CLASSES = 255
-"""Most classes of a table. A label is a byte, and training marks ignored voxels with 255."""
+"""Most classes of a table. A label is a byte, and 255 is :data:`IGNORED`."""
+
+IGNORED = 255
+"""Value of a voxel in a label that takes no part in any loss or figure."""
 
 # The seven colours of Okabe and Ito (2008), then Paul Tol's muted scheme: both can be told
 # apart with the common kinds of colour blindness.
@@ -81,12 +84,16 @@ class LabelTable(BaseModel):
         Classes 0 to C - 1; class 0 is the background.
     unlisted_is_background
         Whether an id that no class lists is background, or an error.
+    ignored_id
+        Id of voxels that nobody labelled, as nnU-Net's ``ignore``: :data:`IGNORED` inside the
+        project. None: there is no such id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     classes: tuple[LabelClass, ...]
     unlisted_is_background: bool = False
+    ignored_id: int | None = None
 
     @model_validator(mode="after")
     def _partition(self) -> LabelTable:
@@ -117,10 +124,17 @@ class LabelTable(BaseModel):
     @property
     def one_to_one(self) -> bool:
         """Whether each class has exactly one id, so that a file's ids can be restored."""
-        return not self.unlisted_is_background and all(len(c.source_ids) == 1 for c in self.classes)
+        return all(len(c.source_ids) == 1 for c in self.classes)
 
-    def to_classes(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def to_classes(self, ids: NDArray[Any], unlisted: Counter[str] | None = None) -> NDArray[Any]:
         """Class indices (uint8) of an array of ids, same shape.
+
+        Parameters
+        ----------
+        ids
+            Any array of whole numbers.
+        unlisted
+            Gets the number of voxels of each id that is background since no class lists it.
 
         Raises
         ------
@@ -128,22 +142,33 @@ class LabelTable(BaseModel):
             The array has an id that no class lists, unless such ids are background.
         """
         pairs = sorted((i, c.index) for c in self.classes for i in c.source_ids)
+        if self.ignored_id is not None:
+            pairs = sorted([*pairs, (self.ignored_id, IGNORED)])
         known = np.array([i for i, _ in pairs])
         classes = np.array([c for _, c in pairs], self.dtype)
         where = np.minimum(np.searchsorted(known, ids), len(known) - 1)
         listed = known[where] == ids
+        if not listed.all():
+            unknown, voxels = np.unique(ids[~listed], return_counts=True)
+            if unlisted is not None:
+                unlisted.update(dict(zip(map(str, unknown), voxels.tolist(), strict=True)))
         if not self.unlisted_is_background and not listed.all():
-            unknown = np.unique(ids[~listed])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             names = ", ".join(str(i) for i in unknown[:5])
             raise ScanError(f"unknown label id {names}{more}")
         return np.where(listed, classes[where], self.dtype.type(0))
 
     def to_source_ids(self, classes: NDArray[Any]) -> NDArray[Any]:
-        """Undo :meth:`to_classes`: a file's ids if :attr:`one_to_one`, else the class indices."""
-        if not self.one_to_one:
+        """Undo :meth:`to_classes`: a file's ids if :attr:`one_to_one`, else the class indices.
+
+        Ignored voxels get the file's id in either case.
+        """
+        one = self.one_to_one
+        ids = np.array([c.source_ids[0] if one else c.index for c in self.classes])
+        if self.ignored_id is not None:
+            ids = np.append(ids, np.full(IGNORED + 1 - len(ids), self.ignored_id))
+        elif not one:
             return classes
-        ids = np.array([c.source_ids[0] for c in self.classes])
         kind = np.min_scalar_type(int(ids.max())) if ids.min() >= 0 else np.dtype(np.int32)
         return np.asarray(ids.astype(kind)[classes])
 

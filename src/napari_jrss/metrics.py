@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.measure import marching_cubes, mesh_surface_area
 
+from napari_jrss.labels import IGNORED
+
 FloatArray = NDArray[np.float64]
 Labels = NDArray[np.integer]
 Displacement = NDArray[np.floating]
@@ -32,7 +34,7 @@ def dice_per_class(
     Parameters
     ----------
     prediction, truth
-        (z, y, x), values 0..classes-1.
+        (z, y, x), values 0..classes-1, or IGNORED where a voxel doesn't count.
     classes
         Number of classes, background included.
     undefined
@@ -50,7 +52,7 @@ def dice_per_class(
     ValueError
         The shapes differ, or a value is not one of the classes.
     """
-    _check(prediction, truth, classes)
+    prediction, truth = _compared(prediction, truth, classes)
     pairs = truth.ravel().astype(np.intp) * classes + prediction.ravel()
     counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     in_truth, in_prediction = counts.sum(1)[1:], counts.sum(0)[1:]
@@ -73,7 +75,7 @@ def hd95_mm(
     Parameters
     ----------
     prediction, truth
-        (z, y, x), values 0..classes-1.
+        (z, y, x), values 0..classes-1, or IGNORED where a voxel doesn't count.
     classes
         Number of classes, background included.
     spacing_mm
@@ -89,7 +91,7 @@ def hd95_mm(
     ValueError
         The shapes differ, or a value is not one of the classes.
     """
-    _check(prediction, truth, classes)
+    prediction, truth = _compared(prediction, truth, classes)
     spacing = tuple(float(size) for size in spacing_mm)
     result = np.full(classes - 1, np.nan)
     boxes = zip(
@@ -192,20 +194,25 @@ def folded_in_structures(
     classes
         Number of classes C, background included; the result has C - 1 values.
     """
-    voxels = np.bincount(label.ravel(), minlength=classes)[1:]
-    inside = np.bincount(label[folded], minlength=classes)[1:]
+    voxels = np.bincount(label.ravel(), minlength=classes)[1:classes]
+    inside = np.bincount(label[folded], minlength=classes)[1:classes]
     return [
         100 * float(part) / float(size) if size else None
         for part, size in zip(inside, voxels, strict=True)
     ]
 
 
-def _check(prediction: Labels, truth: Labels, classes: int) -> None:
+def _compared(prediction: Labels, truth: Labels, classes: int) -> tuple[Labels, Labels]:
+    """Both labels, with background in both where a voxel of either is ignored."""
     if prediction.shape != truth.shape:
         raise ValueError(f"label shapes differ: {prediction.shape} and {truth.shape}")
+    ignored = (prediction == IGNORED) | (truth == IGNORED)
+    if ignored.any():
+        prediction, truth = (np.where(ignored, 0, each) for each in (prediction, truth))
     for labels in (prediction, truth):
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}, not up to {labels.max()}")
+    return prediction, truth
 
 
 def _surface_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ LAYERS = {
     "config": 1,
     "processes": 2,
     "losses": 1,
-    "metrics": 1,
+    "metrics": 3,
     "progress_bar": 1,
     "labels": 2,
     "logs": 2,

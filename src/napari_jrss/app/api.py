@@ -47,6 +47,7 @@ def _training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
     progress = Progress()
 
     def bar(event: Event) -> Bar | None:
+        before = progress.stage
         progress.add(event)
         if isinstance(event, RoundFinished):
             return Bar("", 0, line=f"{_round_line(event)}\n{event.warning}".rstrip())
@@ -54,7 +55,8 @@ def _training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
             return None
         figures = {"loss": progress.loss, "best Dice": progress.best}
         note = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if v is not None)
-        milestone = isinstance(event, EpochEnd)
+        # In a log, a line as each stage starts, whose first epoch may be long, and per epoch.
+        milestone = isinstance(event, EpochEnd) or progress.stage != before
         return Bar(words(progress.stage), progress.step, progress.steps, note, milestone=milestone)
 
     return bar

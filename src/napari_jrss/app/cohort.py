@@ -209,10 +209,15 @@ class Cohort:
 
     def announce(self, events: Iterator[ScanRead]) -> Iterator[ScanRead]:
         """Pass the events of an import on, and say that there is a new case where there is."""
+        noted = []
         for event in events:
             if event.result.ok:
                 self._workspace.cases_changed.emit()
+            noted += [f"{event.result.case_id}: {note}" for note in event.result.notes]
             yield event
+        if noted:
+            more = f" (and {len(noted) - 3} more)" if len(noted) > 3 else ""
+            self._workspace.notified.emit("; ".join(noted[:3]) + more)
 
     def failed_imports(self) -> Mapping[str, str]:
         """Scans that couldn't be imported, and why."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.geometry import voxel_ml
 from napari_jrss.io.layouts import stem
 from napari_jrss.io.nifti import write_nifti
+from napari_jrss.io.other_formats import label_ending
 from napari_jrss.io.read import dicom_series_of, read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
@@ -25,12 +28,14 @@ from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.export.folder import ExportFolder
-from napari_jrss.project.export.labels import label_bytes, label_names
+from napari_jrss.project.export.labels import ending_for, label_bytes, label_names
 from napari_jrss.project.project import Project
 
 if TYPE_CHECKING:
     from napari_jrss.app.workspace import Workspace
     from napari_jrss.io.predictions import Prediction
+
+_LONGEST_NAME = 255  # bytes that the usual file systems allow
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class SegmentedScan:
         Mean probability of the structures' voxels, 0 to 1; None where there are none.
     seconds
         Time of the network alone.
+    notes
+        What the reader had to decide about the scan, a sentence each.
     """
 
     scan: Path
@@ -59,6 +66,7 @@ class SegmentedScan:
     volumes_ml: tuple[float, ...] = ()
     mean_confidence: float | None = None
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +184,11 @@ def segment_scans(
     project
         With a teacher.
     scans
-        NIfTI files, or folders of one DICOM series each.
+        Files, or folders of one DICOM series each.
     out
-        Folder for ``<scan>_label.nii.gz`` and the names of the labels; made if it is missing.
+        Folder for ``<scan>_label.nii.gz`` (of NRRD, MetaImage and MGZ, a label in kind) and the
+        names of the labels; made if it is missing.
+        Before scans of one name stand the names of their folders.
     maps
         Whether to write ``<scan>_confidence.nii.gz`` and, after a joint round,
         ``<scan>_uncertainty.nii.gz`` (KL divergence of teacher and student, in nats).
@@ -196,19 +206,21 @@ def segment_scans(
     Raises
     ------
     ProjectError
-        There is no teacher, two scans would write the same files, or a label is there that no
-        export wrote or that was edited since.
+        There is no teacher, a scan is given twice, or a label is there that no export wrote or
+        that was edited since.
     """
     paths, out = [Path(scan) for scan in scans], Path(out)
     project.require_teacher()
-    names = [stem(path.absolute()) for path in paths]
-    if len(set(names)) < len(names):
-        raise ProjectError(f"{out}: two scans of the same name would overwrite each other's label")
+    names = _names_of(paths)
     if dicom_seg:
         require_outside(project, out)
-    endings = (".nii.gz", ".dcm") if dicom_seg else (".nii.gz",)
     about = label_names(project.table)
-    labels = [f"{name}_label{ending}" for name in names for ending in endings]
+    labels = [
+        f"{name}_label{ending}"
+        for path, name in zip(paths, names, strict=True)
+        for ending in {label_ending(path.name, None), ".nii.gz", *([".dcm"] if dicom_seg else [])}
+        if not _too_long(name)
+    ]
     folder = ExportFolder(out, [*about, *labels])
     teacher = _Teacher(project, device, with_student=maps)
     folder.make()
@@ -217,6 +229,8 @@ def segment_scans(
     results = []
     for scan, name in zip(paths, names, strict=True):
         try:
+            if _too_long(name):
+                raise ScanError(f"{scan.parent / name[:40]}...: the name is too long for a label")
             series = dicom_series_of(scan)
             volume = read_volume(series or scan)
             found = teacher.segment(volume)
@@ -224,7 +238,8 @@ def segment_scans(
             results.append(SegmentedScan(scan, problem=str(error)))
             yield results[-1]
             continue
-        file, transform, label = f"{name}_label.nii.gz", found.transform, found.prediction.label
+        transform, label = found.transform, found.prediction.label
+        file = f"{name}_label{ending_for(scan.name, None, volume.affine)}"
         path = folder.write(file, label_bytes(label, transform, project.table, out / file))
         for kind in ("confidence", "uncertainty") if maps else ():
             values = getattr(found.prediction, kind)
@@ -238,10 +253,35 @@ def segment_scans(
         each_ml = voxel_ml(np.array(transform.source_affine))
         volumes = tuple(float(count) * each_ml for count in counts)
         results.append(
-            SegmentedScan(scan, "", path, volumes, found.mean_confidence(), found.seconds)
+            SegmentedScan(
+                *(scan, "", path, volumes, found.mean_confidence(), found.seconds), volume.notes
+            )
         )
         yield results[-1]
     return results
+
+
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """Name of each scan, with as many of its folders as scans of one name need."""
+    whole = [path.absolute() for path in paths]
+    twice = [path for path, count in Counter(whole).items() if count > 1]
+    if twice:
+        raise ProjectError(f"{twice[0]}: is given twice")
+    names = [stem(path) for path in whole]
+    for depth in range(1, max(len(path.parts) for path in whole)):
+        counts = Counter(names)
+        if max(counts.values()) == 1:
+            return names
+        names = [
+            "_".join([*path.parent.parts[1:][-depth:], stem(path)]) if counts[name] > 1 else name
+            for name, path in zip(names, whole, strict=True)
+        ]
+    raise ProjectError(f"{whole[0].parent}: holds one scan in two formats; give one of them")
+
+
+def _too_long(name: str) -> bool:
+    """Whether a label can't have this scan's name."""
+    return len(os.fsencode(f"{name}_uncertainty.nii.gz")) > _LONGEST_NAME
 
 
 def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:

@@ -25,16 +25,25 @@ app = typer.Typer(
 )
 
 COMMANDS = {
-    "A project": (cohort.sample, cohort.init, cohort.split, cohort.status, cohort.relink),
+    "A project": (
+        *(cohort.sample, cohort.init, cohort.add, cohort.split, cohort.status),
+        cohort.relink,
+    ),
     "Rounds": (rounds.train, rounds.teacher, rounds.evaluate),
-    "Labels": (labels.next_case, labels.history, labels.restore, labels.recover),
+    "Labels": (
+        labels.next_case,
+        labels.history,
+        labels.restore,
+        labels.recover,
+        labels.import_labels,
+    ),
     "Scans": (scans.export, scans.segment, scans.register),
     "Experiments": (experiments.experiment, experiments.report),
     "This computer": (computer.author, computer.doctor),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
-        name = "next" if command is labels.next_case else None
+        name = {labels.next_case: "next", labels.import_labels: "import-labels"}.get(command)
         app.command(name, rich_help_panel=panel)(command)
 
 

@@ -39,7 +39,11 @@ def sample(
 def init(
     project: ProjectPath,
     folder: Annotated[
-        Path | None, typer.Option(help="A folder in a known layout (MSD, nnU-Net, LPBA40, TCIA).")
+        Path | None,
+        typer.Option(
+            help="A folder in a known layout (MSD, nnU-Net, BIDS, TotalSegmentator, a folder for "
+            "each case, ...), or a CSV file: image,label,subject,split."
+        ),
     ] = None,
     dicom: Annotated[
         Path | None,
@@ -53,13 +57,24 @@ def init(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of scans.")] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Folder of labels with the same file names.")
+        Path | None,
+        typer.Option(
+            help="Folder of labels with the names of the scans, or of a folder of masks for each."
+        ),
     ] = None,
     groups: Annotated[
         Path | None,
         typer.Option(
-            help="CSV file of the structures: label,name,class_id,class_name. Labels that it "
-            "doesn't list are background."
+            help="Table of the structures: CSV (label,name,class_id,class_name), or as FreeSurfer, "
+            "ITK-SNAP, Slicer or BIDS write it. Labels that it doesn't list are background."
+        ),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="Which images of a study: DICOM's series description, such as '*T1*', or T2w in "
+            "BIDS.",
+            show_default="all series; T1w",
         ),
     ] = None,
     spacing: Annotated[
@@ -91,7 +106,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a project of scans and labels: each is checked and brought to the training grid."""
-    from napari_jrss.cli.render import import_report
+    from napari_jrss.cli.render import found_line, import_report
     from napari_jrss.config import PreprocessingConfig
     from napari_jrss.progress_bar import counting, finish, shown
     from napari_jrss.project.project import Project
@@ -105,6 +120,7 @@ def init(
         labels,
         groups=groups,
         dicom=dicom is not None,
+        series=series,
         keep_map=keep_map,
         preprocessing=PreprocessingConfig(
             spacing_mm=spacing,
@@ -118,10 +134,53 @@ def init(
         workers=workers,
     )
     happened: list[Found | ScanRead] = []
+
+    def note(event: Found | ScanRead) -> None:
+        if not happened:  # before the scans are read
+            typer.echo(found_line(event), err=True)
+        happened.append(event)
+
     try:
-        finish(shown(events, counting("reading scans")), happened.append).close()
-    finally:
+        made = finish(shown(events, counting("reading scans")), note)
+    except BaseException:
         import_report(happened)
+        raise
+    with made:
+        import_report(happened, made)
+
+
+def add(
+    project: ProjectPath,
+    scans: Annotated[
+        Path, typer.Argument(help="Folder of scans in any layout, of DICOM files, or a CSV file.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of labels with the names of the scans, or of a folder of masks for each."
+        ),
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Which images of a study, as for init.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes.", show_default="one per core")
+    ] = None,
+) -> None:
+    """Add further scans, with their labels if they have any, to a project."""
+    from napari_jrss.app.importing import add_scans
+    from napari_jrss.cli.render import import_report
+    from napari_jrss.progress_bar import counting, finish, shown
+    from napari_jrss.project.importing import ScanFolders
+    from napari_jrss.project.project import Project
+
+    happened: list[Found | ScanRead] = []
+    with Project.open(project) as opened:
+        events = add_scans.events(opened, ScanFolders(scans, labels, series=series), workers)
+        try:
+            finish(shown(events, counting("reading scans")), happened.append)
+        finally:
+            import_report(happened, opened)
 
 
 def split(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +75,30 @@ def restore(
     with Project.open(project) as opened:
         made = opened.restore(case, version, name)
     typer.echo(f"{case}: {version} is the current label again, as {made}, by {name}")
+
+
+def import_labels(
+    project: ProjectPath,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of labels by case id, as export writes them.")
+    ],
+    author: Author = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make labels that were corrected elsewhere the current ones, as new versions."""
+    from napari_jrss.app.author import author as known
+    from napari_jrss.app.importing import import_labels as run
+    from napari_jrss.project.project import Project
+
+    name = known(author)
+    with Project.open(project) as opened:
+        results = run(opened, folder, name)
+    if as_json:
+        typer.echo(json.dumps([asdict(result) for result in results], indent=1))
+        return
+    for result in results:
+        made = result.problem or f"{result.version} is the current label, by {name}"
+        typer.echo(f"{result.case_id}: {made}")
 
 
 def recover(

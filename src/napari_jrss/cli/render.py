@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +22,29 @@ if TYPE_CHECKING:
     from napari_jrss.app.status import ProjectStatus
     from napari_jrss.doctor import Report
     from napari_jrss.project.importing import Found, ScanRead
+    from napari_jrss.project.project import Project
 
 
-def import_report(events: Sequence[Found | ScanRead]) -> None:
-    """Print how many cases were imported, and a table of what was left out, with the reasons."""
-    from napari_jrss.project.importing import Found, ScanRead
+def found_line(event: Found | ScanRead) -> str:
+    """What a folder holds, in a line: its layout, and examples of scans and labels."""
+    from napari_jrss.project.importing import Found
+
+    assert isinstance(event, Found)
+    cohort = event.cohort
+    line = f"layout {cohort.layout}: {event.total} scans, {event.labelled} with a label"
+    for case in cohort.cases:
+        if isinstance(case.image, Path) and case.label is not None:
+            label = case.label if isinstance(case.label, Path) else case.label.folder
+            return f"{line}, such as {case.image.name} with {label.parent.name}/{label.name}"
+    return line
+
+
+def import_report(events: Sequence[Found | ScanRead], project: Project | None = None) -> None:
+    """Print how many cases were imported, the grid, and a table of problems with the reasons.
+
+    `project` is None if no project came of it.
+    """
+    from napari_jrss.project.importing import Found, ScanRead, import_summary
 
     if not events:
         return
@@ -36,8 +55,15 @@ def import_report(events: Sequence[Found | ScanRead]) -> None:
     came = [result for result in results if result.ok]
     labelled = sum(result.labelled for result in came)
     console.print(f"{len(came)} cases imported, {labelled} with a label")
+    if project is not None:
+        for line in import_summary(project, cohort, came):
+            console.print(line, soft_wrap=True)
+    noted: dict[str, list[str]] = defaultdict(list)  # the cases of each note
+    for result in came:
+        for note in result.notes:
+            noted[note].append(result.case_id)
     cut = [r for r in came if r.label_kept is not None and r.label_kept < 1]
-    if len(came) < len(results) or unmatched_labels or cut or left_out:
+    if len(came) < len(results) or unmatched_labels or cut or left_out or noted:
         table = Table("case", "problem")
         for result in sorted(results, key=lambda r: r.case_id):
             if not result.ok:
@@ -45,6 +71,9 @@ def import_report(events: Sequence[Found | ScanRead]) -> None:
         for result in sorted(cut, key=lambda r: r.case_id):
             lost = 100 * (1 - (result.label_kept or 0))
             table.add_row(result.case_id, f"{lost:.2g} % of the label lies outside the grid")
+        for note, ids in sorted(noted.items()):
+            more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+            table.add_row(", ".join(sorted(ids)[:3]) + more, note)
         for path in unmatched_labels:
             table.add_row(path.name, "left out: label without an image")
         for entry in left_out:
@@ -147,7 +176,11 @@ def segmented_table(results: Sequence[SegmentedScan], structures: Sequence[str])
             f"{result.seconds:.2f}",
             ", ".join(f"{name} {_volume(volume)}" for name, volume in volumes),
         )
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    console.print(table)
+    for result in results:
+        for note in result.notes:
+            console.print(f"{result.scan.name}: {note}", soft_wrap=True)
 
 
 def _volume(ml: float) -> str:
@@ -167,6 +200,8 @@ def registration_table(report: RegistrationReport, out: Path) -> None:
         f"std(Jac) {report.std_jacobian:.3f}, folded voxels {report.folded_percent:.2f} %, "
         f"{seconds}; warped scan and displacement field in {out}"
     )
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
 
 
 def doctor_report(report: Report) -> None:

@@ -56,7 +56,7 @@ def export(
 def segment(
     project: ProjectPath,
     scans: Annotated[
-        list[Path], typer.Argument(metavar="SCAN...", help="NIfTI files or DICOM series folders.")
+        list[Path], typer.Argument(metavar="SCAN...", help="Files, or folders of one DICOM series.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the labels.")],
     maps: Annotated[

@@ -146,11 +146,14 @@ def _read_in(
     if path.exists():
         opened = Project.open(path)
     else:
+        path.parent.mkdir(parents=True, exist_ok=True)
         opened = Project.create(path, table, data.preprocessing)
     with opened as project:
         for result in project.add_cases(wanted, groups=groups):
             if not result.ok:
                 raise ProtocolError(f"{result.case_id}: {result.reason}")
+            if result.case_id in with_label and not result.labelled:
+                raise ProtocolError(f"{result.case_id}: {'; '.join(result.notes)}")
 
 
 def _discover(data: DataSet, place: Path) -> tuple[FoundCohort, LabelTable]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_jrss.io.predictions import Prediction
+from napari_jrss.labels import IGNORED
 from napari_jrss.losses import symmetric_kl
 from napari_jrss.networks.obelisk import seeing_tiles
 from napari_jrss.networks.spatial import warp
@@ -193,7 +194,9 @@ class Votes:
         difference = uniform_filter((pair.image - self.fixed) ** 2, 5)
         # Bounded, so that no voxel is left without a vote.
         weight = np.exp(-np.minimum(difference / max(float(difference.mean()), 1e-6), 20))
-        np.add.at(self._sums, (pair.label, *np.indices(self.fixed.shape, sparse=True)), weight)
+        weight = np.where(pair.label == IGNORED, 0, weight)
+        label = np.where(pair.label == IGNORED, 0, pair.label)
+        np.add.at(self._sums, (label, *np.indices(self.fixed.shape, sparse=True)), weight)
 
     def shares(self) -> NDArray[np.float32]:
         """Each class's share of the votes, (C, z, y, x)."""

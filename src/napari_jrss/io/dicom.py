@@ -34,21 +34,35 @@ _SAME_POSITION_MM = 1e-3
 # Largest distance of a slice from its position in a regular stack, in slice spacings.
 _IRREGULAR = 0.05
 _SAME_DIRECTION = 1e-3
+# Stands before the folder in place of a Series Instance UID that is missing.
+_NO_UID = "no SeriesInstanceUID: "
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"),
-    *("Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *(
+        "SeriesDescription",
+        "Modality",
+        "ImageType",
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+    ),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-    *("RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 # Modalities whose objects hold pixels but are no scans.
 _NO_SCANS = {
-    "SEG": "a segmentation",
     "RTDOSE": "a dose distribution",
     "PR": "a presentation state",
     "REG": "a registration",
 }
+_LABELS = {"SEG": "a segmentation", "RTSTRUCT": "contours"}
+
+
+class _LabelOfSeriesError(ScanError):
+    """A file is a label, no scan."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +75,15 @@ class Slice:
         The file, and the frame in it, counted from 0.
     slope, intercept
         ``value = stored value * slope + intercept``.
+    padding
+        Stored values from the first to the second are no scan; None: all are.
     """
 
     file: Path
     number: int
     slope: float
     intercept: float
+    padding: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +100,9 @@ class DicomSeries:
         4x4, voxel (x, y, z, 1) -> LPS mm, as rows.
     shape
         Voxels (z, y, x).
-    uid, patient
-        Series Instance UID, and Patient ID or else Study Instance UID. Never stored in a project.
+    uid, patient, description
+        Series Instance UID; Patient ID or else Study Instance UID; what the scanner's user called
+        the series. Never stored in a project.
     """
 
     name: str
@@ -93,6 +111,7 @@ class DicomSeries:
     shape: Shape
     uid: str
     patient: str
+    description: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -149,6 +168,7 @@ class _Plane:
     image: Slice
     series: str
     patient: str
+    description: str
     modality: str
     localizer: bool
     shape: tuple[int, int]
@@ -176,12 +196,32 @@ def find_series(folder: Path | str) -> tuple[list[DicomSeries], list[LeftOut]]:
     ScanError
         There is no such folder.
     """
+    return find_labelled_series(folder)[:2]
+
+
+def find_labelled_series(
+    folder: Path | str,
+) -> tuple[list[DicomSeries], list[LeftOut], dict[str, list[Path]]]:
+    """As :func:`find_series`, with the SEG and RTSTRUCT files of each series, by its name."""
+    from napari_jrss.io.dicom_labels import series_labelled_by
+
     root = Path(folder)
     if not root.is_dir():
         raise ScanError(f"{root}: no such folder")
-    series, left = _series_of(root, sorted(_files(root)))
+    labels: list[Path] = []
+    series, left = _series_of(root, sorted(_files(root)), labels=labels)
     named = [replace(s, name=f"case-{secrets.token_hex(5)}") for s in series]
-    return sorted(named, key=lambda s: s.name), left
+    by_uid = {s.uid: s.name for s in named}
+    found: dict[str, list[Path]] = defaultdict(list)
+    alone: list[tuple[Path, str]] = []
+    for path in labels:
+        name = by_uid.get(series_labelled_by(path))
+        if name is None:
+            alone.append((path, "a label whose series isn't here"))
+        else:
+            found[name].append(path)
+    left += _summarised(root, alone)
+    return sorted(named, key=lambda s: s.name), left, found
 
 
 def patient_groups(series: Sequence[DicomSeries]) -> dict[str, str]:
@@ -214,7 +254,8 @@ def series_at(path: Path) -> DicomSeries:
     else:
         one = read_dataset(path, ["SeriesInstanceUID"])
         uid = "" if one is None else str(one.get("SeriesInstanceUID", ""))
-        siblings = sorted(p for p in path.parent.iterdir() if p.is_file()) if uid else [path]
+        uid = uid or f"{_NO_UID}{path.parent}"
+        siblings = sorted(p for p in path.parent.iterdir() if p.is_file())
         series, left = _series_of(path.parent, siblings, only=uid)
     if not series:
         raise no_series(path, left)
@@ -230,6 +271,7 @@ def read_series(series: DicomSeries) -> Volume:
         A file is missing, has changed or is damaged; the message names the series, not the file.
     """
     array = np.empty(series.shape, np.float32)
+    padding = np.zeros(series.shape, bool)
     positions: dict[Path, list[int]] = defaultdict(list)
     for index, image in enumerate(series.slices):
         positions[image.file].append(index)
@@ -240,12 +282,15 @@ def read_series(series: DicomSeries) -> Volume:
                 if stored.shape != series.shape[1:]:
                     raise ScanError(f"{file}: has changed")
                 array[index] = _values(stored, series.slices[index])
+                if (no_scan := series.slices[index].padding) is not None:
+                    padding[index] = (stored >= no_scan[0]) & (stored <= no_scan[1])
         except ScanError as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise ScanError(f"{series.name}: slice {indices[0] + 1}: {reason}") from None
     if not np.isfinite(array).all():
         raise ScanError(f"{series.name}: values are too large for 32-bit floats")
-    return Volume(array, np.array(series.affine), Path(series.name))
+    stated = padding if padding.any() and not padding.all() else None
+    return Volume(array, np.array(series.affine), Path(series.name), padding=stated)
 
 
 def checksum(volume: Volume) -> str:
@@ -264,9 +309,15 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _series_of(
-    root: Path, files: Sequence[Path], only: str | None = None
+    root: Path,
+    files: Sequence[Path],
+    only: str | None = None,
+    labels: list[Path] | None = None,
 ) -> tuple[list[DicomSeries], list[LeftOut]]:
-    """The series among files, named after their folders, and the files left out."""
+    """The series among files, named after their folders, and the files left out.
+
+    SEG and RTSTRUCT files are added to `labels`; without it they are left out as well.
+    """
     planes: dict[str, list[_Plane]] = defaultdict(list)
     left: list[tuple[Path, str]] = []
     for file in files:
@@ -274,6 +325,11 @@ def _series_of(
             for plane in _planes(file):
                 if only is None or plane.series == only:
                     planes[plane.series].append(plane)
+        except _LabelOfSeriesError as error:
+            if labels is None:
+                left.append((file, str(error).removeprefix(f"{file}: ")))
+            else:
+                labels.append(file)
         except ScanError as error:
             left.append((file, str(error).removeprefix(f"{file}: ")))
     series, rest = [], _summarised(root, left)
@@ -287,6 +343,8 @@ def _series_of(
             continue
         y, x = stack[0].shape
         rest += [LeftOut(what, f"{reason}; the other images are a case") for reason in dropped]
+        if uid.startswith(_NO_UID):
+            rest.append(LeftOut(what, "has no SeriesInstanceUID; taken as one series by its place"))
         series.append(
             DicomSeries(
                 name=where,
@@ -295,6 +353,7 @@ def _series_of(
                 shape=(len(stack), y, x),
                 uid=uid,
                 patient=group[0].patient,
+                description=group[0].description,
             )
         )
     return series, rest
@@ -312,6 +371,8 @@ def _planes(file: Path) -> list[_Plane]:
     if header is None:
         raise ScanError(f"{file}: {_NOT_DICOM}")
     modality = str(header.get("Modality", "") or "unknown kind")
+    if modality in _LABELS:
+        raise _LabelOfSeriesError(f"{file}: {_LABELS[modality]}, no scan")
     if file.name.upper() == "DICOMDIR":
         raise ScanError(f"{file}: a table of contents, not an image")
     if "SOPClassUID" not in header:
@@ -376,14 +437,14 @@ def _plane(
     slope, intercept = 1.0 if slope is None else float(slope), float(intercept or 0)
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise ScanError("bad RescaleSlope or RescaleIntercept")
-    uid = str(header.get("SeriesInstanceUID", ""))
-    if not uid:
-        raise ScanError("has no SeriesInstanceUID")
+    # Without it, the images of one folder are a series if their geometry makes a stack.
+    uid = str(header.get("SeriesInstanceUID", "")) or f"{_NO_UID}{file.parent}"
     kinds = value("FrameType") or header.get("ImageType") or ()
     return _Plane(
-        image=Slice(file, number, slope, intercept),
+        image=Slice(file, number, slope, intercept, _padding(header)),
         series=uid,
         patient=str(header.get("PatientID") or header.get("StudyInstanceUID") or uid),
+        description=str(header.get("SeriesDescription", "")),
         modality=str(header.get("Modality", "")),
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
         shape=(int(header.Rows), int(header.Columns)),
@@ -391,6 +452,14 @@ def _plane(
         directions=directions / lengths[:, None],
         spacing=(between_rows, between_columns),
     )
+
+
+def _padding(header: pydicom.Dataset) -> tuple[int, int] | None:
+    """Stored values that are no scan (PS3.3, C.7.5.1.1.2), from the lowest to the highest."""
+    value = header.get("PixelPaddingValue")
+    limit = header.get("PixelPaddingRangeLimit")
+    ends = [v for v in (value, value if limit is None else limit) if isinstance(v, int)]
+    return (min(ends), max(ends)) if ends else None
 
 
 def _stack(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +12,82 @@ import numpy as np
 from pydantic import ValidationError
 
 from napari_jrss.errors import ScanError, from_validation
-from napari_jrss.io.nifti import read_label_volume
-from napari_jrss.io.text_files import read_json, read_rows
+from napari_jrss.io.found import Label, Scan
+from napari_jrss.io.read import read_label, structures_named_in
+from napari_jrss.io.text_files import read_json, read_rows, read_text
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import BACKGROUND, MOST_CLASSES, LabelClass, LabelTable, default_colour
 
+# Other names of the columns: BIDS, and American spelling.
+_COLUMNS = {"index": "label", "color": "colour"}
+_ITK_SNAP = re.compile(r'^\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+[\d.]+\s+\d\s+\d\s+"(.*)"\s*$')
+_COLOUR_TABLE = re.compile(r"^\s*(\d+)\s+(\S.*?)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+\s*$")
 
-def label_table_from_csv(path: Path | str) -> LabelTable:
-    """Read a CSV table of classes.
+
+def label_table_from_file(path: Path | str, labels: Iterable[Label] | None = None) -> LabelTable:
+    """Read a table of classes in any of the usual formats, told apart by its content.
 
     Parameters
     ----------
     path
-        Has the columns ``label`` (an id in label files) and ``name``. If it also has
-        ``class_id`` and ``class_name``, ids with one ``class_id`` form one class, and ids that
-        aren't listed are background; otherwise each id is a class, and other ids are an error.
-        A column ``colour`` (#rrggbb) is optional.
+        A CSV file as for :func:`label_table_from_csv`, the same with semicolons or tabs, such as
+        the ``dseg.tsv`` of BIDS; a colour table of FreeSurfer or Slicer (number, name, red, green,
+        blue, alpha); a label description of ITK-SNAP; or a ``dataset.json``.
+    labels
+        If the table lists more ids than a project can have, those in these labels count.
+
+    Raises
+    ------
+    ScanError
+        It is in none of these formats, or as for the CSV.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        return label_table_from_dataset_json(path)
+    lines = [line for line in read_text(path).splitlines() if line.strip() and line[0] != "#"]
+    for pattern, order in ((_ITK_SNAP, (0, 4, 1, 2, 3)), (_COLOUR_TABLE, (0, 1, 2, 3, 4))):
+        found = [match.groups() for line in lines if (match := pattern.match(line))]
+        if found and len(found) == len(lines):
+            entries: dict[int, tuple[str, str]] = {}
+            for groups in found:
+                label, name, red, green, blue = (groups[i] for i in order)
+                if int(label) and int(label) not in entries:
+                    rgb = bytes(min(int(part), 255) for part in (red, green, blue))
+                    entries[int(label)] = (name, f"#{rgb.hex()}")
+            return _table_of(path, entries, labels)
+    return label_table_from_csv(path)
+
+
+def _table_of(
+    path: Path, entries: Mapping[int, tuple[str, str]], labels: Iterable[Label] | None
+) -> LabelTable:
+    """A class for each id with its name and colour; of too many, those that occur."""
+    ids = sorted(entries)
+    if len(ids) >= MOST_CLASSES and labels is not None:
+        occur: set[int] = set()
+        for label in labels:
+            occur |= ids_in(label)
+        ids = [i for i in ids if i in occur]
+    try:
+        classes = [
+            LabelClass(index=n, name=entries[i][0], colour=entries[i][1], source_ids=(i,))
+            for n, i in enumerate(ids, start=1)
+        ]
+        return LabelTable(classes=(BACKGROUND, *classes), unlisted_is_background=True)
+    except ValidationError as error:
+        raise ScanError(f"{path}: {from_validation(error)}") from error
+
+
+def label_table_from_csv(path: Path | str) -> LabelTable:
+    """Read a CSV table of classes; semicolons or tabs may separate the columns as well.
+
+    Parameters
+    ----------
+    path
+        Has the columns ``label`` (an id in label files; or ``index``) and ``name``. If it also has
+        ``class_id`` and ``class_name``, ids with one ``class_id`` form one class; otherwise each
+        id is a class. Ids that aren't listed are background. A column ``colour`` or
+        ``color`` (#rrggbb) is optional.
 
     Raises
     ------
@@ -38,6 +99,7 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
     header, *table = read_rows(path) or [[]]
     if not header:
         raise ScanError(f"{path}: is empty")
+    header = [_COLUMNS.get(name, name) for name in header]
     if len(set(header)) < len(header):
         raise ScanError(f"{path}: two columns have the same name")
     grouped = "class_id" in header
@@ -45,9 +107,7 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
     missing = [name for name in ("label", index_column, name_column) if name not in header]
     if missing:
         known = " ".join(", ".join(header).split())[:100]
-        raise ScanError(
-            f"{path}: has no column {missing[0]}, only {known}; commas must separate the columns"
-        )
+        raise ScanError(f"{path}: has no column {missing[0]}, only {known}")
     ids: dict[int, list[int]] = defaultdict(list)
     names: dict[int, str] = {}
     colours: dict[int, str] = {}
@@ -80,13 +140,15 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
             )
             for index, key in enumerate(sorted(ids), start=1)
         ]
-        return LabelTable(classes=(BACKGROUND, *classes), unlisted_is_background=grouped)
+        return LabelTable(classes=(BACKGROUND, *classes), unlisted_is_background=True)
     except ValidationError as error:
         raise ScanError(f"{path}: {from_validation(error)}") from error
 
 
 def label_table_from_dataset_json(path: Path | str) -> LabelTable:
     """Read the labels of a Decathlon (id -> name) or nnU-Net (name -> id) ``dataset.json``.
+
+    A label named ``ignore`` is no structure: its voxels are ignored.
 
     Raises
     ------
@@ -112,14 +174,19 @@ def label_table_from_dataset_json(path: Path | str) -> LabelTable:
         raise ScanError(f"{path}: two labels share a number")
     if len(set(ids.values())) < len(ids):
         raise ScanError(f"{path}: two labels share a name")
+    # nnU-Net reserves this name for voxels that nobody labelled.
+    ignored = next((i for i, name in ids.items() if name == "ignore"), None)
+    ids.pop(ignored, None)  # type: ignore[arg-type]
     try:
-        return LabelTable.from_ids(ids, ids)
+        return LabelTable.from_ids(ids, ids).model_copy(update={"ignored_id": ignored})
     except ValidationError as error:
         raise ScanError(f"{path}: {from_validation(error)}") from error
 
 
-def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
+def label_table_from_files(paths: Iterable[Label]) -> LabelTable:
     """Table with a class for each id that occurs in the files; unreadable files are ignored.
+
+    Files that name their structures, such as DICOM SEG, give a class for each name.
 
     Raises
     ------
@@ -127,10 +194,15 @@ def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
         No file holds an id other than 0, or there are more than 254 ids.
     """
     ids: set[int] = set()
+    named: dict[str, None] = {}
     first: ScanError | None = None
     for path in paths:
         try:
-            ids.update(np.unique(read_label_volume(path).array).tolist())
+            names = structures_named_in(path)
+            if names is None:
+                ids |= _ids(path)
+            else:
+                named.update(dict.fromkeys(names))
         except ScanError as error:
             first = first or error  # reported when the case is read
         if len(ids) > MOST_CLASSES:
@@ -138,6 +210,8 @@ def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
                 f"{path}: the labels have more than {MOST_CLASSES - 1} ids; give a CSV table "
                 "that groups them into structures"
             )
+    if named:
+        return LabelTable.from_ids(range(1, len(named) + 1), dict(enumerate(named, start=1)))
     if not ids and first is not None:
         raise ScanError(f"no label file can be read ({first})")
     if not ids - {0}:
@@ -145,26 +219,56 @@ def label_table_from_files(paths: Iterable[Path]) -> LabelTable:
     return LabelTable.from_ids(ids)
 
 
-def ids_in(path: Path) -> set[int]:
+def ids_in(label: Label) -> set[int]:
     """Ids in a label file; none if it can't be read, which is reported when the case is read."""
     try:
-        return set(np.unique(read_label_volume(path).array).tolist())
+        return _ids(label)
     except ScanError:
         return set()
 
 
-def read_classes(path: Path, table: LabelTable | None) -> Volume:
+def _ids(label: Label) -> set[int]:
+    return set(np.unique(read_label(label)[0].array).tolist())
+
+
+def read_classes(
+    source: Label,
+    table: LabelTable | None,
+    unlisted: Counter[str] | None = None,
+    image: Scan | None = None,
+) -> Volume:
     """Read a label file as class indices of a table; without a table, as its ids.
+
+    Parameters
+    ----------
+    source
+        The label.
+    table
+        The classes. If the label names its structures, these count, not its numbers, unless the
+        table has none of the names.
+    unlisted
+        Gets the voxels of each id or structure that is background because the table doesn't
+        list it.
+    image
+        The scan of the label, without which some kinds of labels can't be read.
 
     Raises
     ------
     ScanError
-        The file can't be read, or holds an id that the table doesn't list.
+        The file can't be read, or holds an id that the table must list but doesn't.
     """
-    label = read_label_volume(path)
+    label, names = read_label(source, image)
     if table is None:
         return label
+    if names is not None and set(names.values()) & set(table.names):
+        classes = np.zeros(max(names) + 1, table.dtype)
+        for number, name in names.items():
+            if name in table.names:
+                classes[number] = table.names.index(name)
+            elif unlisted is not None and (voxels := int((label.array == number).sum())):
+                unlisted[name] += voxels
+        return replace(label, array=classes[label.array])
     try:
-        return replace(label, array=table.to_classes(label.array))
+        return replace(label, array=table.to_classes(label.array, unlisted))
     except ScanError as error:
-        raise ScanError(f"{path}: {error}") from error
+        raise ScanError(f"{label.source}: {error}") from error

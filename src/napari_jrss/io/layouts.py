@@ -5,15 +5,37 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from unicodedata import combining, normalize
-from zlib import crc32
+
+import numpy as np
 
 from napari_jrss.errors import ScanError
+from napari_jrss.geometry import corners, map_points, whole_box
+from napari_jrss.io.found import (
+    FoundCase,
+    FoundCohort,
+    Label,
+    Scan,
+    cohort_of,
+    doubles,
+    existing_folder,
+    scan_files,
+    stem,
+)
 from napari_jrss.io.label_files import ids_in, label_table_from_dataset_json
+from napari_jrss.io.nested_layouts import (
+    LABEL_SUFFIX,
+    bids,
+    cohort_in_table,
+    masks_in,
+    nested,
+    table_of_masks,
+)
 from napari_jrss.io.text_files import read_json, read_rows
 from napari_jrss.labels import (
     LPBA40_GROUPS,
@@ -24,61 +46,27 @@ from napari_jrss.labels import (
 )
 
 if TYPE_CHECKING:
-    from napari_jrss.io.dicom import DicomSeries, LeftOut
+    from napari_jrss.io.dicom import DicomSeries
 
-# A scan that read_volume can read: a file, or a DICOM series that was found.
-Scan: TypeAlias = "Path | DicomSeries"
+__all__ = [
+    "FoundCase",
+    "FoundCohort",
+    "Scan",
+    "discover",
+    "discover_dicom",
+    "labels_of",
+    "read_case_groups",
+    "stem",
+    "write_dicom_map",
+]
 
-_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-_PAIR = re.compile(r"\.hdr$", re.IGNORECASE)
 _LPBA40_IMAGE = re.compile(r"^(S\d\d)\.delineation\.skullstripped\.")
 _NUMBERED_IMAGE = re.compile(r"^(?:pancreas|img|image)\D*0*(\d+)$", re.IGNORECASE)
 _NUMBERED_LABEL = re.compile(r"^label\D*0*(\d+)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class FoundCase:
-    """One scan and, if it has one, its label.
-
-    Attributes
-    ----------
-    case_id
-        Holds only letters, digits, ``.``, ``_`` and ``-``, so that it can name a file.
-    image, label
-        The file or DICOM series of the scan, and the label file.
-    """
-
-    case_id: str
-    image: Scan
-    label: Path | None = None
-
-
-@dataclass(frozen=True)
-class FoundCohort:
-    """The cases that :func:`discover` found.
-
-    Attributes
-    ----------
-    layout
-        ``plain``, ``decathlon``, ``nnunet``, ``lpba40``, ``tcia`` or ``dicom``.
-    cases
-        In the order of their ids.
-    table
-        The classes, if the layout defines them.
-    unmatched_labels
-        Label files without an image.
-    left_out
-        Files of a DICOM folder that belong to no case, with the reasons.
-    groups
-        Pseudonym of the patient of each case, by case id; only of DICOM.
-    """
-
-    layout: str
-    cases: tuple[FoundCase, ...]
-    table: LabelTable | None = None
-    unmatched_labels: tuple[Path, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-    groups: Mapping[str, str] = field(default_factory=dict)
+# Corners of a label and its series lie less far apart than this.
+_SAME_PLACE_MM = 0.1
+_CHANNEL = re.compile(r"_\d{4}$")
+_LABEL_FOLDERS = ("label", "mask", "seg")
 
 
 def discover(
@@ -86,6 +74,7 @@ def discover(
     *,
     images: Path | str | None = None,
     labels: Path | str | None = None,
+    series: str | None = None,
 ) -> FoundCohort:
     """Find the cases of a folder, or of a folder of images and one of labels.
 
@@ -93,10 +82,17 @@ def discover(
     ----------
     folder
         These layouts are recognised, in this order: a ``dataset.json`` of the Decathlon or
-        of nnU-Net, LPBA40 in delineation space, TCIA Pancreas-CT with the labels of Gibson
-        et al., and ``images`` (or the folder itself) with ``labels``.
-    images, labels
-        Folders of images and labels with equal file names; instead of `folder`.
+        of nnU-Net, LPBA40 in delineation space, BIDS, ``images`` with ``labels`` (TCIA Pancreas-CT
+        by its numbers), labels beside their scans with a suffix such as ``_seg``, and a folder
+        for each case, with a label or with one mask for each structure. Or a CSV file with the
+        columns image, label, subject and split.
+    images
+        A folder of images, instead of `folder`.
+    labels
+        Folder of labels with the names of the images, which may end in ``_seg`` and the like;
+        or with a folder of masks, one for each structure, for each image.
+    series
+        Kind of image that counts in BIDS, such as T2w.
 
     Raises
     ------
@@ -107,158 +103,279 @@ def discover(
     if (folder is None) == (images is None):
         raise ValueError("give either a folder or a folder of images")
     if images is not None:
-        return _pairs(_folder(images), _folder(labels) if labels is not None else None)
+        scans = scan_files(existing_folder(images))
+        named = [(stem(path), path) for path in scans]
+        if labels is None:
+            return _beside(Path(images), scans)
+        return _pairs(named, existing_folder(labels), Path(images))
     assert folder is not None
-    root = _folder(folder)
+    if Path(folder).suffix.lower() == ".csv":
+        return cohort_in_table(Path(folder))
+    root = existing_folder(folder)
+    found = _layout(root, series)
+    if twice := doubles(root):
+        from napari_jrss.io.dicom import LeftOut
+
+        left = (LeftOut(one.name, f"{first.name} of the same name is read") for one, first in twice)
+        found = replace(found, left_out=(*found.left_out, *left))
+    if labels is None:
+        return found
+    named = [(case.case_id, case.image) for case in found.cases if isinstance(case.image, Path)]
+    paired = _pairs(named, existing_folder(labels), root)
+    return replace(
+        paired,
+        table=paired.table or found.table,
+        left_out=found.left_out,
+        groups={case.case_id: found.groups[case.case_id] for case in paired.cases}
+        if found.groups
+        else {},
+    )
+
+
+def _layout(root: Path, series: str | None) -> FoundCohort:
+    """The cases of a folder in one of the layouts that :func:`discover` names."""
     if (root / "dataset.json").is_file():
         return _described(root)
-    lpba40 = [p for p in _scans(root, deep=True) if _LPBA40_IMAGE.match(p.name)]
+    deep = scan_files(root, deep=True)
+    lpba40 = [p for p in deep if _LPBA40_IMAGE.match(p.name)]
     if lpba40:
         return _lpba40(lpba40)
-    inside = sorted(p for p in root.iterdir() if p.is_dir())
+    if any(path.parent.name == "anat" and "sub-" in str(path.relative_to(root)) for path in deep):
+        return bids(root, deep, series)
+    inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named_images = [p for p in inside if p.name in ("images", "image", "imagesTr")]
-    numbered = [p for p in inside if any(_NUMBERED_IMAGE.match(stem(s)) for s in _scans(p))]
-    labelled = [p for p in inside if p.name.lower().startswith("label")]
-    return _pairs(next(iter(named_images or numbered), root), next(iter(labelled), None))
+    numbered = [p for p in inside if any(_NUMBERED_IMAGE.match(stem(s)) for s in scan_files(p))]
+    images = next(iter(named_images or numbered), root)
+    scans = scan_files(images)
+    labelled = [p for p in inside if p.name.lower().startswith(_LABEL_FOLDERS) and p != images]
+    if scans and labelled:
+        return _pairs([(stem(path), path) for path in scans], labelled[0], images)
+    return _beside(images, scans) if scans or not deep else nested(root, deep)
 
 
-def discover_dicom(folder: Path | str) -> FoundCohort:
+def _beside(folder: Path, files: Sequence[Path]) -> FoundCohort:
+    """The scans of one folder, some with a label beside them, such as ``x_seg`` beside ``x``."""
+    scans = {stem(p): p for p in files if not LABEL_SUFFIX.search(stem(p))}
+    labels: dict[str, Path] = {}
+    alone: list[Path] = []
+    for path in files:
+        of = LABEL_SUFFIX.sub("", stem(path))
+        if stem(path) in scans:
+            continue
+        if of in scans and of not in labels:
+            labels[of] = path
+        else:
+            alone.append(path)
+    if not labels:  # the names say nothing: all are scans
+        scans, alone = {stem(p): p for p in files}, []
+    return cohort_of(
+        "plain", ((n, p, labels.get(n)) for n, p in scans.items()), folder, unmatched=alone
+    )
+
+
+def discover_dicom(
+    folder: Path | str, labels: Path | str | None = None, series: str | None = None
+) -> FoundCohort:
     """Find the image series in a folder of DICOM files; each is a case.
 
     Case ids and patient groups are pseudonyms, new ones at each call; see
-    :func:`~napari_jrss.io.dicom.find_series`.
+    :func:`~napari_jrss.io.dicom.find_series`. A SEG or RTSTRUCT in the folder is the label of the
+    series that it refers to.
 
     Parameters
     ----------
     folder
         Holds any number of patients, studies and series, in any order, and any other files.
+    labels
+        Folder of further labels: SEG or RTSTRUCT; or files such as NIfTI, named after the folder,
+        the Series Instance UID or the Patient ID of a series, or the only ones on its voxels.
+    series
+        Only series whose description matches count, such as ``*T1*``; case doesn't matter.
 
     Raises
     ------
     ScanError
-        There is no such folder, or no usable series in it.
+        There is no such folder, no usable series in it, or no label belongs to a series.
     """
-    from napari_jrss.io.dicom import find_series, no_series, patient_groups
+    from napari_jrss.io.dicom import (
+        LeftOut,
+        UnusableDicomError,
+        find_labelled_series,
+        no_series,
+        patient_groups,
+    )
 
-    series, left = find_series(folder)
-    if not series:
+    found, left, by_name = find_labelled_series(folder)
+    if not found:
         raise no_series(folder, left)
+    if series is not None:
+        kept = [s for s in found if fnmatch(s.description.lower(), series.lower())]
+        if not kept:
+            known = sorted({s.description or "(none)" for s in found})
+            raise UnusableDicomError(
+                f"{folder}: no series is described as {series}: {', '.join(known)}"
+            )
+        others = Counter(s.description for s in found if s not in kept)
+        left += [
+            LeftOut(f"{n} x {name or '(no description)'}", f"not described as {series}")
+            for name, n in sorted(others.items())
+        ]
+        found = kept
+    files: dict[str, list[Path]] = {s.name: by_name.get(s.name, []) for s in found}
+    alone: list[Path] = []
+    if labels is not None:
+        alone = _add_labels(found, files, existing_folder(labels))
+    left += [
+        LeftOut(path.name, "its series has another label")
+        for paths in files.values()
+        for path in paths[1:]
+    ]
     return FoundCohort(
         "dicom",
-        tuple(FoundCase(s.name, s) for s in series),
+        tuple(FoundCase(s.name, s, next(iter(files[s.name]), None)) for s in found),
+        unmatched_labels=tuple(alone),
         left_out=tuple(left),
-        groups=patient_groups(series),
+        groups=patient_groups(found),
     )
 
 
-def stem(path: Path) -> str:
-    """Name of a scan's file without .nii, .nii.gz or .hdr."""
-    return _PAIR.sub("", _NIFTI.sub("", path.name))
+def _add_labels(
+    series: Sequence[DicomSeries], files: dict[str, list[Path]], folder: Path
+) -> list[Path]:
+    """Give each label of a folder to its series; returns those that belong to none.
 
-
-def _folder(path: Path | str) -> Path:
-    path = Path(path)
-    if not path.is_dir():
-        raise ScanError(f"{path}: no such folder")
-    return path
-
-
-def _scans(folder: Path, deep: bool = False) -> list[Path]:
-    """The scan files of a folder, sorted; without hidden ones, such as a Mac's ``._`` files."""
-    return sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if not path.name.startswith(".")
-        and (_NIFTI.search(path.name) or _PAIR.search(path.name))
-        and path.is_file()
-    )
-
-
-def _cohort(
-    layout: str,
-    found: Iterable[tuple[str, Path, Path | None]],
-    table: LabelTable | None,
-    where: Path,
-    unmatched: Iterable[Path] = (),
-) -> FoundCohort:
-    cases: dict[str, FoundCase] = {}
-    for name, image, label in found:
-        case_id = _case_id(name)
-        if not case_id:
-            file = " ".join(str(image).split())
-            raise ScanError(f"{file}: the name holds no letter or digit for a case id")
-        # On many systems, ids that differ only in upper and lower case name the same file.
-        if case_id.lower() in cases:
-            raise ScanError(f"{image} and {cases[case_id.lower()].image} are both {case_id!r}")
-        cases[case_id.lower()] = FoundCase(case_id, image, label)
-    if not cases:
-        raise ScanError(f"{where}: no scans (.nii, .nii.gz, .hdr) found")
-    return FoundCohort(
-        layout,
-        tuple(sorted(cases.values(), key=lambda case: case.case_id)),
-        table,
-        tuple(unmatched),
-    )
-
-
-def _case_id(name: str) -> str:
-    """A case id made of a name: accents are removed, so that "müller" becomes "muller".
-
-    If letters of another script are lost, a checksum of the name is appended.
+    Raises
+    ------
+    ScanError
+        None belongs to a series, or which one can't be told.
     """
-    plain = "".join(c for c in normalize("NFKD", name) if not combining(c))
-    case_id = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
-    if any(c.isalnum() and not c.isascii() for c in plain):
-        case_id = f"{case_id}-{crc32(normalize('NFC', name).encode()):08x}".strip("-")
-    return case_id
+    from napari_jrss.io.dicom import UnusableDicomError
+    from napari_jrss.io.dicom_labels import kind_of, series_labelled_by
+
+    alone: list[Path] = []
+    by_place: dict[str, list[Path]] = {s.name: [] for s in series}
+    objects = [p for p in sorted(folder.rglob("*")) if p.is_file() and kind_of(p)]
+    for path in objects:
+        uid = series_labelled_by(path)
+        of = [s for s in series if s.uid == uid]
+        (files[of[0].name] if of else alone).append(path)
+    for path in scan_files(folder, deep=True):
+        names = {stem(path), LABEL_SUFFIX.sub("", stem(path))}
+        of = [s for s in series if names & {s.uid, s.patient, s.files[0].parent.name}]
+        if len(of) == 1:
+            files[of[0].name].append(path)
+            continue
+        of = [s for s in series if _same_voxels(path, s)]
+        if len(of) == 1:
+            by_place[of[0].name].append(path)
+        else:
+            alone.append(path)
+    for name, paths in by_place.items():
+        if len(paths) > 1 and not files[name]:
+            raise UnusableDicomError(
+                f"{folder}: {paths[0].name} and {paths[1].name} both lie on the voxels of one "
+                "series: name a label as the folder, SeriesInstanceUID or PatientID of its series"
+            )
+        files[name] += paths
+    if not any(files.values()):
+        raise UnusableDicomError(
+            f"{folder}: no label belongs to a series: name a label as the folder, "
+            "SeriesInstanceUID or PatientID of its series"
+        )
+    return alone
 
 
-def _pairs(images: Path, labels: Path | None) -> FoundCohort:
-    """Pair images and labels by name, apart from nnU-Net's channel or by TCIA's numbers."""
-    image_files = _scans(images)
-    if labels is None:
-        return _cohort("plain", ((stem(p), p, None) for p in image_files), None, images)
-    label_files = _scans(labels)
+def _same_voxels(path: Path, series: DicomSeries) -> bool:
+    """Whether a label's voxels are those of a series, whatever the order of their axes."""
+    from napari_jrss.io.read import read_header
+
+    try:
+        label = read_header(path)
+    except ScanError:
+        return False
+    ends = [
+        np.sort(map_points(affine, corners(whole_box(shape))), axis=0)
+        for affine, shape in (
+            (label.affine, label.shape[::-1]),
+            (np.array(series.affine), series.shape),
+        )
+    ]
+    same = sorted(label.shape) == sorted(series.shape)
+    return same and bool(np.abs(ends[0] - ends[1]).max() < _SAME_PLACE_MM)
+
+
+def _pairs(named: Sequence[tuple[str, Path]], labels: Path, where: Path) -> FoundCohort:
+    """Pair scans and labels by name, apart from nnU-Net's channel or by TCIA's numbers."""
+    names = {name for name, _ in named}
+    label_files = scan_files(labels)
+
+    def without_suffix(path: Path) -> str:
+        return stem(path) if stem(path) in names else LABEL_SUFFIX.sub("", stem(path))
+
+    masks = masks_in(labels, names)
+    if masks and not any(without_suffix(path) in names for path in label_files):
+        found = ((name, path, masks.get(name)) for name, path in named)
+        return cohort_of("masks", found, where, table_of_masks(masks.values()))
     if not label_files:
-        raise ScanError(f"{labels}: no label files (.nii, .nii.gz) found")
-    keys: tuple[tuple[str, _Key, _Key], ...] = (
-        ("plain", stem, stem),
-        ("nnunet", lambda path: stem(path).removesuffix("_0000"), stem),
-        ("tcia", _number(_NUMBERED_IMAGE), _number(_NUMBERED_LABEL)),
+        raise ScanError(f"{labels}: no label files found")
+    keys: tuple[tuple[str, Callable[[str], str], _Key], ...] = (
+        ("plain", str, without_suffix),
+        ("nnunet", lambda name: name.removesuffix("_0000"), without_suffix),
+        ("tcia", _number(_NUMBERED_IMAGE), lambda path: _number(_NUMBERED_LABEL)(stem(path))),
     )
     for layout, image_key, label_key in keys:
+        known = {image_key(name) for name in names} - {""}
         by_key = {key: p for p in label_files if (key := label_key(p))}
-        matched = {image_key(p) for p in image_files} & set(by_key)
+        if layout == "nnunet":
+            by_key = {stem(p): p for p in label_files}
+        matched = known & set(by_key)
         if not matched:
             continue
         table: LabelTable | None = None
-        name: _Key = stem
         if layout == "nnunet":
-            name, channels = image_key, {stem(p) for p in image_files}
-            for other in channels:
-                if other.endswith("_0001") and other.removesuffix("1") + "0" in channels:
-                    raise ScanError(
-                        f"{images}: scans with several channels are not supported ({other})"
-                    )
+            _require_one_channel(where, names)
         elif layout == "tcia":
-            table = _tcia_table(image_files, [by_key[key] for key in sorted(matched)])
-        return _cohort(
+            scans = [path for _, path in named]
+            table = _tcia_table(scans, [by_key[key] for key in sorted(matched)])
+        return cohort_of(
             layout if layout != "tcia" or table else "plain",
-            ((name(p), p, by_key.get(image_key(p))) for p in image_files),
+            (
+                (image_key(n) if layout == "nnunet" else n, p, by_key.get(image_key(n)))
+                for n, p in named
+            ),
+            where,
             table,
-            images,
             (p for key, p in sorted(by_key.items()) if key not in matched),
         )
-    raise ScanError(f"{labels}: no label has the name of an image in {images}")
+    of = "a case" if where == labels else f"an image in {where}"
+    raise ScanError(f"{labels}: no label has the name of {of}")
+
+
+def labels_of(folder: Path, case_ids: Sequence[str]) -> list[FoundCase]:
+    """The labels of a folder by the ids of the cases that they belong to; `image` is the label.
+
+    Raises
+    ------
+    ScanError
+        There is no such folder, or no label in it is of one of these cases.
+    """
+    found = _pairs([(each, Path(each)) for each in case_ids], existing_folder(folder), folder)
+    return [case for case in found.cases if case.label is not None]
+
+
+def _require_one_channel(where: Path, names: Iterable[str]) -> None:
+    for other in (names := set(names)):
+        if other.endswith("_0001") and other.removesuffix("1") + "0" in names:
+            raise ScanError(f"{where}: scans with several channels are not supported ({other})")
 
 
 # What files of images and labels are matched by; "" if it can't be.
 _Key: TypeAlias = Callable[[Path], str]
 
 
-def _number(pattern: re.Pattern[str]) -> _Key:
-    def number(path: Path) -> str:
-        match = pattern.match(stem(path))
+def _number(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    def number(name: str) -> str:
+        match = pattern.match(name)
         return match[1] if match else ""
 
     return number
@@ -286,7 +403,7 @@ def _lpba40(images: list[Path]) -> FoundCohort:
         (image.name[:3], image, label if label.is_file() else None)
         for image, label in zip(images, labels, strict=True)
     )
-    return _cohort("lpba40", found, LPBA40_GROUPS, images[0].parent)
+    return cohort_of("lpba40", found, images[0].parent, LPBA40_GROUPS)
 
 
 def _described(root: Path) -> FoundCohort:
@@ -296,28 +413,36 @@ def _described(root: Path) -> FoundCohort:
     table = label_table_from_dataset_json(path)
     listed = description.get("training")
     if isinstance(listed, list) and not {"file_ending", "channel_names"} & set(description):
+        tests = description.get("test")
+        further = [_listed(root, path, e) for e in tests] if isinstance(tests, list) else []
         pairs = [_listed(root, path, entry) for entry in listed]
-        return _cohort(
-            "decathlon", ((stem(i).removesuffix("_0000"), i, k) for i, k in pairs), table, root
+        pairs += [pair for pair in further if pair[0].is_file()]  # scans without a label
+        return cohort_of(
+            "decathlon", ((_CHANNEL.sub("", stem(i)), i, k) for i, k in pairs), root, table
         )
     ending = str(description.get("file_ending", ".nii.gz"))
     channels = description.get("channel_names", description.get("modality", {"0": ""}))
     if not isinstance(channels, dict) or len(channels) != 1:
         raise ScanError(f"{path}: scans with several channels are not supported")
-    images = [p for p in _scans(_folder(root / "imagesTr")) if p.name.endswith(f"_0000{ending}")]
-    labels = {p.name: p for p in _scans(root / "labelsTr")} if (root / "labelsTr").is_dir() else {}
-    names = [p.name.removesuffix(f"_0000{ending}") for p in images]
-    return _cohort(
-        "nnunet",
-        ((n, p, labels.get(n + ending)) for n, p in zip(names, images, strict=True)),
-        table,
-        root / "imagesTr",
-        (p for name, p in labels.items() if name.removesuffix(ending) not in names),
-    )
+    found: list[tuple[str, Path, Label | None]] = []
+    alone: list[Path] = []
+    existing_folder(root / "imagesTr")
+    for part in ("Tr", "Ts"):  # imagesTs are scans without a label, or with one in labelsTs
+        folders = [root / f"{kind}{part}" for kind in ("images", "labels")]
+        images, labels = (scan_files(f) if f.is_dir() else [] for f in folders)
+        by_name = {p.name.removesuffix(ending): p for p in labels}
+        for image in images:
+            if image.name.endswith(f"_0000{ending}"):
+                name = image.name.removesuffix(f"_0000{ending}")
+                found.append((name, image, by_name.pop(name, None)))
+        alone += by_name.values()
+    return cohort_of("nnunet", found, root / "imagesTr", table, alone)
 
 
 def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:
-    """Image and label that an entry of a dataset.json names."""
+    """Image and label that an entry of a dataset.json names; a scan for tests is only a name."""
+    if isinstance(entry, str):
+        return _inside(root, path, entry), None
     if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
         raise ScanError(f"{path}: a training entry names no image")
     label = entry.get("label")
@@ -334,7 +459,8 @@ def _inside(root: Path, path: Path, name: str) -> Path:
         if file.exists():
             return file
         # nnU-Net 1 lists names without the channel that the files have.
-        channel = file.with_name(_NIFTI.sub(r"_0000\g<0>", file.name))
+        name = stem(file)
+        channel = file.with_name(f"{name}_0000{file.name.removeprefix(name)}")
         return channel if channel.exists() else file
     except ScanError:
         raise
@@ -362,11 +488,12 @@ def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123
         table = csv.writer(file)
-        table.writerow(["case_id", "patient_id", "series_instance_uid", "folder"])
+        table.writerow(["case_id", "patient_id", "series_instance_uid", "folder", "description"])
         for case in cases:
-            if isinstance(case.image, DicomSeries):
-                folder = os.path.commonpath([f.parent.absolute() for f in case.image.files])
-                table.writerow([case.case_id, case.image.patient, case.image.uid, folder])
+            if isinstance(series := case.image, DicomSeries):
+                folder = os.path.commonpath([f.parent.absolute() for f in series.files])
+                row = [case.case_id, series.patient, series.uid, folder, series.description]
+                table.writerow(row)
 
 
 def read_case_groups(path: Path, column: str, case_ids: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -28,28 +29,62 @@ Readable: TypeAlias = gzip.GzipFile | BinaryIO
 _FARTHEST_MM = 1e6
 _MOST_BEFORE_VOXELS = 2**26
 _MOST_AFTER_VOXELS = 2**24
+# A label's value may be off a whole number by this much.
+_WHOLE = 1e-3
+# Headers of NRRD and MetaImage may name the file of the voxels; LOCAL: the same file.
+_ITK_HEADERS = (".nrrd", ".nhdr", ".mha", ".mhd")
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE)
+_MOST_HEADER = 2**16
 # Memory that reading needs for each voxel, beside the file's own bytes: float32 and two masks.
 _WORKING_BYTES = 6
 
 
 def read_nifti_header(path: Path) -> ScanHeader:
     """Geometry of a NIfTI or Analyze file, checked against the size of the file."""
-    return _parse(path)[1]
+    header = _parse(path)[1]
+    if min(header.shape) < 2:  # as a DICOM series of one slice is no scan
+        raise ScanError(f"{path}: a single slice")
+    return header
 
 
 def read_nifti(path: Path) -> Volume:
     """Read an image as float32 on its own grid; see :func:`napari_jrss.io.read.read_volume`."""
+    read_nifti_header(path)
     raw, slope, intercept, header = _load(path)
     with np.errstate(over="ignore", invalid="ignore"):
         array = raw.astype(np.float32)
         if (slope, intercept) != (1, 0):
             array = (raw * np.float64(slope) + np.float64(intercept)).astype(np.float32)
+    return image_of(path, array, header.affine, header, (header.doubt,) if header.doubt else ())
+
+
+def image_of(
+    path: Path,
+    array: NDArray[np.float32],
+    affine: Matrix,
+    header: ScanHeader | None = None,
+    notes: tuple[str, ...] = (),
+) -> Volume:
+    """An image of values that were read; voxels that are NaN are no scan and get its lowest value.
+
+    Raises
+    ------
+    ScanError
+        A value is infinite, or all are NaN.
+    """
+    nan = np.isnan(array)
+    if not nan.any():
+        _require_finite(path, array)
+        return Volume(array, affine, path, header, notes=notes)
+    if nan.all():
+        raise ScanError(f"{path}: all voxels are NaN")
+    array = np.where(nan, array[~nan].min(), array)
     _require_finite(path, array)
-    return Volume(array, header.affine, path, header)
+    return Volume(array, affine, path, header, notes=(*notes, _nan_note(nan)), padding=nan)
 
 
 def read_label_volume(path: Path | str) -> Volume:
-    """Read a label file as int32 ids on its own grid.
+    """Read a NIfTI label file as int32 ids on its own grid.
 
     Raises
     ------
@@ -60,15 +95,39 @@ def read_label_volume(path: Path | str) -> Volume:
     path = Path(path)
     raw, slope, intercept, header = _load(path)
     values = raw if (slope, intercept) == (1, 0) else raw * np.float64(slope) + intercept
+    notes = (header.doubt,) if header.doubt else ()
+    return label_of(path, values, header.affine, header, notes)
+
+
+def label_of(
+    path: Path,
+    values: NDArray[Any],
+    affine: Matrix,
+    header: ScanHeader | None = None,
+    notes: tuple[str, ...] = (),
+) -> Volume:
+    """A label of values that were read: ids as int32. NaN is background.
+
+    Programs that scale labels store 1.00000006 for 1: values are rounded within 0.001.
+
+    Raises
+    ------
+    ScanError
+        A value is infinite, isn't a whole number or doesn't fit 32 bits.
+    """
     if not np.issubdtype(values.dtype, np.integer):
+        nan = np.isnan(values)
+        if nan.any():
+            values, notes = np.where(nan, 0, values), (*notes, _nan_note(nan))
         _require_finite(path, values)
-        fractions = values != np.rint(values)
+        fractions = np.abs(values - np.rint(values)) > _WHOLE
         if fractions.any():
-            raise ScanError(f"{path}: label holds {values[fractions][0]:g}, not a whole number")
+            raise ScanError(f"{path}: label holds {values[fractions][0]:.9g}, not a whole number")
+        values = np.rint(values)
     limits = np.iinfo(np.int32)
     if values.min() < limits.min or values.max() > limits.max:
         raise ScanError(f"{path}: label ids don't fit 32 bits")
-    return Volume(values.astype(np.int32), header.affine, path, header)
+    return Volume(values.astype(np.int32), affine, path, header, notes=notes)
 
 
 def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:
@@ -122,7 +181,7 @@ def file_checksum(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: digest)
-    if (voxels := _voxel_file(path)) != path:
+    if (voxels := voxel_file(path)) != path:
         with voxels.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
@@ -146,9 +205,25 @@ def open_scan_file(path: Path) -> Iterator[Readable]:
         raise ScanError(f"{path}: {from_os_error(error)}") from error
 
 
-def _voxel_file(path: Path) -> Path:
-    """The file that holds the voxels: the file itself, or the ``.img`` beside a ``.hdr``."""
-    if not path.name.lower().endswith(".hdr"):
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels: the file itself, or the one that a header belongs to.
+
+    Raises
+    ------
+    ScanError
+        It isn't beside the header.
+    """
+    ending = path.suffix.lower()
+    if ending in _ITK_HEADERS and path.is_file():
+        with path.open("rb") as file:
+            named = _DATA_FILE.search(file.read(_MOST_HEADER).partition(b"\n\n")[0])
+        name = "LOCAL" if named is None else named[1].decode(errors="replace")
+        if name == "LOCAL":
+            return path
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise ScanError(f"{path}: its voxels must be in one file beside it, not {name[:100]!r}")
+        return path.parent / name
+    if ending != ".hdr":
         return path
     stem = path.name[: -len(".hdr")]
     for suffix in (".img", ".img.gz"):
@@ -185,7 +260,7 @@ def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
     if not _invertible(affine):
         raise ScanError(f"{path}: affine can't be inverted")
     # A false shape or offset must not allocate more memory than the file can fill.
-    voxels, start_byte = _voxel_file(path), _offset(header)
+    voxels, start_byte = voxel_file(path), _offset(header)
     with open_scan_file(voxels) as file:
         unpacked = MOST_UNPACKED if isinstance(file, gzip.GzipFile) else 1
     stated = start_byte + math.prod(lengths) * dtype.itemsize
@@ -234,7 +309,7 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
     dtype = header.get_data_dtype()
     wanted = math.prod(record.shape) * dtype.itemsize
     require_memory(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
-    with open_scan_file(_voxel_file(path)) as file:
+    with open_scan_file(voxel_file(path)) as file:
         file.seek(_offset(header))
         content = bytearray()
         while len(content) < wanted:
@@ -257,4 +332,8 @@ def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
 def _require_finite(path: Path, array: NDArray[Any]) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
-        raise ScanError(f"{path}: {bad} voxels are NaN or infinite")
+        raise ScanError(f"{path}: {bad} voxels are infinite")
+
+
+def _nan_note(nan: NDArray[np.bool_]) -> str:
+    return f"{int(nan.sum())} voxels are NaN and count as background"

@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Read the rows of a CSV file.
+    """Read the rows of a CSV file, whose columns commas, semicolons or tabs separate.
 
     Raises
     ------
@@ -69,7 +69,9 @@ def read_rows(path: Path) -> list[list[str]]:
     """
     text = read_text(path)
     try:
-        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        first = text.partition("\n")[0]
+        comma = max(",;\t", key=first.count)
+        return list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=comma))
     except csv.Error as error:
         raise ScanError(f"{path}: {error}") from error
 

@@ -27,6 +27,11 @@ from napari_jrss.geometry import (
     to_nearest_lps,
 )
 
+# Lengths by the last three bits of xyzt_units; none stated means mm.
+_MM = {1: 1e3, 3: 1e-3}
+# Headers keep 32-bit numbers: voxel sizes that differ by less are equal.
+_SAME_SIZE = 1e-4
+
 
 class ScanHeader(BaseModel):
     """The geometry in a NIfTI header, kept so that an export can repeat it.
@@ -113,7 +118,43 @@ class ScanHeader(BaseModel):
     @property
     def affine(self) -> Matrix:
         """Voxel (x, y, z, 1) -> LPS mm, by the sform if valid, else by the qform or zooms."""
-        return LPS_FROM_RAS @ np.asarray(self.nifti().get_best_affine(), dtype=np.float64)
+        mm = _MM.get(self.units & 7, 1.0)
+        return np.asarray(np.diag([mm, mm, mm, 1.0]) @ LPS_FROM_RAS @ self._placed[0])
+
+    @property
+    def doubt(self) -> str:
+        """What the header says in two ways or not at all, and what counts; usually empty."""
+        return self._placed[1]
+
+    @property
+    def _placed(self) -> tuple[Matrix, str]:
+        """Voxel -> RAS in the header's unit, and the doubt.
+
+        Where a header is at odds with itself, ITK's reading counts, so that a displacement field
+        that is written for ITK fits the scan's own file.
+        """
+        header, zooms = self.nifti(), np.array(self.zooms)
+        sform, qform = header.get_sform(), header.get_qform()
+        if not self.sform_code and not self.qform_code:
+            base = LPS_FROM_RAS @ np.diag([*np.abs(zooms), 1.0])
+            return base, (
+                "the header says nothing of orientation (qform and sform codes 0); its axes are "
+                "taken to point to Left, Posterior and Superior, as ITK does"
+            )
+        if not self.sform_code:
+            return qform, ""
+        steps = np.linalg.norm(sform[:3, :3], axis=0)
+        if steps.min() == 0:
+            return (
+                (qform, "the sform is empty; the qform counts") if self.qform_code else (sform, "")
+            )
+        if zooms.min() > 0 and np.abs(steps / zooms - 1).max() > _SAME_SIZE:
+            sizes = [" x ".join(f"{n:.4g}" for n in lengths) for lengths in (zooms, steps)]
+            sform[:3, :3] *= zooms / steps
+            return sform, (
+                f"pixdim says voxels of {sizes[0]}, the sform {sizes[1]}; pixdim counts, as for ITK"
+            )
+        return sform, ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +171,18 @@ class Volume:
         The file, if it was read from one.
     header
         The geometry in the file's NIfTI header, if there is one.
+    notes
+        What the reader had to decide, a sentence each.
+    padding
+        Mask of voxels that are no scan, as its file states them; None if it states none.
     """
 
     array: NDArray[Any]
     affine: Matrix
     source: Path | None = None
     header: ScanHeader | None = None
+    notes: tuple[str, ...] = ()
+    padding: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:
@@ -171,6 +218,9 @@ class Volume:
     def _moved(self, matrix: Matrix, affine: Matrix) -> Volume:
         order = np.abs(matrix[2::-1, 2::-1]).argmax(0)
         z, y, x = (int(self.array.shape[i]) for i in order)
-        return replace(
-            self, array=move_voxels(self.array, matrix, (z, y, x)), affine=affine, header=None
+        array, padding = (
+            None if each is None else move_voxels(each, matrix, (z, y, x))
+            for each in (self.array, self.padding)
         )
+        assert array is not None
+        return replace(self, array=array, affine=affine, header=None, padding=padding)

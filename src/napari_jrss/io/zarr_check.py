@@ -1,4 +1,4 @@
-"""Open zarr arrays only if they are as this program writes them.
+"""Open zarr arrays only if they are as this program writes them, or in a usual form of others.
 
 A project may come from a stranger or a failing disk, and zarr trusts the metadata: format 2 has
 a codec that unpickles, a shape or a compressed chunk may state terabytes, a missing chunk is
@@ -30,6 +30,9 @@ _EMPTY = 2**64 - 1  # offset and length of a chunk that is missing in a shard
 _CHECKSUM_BYTES = 4
 _HEAD_BYTES = 18  # the longest header of a Zstandard frame
 _MOST_FILES = 4096
+_MOST_FOREIGN_FILES = 2**17
+# None of these runs code, and their chunks can't unpack to more than they state or than deflate.
+_FOREIGN_CODECS = {"bytes", "transpose", "blosc", "gzip", "zlib", "zstd", "crc32c"}
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -159,6 +162,74 @@ def read_array(path: Path, *, whole: bool = False) -> NDArray[Any]:
         return np.asarray(array[...])
     except Exception as error:  # each codec reports damage with another exception
         raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def read_foreign_array(path: Path, index: tuple[int | slice, ...]) -> NDArray[Any]:
+    """A part of an array that another program wrote, in format 2 or 3.
+
+    Numbers of any type, uncompressed or packed by Blosc, gzip, zlib or Zstandard, in shards or not;
+    a chunk that isn't there is read as the array's fill value.
+
+    Parameters
+    ----------
+    path
+        Folder of the array.
+    index
+        One entry for each axis of the array.
+
+    Raises
+    ------
+    ScanError
+        There is no such array; or it is damaged, too large for the free memory, or of another
+        type or packing, or has a symbolic link in it.
+    """
+    old = (path / ".zarray").is_file()
+    about = read_json(path / (".zarray" if old else _METADATA))
+    try:
+        chunk, dtype, packing, in_shard = (_format_2 if old else _format_3)(about)
+        shape = [int(n) for n in about["shape"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ScanError(f"{path}: not a readable zarr array ({error!r})") from None
+    if len(shape) != len(index):
+        raise ScanError(f"{path}: has {len(shape)} axes, not {len(index)}")
+    if set(packing) - _FOREIGN_CODECS or dtype.kind not in "iuf":
+        raise ScanError(f"{path}: {dtype} packed by {', '.join(packing) or 'nothing'} isn't read")
+    chosen = [n for n, i in zip(shape, index, strict=True) if isinstance(i, slice)]
+    require_memory(path, 3 * math.prod(chosen) * dtype.itemsize)
+    packer = next((name for name in packing if name in ("blosc", "zstd")), None)
+    files = (file for file in path.rglob("*") if not file.name.startswith((".z", _METADATA)))
+    for number, file in enumerate(files):
+        if number > _MOST_FOREIGN_FILES:
+            raise ScanError(f"{path}: too many chunks")
+        _require_no_links(file)
+        for head in _chunk_heads(file, in_shard) if file.is_file() else ():
+            if packer and (_unpacked_bytes(packer, head) or 0) > chunk * dtype.itemsize:
+                raise ScanError(f"{file}: damaged")
+    try:
+        return np.asarray(zarr.open_array(path, mode="r", zarr_format=2 if old else 3)[index])
+    except Exception as error:  # each codec reports damage with another exception
+        raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _format_2(about: dict[str, Any]) -> tuple[int, np.dtype[Any], list[str], int | None]:
+    """Values in a chunk, their type, codecs, and chunks in a shard, of a ``.zarray``."""
+    packing = [about["compressor"], *(about.get("filters") or ())]
+    names = [str(codec["id"]) for codec in packing if codec is not None]
+    return math.prod(about["chunks"]), np.dtype(str(about["dtype"])), names, None
+
+
+def _format_3(about: dict[str, Any]) -> tuple[int, np.dtype[Any], list[str], int | None]:
+    """The same of a ``zarr.json``."""
+    outer = inner = about["chunk_grid"]["configuration"]["chunk_shape"]
+    codecs, in_shard = about["codecs"], None
+    if codecs[0]["name"] == "sharding_indexed":
+        sharding = codecs[0]["configuration"]
+        codecs, inner = sharding["codecs"], sharding["chunk_shape"]
+        index = [codec["name"] for codec in sharding["index_codecs"]]
+        if index != ["bytes", "crc32c"] or sharding.get("index_location", "end") != "end":
+            raise ValueError("the index of the shards")
+        in_shard = math.prod(o // i for o, i in zip(outer, inner, strict=True))
+    return math.prod(inner), np.dtype(about["data_type"]), [c["name"] for c in codecs], in_shard
 
 
 def _metadata(path: Path, kind: type[Kind]) -> Kind:

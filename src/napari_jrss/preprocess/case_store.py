@@ -25,7 +25,7 @@ from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Rows, Triple
 from napari_jrss.io.atomic import new_folder, temp_path, write_text
 from napari_jrss.io.zarr_check import group_attributes, open_array, read_array
-from napari_jrss.labels import LabelTable
+from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.preprocess.transform import GridTransform
 
 SUFFIX = ".ome.zarr"
@@ -337,7 +337,7 @@ def _write_label(
     version: str,
     origin: Triple | None = None,
 ) -> None:
-    if int(label.max(initial=0)) >= len(table.classes):
+    if int(label[label != IGNORED].max(initial=0)) >= len(table.classes):
         raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
     ome = _write_array(group, label.astype(table.dtype), version, spacing, origin)
     ome["image-label"] = {

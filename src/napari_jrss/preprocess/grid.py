@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_jrss.config import Prealign, PreprocessingConfig
-from napari_jrss.errors import ScanError
+from napari_jrss.errors import ScanError, did_you_mean
 from napari_jrss.geometry import (
     Box,
     Matrix,
@@ -28,7 +28,8 @@ from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.layouts import FoundCase, Scan
 from napari_jrss.io.nifti import write_nifti
 from napari_jrss.io.read import read_header, read_volume
-from napari_jrss.labels import LabelTable
+from napari_jrss.labels import IGNORED, LabelTable
+from napari_jrss.preprocess.padding import without_padding
 from napari_jrss.preprocess.pipeline import foreground_box, grid_on_box
 from napari_jrss.preprocess.prealign import align
 from napari_jrss.preprocess.transform import TrainingGrid
@@ -38,6 +39,8 @@ from napari_jrss.processes import in_processes
 _MULTIPLE = 8
 # A rounding error of the spacing in a header must not enlarge the grid by a voxel.
 _SLACK_VOXELS = 0.05
+# A scan is worth a word if the grid without it had less than this share of the voxels.
+_MUCH_SMALLER = 0.7
 # More voxels than any network of this package can train on.
 _MOST_VOXELS = 2**30
 
@@ -109,7 +112,7 @@ def training_grid(
 def _kept(reference: Scan, copy: Path | None) -> Path:
     """The file to which later scans are aligned."""
     if copy is not None:
-        volume = read_volume(reference)
+        volume = without_padding(read_volume(reference))
         return write_nifti(copy, volume.array, volume)
     if not isinstance(reference, Path):
         raise ScanError(f"{reference.name}: aligning scans to a DICOM series needs a copy of it")
@@ -121,7 +124,8 @@ def _reference(cases: Sequence[FoundCase], config: PreprocessingConfig) -> Found
         for case in cases:
             if case.case_id == config.reference_case:
                 return case
-        raise ScanError(f"there is no case {config.reference_case!r}, the reference case")
+        hint = did_you_mean(config.reference_case, (case.case_id for case in cases))
+        raise ScanError(f"there is no case {config.reference_case!r}, the reference case{hint}")
     first: ScanError | None = None
     for case in sorted(cases, key=lambda case: case.label is None):
         try:
@@ -163,6 +167,39 @@ def _too_large(cases: Sequence[FoundCase], wanted: Shape) -> str:
     )
 
 
+def widest_scan(cases: Sequence[FoundCase], grid: TrainingGrid) -> list[str]:
+    """A line about the scan that enlarges a grid for all, if without it the grid were much smaller.
+
+    Parameters
+    ----------
+    cases
+        The cohort.
+    grid
+        Its training grid, which holds the largest scan.
+    """
+    names, sizes = [], []
+    for case in cases:
+        with suppress(ScanError):
+            sizes += _scan_sizes_mm([case])
+            names.append(case.case_id)
+    if len(sizes) < 3:
+        return []
+    lines = []
+    all_mm = np.max(sizes, axis=0)
+    for index, name in enumerate(names):
+        others = np.max(sizes[:index] + sizes[index + 1 :], axis=0)
+        share = float(np.prod(others) / np.prod(all_mm))
+        if share < _MUCH_SMALLER:
+            here, there = (
+                " x ".join(f"{n:.0f}" for n in mm[::-1]) for mm in (sizes[index], others)
+            )
+            lines.append(
+                f"{name} is {here} mm (z y x), the others at most {there}: without it the grid of "
+                f"all cases had {100 * share:.0f} % of the voxels; a --shape or --crop would do too"
+            )
+    return lines
+
+
 def _foreground_mm(image: Scan) -> NDArray[np.float64]:
     volume = read_volume(image)
     turn, _ = to_upright_lps(volume.affine, volume.shape)
@@ -174,12 +211,12 @@ def _label_box(
 ) -> Box:
     """First and last voxel (x, y, z) of a label, in voxels of the reference turned to LPS."""
     assert case.label is not None
-    label = read_classes(case.label, table)
+    label = read_classes(case.label, table, image=case.image)
     _, affine = _turned(reference)
     moved = align(read_volume(case.image), reference, prealign) @ affine
-    points = np.argwhere(label.array)[:, ::-1]
+    points = np.argwhere(label.array if table is None else label.array % IGNORED)[:, ::-1]
     if not len(points):
-        raise ScanError(f"{case.label}: label is empty")
+        raise ScanError(f"{label.source}: label is empty")
     placed = map_points(np.linalg.inv(moved) @ label.affine, points)
     return np.array([placed.min(0), placed.max(0)])
 

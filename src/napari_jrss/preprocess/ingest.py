@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ScanError, from_os_error
+from napari_jrss.geometry import Shape
 from napari_jrss.io.atomic import sweep
+from napari_jrss.io.found import FoundCase, Label, Masks, Scan
 from napari_jrss.io.label_files import read_classes
-from napari_jrss.io.layouts import FoundCase, Scan
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
-from napari_jrss.labels import LabelTable
+from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.preprocess.case_store import (
     DICOM_SOURCE,
     CaseAttributes,
@@ -24,7 +29,7 @@ from napari_jrss.preprocess.case_store import (
     write_case,
 )
 from napari_jrss.preprocess.grid import training_grid
-from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.pipeline import LabelError, preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.processes import WorkerDiedError, in_processes
 
@@ -47,6 +52,14 @@ class IngestResult:
         Whether it has a label.
     label_kept
         Fraction of the label's foreground voxels that the training grid covers.
+    notes
+        What the person should know of the scan or its label, a sentence each.
+    voxels, label_extent
+        Of its label on the training grid: voxels of each structure, and the length (z, y, x) of
+        the part that all of them take up. Empty and None without a label.
+    unlisted
+        Voxels of each id or structure of the label that is background, since the table doesn't
+        list it.
     """
 
     case_id: str
@@ -55,6 +68,10 @@ class IngestResult:
     path: Path | None = None
     labelled: bool = False
     label_kept: float | None = None
+    notes: tuple[str, ...] = ()
+    voxels: tuple[int, ...] = ()
+    label_extent: Shape | None = None
+    unlisted: Mapping[str, int] = field(default_factory=dict)
 
 
 def ingest(
@@ -122,18 +139,29 @@ def _ingest_one(
     version: str,
 ) -> IngestResult:
     image = read_volume(case.image)
-    label = None
+    label, notes, unlisted = None, image.notes, Counter[str]()
     if case.label is not None:
         assert table is not None
-        label = read_classes(case.label, table)
-    done = preprocess(image, label, config, grid)
+        try:
+            label = read_classes(case.label, table, unlisted, case.image)
+            notes += label.notes
+        except ScanError as error:
+            notes += (f"without its label: {error}",)
+    try:
+        done = preprocess(image, label, config, grid)
+    except LabelError as error:
+        label, notes = None, (*notes, f"without its label: {error}")
+        done = preprocess(image, None, config, grid)
     source, checksum = _origin(case.image, image)
+    label_source, label_checksum = None, None
+    if label is not None and case.label is not None:
+        label_source, label_checksum = _label_origin(case, case.label)
     attributes = CaseAttributes(
         case_id=case.case_id,
         source=source,
         checksum=checksum,
-        label_source=str(case.label.absolute()) if case.label else None,
-        label_checksum=file_checksum(case.label) if case.label else None,
+        label_source=label_source,
+        label_checksum=label_checksum,
         transform=done.transform,
         spacing_mm=grid.spacing_mm,
     )
@@ -144,8 +172,21 @@ def _ingest_one(
         path = case_path(folder, case.case_id)
         if read_attributes(path) != attributes:
             raise
+    voxels: tuple[int, ...] = ()
+    extent: Shape | None = None
+    if done.label is not None and table is not None:
+        counts = np.bincount(done.label.ravel(), minlength=len(table.names))
+        voxels = tuple(int(n) for n in counts[1 : len(table.names)])
+        z, y, x = (int(np.ptp(axis)) + 1 for axis in np.nonzero(done.label % IGNORED))
+        extent = z, y, x
     return IngestResult(
-        case.case_id, True, "", path, labelled=label is not None, label_kept=done.label_kept
+        *(case.case_id, True, "", path),
+        labelled=label is not None,
+        label_kept=done.label_kept,
+        notes=tuple(dict.fromkeys(notes)),  # image and label may say the same
+        voxels=voxels,
+        label_extent=extent,
+        unlisted=unlisted,
     )
 
 
@@ -159,6 +200,15 @@ def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
     from napari_jrss.io.dicom import checksum
 
     return DICOM_SOURCE, checksum(image)
+
+
+def _label_origin(case: FoundCase, label: Label) -> tuple[str, str]:
+    """Path and checksum of a label; beside DICOM the path isn't stored, as for the scan."""
+    place = label.folder if isinstance(label, Masks) else label
+    path = str(place.absolute()) if isinstance(case.image, Path) else DICOM_SOURCE
+    files = [file for _, file in label.files] if isinstance(label, Masks) else [label]
+    sums = [file_checksum(file) for file in files]
+    return path, sums[0] if len(sums) == 1 else sha256("".join(sums).encode()).hexdigest()
 
 
 def _reason(error: BaseException, case: FoundCase) -> str:

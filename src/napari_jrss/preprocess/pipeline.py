@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ from napari_jrss.geometry import (
     corners,
     is_exact,
     map_points,
+    move_voxels,
     rows,
     spacing_mm,
     to_upright_lps,
     whole_box,
 )
 from napari_jrss.io.volume import Volume
+from napari_jrss.labels import IGNORED
+from napari_jrss.preprocess.padding import without_padding
 from napari_jrss.preprocess.prealign import align, foreground
 from napari_jrss.preprocess.resample import inside, resample_image, resample_label
 from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
@@ -34,6 +37,10 @@ from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingG
 _DRIFT_VOXELS = 0.05
 
 
+class LabelError(ScanError):
+    """A label doesn't fit its scan, which can be used without it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
     """A case on the training grid.
@@ -41,7 +48,8 @@ class Preprocessed:
     Attributes
     ----------
     image
-        float32 (z, y, x), mean 0 and standard deviation 1 over the voxels that the scan covers.
+        float32 (z, y, x), mean 0 and standard deviation 1 over the voxels that the scan covers,
+        without its padding.
     label
         Class indices (z, y, x), if the case has a label.
     transform
@@ -66,7 +74,8 @@ def preprocess(
     image
         As :func:`~napari_jrss.io.read.read_volume` gives it.
     label
-        Class indices on the same grid; None if the case has no label.
+        Class indices on the same voxels, whose axes may be stored in another order or direction;
+        None if the case has no label.
     config
         How to preprocess.
     grid
@@ -74,15 +83,17 @@ def preprocess(
 
     Raises
     ------
+    LabelError
+        Image and label disagree, or the label is empty or lies outside the training grid.
     ScanError
-        Image and label disagree, the label is empty or lies outside the training grid, or the
-        image is constant.
+        The image is constant, or lies outside the training grid.
     """
     name = image.source or "image"
+    image = without_padding(image)
     if label is not None:
-        require_same_grid(image, label)
-        if not label.array.any():
-            raise ScanError(f"{label.source or 'label'}: label is empty")
+        label = on_grid_of(image, label)
+        if not (label.array % IGNORED).any():
+            raise LabelError(f"{label.source or 'label'}: label is empty")
     matrix = _grid_to_source(image, config, grid)
     covered = inside(matrix, grid.shape, image.shape)
     if not covered.any():
@@ -91,7 +102,10 @@ def preprocess(
     faces = [image.array.take(i, axis).ravel() for axis in range(3) for i in (0, -1)]
     border = float(np.median(np.concatenate(faces)))
     values = resample_image(image.array, matrix, grid.shape, border)
-    intensity = _intensity(values[covered], config)
+    scan = covered
+    if image.padding is not None:
+        scan = covered & (resample_image(image.padding, matrix, grid.shape) < 0.5)
+    intensity = _intensity(values[scan], config)
     if intensity is None:
         raise ScanError(f"{name}: image is constant")
     values = np.clip(values, intensity.low, intensity.high)
@@ -107,19 +121,34 @@ def preprocess(
     if label is None:
         return Preprocessed(values, None, transform)
     classes = resample_label(label.array, matrix, grid.shape)
-    if not classes.any():
-        raise ScanError(f"{label.source or 'label'}: label lies outside the training grid")
+    if not (classes % IGNORED).any():
+        raise LabelError(f"{label.source or 'label'}: label lies outside the training grid")
     return Preprocessed(values, classes, transform, _kept(label.array, matrix, grid.shape))
 
 
-def require_same_grid(image: Volume, label: Volume) -> None:
-    """Raise a ScanError unless image and label have the same shape and place."""
+def on_grid_of(image: Volume, label: Volume) -> Volume:
+    """The label with the axes of the image, on whose voxels it lies; nothing is interpolated.
+
+    Raises
+    ------
+    LabelError
+        They don't have the same voxels.
+    """
     name = label.source or "label"
-    if image.shape != label.shape:
-        raise ScanError(f"{name}: label of shape {label.shape}, image of {image.shape}")
-    apart = _apart(image.affine, label.affine, image.shape)
+    turn = np.rint(np.linalg.inv(label.affine) @ image.affine)
+    ends = map_points(turn, corners(whole_box(image.shape)))
+    box = np.array([ends.min(0), ends.max(0)])
+    turned = is_exact(turn) and np.array_equal(box, whole_box(label.shape))
+    if not turned and image.shape != label.shape:
+        raise LabelError(f"{name}: label of shape {label.shape}, image of {image.shape}")
+    affine = label.affine @ turn if turned else label.affine
+    apart = _apart(image.affine, affine, image.shape)
     if apart > 0.1 * min(image.spacing_mm):
-        raise ScanError(f"{name}: label lies {apart:.3g} mm away from its image")
+        raise LabelError(f"{name}: label lies {apart:.3g} mm away from its image")
+    if np.array_equal(turn, np.eye(4)):
+        return label
+    array = np.ascontiguousarray(move_voxels(label.array, turn, image.shape))
+    return replace(label, array=array, affine=image.affine, header=image.header)
 
 
 def grid_on_box(box: Box, spacing: Triple, shape: Shape, grid_spacing: Triple | None) -> Matrix:
@@ -152,6 +181,7 @@ def grid_on_box(box: Box, spacing: Triple, shape: Shape, grid_spacing: Triple | 
 
 def foreground_box(image: Volume) -> Box:
     """First and last voxel (x, y, z) of the foreground in the scan turned upright to LPS."""
+    image = without_padding(image)
     turn, _ = to_upright_lps(image.affine, image.shape)
     ((z, y, x),) = ndimage.find_objects(foreground(image).view(np.uint8))
     box = np.array([(x.start, y.start, z.start), (x.stop - 1, y.stop - 1, z.stop - 1)], float)
@@ -197,7 +227,7 @@ def _intensity(values: NDArray[np.float32], config: PreprocessingConfig) -> Inte
 
 def _kept(label: NDArray[Any], matrix: Matrix, shape: Shape) -> float:
     """Fraction of a label's foreground voxels that lie on the training grid."""
-    placed = map_points(np.linalg.inv(matrix), np.argwhere(label)[:, ::-1])
+    placed = map_points(np.linalg.inv(matrix), np.argwhere(label % IGNORED)[:, ::-1])
     covered = (placed >= -0.5) & (placed <= np.array(shape[::-1]) - 0.5)
     return float(covered.all(1).mean())
 

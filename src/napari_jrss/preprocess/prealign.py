@@ -18,6 +18,7 @@ from napari_jrss.geometry import Matrix, corners, isotropic_grid, map_points, wh
 from napari_jrss.io.layouts import Scan
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
+from napari_jrss.preprocess.padding import without_padding
 from napari_jrss.preprocess.resample import resample_image
 
 # Scans are aligned at this many voxels along their longest side. That is enough for the twelve
@@ -70,7 +71,7 @@ def align(image: Volume, reference: Scan | None, method: Prealign) -> Matrix:
     """
     if method == "none" or reference is None or image.source == reference:
         return np.eye(4)
-    fixed = read_volume(reference)
+    fixed, image = without_padding(read_volume(reference)), without_padding(image)
     if np.array_equal(fixed.array, image.array) and np.allclose(
         fixed.affine, image.affine, atol=1e-3
     ):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_jrss.geometry import Matrix, Shape, is_exact, linear_and_shift, move_voxels
+from napari_jrss.labels import IGNORED
 
 # A tie between classes goes to the nearest voxel's class. Given to the lowest index, it would
 # shrink structures by half a voxel wherever a sample falls midway.
@@ -63,6 +64,10 @@ def resample_label(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray
     """
     if is_exact(matrix):
         return np.ascontiguousarray(move_voxels(array, matrix, shape))
+    if (array == IGNORED).any():  # a class like the others, but shares of 256 would be dear
+        last = int(array[array != IGNORED].max(initial=0)) + 1
+        placed = resample_label(np.where(array == IGNORED, last, array), matrix, shape)
+        return np.where(placed == last, IGNORED, placed).astype(array.dtype)
     linear, shift = linear_and_shift(matrix)
     out: NDArray[Any] = _nearest(array, matrix, shape)
     out[~inside(matrix, shape, array.shape)] = 0

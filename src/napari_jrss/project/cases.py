@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from napari_jrss.errors import ProjectError, did_you_mean
 from napari_jrss.geometry import Triple, spacing_mm, voxel_ml
 from napari_jrss.io.layouts import FoundCase
@@ -126,7 +128,6 @@ class ProjectCases(ProjectFolder):
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
         about = [self.attributes(case.case_id) for case in self.cases()]
-        scans = {one.checksum: one.case_id for one in about}
         for result in ingest(
             fresh,
             self.preprocessing,
@@ -138,10 +139,12 @@ class ProjectCases(ProjectFolder):
         ):
             if result.ok:
                 path = self.case_path(result.case_id)
-                twin = scans.setdefault(store.read_attributes(path).checksum, result.case_id)
-                if twin != result.case_id:
+                twin = self._twin(store.read_attributes(path), about)
+                if twin is not None:
                     self._clear(path)
                     result = IngestResult(result.case_id, False, f"the same scan as {twin}")
+                else:
+                    about.append(store.read_attributes(path))
             if result.ok:
                 self.register_case(result.case_id, groups.get(result.case_id))
                 yield result
@@ -187,6 +190,18 @@ class ProjectCases(ProjectFolder):
         _logger.info("imported %s, %s a label", case_id, "without" if label is None else "with")
         return self.case(case_id)
 
+    def _twin(self, one: CaseAttributes, others: Sequence[CaseAttributes]) -> str | None:
+        """The case that was made of the same scan, perhaps from a file of another format."""
+        for other in others:
+            if one.checksum == other.checksum:
+                return other.case_id
+            here, there = one.transform, other.transform
+            if (here.intensity, here.source_shape) == (there.intensity, there.source_shape):
+                image, its = (store.read_image(self.case_path(c.case_id)) for c in (one, other))
+                if np.array_equal(image, its):
+                    return other.case_id
+        return None
+
     def _failed(self, result: IngestResult) -> IngestResult:
         self._ledger.fail_import(result.case_id, result.reason)
         _logger.warning("%s can't be imported: %s", result.case_id, result.reason)
@@ -206,6 +221,12 @@ class ProjectCases(ProjectFolder):
             leftovers = self._inside(LEFTOVERS)
             leftovers.mkdir(exist_ok=True)
             path.rename(leftovers / f"{now().replace(':', '')}-{path.name}")
+
+    def _require_no_rounds(self) -> None:
+        if self._ledger.rounds(self.path / ROUNDS):
+            raise ProjectError(
+                f"{self.path}: has rounds trained on its split; a new split needs a new project"
+            )
 
     def failed_imports(self) -> list[FailedImport]:
         """Scans that couldn't become cases, and why."""
@@ -250,10 +271,7 @@ class ProjectCases(ProjectFolder):
             Too few cases, a case without an entry in `groups`, or rounds that were trained
             on an earlier split (test cases may have trained then).
         """
-        if self._ledger.rounds(self.path / ROUNDS):
-            raise ProjectError(
-                f"{self.path}: has rounds trained on its split; a new split needs a new project"
-            )
+        self._require_no_rounds()
         cases = {case.case_id: case for case in self.cases()}
         if groups is None:
             groups = {case_id: case.group for case_id, case in cases.items()}
@@ -295,6 +313,22 @@ class ProjectCases(ProjectFolder):
             assigned, f"{detail}; {len(assignment.labelled)} labelled; seed {seed}", groups
         )
         return assignment
+
+    def assign_splits(self, splits: Mapping[str, str]) -> None:
+        """Assign cases to the splits that a table gives; the others stay as they are.
+
+        Raises
+        ------
+        ProjectError
+            There are rounds already.
+        """
+        self._require_no_rounds()
+        cases = [
+            replace(case, split=Split(splits[case.case_id]))
+            for case in self.cases()
+            if case.case_id in splits
+        ]
+        self._ledger.assign(cases, "as the table of the import gives it", {})
 
 
 def read_checked_label(path: Path, version: str, checksum: str) -> Label:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import ProjectError, from_os_error, from_validation
+from napari_jrss.errors import ProjectError, did_you_mean, from_os_error, from_validation
 from napari_jrss.io.atomic import new_folder, sweep
 from napari_jrss.labels import LabelClass, LabelTable
 from napari_jrss.logs import ProjectLog, log_error, versions
@@ -79,13 +79,18 @@ class ProjectFolder:
         Raises
         ------
         ProjectError
-            There is something at this path already, or it can't be written.
+            There is something at this path already, there is no folder for it, or it can't be
+            written.
         """
         path = Path(path).absolute()
+        if not path.parent.is_dir():
+            near = next(each for each in path.parents if each.is_dir())
+            names = (each.name for each in near.iterdir() if each.is_dir())
+            hint = did_you_mean(path.relative_to(near).parts[0], names)
+            raise ProjectError(f"{path.parent}: no such folder for the project{hint}")
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ProjectError(f"{path}: exists already")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with new_folder(path) as folder:
                 folder.mkdir()
                 (folder / CASES).mkdir()
@@ -121,7 +126,9 @@ class ProjectFolder:
         """
         path = Path(path).absolute()
         if not path.exists():
-            raise ProjectError(f"{path}: no such folder")
+            around = path.parent.iterdir() if path.parent.is_dir() else ()
+            hint = did_you_mean(path.name, (each.name for each in around))
+            raise ProjectError(f"{path}: no such folder{hint}")
         if not (path / LEDGER).is_file():
             raise ProjectError(f"{path}: not a project (it has no {LEDGER})")
         lock = None if read_only else WriterLock(path / LOCK)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -15,10 +16,10 @@ import numpy as np
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, ScanError
-from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
+from napari_jrss.io.label_files import label_table_from_file, label_table_from_files
 from napari_jrss.io.layouts import FoundCohort, discover, discover_dicom
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.grid import training_grid
+from napari_jrss.preprocess.grid import training_grid, widest_scan
 from napari_jrss.preprocess.ingest import IngestResult
 from napari_jrss.project.cases import ProjectCases
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from napari_jrss.preprocess.transform import TrainingGrid
+
+FEWEST_VOXELS = 30
+"""A structure with fewer voxels on the training grid is hard to learn."""
 
 LARGEST_GRID = 160 * 192 * 160
 """Voxels of a training grid that ordinary machines train on: the paper's."""
@@ -38,35 +42,38 @@ class ScanFolders:
     Attributes
     ----------
     images
-        A folder of scans. Without `labels` it may also be a folder in a known layout, see
+        A folder of scans, a folder in a known layout or a CSV file, see
         :func:`~napari_jrss.io.layouts.discover`, or a folder of DICOM series.
     labels
-        Folder of labels with the file names of the scans.
+        Folder of labels; None: those that the layout has.
     groups
-        CSV file with the structures, see
-        :func:`~napari_jrss.io.label_files.label_table_from_csv`.
+        Table of the structures, see :func:`~napari_jrss.io.label_files.label_table_from_file`.
     dicom
         Whether only DICOM series are looked for.
+    series
+        Which images of a study count: a pattern of DICOM's series description, or the kind of a
+        BIDS image.
     """
 
     images: Path
     labels: Path | None = None
     groups: Path | None = None
     dicom: bool = False
+    series: str | None = None
 
     def discover(self) -> FoundCohort:
         """Find the scans; :class:`~napari_jrss.errors.ScanError` if there are none."""
         if self.dicom:
-            return discover_dicom(self.images)
-        if self.labels is not None:
-            return discover(images=self.images, labels=self.labels)
+            return discover_dicom(self.images, self.labels, self.series)
         from napari_jrss.io.dicom import UnusableDicomError
 
         try:
-            return discover(self.images)
+            return discover(self.images, labels=self.labels, series=self.series)
         except ScanError as error:
+            if not self.images.is_dir():
+                raise
             try:
-                return discover_dicom(self.images)
+                return discover_dicom(self.images, self.labels, self.series)
             except UnusableDicomError:
                 raise
             except ScanError:
@@ -166,7 +173,10 @@ def look_into(
     """
     cancel = cancel or Event()
     cohort = folders.discover()
-    table = cohort.table if folders.groups is None else label_table_from_csv(folders.groups)
+    table = cohort.table
+    if folders.groups is not None:
+        labels = (case.label for case in cohort.cases if case.label is not None)
+        table = label_table_from_file(folders.groups, labels)
     found = Found(cohort, table)
     yield found
     if table is None and found.labelled:
@@ -198,9 +208,57 @@ def fitting_spacing(grid: TrainingGrid) -> float | None:
     return float(max(tenths / 10, min(grid.spacing_mm)))
 
 
+def import_summary(
+    project: ProjectCases, cohort: FoundCohort, results: Sequence[IngestResult]
+) -> list[str]:
+    """What an import led to, a line each: grid, sizes of the structures, and what to know.
+
+    Parameters
+    ----------
+    project
+        Holds the cases now.
+    cohort
+        As :func:`look_into` found it.
+    results
+        Of the scans that are cases.
+    """
+    grid, config = project.grid, project.preprocessing
+    shape = " x ".join(str(n) for n in grid.shape)
+    spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    millions = np.prod(grid.shape, dtype=float) / 1e6
+    lines = [f"training grid {shape} voxels of {spacing} mm (z y x), {millions:.2g} million"]
+    counts = np.array([r.voxels for r in results if r.voxels], dtype=int)
+    if counts.size:
+        absent = np.iinfo(int).max
+        smallest = np.where(counts > 0, counts, absent).min(0).tolist()
+        sizes = dict(zip(project.table.names[1:], smallest, strict=True))
+        listed = ", ".join(f"{n} {v if v < absent else 'in no label'}" for n, v in sizes.items())
+        lines.append(f"{len(sizes)} structures, voxels where smallest: {listed}")
+        if small := [name for name, voxels in sizes.items() if voxels < FEWEST_VOXELS]:
+            lines.append(
+                f"fewer than {FEWEST_VOXELS} voxels are hard to learn: {', '.join(small)}; a "
+                "smaller --spacing keeps them larger"
+            )
+    unlisted = sum((Counter(r.unlisted) for r in results), Counter[str]())
+    if unlisted:
+        found = ", ".join(f"{name} ({n} voxels)" for name, n in unlisted.most_common(20))
+        lines.append(f"background, since the table of structures doesn't list it: {found}")
+    if config.crop == "center" and config.shape is None:
+        lines += widest_scan(cohort.cases, grid)
+    extents = [r.label_extent for r in results if r.label_extent is not None]
+    if config.crop == "labelled" and config.prealign == "none" and extents:
+        needed = np.max(extents, axis=0)
+        if (np.array(grid.shape) > 1.5 * needed + 8).any():
+            lines.append(
+                "the labels lie in different places, so the grid is larger than any of them: "
+                "--prealign center_of_mass may make it smaller"
+            )
+    return lines
+
+
 def groups_file_of(folder: Path) -> Path | None:
     """The table of structures that a folder of scans brings along, if it does."""
-    for name in ("groups.csv", "labels.csv"):
+    for name in ("groups.csv", "labels.csv", "labels.txt", "labels.ctbl", "FreeSurferColorLUT.txt"):
         for place in (folder, folder.parent):
             if (place / name).is_file():
                 return place / name
@@ -233,6 +291,8 @@ def read_scans(
             yield ScanRead(done, len(cohort.cases), result)
             if cancel is not None and cancel.is_set():
                 return
+    if cohort.splits and project.cases():
+        project.assign_splits(cohort.splits)
 
 
 def read_first_scans(

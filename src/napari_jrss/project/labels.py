@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from napari_jrss.errors import ProjectError, from_os_error
+from napari_jrss.labels import IGNORED
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.project.cases import ProjectCases, read_checked_label
 from napari_jrss.project.records import Event, HistoryEntry, LabelVersion, Status, now
 from napari_jrss.snapshot import Label
 
 _VERSION = re.compile(r"v[0-9]{4,}")
-_DRAFT = re.compile(r"blank|imported|(?:round|case|version):\S+")
+_DRAFT = re.compile(r"blank|imported|(?:round|case|version|file):\S+")
 
 
 class ProjectLabels(ProjectCases):
@@ -217,7 +218,9 @@ class ProjectLabels(ProjectCases):
             raise ProjectError(
                 f"case {case_id}: label of shape {array.shape}, the training grid has {shape}"
             )
-        low, high, last = int(array.min()), int(array.max()), len(self.table.names) - 1
+        known = array if self.table.ignored_id is None else array[array != IGNORED]
+        low, high = int(known.min(initial=0)), int(known.max(initial=0))
+        last = len(self.table.names) - 1
         if low < 0 or high > last:
             raise ProjectError(
                 f"case {case_id}: the label has class {low if low < 0 else high}, "
@@ -241,9 +244,9 @@ def check_draft(draft: str) -> None:
     """Raise :class:`ProjectError` unless a draft says what a label was drawn from.
 
     That is ``blank``, ``imported``, ``round:2`` (the teacher of that round), ``case:A``
-    (propagated from case A) or ``version:v0001``.
+    (propagated from case A), ``version:v0001`` or ``file:a.nii.gz``.
     """
     if not _DRAFT.fullmatch(draft):
         raise ProjectError(
-            f"{draft!r} is no draft: blank, imported, round:N, case:ID or version:vNNNN"
+            f"{draft!r} is no draft: blank, imported, round:N, case:ID, version:vNNNN or file:NAME"
         )

@@ -49,6 +49,7 @@ class Project(ProjectSources):
         *,
         groups: str | Path | None = None,
         dicom: bool = False,
+        series: str | None = None,
         keep_map: str | Path | None = None,
         preprocessing: PreprocessingConfig | None = None,
         workers: int | None = None,
@@ -65,16 +66,20 @@ class Project(ProjectSources):
         path
             The project's new folder, by custom ``<name>.jrss``.
         images
-            Folder of scans (NIfTI). Without `labels` it may also be a folder as nnU-Net, the
-            Medical Segmentation Decathlon, LPBA40 or TCIA Pancreas-CT lay it out, or a folder of
-            DICOM series, whose cases get pseudonyms.
+            Folder of scans, of scans and labels in a known layout, or of DICOM series, whose cases
+            get pseudonyms; or a CSV file that lists them. See
+            :func:`~napari_jrss.io.layouts.discover`.
         labels
-            Folder of labels with the file names of the scans.
+            Folder of labels with the names of the scans; None: those that the layout has.
         groups
-            CSV file with the structures: label, name and, to make one structure of several
-            labels, class_id and class_name. None: each number in the labels is a structure.
+            Table of the structures: CSV with label, name and, to make one structure of several
+            labels, class_id and class_name; or a table of FreeSurfer, ITK-SNAP, Slicer or BIDS.
+            None: each number or name in the labels is a structure.
         dicom
             Whether only DICOM series are looked for.
+        series
+            Which images of a study count: a pattern of DICOM's series description such as
+            ``*T1*``, or the kind of a BIDS image such as ``T2w``.
         keep_map
             CSV file to write which DICOM series each case is; nothing else keeps that.
         preprocessing
@@ -100,6 +105,7 @@ class Project(ProjectSources):
             None if labels is None else Path(labels),
             None if groups is None else Path(groups),
             dicom,
+            series,
         )
         *_, found = look_into(folders)
         table = found.require_table()

@@ -54,10 +54,10 @@ class ProjectSources(ProjectRounds):
             about = self.attributes(case.case_id)
             if about.source != store.DICOM_SOURCE:
                 found.append(MissingFile(case.case_id, "scan", Path(about.source), about.checksum))
-            if about.label_source:
+            if about.label_source and about.label_source != store.DICOM_SOURCE:
                 path, checksum = Path(about.label_source), about.label_checksum or ""
                 found.append(MissingFile(case.case_id, "label", path, checksum))
-        return [file for file in found if not file.path.is_file()]
+        return [file for file in found if not file.path.exists()]
 
     def find_sources(self, folder: str | Path) -> Iterator[MissingFile]:
         """Look below a folder for missing files, by checksum, and remember where they are.

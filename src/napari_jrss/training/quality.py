@@ -48,7 +48,9 @@ def judge(
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=len(scores))
             return None
-        voxels = np.bincount(snapshot.arrays.label(case).ravel(), minlength=snapshot.classes)[1:]
+        voxels = np.bincount(snapshot.arrays.label(case).ravel(), minlength=snapshot.classes)[
+            1 : snapshot.classes
+        ]
         found = segmentation_dice(teacher, snapshot, case, fabric.device)
         dice = np.where(voxels > 0, found, np.nan)
         scores.append(dice)

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from napari_jrss.config import ScreeningConfig
 from napari_jrss.io.predictions import Prediction
+from napari_jrss.labels import IGNORED as IGNORED  # it is a target's value as well
 from napari_jrss.snapshot import Label
-
-IGNORED = 255
-"""Target value of a voxel that takes no part in the loss (there are at most 255 classes)."""
 
 _NONE: Mapping[int, str] = MappingProxyType({})
 _CODES = 0x3C01  # float16 values from 0 to 1, in order of their bits

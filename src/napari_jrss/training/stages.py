@@ -84,7 +84,7 @@ class TrainingTensors:
         counts = torch.zeros(self.snapshot.classes, dtype=torch.int64)
         for case in self.snapshot.labelled:
             label = torch.from_numpy(self.snapshot.arrays.label(case)).flatten()
-            counts += torch.bincount(label, minlength=self.snapshot.classes)
+            counts += torch.bincount(label, minlength=self.snapshot.classes)[: len(counts)]
         return counts
 
     def _label(self, case: str) -> np.ndarray:

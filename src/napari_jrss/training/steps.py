@@ -38,7 +38,8 @@ def mono_segmentation_step(
     """Soft multi-class Dice on labelled images (Eq. 1 and 2)."""
     logits = network(images).float()
     target = known_one_hot(labels, logits.shape[1])
-    dice = soft_dice_loss(logits.softmax(1), target, include_background)
+    known = target.sum(1, keepdim=True)
+    dice = soft_dice_loss(logits.softmax(1) * known, target, include_background)
     return {"total": dice, "dice": dice}
 
 
@@ -90,7 +91,10 @@ def registration_step(
             displacement[chosen],
             padding="border",
         )
-        dice = soft_dice_loss(warped_label, known_one_hot(batch.fixed_label[chosen], classes))
+        fixed_label = known_one_hot(batch.fixed_label[chosen], classes)
+        # Only where the label of either side is known.
+        known = fixed_label.sum(1, keepdim=True) * (warped_label.sum(1, keepdim=True) > 0.5)
+        dice = soft_dice_loss(warped_label * known, fixed_label * known)
         # A pair without labels counts with a Dice loss of zero, as the paper has it.
         total = total + config.lambda_d * dice * chosen.float().mean()
         losses["dice"] = dice

@@ -15,7 +15,9 @@ from qtpy.QtCore import QObject
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.segmenting import VolumeSegmented, segment_volume
 from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.found import ENDINGS, stem
 from napari_jrss.io.nifti import write_nifti
+from napari_jrss.io.ome_zarr import is_zarr
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 PLUGIN, DOCK = "napari-jrss", "JRSS"
 _NO_LAYERS = cast("list[LayerTuple]", [(None,)])
-_FILES = (".nii", ".nii.gz", ".hdr", ".dcm")
+_FILES = (*ENDINGS, ".dcm")
 _LOOKED_AT = 20  # files of a folder that are asked whether they are DICOM
 _MOST_SERIES = 8
 
@@ -55,7 +57,7 @@ def get_reader(path: str | Sequence[str]) -> Reader | None:
     if place.is_dir():
         if (place / LEDGER).is_file():
             return read_project
-        if (place / "zarr.json").is_file():
+        if is_zarr(place):
             return read_ome_zarr
         return read_dicom if _holds_dicom(place) else None
     return read_scan if place.name.lower().endswith(_FILES) else None
@@ -74,7 +76,7 @@ def read_scan(path: str) -> list[LayerTuple]:
     """A scan as an image, or as labels if it holds patches of whole numbers."""
     place = Path(path)
     label = None if place.suffix.lower() == ".dcm" else read_as_label(place)
-    name = place.name.split(".nii")[0]
+    name = stem(place)
     if label is not None:
         return [layer_of(label, name, "labels")]
     return [layer_of(read_volume(place), name)]
@@ -98,7 +100,7 @@ def read_dicom(path: str) -> list[LayerTuple]:
 
 
 def read_ome_zarr(path: str) -> list[LayerTuple]:
-    """An OME-Zarr image of version 0.5, and its labels."""
+    """An OME-Zarr image, and its labels."""
     from napari_jrss.io.ome_zarr import read_zarr_image, read_zarr_labels
 
     name = Path(path).name.removesuffix(".zarr").removesuffix(".ome")

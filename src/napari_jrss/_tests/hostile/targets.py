@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydicom.uid import RLELossless
@@ -239,6 +240,27 @@ def _read_scans(folder: Path) -> None:
 
 
 _SCANS = ("scan.nii", "scan.nii.gz", "label.nii.gz")
+
+
+_OTHERS = ("scan.nrrd", "scan.mha", "scan.mgz")
+
+
+def _other_scans(folder: Path) -> None:
+    _scan(folder, "scan.nii")
+    image = sitk.ReadImage(str(folder / "scan.nii"))
+    (folder / "scan.nii").unlink()
+    for name in _OTHERS[:2]:
+        sitk.WriteImage(image, str(folder / name), useCompression=name == "scan.mha")
+    array = sitk.GetArrayFromImage(image).T
+    nib.save(nib.MGHImage(array, np.diag([1.0, 1.5, 2.0, 1.0])), folder / "scan.mgz")
+
+
+def _read_other_scans(folder: Path) -> None:
+    for name in _OTHERS:
+        header, volume = read_header(folder / name), read_volume(folder / name)
+        assert volume.shape == header.shape[::-1]
+        assert np.isfinite(volume.affine).all()
+        assert np.isfinite(volume.array).all()
 
 
 # -- DICOM series
@@ -557,6 +579,13 @@ READERS: tuple[Target, ...] = (
         _scans,
         _read_scans,
         st.one_of(of_nifti(*_SCANS), of_bytes(*_SCANS), of_replacement(*_SCANS)),
+        (ScanError,),
+    ),
+    Target(
+        "NRRD, MetaImage and MGZ",
+        _other_scans,
+        _read_other_scans,
+        st.one_of(of_bytes(*_OTHERS), of_replacement(*_OTHERS)),
         (ScanError,),
     ),
     Target(

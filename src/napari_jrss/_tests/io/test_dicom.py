@@ -221,7 +221,7 @@ def test_several_patients_and_series_in_one_heap(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"case-[0-9a-f]{10}", case.case_id) for case in found.cases)
     assert {(entry.what, entry.reason) for entry in found.left_out} == {
         ("B (2 files)", "not DICOM"),
-        ("C (2 files)", "RTSTRUCT, no image"),
+        ("C (2 files)", "a label whose series isn't here"),
     }
     again = discover_dicom(tmp_path)
     assert not {c.case_id for c in again.cases} & {c.case_id for c in found.cases}
@@ -372,10 +372,10 @@ def test_files_that_hold_no_scan_say_why(tmp_path: Path) -> None:
         "frames": "several frames without a position for each",
         "huge": "truncated (the header promises 7200000000 bytes",
         "bits": "pixels of 64 in 64 bits are not supported",
-        "segmentation": "a segmentation, no scan",
+        "segmentation": "a label whose series isn't here",
         "dose": "a dose distribution, no scan",
         "slope": "bad RescaleSlope",
-        "no series": "has no SeriesInstanceUID",
+        "no series (CT, 1 image)": "a single slice",
         "film": "MPEG2 Main Profile / Main Level can't be decoded",
         "cut": "truncated",
         "torn": "damaged DICOM",

@@ -206,7 +206,7 @@ def test_broken_files_say_what_is_wrong_in_one_line(tmp_path):
         with_header("offset.nii", 108, "<f", 1e9): "truncated",
         with_header("flatworld.nii", 280, "<4f", 0, 0, 0, 0): "affine",
         with_header("nowhere.nii", 280, "<4f", np.nan, 0, 0, 0): "affine",
-        write(tmp_path / "nan.nii.gz", nan): "1 voxels are NaN",
+        write(tmp_path / "inf.nii.gz", nan * np.inf): "voxels are infinite",
     }
     for path, reason in expected.items():
         with pytest.raises(ScanError) as caught:

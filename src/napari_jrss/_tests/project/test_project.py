@@ -53,6 +53,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 def test_create_refuses_what_exists_and_open_what_is_none(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jrss"
+    path.parent.mkdir()
     with Project.create(path, TABLE, PreprocessingConfig(clip_percentiles=(1, 99))) as project:
         assert project.cases() == []
         assert project.table == TABLE

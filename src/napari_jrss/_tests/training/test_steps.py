@@ -67,6 +67,29 @@ def test_mono_segmentation_without_the_background_doesnt_reward_finding_nothing(
     assert without.item() == pytest.approx(1, abs=1e-4)
 
 
+def test_voxels_that_nobody_labelled_teach_nothing() -> None:
+    answer = random(1, C, 4, 4, 4)
+    label = torch.randint(0, C, (1, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    label[0, 2:] = IGNORED
+    network = Says(answer)
+    total = mono_segmentation_step(network, torch.zeros(1, 1, 4, 4, 4), label)["total"]
+    gradient = network.gradient(total)
+    assert gradient[:, :, :2].abs().min() > 0
+    assert gradient[:, :, 2:].abs().max() == 0
+    batch = pair_batch((True, True))
+    whole = registration_step(Says(torch.zeros(2, 3, *SHAPE)), batch, C, 0, SETTINGS)["dice"]
+    moving = batch.moving_label.clone()
+    moving[:, : SHAPE[0] // 2] = IGNORED
+    part = replace(batch, moving_label=moving)
+    halves = registration_step(Says(torch.zeros(2, 3, *SHAPE)), part, C, 0, SETTINGS)["dice"]
+    fixed = batch.fixed_label.clone()
+    fixed[:, : SHAPE[0] // 2] = IGNORED
+    other = replace(batch, fixed_label=fixed)
+    same = registration_step(Says(torch.zeros(2, 3, *SHAPE)), other, C, 0, SETTINGS)["dice"]
+    assert halves.item() == pytest.approx(same.item())  # unknown on one side is unknown
+    assert whole.item() != pytest.approx(same.item())
+
+
 def test_one_hot_of_an_ignored_voxel_is_zero_everywhere() -> None:
     known = known_one_hot(torch.tensor([[[[0, 2, IGNORED]]]]), 3)
     assert known[0, :, 0, 0].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]

@@ -218,7 +218,8 @@ def test_thumbnails_show_anterior_up_and_the_left_on_the_right(
     ras = rng.integers(1, 30, (16, 16, 16)).astype(np.int16)
     ras[:5, 11:, :] = 900  # low x is left in RAS, high y anterior
     for number, orientation in enumerate(("RAS", "LPS", "PIR", "SAL")):
-        image = nib.Nifti1Image(ras, np.diag([2, 2, 2, 1]))
+        # The same voxels in two files would be one scan.
+        image = nib.Nifti1Image(ras + np.int16(number), np.diag([2, 2, 2, 1]))
         turn = nib.orientations.ornt_transform(
             nib.orientations.io_orientation(image.affine),
             nib.orientations.axcodes2ornt(orientation),

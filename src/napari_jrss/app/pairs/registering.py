@@ -59,6 +59,8 @@ class RegistrationReport(BaseModel):
         Time of the registration alone.
     refined
         Whether the field was refined on the pair.
+    notes
+        What a scan's header leaves open, and what was decided.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +77,7 @@ class RegistrationReport(BaseModel):
     folded_in_structures: list[float | None]
     seconds: float
     refined: bool = False
+    notes: list[str] = []
 
     @property
     def mean_dice(self) -> float | None:
@@ -201,6 +204,11 @@ def register_sides(
         folded_in_structures=folds,
         seconds=seconds,
         refined=isinstance(network, RefinedRegistration),
+        notes=[
+            f"{side.name}: {side.transform.header.doubt}"
+            for side in (moving, fixed)
+            if side.transform.header is not None and side.transform.header.doubt
+        ],
     )
     return Pair(moving, fixed, registered, report)
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psygnal import Signal
 
+from napari_jrss.labels import IGNORED
 from napari_jrss.snapshot import Label
 
 BY_HAND = "paint"
@@ -97,7 +98,7 @@ class LabelEditor:
     label
         The label itself. Paint into it, then call :meth:`sync`.
     counts
-        Voxels of each class.
+        Voxels of each value from 0 to 255: of each class, and of ignored voxels.
     """
 
     changed = Signal(Edit)
@@ -112,9 +113,11 @@ class LabelEditor:
     ) -> None:
         self.label: Label = label.copy()
         self.origin = Origin(draft, (label if base is None else base).copy())
-        self.counts = np.bincount(self.label.ravel(), minlength=classes)
+        self._classes = classes
+        # Voxels that are ignored keep their value until somebody paints there.
+        self.counts = np.bincount(self.label.ravel(), minlength=IGNORED + 1)
         self._known = self.label.copy()
-        self._locked = np.zeros(classes, bool)
+        self._locked = np.zeros(IGNORED + 1, bool)
         self._undo_stack: deque[Edit] = deque()
         self._redo_stack: deque[Edit] = deque()
         self._stack_bytes = 0
@@ -293,7 +296,7 @@ class LabelEditor:
         return edit
 
     def _forbidden(self, before: Label, after: Label) -> NDArray[np.bool_]:
-        unknown: NDArray[np.bool_] = after >= self._locked.size
+        unknown: NDArray[np.bool_] = (after >= self._classes) & (after != IGNORED)
         if not self._locked.any():
             return unknown
         unknown |= self._locked[before] | self._locked[np.where(unknown, 0, after)]

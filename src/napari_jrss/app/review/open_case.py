@@ -324,6 +324,8 @@ def draft_in_words(draft: str) -> str:
         return f"pseudo-label of round {what}"
     if kind == "version":
         return what
+    if kind == "file":
+        return f"imported from {what}"
     if kind == "case":
         cases = what.split(",")
         several = len(cases) > 3

@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.geometry import rows
 from napari_jrss.io.atomic import new_folder, write_text
 from napari_jrss.io.nifti import file_checksum, write_nifti
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
+from napari_jrss.labels import IGNORED
 from napari_jrss.preprocess.case_store import DICOM_SOURCE, SUFFIX, CaseAttributes, write_scan
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels import scan_header
@@ -154,6 +157,9 @@ def export_dataset(
             ],
             "test": [f"./imagesTs/{c}.nii.gz" for c in testing],
         }
+    table, ignored = project.table, len(names)
+    if layout == "nnunet" and table.ignored_id is not None:
+        description["labels"]["ignore"] = ignored  # nnU-Net wants it to be the highest
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as out:
@@ -167,6 +173,7 @@ def export_dataset(
                     write_nifti(out / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                     if part == "imagesTr":
                         label = attributes.transform.label_to_source(project.label(case_id))
+                        label = np.where(label == IGNORED, ignored, label).astype(label.dtype)
                         write_nifti(out / "labelsTr" / f"{case_id}.nii.gz", label, header)
             write_text(out / "dataset.json", json.dumps(description, indent=2) + "\n")
     except OSError as error:

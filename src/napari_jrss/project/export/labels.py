@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from napari_jrss.errors import ProjectError
+from napari_jrss.geometry import Matrix, leans
 from napari_jrss.io.nifti import nifti_bytes
+from napari_jrss.io.other_formats import label_ending, label_file
 from napari_jrss.io.predictions import prediction_path, read_prediction
 from napari_jrss.io.volume import ScanHeader
 from napari_jrss.labels import LabelTable
@@ -26,7 +28,7 @@ SLICER_NAMES = "labels.ctbl"
 
 
 def label_bytes(label: Label, transform: GridTransform, table: LabelTable, path: Path) -> bytes:
-    """A label of the training grid as a NIfTI file on its scan's own grid.
+    """A label of the training grid as a file on its scan's own grid.
 
     Parameters
     ----------
@@ -38,11 +40,22 @@ def label_bytes(label: Label, transform: GridTransform, table: LabelTable, path:
         The classes. The file holds the ids of the files that the project was made from where
         each class has exactly one, else the class indices.
     path
-        What the file is to be called; ends in .nii or .nii.gz.
+        What the file is to be called; the ending decides its format, see :func:`ending_for`.
     """
-    return nifti_bytes(
-        path, table.to_source_ids(transform.label_to_source(label)), scan_header(transform)
-    )
+    ids = table.to_source_ids(transform.label_to_source(label))
+    if path.name.endswith((".nii", ".nii.gz")):
+        return nifti_bytes(path, ids, scan_header(transform))
+    names = {
+        c.source_ids[0] if table.one_to_one else c.index: (c.name, c.colour)
+        for c in table.classes[1:]
+    }
+    return label_file(path, ids, np.array(transform.source_affine), names)
+
+
+def ending_for(source: str, label_source: str | None, affine: Matrix) -> str:
+    """The ending of a label's file: as its source, or .nii.gz where that can't hold its grid."""
+    ending = label_ending(source, label_source)
+    return ".nii.gz" if leans(affine) and ending != ".mgz" else ending
 
 
 def label_names(table: LabelTable) -> dict[str, bytes]:
@@ -126,7 +139,11 @@ def _export(
     project: Project, folder: Path, case_ids: Sequence[str], label: Callable[[str], Label]
 ) -> Iterator[Path]:
     names = label_names(project.table)
-    files = {case_id: f"{case_id}.nii.gz" for case_id in case_ids}
+    about = {case_id: project.attributes(case_id) for case_id in case_ids}
+    files = {
+        case_id: case_id + ending_for(a.source, a.label_source, np.array(a.transform.source_affine))
+        for case_id, a in about.items()
+    }
     out = ExportFolder(folder, [*names, *files.values()])
 
     def write() -> Iterator[Path]:
@@ -134,7 +151,7 @@ def _export(
         for name, content in names.items():
             out.write(name, content)
         for case_id, name in files.items():
-            transform = project.attributes(case_id).transform
+            transform = about[case_id].transform
             content = label_bytes(label(case_id), transform, project.table, folder / name)
             yield out.write(name, content)
 

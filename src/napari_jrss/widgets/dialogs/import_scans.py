@@ -72,18 +72,20 @@ class ImportDialog(Dialog):
 
         self.images = PathField(
             "Folder of scans",
-            "Folder of scans (NIfTI or DICOM), or a folder with images/ and labels/, or in the "
-            "layout of nnU-Net, the Decathlon, LPBA40 or TCIA Pancreas-CT",
+            "Folder of scans, DICOM too, or a folder in a known layout: images/ and labels/, "
+            "labels beside scans, BIDS, TotalSegmentator, nnU-Net, the Decathlon, ...",
         )
         self.labels = PathField(
             "Folder of labels",
-            "Folder of labels with the file names of their scans; empty: look for it by name",
+            "Folder of labels with the names of their scans, or of a folder of masks for each; "
+            "empty: those that the layout has",
         )
         self.groups = PathField(
             "Structures",
-            "CSV file that names the structures, with the columns label, name, class_id and "
-            "class_name; empty: one structure for each number in the labels",
-            "CSV (*.csv)",
+            "Table that names the structures: CSV with the columns label, name, class_id and "
+            "class_name, or as FreeSurfer, ITK-SNAP, Slicer or BIDS write it; empty: one structure "
+            "for each number or name in the labels",
+            "Tables (*.csv *.tsv *.txt *.ctbl *.json)",
         )
         self.project = PathField("Project folder", "A new folder for the project, <name>.jrss")
         form = QFormLayout()
@@ -183,6 +185,8 @@ class ImportDialog(Dialog):
             return
         scans = len(found.cohort.cases)
         lines = [f"{scans} scan{'s'[: scans != 1]}, {found.labelled} with a label"]
+        if found.cohort.layout != "plain":
+            lines[0] += f" (layout: {found.cohort.layout})"
         if found.cohort.unmatched_labels:
             names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")

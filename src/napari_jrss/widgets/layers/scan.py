@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Rows, rows
-from napari_jrss.io.nifti import read_label_volume
+from napari_jrss.io.read import read_label
 from napari_jrss.io.volume import ScanHeader, Volume
 
 KEY = "napari_jrss"
@@ -139,7 +139,7 @@ def in_source_axes(data: NDArray[Any], metadata: ScanMetadata) -> NDArray[Any]:
 def read_as_label(path: Path) -> Volume | None:
     """A file as a label, if it looks like one: whole numbers in patches of the same value."""
     try:
-        volume = read_label_volume(path)
+        volume, _ = read_label(path)
     except ScanError:
         return None
     ids = volume.array

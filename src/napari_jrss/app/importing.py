@@ -1,0 +1,138 @@
+"""Further scans into a project, and labels that were made elsewhere back into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.found import FoundCase, FoundCohort
+from napari_jrss.io.label_files import read_classes
+from napari_jrss.io.layouts import labels_of
+from napari_jrss.io.volume import Volume
+from napari_jrss.preprocess.pipeline import on_grid_of
+from napari_jrss.preprocess.resample import resample_label
+from napari_jrss.progress_bar import counting, long_call
+from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_scans
+from napari_jrss.project.project import Project
+
+
+@long_call(lambda *_, **__: counting("reading scans"))
+def add_scans(
+    project: Project, folders: ScanFolders, workers: int | None = None
+) -> Generator[Found | ScanRead, None, FoundCohort]:
+    """Read further scans, with their labels if they have any, into a project.
+
+    ``add_scans.events(...)`` yields a :class:`Found` with what the folders hold, then a
+    :class:`ScanRead` for each scan.
+
+    Parameters
+    ----------
+    project
+        Open for writing. Its settings and structures hold for the new scans.
+    folders
+        Where the scans are.
+    workers
+        Processes; None: one per core.
+
+    Returns
+    -------
+    FoundCohort
+        What was found.
+
+    Raises
+    ------
+    ScanError
+        There are no scans.
+    """
+    found = next(iter(look_into(folders)))
+    yield found
+    yield from read_scans(project, found.cohort, workers=workers)
+    return found.cohort
+
+
+@dataclass(frozen=True)
+class LabelImported:
+    """What became of one label.
+
+    Attributes
+    ----------
+    case_id
+        Its case.
+    version
+        The version that it is in the project; None if it can't be used.
+    problem
+        Why it can't be used; empty if it is.
+    """
+
+    case_id: str
+    version: str | None = None
+    problem: str = ""
+
+
+@long_call(lambda *_, **__: counting("reading labels"))
+def import_labels(
+    project: Project, folder: str | Path, author: str
+) -> Generator[LabelImported, None, list[LabelImported]]:
+    """Make labels that were corrected elsewhere new versions of their cases, in force from now on.
+
+    Earlier versions stay. A label that can't be used is left out, and the others go on.
+    ``import_labels.events(...)`` yields a :class:`LabelImported` for each.
+
+    Parameters
+    ----------
+    project
+        Open for writing.
+    folder
+        Holds labels of any format by case id, as an export writes them, on the voxels of their
+        scans; or a folder of masks for each case.
+    author
+        Whose labels they are.
+
+    Returns
+    -------
+    list of LabelImported
+        What became of each label.
+
+    Raises
+    ------
+    ScanError
+        There is no such folder, or no label in it is of a case.
+    ProjectError
+        The project is read-only, or `author` is empty.
+    """
+    project.check_writable()
+    if not author.strip():
+        raise ProjectError("a label needs its author's name")
+    results = []
+    for case in labels_of(Path(folder), [case.case_id for case in project.cases()]):
+        try:
+            version = _import(project, case, author)
+        except (ScanError, ProjectError) as error:
+            results.append(LabelImported(case.case_id, problem=str(error)))
+        else:
+            results.append(LabelImported(case.case_id, version))
+        yield results[-1]
+    return results
+
+
+def _import(project: Project, case: FoundCase, author: str) -> str:
+    assert case.label is not None
+    transform = project.attributes(case.case_id).transform
+    scan = Volume(
+        np.empty(transform.source_shape, np.bool_),
+        np.array(transform.source_affine),
+        header=transform.header,
+    )
+    label = on_grid_of(scan, read_classes(case.label, project.table))
+    name = re.sub(r"\s+", "_", label.source.name) if label.source else case.case_id
+    on_grid = resample_label(label.array, transform.matrix, transform.shape)
+    before = project.case(case.case_id).label_version
+    changed = None if before is None else int((project.label(case.case_id) != on_grid).sum())
+    return project.add_label_version(
+        case.case_id, on_grid, author, draft=f"file:{name}", voxels_changed=changed
+    )
