@@ -7,6 +7,7 @@ are those of the paper (section 4.3) or, if it gives none, those of docs/dev/cho
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -72,7 +73,8 @@ class NetworkConfig(_Settings):
     """Which network, and its options."""
 
     name: str = Field("obelisk", title="Network")
-    """obelisk, vm_unet, voxelmorph, monai_unet, or a function of yours as module:function."""
+    """unet, obelisk, vm_unet, voxelmorph, monai_unet, or a function of yours as
+    module:function."""
     leaky_slope: float = Field(0.2, ge=0, title="LeakyReLU slope")
     """Slope of the activation for negative values."""
     sample_channels: Literal["both", "fixed"] = Field("both", title="Obelisk input for pairs")
@@ -123,7 +125,17 @@ class SegmentationTraining(_Settings):
     learning_rate: float = Field(1e-3, gt=0, title="Learning rate")
     """Of Adam."""
     weight_decay: float = Field(1e-4, ge=0, title="Weight decay")
-    """Of Adam."""
+    """Of Adam or AdamW."""
+    optimizer: Literal["adam", "adamw"] = Field("adam", title="Optimiser")
+    """AdamW (Loshchilov and Hutter 2019) keeps the weight decay out of the gradient."""
+    loss: Literal["dice", "dice_ce"] = Field("dice", title="Loss of the pre-training")
+    """Dice of each image (Eq. 1 and 2), or Dice of the batch over the structures that it holds,
+    plus cross-entropy."""
+    crop_fraction: float = Field(1.0, gt=0, le=1, title="Crop (fraction of each axis)")
+    """Part of the training grid that a step sees along each axis. 1: whole scans. Half of the
+    crops are centred on a structure drawn at random."""
+    crop_voxels: int = Field(64_000, ge=4096, title="Voxels in a crop, at most")
+    """Larger crops are made smaller along each axis. Without effect on whole scans."""
     epochs: int = Field(300, ge=1, title="Pre-training epochs")
     """An epoch has K samples, K being the number of training cases."""
     minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
@@ -140,6 +152,15 @@ class SegmentationTraining(_Settings):
         """Steps of the pre-training for a number of foreground classes."""
         least = max(self.minimum_steps, self.steps_per_structure * structures)
         return max(self.epochs * steps_per_epoch, least)
+
+    def crop(self, shape: Shape) -> Shape:
+        """Size (z, y, x) in voxels of the crops on a training grid of this shape."""
+        if self.crop_fraction == 1:
+            return shape
+        voxels = prod(shape) * self.crop_fraction**3
+        fraction = self.crop_fraction * min(1.0, (self.crop_voxels / voxels) ** (1 / 3))
+        z, y, x = (min(size, max(16, 4 * round(size * fraction / 4))) for size in shape)
+        return z, y, x
 
 
 class RegistrationTraining(_Settings):
@@ -175,12 +196,24 @@ class RegistrationTraining(_Settings):
 class JointConfig(_Settings):
     """One joint round: registration, student, averaged teacher (section 3.3)."""
 
+    student: Literal["registered", "perturbed"] = Field("registered", title="Student's task")
+    """registered: manual and pseudo-labels of pairs warped onto each other (Eq. 4 to 6).
+    perturbed: the student sees unlabelled scans with strongly changed intensities, and has to
+    find what the teacher finds in the unchanged scan."""
     segmentation_epochs: int = Field(20, ge=1, title="Student epochs per round")
     """An epoch has K samples, K being the number of training cases."""
+    minimum_steps: int = Field(0, ge=0, title="Student steps per round, at least")
+    """A round takes at least this many steps, however few cases there are."""
+    learning_rate: float | None = Field(None, gt=0, title="Student's learning rate")
+    """None: that of the pre-training."""
+    registration_augmentation: Probability = Field(0.0, title="Labelled scans that are deformed")
+    """For perturbed students: fraction of the labelled scans that are warped towards an
+    unlabelled scan, with their labels, along a part of the field between the two."""
     registration_epochs: int = Field(100, ge=0, title="Registration epochs per round")
     """In the paper, five times the student's epochs."""
     lambda_u: float = Field(0.5, ge=0, title="Uncertainty weight")
-    """Weight of the uncertainty (Eq. 5) in the student's loss (Eq. 6)."""
+    """Weight of the uncertainty (Eq. 5) in the student's loss (Eq. 6); for perturbed students,
+    that of the difference from the teacher."""
     lambda_d: float = Field(1.0, ge=0, title="Registration Dice weight")
     """Weight of the Dice of registered labels in the student's loss (Eq. 6)."""
     ema_decay: Probability = Field(0.99, title="Teacher's decay")
@@ -198,6 +231,10 @@ class JointConfig(_Settings):
     """Train the student also on the moving image warped onto the fixed one."""
     supervised_dice: bool = Field(False, title="Dice on manual labels")
     """Add the Dice loss (Eq. 1) of manually labelled images to the student's loss."""
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Steps of the student in a round."""
+        return max(self.segmentation_epochs * steps_per_epoch, self.minimum_steps)
 
 
 class RefinementConfig(_Settings):
@@ -239,8 +276,13 @@ class TrainingConfig(_Settings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
     """bf16-mixed needs about three quarters of the memory. It is faster on CPUs with AMX; on a
     GPU it may be slower (docs/benchmarks.md)."""
+    schedule: Literal["decay", "cosine"] = Field("decay", title="Learning-rate schedule")
+    """decay: the same factor after each epoch. cosine: a rise over the first 5 % of a stage's
+    steps, then half a cosine down to 1 %."""
     gamma: float = Field(0.99, gt=0, le=1, title="Learning-rate decay")
-    """Factor on the learning rate after each epoch."""
+    """Factor on the learning rate after each epoch; without effect on the cosine."""
+    gradient_clip: float = Field(0.0, ge=0, title="Largest gradient norm")
+    """Longer gradients are shortened to this norm. 0: none is."""
     validation_interval: int = Field(5, ge=1, title="Validate every")
     """Epochs between two validations."""
     segmentation_network: NetworkConfig = NetworkConfig()
@@ -257,6 +299,12 @@ class TrainingConfig(_Settings):
     """Screening of pseudo-labels."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Augmentation of training images."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TrainingConfig:
+        if self.segmentation.crop_fraction < 1 and self.segmentation_network.name == "obelisk":
+            raise ValueError("obelisk samples the whole scan: segmentation.crop_fraction must be 1")
+        return self
 
 
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
@@ -287,8 +335,20 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
 
 # Few labels are learned in a few hundred steps; docs/dev/choices.md has the figures.
 _FAST: dict[str, object] = {
+    "schedule": "cosine",
+    "gradient_clip": 5.0,
+    "segmentation_network": {"name": "unet"},
     "registration_network": {"output_scale": 10.0},
-    "segmentation": {"epochs": 1, "minimum_steps": 750, "steps_per_structure": 225},
+    "segmentation": {
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "optimizer": "adamw",
+        "loss": "dice_ce",
+        "crop_fraction": 0.6,
+        "epochs": 1,
+        "minimum_steps": 1000,
+        "steps_per_structure": 150,
+    },
     "registration": {
         "learning_rate": 1e-3,
         "epochs": 1,
@@ -301,18 +361,25 @@ _FAST: dict[str, object] = {
         "labelled_pair_fraction": 0.5,
     },
     "joint": {
-        "segmentation_epochs": 12,
+        "student": "perturbed",
+        "segmentation_epochs": 1,
+        "minimum_steps": 700,
+        "learning_rate": 1e-3,
+        "registration_augmentation": 0.7,
         "registration_epochs": 10,
-        "lambda_d": 0.0,
+        "ema_decay": 0.98,
         "dropout": 0.0,
-        "supervised_dice": True,
     },
-    "screening": {"learned_gate": True},
+    "screening": {"tau": 0.8, "learned_gate": True},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
 _SMOKE: dict[str, object] = {
     **_FAST,
-    "segmentation": {"learning_rate": 3e-3, "epochs": 1, "minimum_steps": 150},
+    "segmentation": {
+        **_FAST["segmentation"],  # type: ignore[dict-item]
+        "minimum_steps": 120,
+        "steps_per_structure": 0,
+    },
     "registration": {
         **_FAST["registration"],  # type: ignore[dict-item]
         "minimum_steps": 40,
@@ -320,9 +387,10 @@ _SMOKE: dict[str, object] = {
     },
     "joint": {
         **_FAST["joint"],  # type: ignore[dict-item]
-        "segmentation_epochs": 40,
+        "minimum_steps": 60,
+        "registration_augmentation": 0.0,
         "registration_epochs": 4,
-        "ema_decay": 0.95,
+        "ema_decay": 0.9,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
 }

@@ -55,6 +55,48 @@ def soft_dice_loss(
 _SMOOTH = 1e-5
 
 
+def batch_dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice loss of the structures that a batch holds, summed over the batch.
+
+    A crop rarely holds every structure. One that no image of the batch holds (less than a voxel)
+    has no part; the background has none either.
+
+    Parameters
+    ----------
+    probabilities, target
+        (B, C, z, y, x), values in [0, 1]; the target is one-hot or soft.
+
+    Returns
+    -------
+    Tensor
+        A scalar from 0 to 1; 0 if the batch holds no structure.
+    """
+    predicted = probabilities[:, 1:].float().transpose(0, 1).flatten(1)
+    wanted = target[:, 1:].float().transpose(0, 1).flatten(1)
+    held = wanted.sum(1) >= 1
+    dice = 2 * (predicted * wanted).sum(1) / (predicted.sum(1) + wanted.sum(1)).clamp(min=_SMOOTH)
+    return ((1 - dice) * held).sum() / held.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy with probabilities as target, mean over the voxels of a mask.
+
+    Parameters
+    ----------
+    logits, target
+        (B, C, z, y, x).
+    mask
+        (B, z, y, x), bool.
+
+    Returns
+    -------
+    Tensor
+        A scalar; 0 if the mask is empty.
+    """
+    loss = -(target * logits.float().log_softmax(1)).sum(1)
+    return (loss * mask).sum() / mask.sum().clamp(min=1)
+
+
 def screened_cross_entropy(
     logits: Tensor,
     target: Tensor,

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from napari_jrss.config import PreprocessingConfig, RefinementConfig, TrainingConfig, preset
+from napari_jrss.config import (
+    PreprocessingConfig,
+    RefinementConfig,
+    SegmentationTraining,
+    Shape,
+    TrainingConfig,
+    preset,
+)
 
 
 @pytest.mark.parametrize("settings", [PreprocessingConfig, RefinementConfig, TrainingConfig])
@@ -26,3 +33,22 @@ def test_a_preset_is_the_settings_with_some_changed() -> None:
     assert TrainingConfig.model_validate_json(fast.model_dump_json()) == fast
     with pytest.raises(ValueError, match="unknown preset 'slow'; known: paper, fast, smoke"):
         preset("slow")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop"),
+    [
+        ((40, 48, 40), (24, 28, 24)),
+        ((80, 96, 80), (36, 44, 36)),  # no more than 64,000 voxels
+        ((12, 40, 20), (12, 24, 16)),  # short axes are seen whole
+    ],
+)
+def test_crops_are_a_part_of_each_axis(shape: Shape, crop: Shape) -> None:
+    settings = SegmentationTraining(crop_fraction=0.6)
+    assert settings.crop(shape) == crop
+    assert SegmentationTraining().crop(shape) == shape
+
+
+def test_obelisk_is_not_trained_on_crops() -> None:
+    with pytest.raises(ValidationError, match="obelisk samples the whole scan"):
+        preset("fast", segmentation_network={"name": "obelisk"})

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from napari_jrss.losses import (
+    batch_dice_loss,
     class_weights,
     diffusion_regulariser,
     local_normalized_cross_correlation,
@@ -14,6 +15,7 @@ from napari_jrss.losses import (
     mind_ssc,
     one_hot,
     screened_cross_entropy,
+    soft_cross_entropy,
     soft_dice_loss,
     symmetric_kl,
 )
@@ -191,3 +193,27 @@ def test_mind_sees_shape_and_not_contrast() -> None:
     moved = mind_ssc(image.roll(1, dims=4))
     torch.testing.assert_close(moved[..., 4:8], described[..., 3:7], atol=1e-2, rtol=0)
     assert (moved - described).abs().mean() > 0.1
+
+
+def test_dice_of_a_batch_is_that_of_its_structures_summed_over_images() -> None:
+    target = torch.zeros(2, 4, 1, 1, 4)
+    target[0, 1, ..., :2] = 1
+    target[0, 0, ..., 2:] = 1
+    target[1, 0] = 1  # class 1 is in the first image only, 2 and 3 in none
+    probabilities = torch.zeros_like(target)
+    probabilities[:, 0], probabilities[:, 1], probabilities[:, 3] = 0.3, 0.5, 0.2
+    dice = 2 * (2 * 0.5) / (8 * 0.5 + 2)
+    assert batch_dice_loss(probabilities, target).item() == pytest.approx(1 - dice)
+    assert batch_dice_loss(target, target).item() == pytest.approx(0, abs=1e-6)
+    assert batch_dice_loss(probabilities[1:], target[1:]).item() == 0
+
+
+def test_soft_cross_entropy_is_cross_entropy_for_certain_targets_within_the_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 2, 3, 4, generator=generator)
+    label = torch.randint(0, 3, (1, 2, 3, 4), generator=generator)
+    mask = label != 1
+    target = F.one_hot(label, 3).movedim(-1, 1).float()
+    expected = F.cross_entropy(logits, label, reduction="none")[mask].mean()
+    assert soft_cross_entropy(logits, target, mask).item() == pytest.approx(expected.item())
+    assert soft_cross_entropy(logits, target, mask & False).item() == 0

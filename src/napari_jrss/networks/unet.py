@@ -1,4 +1,4 @@
-"""The U-Net of VoxelMorph (Balakrishnan et al. 2019), and a wrapper that fits any grid size."""
+"""U-Nets: a small one with batch normalisation, VoxelMorph's, and a wrapper for any grid size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,68 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class UNet(nn.Module):
+    """A small U-Net: (B, in, z, y, x) -> (B, out, z, y, x), for any grid size.
+
+    Three levels of 16, 32 and 64 channels (Çiçek et al. 2016), each of two convolutions with
+    batch normalisation and LeakyReLU; max-pooling down, a 1x1x1
+    convolution and linear interpolation up. In evaluation
+    mode a voxel's logits depend on the 44 voxels around it alone, so that crops, tiles and whole
+    scans agree.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Numbers of channels.
+    slope
+        LeakyReLU slope.
+    dropout
+        Rate of channel dropout after the deepest and the last feature map.
+    """
+
+    WIDTHS = (16, 32, 64)
+
+    def __init__(
+        self, in_channels: int, out_channels: int, slope: float = 0.2, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        ways = pairwise((in_channels, *self.WIDTHS))
+        self.encoder = nn.ModuleList(_two_convolutions(into, out, slope) for into, out in ways)
+        upwards = list(pairwise(reversed(self.WIDTHS)))
+        self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1, bias=False) for a, b in upwards)
+        self.decoder = nn.ModuleList(_two_convolutions(2 * b, b, slope) for _, b in upwards)
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(self.WIDTHS[0], out_channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, in, z, y, x) -> logits (B, out, z, y, x)."""
+        features, skipped = image, []
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                features = F.max_pool3d(features, 2, ceil_mode=True)
+            features = block(features)
+            skipped.append(features)
+        features = self.dropout(skipped.pop())
+        for narrow, block in zip(self.narrow, self.decoder, strict=True):
+            finer = skipped.pop()
+            size = finer.shape[2:]
+            coarse = F.interpolate(narrow(features), size, mode="trilinear", align_corners=False)
+            features = block(torch.cat([coarse, finer], dim=1))
+        result: Tensor = self.head(self.dropout(features))
+        return result
+
+
+def _two_convolutions(into: int, out: int, slope: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (into, out):
+        layers += [
+            nn.Conv3d(width, out, 3, padding=1, bias=False),
+            nn.BatchNorm3d(out),
+            nn.LeakyReLU(slope, inplace=True),
+        ]
+    return nn.Sequential(*layers)
 
 
 class VoxelMorphUNet(nn.Module):

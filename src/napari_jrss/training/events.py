@@ -77,6 +77,15 @@ class CaseJudged(_Event):
     dice: list[float | None]
 
 
+class PairRegistered(_Event):
+    """A labelled scan was registered to an unlabelled one, to deform it in training."""
+
+    kind: Literal["pair_registered"] = "pair_registered"
+    stage: str
+    moving: str
+    fixed: str
+
+
 class StageFinished(_Event):
     """A stage is done and its result is on disk."""
 
@@ -113,6 +122,7 @@ Event = (
     | EpochEnd
     | CaseScreened
     | CaseJudged
+    | PairRegistered
     | StageFinished
     | RoundFinished
     | Cancelled

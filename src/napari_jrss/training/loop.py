@@ -6,6 +6,7 @@ training state repeats exactly what the straight run would have done.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from napari_jrss.networks.weights import CheckpointError, StateDict, load_into
 from napari_jrss.training.checkpoint import TrainingState, optimizer_moments, restore_moments
 from napari_jrss.training.events import Cancelled, EpochEnd, Event, StageStarted, StepEnd
 from napari_jrss.training.sampling import step_seed
+
+WARM_UP, LAST_RATE = 0.05, 0.01
+"""Of the cosine schedule: share of the steps in which the rate rises, and its last factor."""
 
 
 class Cancel(Protocol):
@@ -40,15 +44,18 @@ class Stage(Protocol):
     """What a stage brings to :func:`fit`.
 
     `modules` are saved and restored together: the trained network and, where there is one,
-    its teacher. `validate` decides the best epoch.
+    its teacher. `validate` decides the best epoch; with `judge_start`, what the stage starts from
+    is kept unless an epoch is better.
     """
 
     name: str
+    network: nn.Module
     modules: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer
     learning_rate: float
     steps: int
     steps_per_epoch: int
+    judge_start: bool
 
     def losses(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of a step by name; the one named ``total`` is minimised."""
@@ -89,6 +96,12 @@ def fit(
         first_step=state.step,
         best=state.best_validation,
     )
+    if stage.judge_start and state.step == 0:
+        ended, value = run_validation(stage.validate(), fabric, cancel)
+        if not ended:
+            yield _leave(stage, fabric, state, state_path)
+            return
+        _keep_best(stage, state, value)
     while True:
         if state.epoch_losses and _ends_epoch(state.step, stage):
             done = state.step // stage.steps_per_epoch
@@ -126,14 +139,16 @@ def fit(
 def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingConfig) -> StepEnd:
     """Take one step of the optimiser."""
     started = time.perf_counter()
-    epoch = state.step // stage.steps_per_epoch
+    rate = stage.learning_rate * rate_factor(state.step, stage, config)
     for group in stage.optimizer.param_groups:
         # a stage of two networks may give one of them a multiple of its rate
-        group["lr"] = stage.learning_rate * group.get("factor", 1.0) * config.gamma**epoch
+        group["lr"] = rate * group.get("factor", 1.0)
     with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
         losses = stage.losses(state.step, rng)
         stage.optimizer.zero_grad()
         fabric.backward(losses["total"])
+        if config.gradient_clip > 0:
+            fabric.clip_gradients(stage.network, stage.optimizer, max_norm=config.gradient_clip)
         stage.optimizer.step()
     stage.after_step(state.step)
     state.step += 1
@@ -150,6 +165,17 @@ def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingCo
         losses=values,
         seconds=time.perf_counter() - started,
     )
+
+
+def rate_factor(step: int, stage: Stage, config: TrainingConfig) -> float:
+    """Factor on the learning rate at a step (counted from 0)."""
+    if config.schedule == "decay":
+        return float(config.gamma ** (step // stage.steps_per_epoch))
+    warm = max(1, round(WARM_UP * stage.steps))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, stage.steps - warm)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:

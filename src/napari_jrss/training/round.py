@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
@@ -30,11 +31,18 @@ from napari_jrss.training.events import (
     EpochEnd,
     Event,
     MetricsFile,
+    PairRegistered,
     RoundFinished,
     StageFinished,
     StageStarted,
 )
 from napari_jrss.training.loop import Cancel, Stage, fit, run_validation, stop_requested
+from napari_jrss.training.perturbed import (
+    Fields,
+    PerturbedStudentStage,
+    field_between,
+    pairs_to_register,
+)
 from napari_jrss.training.quality import judge, scans_to_judge, warning
 from napari_jrss.training.screening import PseudoLabel, screen
 from napari_jrss.training.stages import (
@@ -46,6 +54,11 @@ from napari_jrss.training.stages import (
     segmentation_validation,
 )
 from napari_jrss.training.trainable import RoundError, check_trainable
+
+OLD_TEACHER_STAYS = (
+    "No student was better on the validation cases than the teacher it began from: "
+    "that teacher stays."
+)
 
 
 @dataclass(frozen=True)
@@ -170,13 +183,43 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     )
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
-    student_stage = StudentStage(
-        f"student_{task.number}", student, teacher, registration, tensors, config, fabric
-    )
+    name = f"student_{task.number}"
+    student_stage: Stage
+    if config.joint.student == "registered":
+        student_stage = StudentStage(name, student, teacher, registration, tensors, config, fabric)
+    else:
+        fields = yield from _fields(task, fabric, cancel)
+        if fields is None:
+            return
+        student_stage = PerturbedStudentStage(
+            name, student, teacher, tensors, config, fabric, fields
+        )
     results = {task.files.student: student, task.files.teacher: teacher}
     if not (yield from train_stage(student_stage, results, task, fabric, cancel)):
         return
     yield from _conclude(task, teacher, student, registration, fabric, cancel)
+
+
+def _fields(
+    task: RoundTask, fabric: Fabric, cancel: Cancel
+) -> Generator[Event, None, Fields | None]:
+    """Fields from labelled to unlabelled scans, to deform the labelled ones; None if cancelled."""
+    stage, snapshot = "deformation", task.snapshot
+    fields: dict[str, list[Tensor]] = {}
+    student, teacher = task.files.student, task.files.teacher
+    pairs = pairs_to_register(task.config, snapshot, task.number)
+    if not pairs or (student.exists() and teacher.exists()):
+        return fields
+    yield StageStarted(stage=stage, steps=len(pairs))
+    for done, (moving, fixed) in enumerate(pairs):
+        if stop_requested(cancel, fabric):
+            yield Cancelled(stage=stage, step=done)
+            return None
+        field = field_between(snapshot, moving, fixed, fabric.device)
+        fields.setdefault(moving, []).append(field)
+        yield PairRegistered(stage=stage, moving=moving, fixed=fixed)
+    yield StageFinished(stage=stage)
+    return fields
 
 
 def _screen(
@@ -312,11 +355,23 @@ def _conclude(
             metrics[f"validation_{name}_dice"] = dice
     yield StageFinished(stage=stage)
     names = [snapshot.class_names[c] for c in unlearned]
+    lines = [warning(names, screening.learned_gate)]
+    if task.parent is not None and _same_weights(teacher, task.parent_files.teacher):
+        lines.append(OLD_TEACHER_STAYS)
     yield RoundFinished(
         number=task.number,
         metrics=metrics,
         unlearned=list(unlearned),
-        warning=warning(names, screening.learned_gate),
+        warning=" ".join(line for line in lines if line),
+    )
+
+
+def _same_weights(network: nn.Module, path: Path) -> bool:
+    """Whether a network has the weights of a file."""
+    known, _ = load_tensors(path)
+    own = network.state_dict()
+    return known.keys() == own.keys() and all(
+        torch.equal(own[name].cpu(), tensor) for name, tensor in known.items()
     )
 
 

@@ -10,6 +10,8 @@ from zlib import crc32
 
 import numpy as np
 
+from napari_jrss.config import Shape
+
 
 def step_seed(seed: int, stage: str, step: int) -> int:
     """A seed of 63 bits that depends on nothing but its arguments."""
@@ -26,6 +28,20 @@ def draw_cases(cases: Sequence[str], count: int, rng: np.random.Generator) -> li
     repeats = -(-count // len(cases))
     pool = [c for _ in range(repeats) for c in rng.permutation(np.asarray(cases, dtype=object))]
     return [str(case) for case in pool[:count]]
+
+
+def draw_start(
+    shape: Shape, crop: Shape, rng: np.random.Generator, centre: Shape | None = None
+) -> Shape:
+    """First voxel (z, y, x) of a crop that lies in the volume: about `centre`, or anywhere."""
+    room = [size - n for size, n in zip(shape, crop, strict=True)]
+    if centre is None:
+        z, y, x = (int(rng.integers(most + 1)) for most in room)
+    else:
+        z, y, x = (
+            min(max(0, at - n // 2), most) for at, n, most in zip(centre, crop, room, strict=True)
+        )
+    return z, y, x
 
 
 def draw_pairs(

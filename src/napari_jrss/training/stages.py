@@ -12,20 +12,27 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_jrss.config import RegistrationTraining, SegmentationTraining, TrainingConfig
+from napari_jrss.config import (
+    RegistrationTraining,
+    SegmentationTraining,
+    Shape,
+    TrainingConfig,
+)
 from napari_jrss.inference.predict import predict_case, warp_label
 from napari_jrss.losses import class_weights
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.spatial import warp
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.augment import (
+    crop_grid,
+    random_affine,
     random_affine_grid,
     random_intensity,
     sample_image,
     sample_label,
 )
 from napari_jrss.training.loop import Validation
-from napari_jrss.training.sampling import draw_cases, draw_pairs
+from napari_jrss.training.sampling import draw_cases, draw_pairs, draw_start
 from napari_jrss.training.screening import IGNORED, PseudoLabel
 from napari_jrss.training.steps import (
     Losses,
@@ -55,6 +62,7 @@ class TrainingTensors:
         self.manual = frozenset(snapshot.labelled)
         accepted = [c for c, pseudo in pseudo_labels.items() if pseudo.accepted]
         self.supervised = tuple(sorted((*snapshot.labelled, *accepted)))
+        self._structures: dict[str, list[NDArray[np.intp]]] = {}
 
     def images(self, cases: Sequence[str]) -> Tensor:
         """(B, 1, z, y, x)."""
@@ -72,6 +80,22 @@ class TrainingTensors:
             for case in cases
         ]
         return self._stack(arrays)
+
+    def draw_structure(self, case: str, rng: np.random.Generator) -> Shape | None:
+        """A voxel (z, y, x) of a structure of a labelled case, both drawn; None without any."""
+        if case not in self._structures:
+            label = self.snapshot.arrays.label(case)
+            order = np.argsort(label, axis=None, kind="stable")
+            first = np.searchsorted(label.ravel()[order], np.arange(1, self.snapshot.classes + 1))
+            parts = np.split(order, first)[1:-1]
+            # every so-many-th voxel is enough to draw from
+            self._structures[case] = [p[:: max(1, len(p) // 1000)].copy() for p in parts if len(p)]
+        structures = self._structures[case]
+        if not structures:
+            return None
+        voxel = rng.choice(structures[rng.integers(len(structures))])
+        z, y, x = (int(i) for i in np.unravel_index(voxel, self.snapshot.shape))
+        return z, y, x
 
     def class_weights(self, background: float = 0.5) -> Tensor:
         """(C,), by the rarity of each class in the manual labels."""
@@ -138,6 +162,8 @@ def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
 class _CohortStage:
     """What the stages share: tensors of the cohort, and one network with its optimiser."""
 
+    judge_start = False
+
     def __init__(
         self,
         name: str,
@@ -151,7 +177,8 @@ class _CohortStage:
         self.tensors, self.config = tensors, config
         self.modules = {"network": network}
         self.learning_rate = settings.learning_rate
-        adam = torch.optim.Adam(
+        decoupled = isinstance(settings, SegmentationTraining) and settings.optimizer == "adamw"
+        adam = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.network, self.optimizer = fabric.setup(network, adam)
@@ -165,6 +192,25 @@ class _CohortStage:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         shape, device = self.tensors.snapshot.shape, self.tensors.device
         return random_affine_grid(batch, shape, std, generator, device)
+
+    def _crops(self, cases: Sequence[str], std: float, rng: np.random.Generator) -> Tensor:
+        """Random sampling grid of a crop of each case, (batch, *crop, 3).
+
+        Half of the crops of labelled cases are centred on a structure drawn at random.
+        """
+        tensors, shape = self.tensors, self.tensors.snapshot.shape
+        crop = self.config.segmentation.crop(shape)
+        if crop == shape:
+            return self._grid(len(cases), std, rng)
+        starts = []
+        for case in cases:
+            centre = None
+            if case in tensors.manual and rng.random() < 0.5:
+                centre = tensors.draw_structure(case, rng)
+            starts.append(draw_start(shape, crop, rng, centre))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        matrices = random_affine(len(cases), std, generator)
+        return crop_grid(shape, starts, crop, matrices, tensors.device)
 
     def _intensity(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         std = self.config.augmentation.intensity_std
@@ -189,12 +235,11 @@ class MonoSegmentationStage(_CohortStage):
         snapshot = self.tensors.snapshot
         cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
-        grid = self._grid(len(cases), self.config.augmentation.affine_std, rng)
+        grid = self._crops(cases, self.config.augmentation.affine_std, rng)
         images = self._intensity(sample_image(images, grid), rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
-        background = self.config.segmentation.include_background
-        return mono_segmentation_step(self.network, images, labels, background)
+        return mono_segmentation_step(self.network, images, labels, self.config.segmentation)
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""
@@ -276,8 +321,38 @@ class RegistrationStage(_CohortStage):
         )
 
 
-class StudentStage(_CohortStage):
-    """The student on manual and pseudo-labels, and the teacher that follows it (Eq. 6)."""
+class TeacherStage(_CohortStage):
+    """A student, and the teacher that follows it as a moving average."""
+
+    def __init__(
+        self,
+        name: str,
+        student: nn.Module,
+        teacher: nn.Module,
+        tensors: TrainingTensors,
+        config: TrainingConfig,
+        fabric: Fabric,
+    ) -> None:
+        super().__init__(name, student, tensors, config, config.segmentation, fabric)
+        self.modules = {"student": student, "teacher": teacher}
+        teacher.to(tensors.device).eval()
+        self.learning_rate = config.joint.learning_rate or self.learning_rate
+        self.steps = config.joint.steps(self.steps_per_epoch)
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher's weights towards the student's."""
+        decay = self.config.joint.ema_decay
+        update_teacher(self.modules["teacher"], self.modules["student"], decay)
+
+    def validate(self) -> Validation:
+        """Dice of the teacher on the validation cases."""
+        return segmentation_validation(
+            self.modules["teacher"], self.tensors.snapshot, self.tensors.device
+        )
+
+
+class StudentStage(TeacherStage):
+    """The student on manual and pseudo-labels of registered pairs (Eq. 6)."""
 
     def __init__(
         self,
@@ -289,11 +364,8 @@ class StudentStage(_CohortStage):
         config: TrainingConfig,
         fabric: Fabric,
     ) -> None:
-        super().__init__(name, student, tensors, config, config.segmentation, fabric)
-        self.modules = {"student": student, "teacher": teacher}
+        super().__init__(name, student, teacher, tensors, config, fabric)
         self.registration = registration.to(tensors.device).eval()
-        teacher.to(tensors.device).eval()
-        self.steps = config.joint.segmentation_epochs * self.steps_per_epoch
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         """Losses of the student on labelled and on screened cases."""
@@ -340,17 +412,6 @@ class StudentStage(_CohortStage):
             teacher_logits=sample_image(probabilities, grid).clamp_min(1e-6).log(),
             warped_labels=sample_label(warped_labels, grid[pairs:], outside=IGNORED),
             warped_usable=usable,
-        )
-
-    def after_step(self, step: int) -> None:
-        """Move the teacher's weights towards the student's."""
-        decay = self.config.joint.ema_decay
-        update_teacher(self.modules["teacher"], self.modules["student"], decay)
-
-    def validate(self) -> Validation:
-        """Dice of the teacher on the validation cases."""
-        return segmentation_validation(
-            self.modules["teacher"], self.tensors.snapshot, self.tensors.device
         )
 
 

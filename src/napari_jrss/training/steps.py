@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_jrss.config import JointConfig, RegistrationTraining
+from napari_jrss.config import JointConfig, RegistrationTraining, SegmentationTraining
 from napari_jrss.losses import (
+    batch_dice_loss,
     diffusion_regulariser,
     folding,
     image_difference,
     one_hot,
     screened_cross_entropy,
+    soft_cross_entropy,
     soft_dice_loss,
     symmetric_kl,
 )
@@ -33,14 +35,25 @@ def known_one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def mono_segmentation_step(
-    network: nn.Module, images: Tensor, labels: Tensor, include_background: bool = True
+    network: nn.Module, images: Tensor, labels: Tensor, config: SegmentationTraining
 ) -> Losses:
-    """Soft multi-class Dice on labelled images (Eq. 1 and 2)."""
+    """Loss on labelled images: Dice (Eq. 1 and 2), or Dice and cross-entropy."""
     logits = network(images).float()
+    if config.loss == "dice_ce":
+        return dice_and_cross_entropy(logits, labels)
     target = known_one_hot(labels, logits.shape[1])
     known = target.sum(1, keepdim=True)
-    dice = soft_dice_loss(logits.softmax(1) * known, target, include_background)
+    dice = soft_dice_loss(logits.softmax(1) * known, target, config.include_background)
     return {"total": dice, "dice": dice}
+
+
+def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Losses:
+    """Dice of the batch's structures plus cross-entropy, of equal weight."""
+    target = known_one_hot(labels, logits.shape[1])
+    known = labels != IGNORED
+    dice = batch_dice_loss(logits.softmax(1) * known[:, None], target)
+    cross_entropy = screened_cross_entropy(logits, labels, known).mean()
+    return {"total": dice + cross_entropy, "dice": dice, "ce": cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,61 @@ def student_step(
         total = total + dice
         losses["manual_dice"] = dice
     return {"total": total, **losses}
+
+
+@dataclass(frozen=True)
+class PerturbedBatch:
+    """One step of a perturbed student.
+
+    Attributes
+    ----------
+    images, labels
+        Labelled images (B, 1, z, y, x) and their manual labels (B, z, y, x).
+    perturbed
+        (U, 1, z, y, x), unlabelled images with changed intensities.
+    teacher
+        (U, C, z, y, x), the teacher's probabilities in the unchanged images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    perturbed: Tensor
+    teacher: Tensor
+
+
+def perturbed_student_step(
+    network: nn.Module, batch: PerturbedBatch, tau: float, trusted: Tensor, weight: float
+) -> Losses:
+    """Manual labels, and agreement with a teacher that sees the unchanged image.
+
+    A mean teacher (Tarvainen and Valpola 2017) whose student's view is strongly changed, as in
+    FixMatch (Sohn et al. 2020): soft Dice with the teacher's probabilities, and cross-entropy
+    with them where the teacher's confidence exceeds tau (Eq. 3).
+
+    Parameters
+    ----------
+    network
+        The student.
+    batch
+        What it sees.
+    tau
+        Confidence threshold.
+    trusted
+        (C,), bool: classes from which the student learns in unlabelled images.
+    weight
+        Of the agreement.
+    """
+    labelled = len(batch.images)
+    logits = network(torch.cat([batch.images, batch.perturbed])).float()
+    losses = dice_and_cross_entropy(logits[:labelled], batch.labels)
+    confidence, found = batch.teacher.max(1)
+    known = trusted[found]
+    probabilities = logits[labelled:].softmax(1) * known[:, None]
+    dice = batch_dice_loss(probabilities, batch.teacher * known[:, None])
+    cross_entropy = soft_cross_entropy(logits[labelled:], batch.teacher, known & (confidence > tau))
+    agreement = dice + cross_entropy
+    manual = losses["total"]
+    return {"total": manual + weight * agreement, "manual": manual, "agreement": agreement}
 
 
 @torch.no_grad()

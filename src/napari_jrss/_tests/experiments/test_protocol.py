@@ -66,7 +66,8 @@ def test_text_that_is_no_yaml_and_a_missing_file_are_one_line(tmp_path: Path) ->
     with pytest.raises(ProtocolError, match="not a readable YAML"):
         load_protocol(path)
     with pytest.raises(
-        ProtocolError, match=r"no such file, nor .*: hippocampus, ixi, lpba40, smoke"
+        ProtocolError,
+        match=r"no such file, nor .*: hippocampus, hippocampus_fast, ixi, lpba40, smoke",
     ):
         load_protocol(tmp_path / "missing.yaml")
 

@@ -83,7 +83,7 @@ def test_weights_fit_with_and_without_dropout(name: str) -> None:
 
 
 def test_unknown_network_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'nnunet'.*monai_unet, obelisk, vm_unet, voxelmorph"):
+    with pytest.raises(ValueError, match=r"'nnunet'.*monai_unet, obelisk, unet, vm_unet"):
         build_segmentation_network(config("nnunet"), 3)
     with pytest.raises(ValueError, match="no_such_module"):
         build_registration_network(config("no_such_module:build"))

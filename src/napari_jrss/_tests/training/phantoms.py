@@ -113,10 +113,10 @@ def cpu() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def write_parent(folder: Path, seed: int = 0) -> Path:
+def write_parent(folder: Path, seed: int = 0, config: TrainingConfig | None = None) -> Path:
     """A round's folder with networks as they are born, for a joint round to start from."""
     folder.mkdir(parents=True)
-    config = tiny_config()
+    config = config or tiny_config()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         teacher = build_segmentation_network(config.segmentation_network, len(NAMES))

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from napari_jrss.networks.spatial import warp
 from napari_jrss.training.augment import (
+    crop_grid,
+    follow_field,
+    random_affine,
     random_affine_grid,
     random_intensity,
     sample_image,
     sample_label,
+    strong_intensity,
 )
 
 SHAPE = (9, 12, 8)
@@ -95,3 +100,51 @@ def test_intensity_is_one_factor_and_one_offset_per_image() -> None:
         torch.testing.assert_close(after, factor * before + offset, rtol=1e-4, atol=1e-5)
         assert factor != 1
     assert torch.equal(changed, random_intensity(image, 0.2, generator(1)))
+
+
+def test_a_crop_of_the_whole_volume_is_the_affine_grid() -> None:
+    matrices = random_affine(2, 0.1, generator())
+    grid = crop_grid(SHAPE, [(0, 0, 0)] * 2, SHAPE, matrices, torch.device("cpu"))
+    torch.testing.assert_close(grid, random_affine_grid(2, SHAPE, 0.1, generator()))
+
+
+def test_a_crop_that_is_not_deformed_is_cut_out() -> None:
+    image = torch.randn((2, 1, *SHAPE), generator=generator())
+    starts, crop = [(0, 0, 0), (3, 2, 1)], (4, 8, 5)
+    matrices = random_affine(2, 0.0, generator())
+    cut = sample_image(image, crop_grid(SHAPE, starts, crop, matrices, torch.device("cpu")))
+    for each, whole, (z, y, x) in zip(cut, image, starts, strict=True):
+        expected = whole[:, z : z + 4, y : y + 8, x : x + 5]
+        torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
+
+
+def test_a_crop_along_a_field_is_the_crop_of_the_warped_image() -> None:
+    image = torch.randn((1, 1, *SHAPE), generator=generator())
+    field = 0.7 * torch.randn((1, 3, *SHAPE), generator=generator())
+    matrix = random_affine(1, 0.0, generator())
+    grid = crop_grid(SHAPE, [(3, 2, 1)], (4, 8, 5), matrix, torch.device("cpu"))
+    moved = sample_image(image, follow_field(grid, field))
+    expected = warp(image, field, padding="border")[:, :, 3:7, 2:10, 1:6]
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_strong_change_of_intensity_is_decided_by_the_generator(seed: int) -> None:
+    image = torch.randn((3, 1, *SHAPE), generator=generator())
+    changed = strong_intensity(image, generator(seed))
+    assert changed.shape == image.shape
+    assert bool(changed.isfinite().all())
+    assert torch.equal(changed, strong_intensity(image, generator(seed)))
+    assert not torch.equal(changed, image)
+    assert not torch.equal(changed, strong_intensity(image, generator(seed + 100)))
+
+
+def test_a_strong_change_moves_nothing() -> None:
+    """A bright block stays where it is: its outline is the steepest place of a smooth change."""
+    image = torch.zeros((1, 1, 16, 16, 16))
+    image[..., 4:12, 4:12, 4:12] = 2
+    inside = image[0, 0] > 0
+    for seed in range(12):
+        changed = strong_intensity(image, generator(seed))[0, 0]
+        inner, outer = changed[inside].mean(), changed[~inside].mean()
+        assert abs(float(inner - outer)) > 0.3

@@ -30,6 +30,7 @@ class OneWeight:
 
     name = "one_weight"
     learning_rate = 0.5
+    judge_start = False
     steps_per_epoch = 3
 
     def __init__(
@@ -88,6 +89,50 @@ def test_the_learning_rate_decays_per_epoch(state: Path) -> None:
     train(stage, state, gamma=0.5)
     assert stage.rates == [0.5] * 3 + [0.25] * 3 + [0.125]
     assert stage.after == list(range(7))
+
+
+def test_a_cosine_rises_for_a_twentieth_of_the_steps_and_falls_to_a_hundredth(state: Path) -> None:
+    stage = OneWeight(steps=40)
+    train(stage, state, schedule="cosine", gamma=0.5)
+    assert stage.rates[:3] == [0.25, 0.5, 0.5]  # 0.5 is the rate of the stage
+    assert stage.rates[2:] == sorted(stage.rates[2:], reverse=True)
+    assert stage.rates[21] == pytest.approx(0.005 + 0.495 / 2)  # half way down
+    assert stage.rates[-1] == pytest.approx(0.005, rel=0.2)
+
+
+def test_a_cosine_does_not_depend_on_the_number_of_cases(tmp_path: Path) -> None:
+    few, many = OneWeight(steps=12), OneWeight(steps=12)
+    many.steps_per_epoch = 12
+    for stage in (few, many):
+        train(stage, tmp_path / f"{stage.steps_per_epoch}", schedule="cosine")
+    assert few.rates == many.rates
+
+
+def test_a_long_gradient_is_shortened(state: Path) -> None:
+    stage = OneWeight(steps=1)
+    train(stage, state, gradient_clip=1e-3)
+    assert stage.network.weight.grad is not None
+    assert float(stage.network.weight.grad.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("at_start", "kept"), [(0.6, 0.0), (0.1, None)])
+def test_what_a_stage_starts_from_stays_unless_an_epoch_is_better(
+    at_start: float, kept: float | None, state: Path
+) -> None:
+    stage = OneWeight(steps=6, validation=[at_start, 0.5, 0.3])
+    stage.judge_start = True
+    train(stage, state)
+    assert stage.weight == (stage.seen[1] if kept is None else kept)
+
+
+def test_a_stage_left_before_its_first_step_judges_its_start_again(state: Path) -> None:
+    stage = OneWeight(steps=6, validation=[0.6, 0.5, 0.3], cases=2)
+    stage.judge_start = True
+    assert isinstance(train(stage, state, AfterSteps(1))[-1], Cancelled)
+    again = OneWeight(steps=6, validation=[0.6, 0.5, 0.3])
+    again.judge_start = True
+    train(again, state)
+    assert again.weight == 0.0
 
 
 def test_events_tell_every_step_and_each_epochs_mean(state: Path) -> None:

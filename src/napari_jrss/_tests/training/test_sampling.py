@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot
-from napari_jrss.training.sampling import draw_cases, draw_pairs, step_seed
+from napari_jrss.training.sampling import draw_cases, draw_pairs, draw_start, step_seed
 
 ids = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=9, unique=True)
 seeds = st.integers(0, 2**62)
@@ -147,3 +147,13 @@ def test_a_snapshots_training_cases_are_labelled_and_unlabelled_in_a_fixed_order
     )
     assert snapshot.training == ("a", "c", "d")
     assert snapshot.classes == 2
+
+
+def test_a_crop_lies_in_the_volume_and_about_its_centre_where_there_is_room() -> None:
+    shape, crop, rng = (10, 20, 8), (4, 6, 8), np.random.default_rng(0)
+    starts = [draw_start(shape, crop, rng) for _ in range(300)]
+    assert {z for z, _, _ in starts} == set(range(7))
+    assert {y for _, y, _ in starts} == set(range(15))
+    assert {x for _, _, x in starts} == {0}
+    assert draw_start(shape, crop, rng, centre=(5, 9, 3)) == (3, 6, 0)
+    assert draw_start(shape, crop, rng, centre=(0, 19, 7)) == (0, 14, 0)

@@ -10,16 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from napari_jrss._tests.training.phantoms import NAMES, SHAPE, phantom
-from napari_jrss.config import JointConfig, NetworkConfig, RegistrationTraining
-from napari_jrss.losses import diffusion_regulariser, mean_squared_error, soft_dice_loss
+from napari_jrss.config import (
+    JointConfig,
+    NetworkConfig,
+    RegistrationTraining,
+    SegmentationTraining,
+)
+from napari_jrss.losses import (
+    batch_dice_loss,
+    diffusion_regulariser,
+    mean_squared_error,
+    soft_dice_loss,
+)
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.spatial import warp
 from napari_jrss.training.screening import IGNORED
 from napari_jrss.training.steps import (
     PairBatch,
+    PerturbedBatch,
     StudentBatch,
+    dice_and_cross_entropy,
     known_one_hot,
     mono_segmentation_step,
+    perturbed_student_step,
     registration_step,
     student_step,
     update_teacher,
@@ -51,7 +64,9 @@ def test_mono_segmentation_is_one_minus_dice_by_hand() -> None:
     # Two voxels of class 0 and 1, foreseen with 3/4 and 1/2.
     probabilities = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     network = Says(probabilities.T.log().reshape(1, 2, 1, 1, 2))
-    losses = mono_segmentation_step(network, torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[[0, 1]]]]))
+    settings = SegmentationTraining()
+    image, label = torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[[0, 1]]]])
+    losses = mono_segmentation_step(network, image, label, settings)
     background, foreground = 2 * 0.75 / (1.25 + 1), 2 * 0.5 / (0.75 + 1)
     assert losses["total"].item() == pytest.approx(1 - (background + foreground) / 2, abs=1e-5)
 
@@ -61,8 +76,12 @@ def test_mono_segmentation_without_the_background_doesnt_reward_finding_nothing(
     label[..., 0] = 1
     nothing = Says(torch.tensor([20.0, -20.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 10))
     image = torch.zeros(1, 1, 1, 1, 10)
-    with_it = mono_segmentation_step(nothing, image, label)["total"]
-    without = mono_segmentation_step(nothing, image, label, include_background=False)["total"]
+    with_it, without = (
+        mono_segmentation_step(nothing, image, label, SegmentationTraining(include_background=b))[
+            "total"
+        ]
+        for b in (True, False)
+    )
     assert with_it.item() == pytest.approx(1 - 18 / 19 / 2, abs=1e-4)
     assert without.item() == pytest.approx(1, abs=1e-4)
 
@@ -358,3 +377,45 @@ def test_averaging_leaves_no_graph_behind() -> None:
     teacher, student = (build_segmentation_network(NetworkConfig(), C) for _ in range(2))
     update_teacher(teacher, student, decay=0.9)
     assert all(p.requires_grad and p.is_leaf and p.grad is None for p in teacher.parameters())
+
+
+def perturbed_batch() -> PerturbedBatch:
+    teacher = random(2, 3, 4, 4, 4, seed=1).mul(3).softmax(1)
+    labels = torch.randint(0, 3, (2, 4, 4, 4), generator=torch.Generator().manual_seed(2))
+    return PerturbedBatch(random(2, 1, 4, 4, 4), labels, random(2, 1, 4, 4, 4, seed=3), teacher)
+
+
+def test_a_perturbed_student_learns_labels_and_what_the_teacher_is_sure_of() -> None:
+    batch, everything = perturbed_batch(), torch.ones(3, dtype=torch.bool)
+    network = Says(random(4, 3, 4, 4, 4, seed=4))
+    losses = perturbed_student_step(network, batch, 0.6, everything, 0.5)
+    manual = dice_and_cross_entropy(network.answer[:2], batch.labels)["total"]
+    sure = batch.teacher.max(1).values > 0.6
+    log = network.answer[2:].log_softmax(1)
+    cross_entropy = -(batch.teacher * log).sum(1)[sure].mean()
+    dice = batch_dice_loss(log.exp(), batch.teacher)
+    assert losses["manual"].item() == pytest.approx(manual.item())
+    assert losses["agreement"].item() == pytest.approx((dice + cross_entropy).item(), rel=1e-5)
+    total = losses["manual"] + 0.5 * losses["agreement"]
+    assert losses["total"].item() == pytest.approx(total.item())
+
+
+def test_a_perturbed_student_ignores_structures_that_are_not_trusted() -> None:
+    batch, trusted = perturbed_batch(), torch.tensor([True, True, False])
+    network = Says(random(4, 3, 4, 4, 4, seed=4))
+    total = perturbed_student_step(network, batch, 0.0, trusted, 1.0)["agreement"]
+    gradient = network.gradient(total)[2:]
+    distrusted = batch.teacher.argmax(1) == 2
+    assert bool(distrusted.any())
+    assert gradient.movedim(1, -1)[distrusted].abs().max() == 0
+    assert gradient.movedim(1, -1)[~distrusted].abs().max() > 0
+
+
+def test_dice_and_cross_entropy_pass_over_ignored_voxels() -> None:
+    logits, labels = random(1, 3, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    labels[:, :2] = 1
+    labels[:, 3] = IGNORED
+    network = Says(logits)
+    gradient = network.gradient(dice_and_cross_entropy(network.answer, labels)["total"])
+    assert gradient[:, :, 3].abs().max() == 0
+    assert gradient[:, :, :3].abs().min() > 0

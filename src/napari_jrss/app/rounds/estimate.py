@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel
 
 SMALL_VOXELS, LARGE_VOXELS = 24**3, 40**3
+ON_CROPS = ("mono_segmentation", "student")
+"""Stages whose steps see crops, where the settings want crops."""
 _MULTIPLE = 8
 _BYTES_PER_VOXEL = 5  # a float32 image and its label
 _GIB = 2**30
@@ -113,6 +115,7 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
+    from napari_jrss.training.perturbed import deformation_pairs
     from napari_jrss.training.quality import scans_to_judge
 
     cases = len(snapshot.training)
@@ -122,7 +125,8 @@ def steps_of(
     predictions = (judged + len(snapshot.unlabelled)) * (rounds + (not pretrained))
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
-        "student": rounds * config.joint.segmentation_epochs * segmentation,
+        "student": rounds * config.joint.steps(segmentation),
+        "deformation": rounds * deformation_pairs(config, snapshot),
         "prediction": predictions,
     }
     if not pretrained:
@@ -143,9 +147,13 @@ def estimated(
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
     snapshot = project.snapshot()
     voxels = math.prod(snapshot.shape)
+    crop = math.prod(config.segmentation.crop(snapshot.shape))
     pretrained = project.teacher is not None and not pretrain
     steps = steps_of(config, snapshot, pretrained, rounds)
-    costs = {stage: cost.at(voxels) for stage, cost in measured.stages.items()}
+    costs = {
+        stage: cost.at(crop if stage in ON_CROPS else voxels)
+        for stage, cost in measured.stages.items()
+    }
     costs["mono_registration"] = costs["registration"]
     known: dict[str, float] = {}
     for entry in project.rounds():
@@ -162,7 +170,7 @@ def estimated(
         device=measured.device,
         basis=basis,
         memory=measured.program
-        + max(costs[stage][1] for stage in ("mono_segmentation", "registration", "student"))
+        + max(memory for _, memory in costs.values())
         + (volumes if measured.device == "cpu" else 0),
         available=measured.total,
     )
@@ -215,9 +223,17 @@ def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> 
     fabric = make_fabric(device, config.precision)
     on_gpu = fabric.device.type == "cuda"
     program = 0.5 * _GIB if on_gpu else float(psutil.Process().memory_info().rss)
-    small, large = (_scaled(shape, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
+    names = ["mono_segmentation", "registration", "student", "prediction"]
+    if config.joint.student == "perturbed" and config.joint.registration_augmentation > 0:
+        names.append("deformation")
+    crop = config.segmentation.crop(shape)
+    # the grids that are measured stand for whole scans, or for crops
+    settings = config.segmentation.model_copy(update={"crop_fraction": 1.0})
+    config = config.model_copy(update={"segmentation": settings})
     stages = {}
-    for name in ("mono_segmentation", "registration", "student", "prediction"):
+    for name in names:
+        of = crop if name in ON_CROPS else shape
+        small, large = (_scaled(of, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
         costs = []
         for grid in (small, large):
             step = one_step(name, config, classes, grid, fabric.device.type)
@@ -252,9 +268,9 @@ def cost_settings(config: TrainingConfig) -> str:
             "precision": True,
             "segmentation_network": True,
             "registration_network": True,
-            "segmentation": {"batch_size"},
+            "segmentation": {"batch_size", "loss", "crop_fraction", "crop_voxels"},
             "registration": {"batch_size", "similarity"},
-            "joint": {"registration_warp", "supervised_dice"},
+            "joint": {"student", "registration_warp", "supervised_dice"},
         }
     )
 
@@ -284,6 +300,7 @@ def one_step(
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.training.loop import Stage
+    from napari_jrss.training.perturbed import PerturbedStudentStage, field_between
     from napari_jrss.training.screening import PseudoLabel
     from napari_jrss.training.stages import (
         MonoSegmentationStage,
@@ -307,12 +324,17 @@ def one_step(
     if name == "prediction":
         network.to(fabric.device).eval()
         return lambda: (predict_case(network, snapshot.arrays.image("a"), fabric.device), None)[1]
+    if name == "deformation":
+        return lambda: (field_between(snapshot, "a", "u", fabric.device), None)[1]
     stage: Stage
     if name == "registration":
         stage = RegistrationStage(name, registration, tensors, config, fabric, epochs=1)
     elif name == "student":
         teacher = build_segmentation_network(config.segmentation_network, classes)
-        stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)
+        if config.joint.student == "registered":
+            stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)
+        else:
+            stage = PerturbedStudentStage(name, network, teacher, tensors, config, fabric, {})
     else:
         stage = MonoSegmentationStage(network, tensors, config, fabric)
 

@@ -11,6 +11,7 @@ from napari_jrss.training.events import (
     CaseScreened,
     EpochEnd,
     Event,
+    PairRegistered,
     RoundFinished,
     StageFinished,
     StageStarted,
@@ -78,7 +79,7 @@ class Progress:
             case StepEnd():
                 self.loss = event.losses["total"]
                 self._advance(event.step)
-            case CaseScreened() | CaseJudged() if event.stage == self.stage:
+            case CaseScreened() | CaseJudged() | PairRegistered() if event.stage == self.stage:
                 self._advance(self.step + 1)
             case EpochEnd():
                 self.epoch, self.best = event.epoch, event.best

@@ -1,0 +1,167 @@
+"""The student that sees changed images: whom it learns from, what moves, and its round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_jrss._tests.training.phantoms import (
+    LABELLED,
+    NAMES,
+    SHAPE,
+    UNLABELLED,
+    AfterSteps,
+    Never,
+    RecordingArrays,
+    assert_same_tensors,
+    cpu,
+    kinds,
+    phantom,
+    snapshot,
+    tiny_config,
+    weights,
+    write_parent,
+)
+from napari_jrss.config import NetworkConfig, TrainingConfig
+from napari_jrss.networks.build import build_segmentation_network
+from napari_jrss.training.events import Cancelled, Event, RoundFinished
+from napari_jrss.training.perturbed import (
+    MOST_FIELDS,
+    PerturbedStudentStage,
+    field_between,
+    pairs_to_register,
+)
+from napari_jrss.training.round import OLD_TEACHER_STAYS, RoundTask, run_round
+from napari_jrss.training.screening import PseudoLabel
+from napari_jrss.training.stages import TrainingTensors
+
+CPU = torch.device("cpu")
+C = len(NAMES)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+
+def perturbed(**changes: object) -> TrainingConfig:
+    """Crops of 12x16x12 of the phantoms, a few steps."""
+    joint = {
+        "student": "perturbed",
+        "registration_augmentation": 1.0,
+        "minimum_steps": 4,
+        "segmentation_epochs": 1,
+        "dropout": 0.0,
+    }
+    segmentation = {"crop_fraction": 0.7, "loss": "dice_ce", "optimizer": "adamw"}
+    settings = {
+        "joint": joint,
+        "segmentation": segmentation,
+        "segmentation_network": {"name": "unet"},
+        "schedule": "cosine",
+    }
+    return tiny_config(**{**settings, **changes})
+
+
+def stage(config: TrainingConfig, passed: tuple[bool, ...] = (True,) * C) -> PerturbedStudentStage:
+    arrays = RecordingArrays()
+    label = phantom("u")[1]
+    pseudo = PseudoLabel(label, label, True, np.ones(C), np.array(passed))
+    tensors = TrainingTensors(snapshot(arrays=arrays), {"u": pseudo}, CPU)
+    student, teacher = (build_segmentation_network(NetworkConfig(name="unet"), C) for _ in range(2))
+    field = torch.zeros(3, *SHAPE)
+    return PerturbedStudentStage(
+        "student_1", student, teacher, tensors, config, cpu(), {"a": [field], "b": [field]}
+    )
+
+
+def test_it_reads_labels_of_labelled_cases_only_and_sees_crops_of_both() -> None:
+    this = stage(perturbed())
+    batch = this._batch(np.random.default_rng(0))
+    assert batch.images.shape == batch.perturbed.shape == (2, 1, 16, 16, 16)
+    assert batch.labels.shape == (2, 16, 16, 16)
+    assert batch.teacher.shape == (2, C, 16, 16, 16)
+    arrays = this.tensors.snapshot.arrays
+    assert isinstance(arrays, RecordingArrays)
+    assert {case for kind, case in arrays.read if kind == "label"} <= set(LABELLED)
+    assert {case for kind, case in arrays.read if kind == "image"} <= {*LABELLED, *UNLABELLED}
+
+
+def test_classes_that_passed_in_no_unlabelled_case_do_not_teach() -> None:
+    assert stage(perturbed(), (True, True, False)).trusted.tolist() == [True, True, False]
+
+
+def test_agreement_gets_its_weight_slowly() -> None:
+    this = stage(perturbed())
+    this.steps = 100
+    losses = {step: this.losses(step, np.random.default_rng(0)) for step in (0, 14, 29, 99)}
+    weight = {
+        step: float((each["total"] - each["manual"]) / each["agreement"])
+        for step, each in losses.items()
+    }
+    assert weight == pytest.approx({0: 0.5 / 30, 14: 0.25, 29: 0.5, 99: 0.5}, rel=1e-3)
+
+
+def test_pairs_are_of_a_labelled_and_an_unlabelled_case() -> None:
+    pairs = pairs_to_register(perturbed(), snapshot(), 1)
+    assert sorted(pairs) == [(m, f) for m in LABELLED for f in UNLABELLED]
+    many = snapshot(unlabelled=[f"u{i}" for i in range(60)])
+    some = pairs_to_register(perturbed(), many, 1)
+    assert len(set(some)) == MOST_FIELDS
+    assert sum(m == "a" for m, _ in some) == MOST_FIELDS / 2
+    assert (
+        some == pairs_to_register(perturbed(), many, 1) != pairs_to_register(perturbed(), many, 2)
+    )
+    assert pairs_to_register(perturbed(joint={"student": "registered"}), many, 1) == []
+
+
+def test_a_field_brings_a_case_closer_to_another() -> None:
+    field = field_between(snapshot(), "b", "u", CPU).float()
+    this = stage(perturbed())
+    this.fields = {"b": [field]}
+    grid = this._grid(1, 0.0, np.random.default_rng(0))
+    moved = this._deformed(grid, ["b"], np.random.default_rng(1))
+    b, u = (torch.from_numpy(phantom(case)[0])[None, None] for case in "bu")
+    warped = torch.nn.functional.grid_sample(b, moved, padding_mode="border", align_corners=True)
+    assert float((warped - u).square().mean()) < 0.8 * float((b - u).square().mean())
+
+
+def run(this: RoundTask, cancel: AfterSteps | Never) -> list[Event]:
+    return list(run_round(this, cpu(), cancel))
+
+
+def test_its_round_registers_pairs_first_and_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    config = perturbed(screening={"tau": 0.2})
+    parent = write_parent(tmp_path / "0000", config=config)
+    straight = RoundTask(1, snapshot(), config, tmp_path / "straight", parent)
+    events = run(straight, Never())
+    story = [kind for kind in kinds(events) if kind[1] in ("deformation", "student_1")]
+    assert story == [
+        ("stage_started", "deformation"),
+        *[("pair_registered", "deformation")] * 6,
+        ("stage_finished", "deformation"),
+        ("stage_started", "student_1"),
+        ("stage_finished", "student_1"),
+    ]
+    assert isinstance(events[-1], RoundFinished)
+    broken = RoundTask(1, snapshot(), config, tmp_path / "broken", parent)
+    for look in (6, 9, 16, 18, 20, 30, 40):
+        events = run(broken, AfterSteps(look))
+        if isinstance(events[-1], RoundFinished):
+            break
+        assert isinstance(events[-1], Cancelled)
+    assert isinstance(events[-1], RoundFinished)
+    assert_same_tensors(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
+
+
+def test_a_round_whose_students_are_no_better_keeps_the_teacher_and_says_so(tmp_path: Path) -> None:
+    # a teacher that doesn't follow its student is never better than it was
+    joint = {**perturbed().joint.model_dump(), "ema_decay": 1.0}
+    config = perturbed(joint=joint)
+    parent = write_parent(tmp_path / "0000", config=config)
+    events = run(RoundTask(1, snapshot(), config, tmp_path / "0001", parent), Never())
+    last = events[-1]
+    assert isinstance(last, RoundFinished)
+    assert last.warning.endswith(OLD_TEACHER_STAYS)
+    known, own = weights(parent), weights(tmp_path / "0001")
+    name = "teacher.safetensors"
+    assert_same_tensors({name: known[name]}, {name: own[name]})
