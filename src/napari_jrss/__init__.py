@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_jrss.app.api import register, train
     from napari_jrss.app.evaluation import evaluate
     from napari_jrss.app.exporting import export_labels
+    from napari_jrss.app.forecast import forecast
     from napari_jrss.app.segmenting import segment, segment_scans
     from napari_jrss.config import TrainingConfig, preset
     from napari_jrss.errors import JRSSError
@@ -32,6 +33,7 @@ __all__ = [
     "Volume",
     "evaluate",
     "export_labels",
+    "forecast",
     "make_cohort",
     "preset",
     "register",
@@ -48,6 +50,7 @@ _MODULES = {
     "Volume": "io.volume",
     "evaluate": "app.evaluation",
     "export_labels": "app.exporting",
+    "forecast": "app.forecast",
     "make_cohort": "sample_data",
     "preset": "config",
     "register": "app.api",

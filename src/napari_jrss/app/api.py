@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel
 
 
-def _training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
+def training_bars(*_: object, **__: object) -> Callable[[Event], Bar | None]:
     """A bar per stage, with steps, loss and best validation Dice; a line per round."""
     progress = Progress()
 
@@ -74,7 +74,7 @@ def _round_line(event: RoundFinished) -> str:
     )
 
 
-@long_call(_training_bars)
+@long_call(training_bars)
 def train(
     project: Project,
     config: TrainingConfig | None = None,

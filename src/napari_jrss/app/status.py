@@ -6,6 +6,7 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.app.forecast import last_forecast
 from napari_jrss.app.rounds.train import interrupted_round, rounds_left
 from napari_jrss.project.corrections import unsaved
 from napari_jrss.project.project import Project
@@ -48,6 +49,8 @@ class ProjectStatus(BaseModel):
     writer
         Who said last to be writing into the project, and since when; empty if that one has ended
         in an orderly way.
+    forecast
+        What Dice to expect on unlabelled scans; empty if it wasn't made with today's labels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +69,7 @@ class ProjectStatus(BaseModel):
     unsaved: list[UnsavedCorrections]
     missing_files: int
     writer: str
+    forecast: str
 
 
 def project_status(project: Project) -> ProjectStatus:
@@ -76,6 +80,7 @@ def project_status(project: Project) -> ProjectStatus:
     snapshot = project.snapshot()
     teacher = project.teacher
     interrupted = interrupted_round(project)
+    known = last_forecast(project)
     return ProjectStatus(
         project=str(project.path),
         structures=list(project.table.names[1:]),
@@ -102,4 +107,5 @@ def project_status(project: Project) -> ProjectStatus:
         ],
         missing_files=len(project.missing_sources()),
         writer=project.writer,
+        forecast="" if known is None else known.line(),
     )

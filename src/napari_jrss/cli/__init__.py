@@ -29,7 +29,7 @@ COMMANDS = {
         *(cohort.sample, cohort.init, cohort.add, cohort.split, cohort.status),
         cohort.relink,
     ),
-    "Rounds": (rounds.train, rounds.teacher, rounds.evaluate),
+    "Rounds": (rounds.train, rounds.teacher, rounds.evaluate, rounds.forecast),
     "Labels": (
         labels.next_case,
         labels.history,

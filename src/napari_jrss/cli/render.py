@@ -117,6 +117,8 @@ def status_tables(report: ProjectStatus) -> None:
     for entry in report.rounds:
         if entry.number == report.teacher and WARNING in entry.metrics:
             console.print(f"round {entry.number}: {entry.metrics[WARNING]}")
+    if report.forecast:
+        console.print(report.forecast)
     if report.interrupted_round is not None or report.rounds_left:
         which = (
             f"round {report.interrupted_round} was interrupted"

@@ -113,6 +113,32 @@ def teacher(
     typer.echo(f"the teacher of round {number} is the current one, chosen by {name}")
 
 
+def forecast(
+    project: ProjectPath,
+    preset: Annotated[
+        PresetName, typer.Option(help=TrainingConfig.model_fields["preset"].description)
+    ] = "fast",
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with settings that replace those of the preset.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what Dice to expect on unlabelled scans, by training without parts of the labels."""
+    from napari_jrss.app.forecast import forecast as run
+    from napari_jrss.app.settings import training_config
+    from napari_jrss.project.project import Project
+
+    settings = training_config(preset, config, seed=seed, tau=None)
+    with Project.open(project) as opened, _cancel_on_interrupt() as cancel:
+        result = run(opened, settings, device=device, cancel=cancel)
+    if result is None:
+        typer.echo(f"stopped; napari-jrss forecast {project} goes on", err=True)
+        raise typer.Exit(130)
+    typer.echo(result.model_dump_json(indent=1) if as_json else result.summary())
+
+
 def evaluate(
     project: ProjectPath,
     pairs: Annotated[

@@ -1,0 +1,175 @@
+"""What Dice to expect on unlabelled scans, by cross-validation over the labelled cases."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from threading import Event as Flag
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from napari_jrss.app.api import training_bars
+from napari_jrss.config import PresetName, TrainingConfig
+from napari_jrss.config import preset as settings_of
+from napari_jrss.io.atomic import write_text
+from napari_jrss.progress_bar import long_call
+from napari_jrss.project.project import Project
+
+if TYPE_CHECKING:
+    from napari_jrss.training.events import Event
+    from napari_jrss.training.loop import Cancel
+
+
+class Forecast(BaseModel):
+    """Dice of each labelled case, segmented by a network that learned without it.
+
+    Attributes
+    ----------
+    structures
+        Names of the structures.
+    dice
+        By case, a value for each structure; None where the case's label lacks it.
+    folds
+        How many networks were trained; each learned from all labelled cases but its own part.
+    label_versions
+        Label version of each case, to tell whether the forecast is of today's labels.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    structures: tuple[str, ...]
+    dice: Mapping[str, tuple[float | None, ...]]
+    folds: int
+    label_versions: Mapping[str, str]
+
+    def per_structure(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation over the cases, for each structure that one of them has."""
+        table = np.array(list(self.dice.values()), float)
+        return {
+            name: (float(np.nanmean(column)), float(np.nanstd(column)))
+            for name, column in zip(self.structures, table.T, strict=True)
+            if not np.isnan(column).all()
+        }
+
+    def mean(self) -> tuple[float, float]:
+        """Mean over structures, then mean and standard deviation over the cases."""
+        cases = [np.nanmean(np.array(row, float)) for row in self.dice.values()]
+        return float(np.mean(cases)), float(np.std(cases))
+
+    def line(self) -> str:
+        """The forecast in one line."""
+        mean, std = self.mean()
+        return (
+            f"expected Dice on unlabelled scans: {mean:.3f} (std {std:.3f} over {len(self.dice)} "
+            f"labelled cases, each segmented by a network that learned without it)"
+        )
+
+    def summary(self) -> str:
+        """A line for the mean, and one for each structure, the worst first."""
+        rows = sorted(self.per_structure().items(), key=lambda item: item[1])
+        width = max(map(len, self.structures))
+        return "\n".join(
+            [
+                self.line(),
+                *(f"  {name:{width}}  {mean:.3f} ({std:.3f})" for name, (mean, std) in rows),
+            ]
+        )
+
+
+def last_forecast(project: Project) -> Forecast | None:
+    """The project's forecast, if there is one and no label has changed since."""
+    path = _file(project)
+    if not path.is_file():
+        return None
+    try:
+        known = Forecast.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError:
+        return None  # of another version of the program; it can be made again
+    snapshot = project.snapshot()
+    versions = {case: snapshot.label_versions[case] for case in snapshot.labelled}
+    return known if versions == dict(known.label_versions) else None
+
+
+def _file(project: Project) -> Path:
+    return project.path / "forecast.json"
+
+
+@long_call(training_bars)
+def forecast(
+    project: Project,
+    config: TrainingConfig | None = None,
+    *,
+    preset: PresetName = "fast",
+    device: str = "auto",
+    cancel: Cancel | None = None,
+) -> Generator[Event, None, Forecast | None]:
+    """Tell what Dice to expect on unlabelled scans, without any case that was held back.
+
+    The pre-training is repeated on parts of the labelled cases: five times, or once for each case
+    where fewer than five are labelled. So it takes up to five times as long as one pre-training.
+    The result is kept in the project, and ``napari-jrss status`` shows it while it is of today's
+    labels. An interrupted forecast goes on where it stopped.
+
+    Parameters
+    ----------
+    project
+        With at least two labelled training cases.
+    config
+        Settings; None: those of the preset.
+    preset
+        Name of the settings where `config` is None.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    cancel
+        Its ``is_set()`` is asked before each step; True stops the work.
+
+    Returns
+    -------
+    Forecast or None
+        Dice of each labelled case; None if it was cancelled.
+
+    Raises
+    ------
+    JRSSError
+        Fewer than two cases are labelled, or there is no such device.
+    """
+    from napari_jrss.inference.device import make_fabric
+    from napari_jrss.training.cross_validation import cross_validate, folds
+    from napari_jrss.training.events import Cancelled, CaseJudged
+
+    settings = settings_of(preset) if config is None else config
+    snapshot = project.snapshot()
+    versions = {case: snapshot.label_versions[case] for case in snapshot.labelled}
+    parts = folds(snapshot.labelled, settings.seed)
+    folder = project.path / "forecast"
+    told = folder / "of.json"
+    of = (
+        Forecast(
+            structures=snapshot.class_names[1:], dice={}, folds=len(parts), label_versions=versions
+        ).model_dump_json()
+        + settings.model_dump_json()
+    )
+    if folder.exists() and (not told.exists() or told.read_text(encoding="utf-8") != of):
+        shutil.rmtree(folder)  # an interrupted forecast of other labels or settings
+    folder.mkdir(exist_ok=True)
+    write_text(told, of)
+    fabric = make_fabric(device, settings.precision)
+    dice: dict[str, tuple[float | None, ...]] = {}
+    stop = Flag() if cancel is None else cancel
+    for event in cross_validate(snapshot, settings, folder, fabric, stop):
+        if isinstance(event, CaseJudged):
+            dice[event.case_id] = tuple(event.dice)
+        yield event
+        if isinstance(event, Cancelled):
+            return None
+    result = Forecast(
+        structures=snapshot.class_names[1:],
+        dice=dict(sorted(dice.items())),
+        folds=len(parts),
+        label_versions=versions,
+    )
+    write_text(_file(project), result.model_dump_json(indent=1))
+    shutil.rmtree(folder)
+    return result

@@ -1,0 +1,90 @@
+"""How good a teacher is where nobody labelled: trained again without some of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from lightning_fabric import Fabric
+
+from napari_jrss.config import TrainingConfig
+from napari_jrss.inference.evaluate import none_for_nan
+from napari_jrss.networks.build import build_segmentation_network
+from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.events import Cancelled, CaseJudged, Event
+from napari_jrss.training.loop import Cancel, stop_requested
+from napari_jrss.training.round import RoundTask, train_stage
+from napari_jrss.training.sampling import step_seed
+from napari_jrss.training.stages import (
+    MonoSegmentationStage,
+    TrainingTensors,
+    segmentation_dice,
+)
+from napari_jrss.training.trainable import RoundError
+
+MOST_FOLDS = 5
+
+
+def folds(labelled: Sequence[str], seed: int) -> list[tuple[str, ...]]:
+    """The labelled cases in parts of nearly equal size: five, or one for each case.
+
+    Raises
+    ------
+    RoundError
+        Fewer than two cases are labelled.
+    """
+    if len(labelled) < 2:
+        raise RoundError("a forecast needs two labelled training cases: one to learn from")
+    order = np.random.default_rng(step_seed(seed, "folds", 0)).permutation(len(labelled))
+    parts = np.array_split(order, min(len(labelled), MOST_FOLDS))
+    return [tuple(sorted(labelled[i] for i in part)) for part in parts]
+
+
+def cross_validate(
+    snapshot: CohortSnapshot, config: TrainingConfig, folder: Path, fabric: Fabric, cancel: Cancel
+) -> Iterator[Event]:
+    """Train Mono-Seg once for each part of the labelled cases, without that part, and judge it.
+
+    Parameters
+    ----------
+    snapshot
+        Its validation cases have no part in this.
+    config
+        Settings of the training.
+    folder
+        Where weights and training states are kept; what is there is done.
+    fabric
+        Device and precision.
+    cancel
+        Asks to stop; then the last event is :class:`Cancelled`.
+
+    Yields
+    ------
+    Event
+        Those of each training, and a :class:`CaseJudged` for each labelled case.
+
+    Raises
+    ------
+    RoundError
+        Fewer than two cases are labelled.
+    """
+    for number, held_out in enumerate(folds(snapshot.labelled, config.seed), start=1):
+        others = tuple(case for case in snapshot.labelled if case not in held_out)
+        part = replace(snapshot, labelled=others, validation=())
+        fabric.seed_everything(config.seed + number, verbose=False)
+        network = build_segmentation_network(config.segmentation_network, snapshot.classes)
+        tensors = TrainingTensors(part, {}, fabric.device)
+        stage = MonoSegmentationStage(network, tensors, config, fabric)
+        stage.name = f"fold_{number}"
+        results = {folder / f"{stage.name}.safetensors": network}
+        task = RoundTask(0, part, config, folder)
+        if not (yield from train_stage(stage, results, task, fabric, cancel)):
+            return
+        for case in held_out:
+            if stop_requested(cancel, fabric):
+                yield Cancelled(stage=stage.name, step=stage.steps)
+                return
+            dice = segmentation_dice(network, snapshot, case, fabric.device)
+            yield CaseJudged(stage=stage.name, case_id=case, dice=none_for_nan(dice))
