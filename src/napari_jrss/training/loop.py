@@ -148,7 +148,12 @@ def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingCo
         stage.optimizer.zero_grad()
         fabric.backward(losses["total"])
         if config.gradient_clip > 0:
-            fabric.clip_gradients(stage.network, stage.optimizer, max_norm=config.gradient_clip)
+            fabric.clip_gradients(
+                stage.network,
+                stage.optimizer,
+                max_norm=config.gradient_clip,
+                error_if_nonfinite=False,  # told below, of the loss
+            )
         stage.optimizer.step()
     stage.after_step(state.step)
     state.step += 1

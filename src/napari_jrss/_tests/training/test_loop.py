@@ -272,14 +272,15 @@ def test_randomness_outside_is_left_alone_and_has_no_say(tmp_path: Path) -> None
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("clip", [0.0, 5.0])
 def test_a_loss_that_is_no_number_says_what_to_do_and_keeps_the_last_good_state(
-    state: Path,
+    clip: float, state: Path
 ) -> None:
     stage = OneWeight()
     stage.nan_at = 4
     message = "loss of one_weight became nan at step 5; lower the learning rate"
     with pytest.raises(FloatingPointError, match=message):
-        train(stage, state)
+        train(stage, state, gradient_clip=clip)
     kept = TrainingState.read(state)
     assert kept.step == 3
     assert all(t.isfinite().all() for t in kept.modules["network"].values())
