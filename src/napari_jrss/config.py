@@ -387,10 +387,10 @@ _SMOKE: dict[str, object] = {
     },
     "joint": {
         **_FAST["joint"],  # type: ignore[dict-item]
-        "minimum_steps": 60,
-        "registration_augmentation": 0.0,
+        "minimum_steps": 150,
+        "learning_rate": 2e-3,
         "registration_epochs": 4,
-        "ema_decay": 0.9,
+        "ema_decay": 0.95,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
 }
