@@ -30,10 +30,7 @@ def settings_file() -> Path:
 def known_author() -> str:
     """The name in the environment variable :data:`VARIABLE`, else in the settings, else "".
 
-    Raises
-    ------
-    AuthorError
-        The settings can't be read.
+    Raises an :class:`AuthorError` if the settings can't be read.
     """
     if name := os.environ.get(VARIABLE, "").strip():
         return name
@@ -44,18 +41,7 @@ def known_author() -> str:
 
 
 def author(given: str | None = None) -> str:
-    """The name to record.
-
-    Parameters
-    ----------
-    given
-        The name to use this time; None: the known one, see :func:`known_author`.
-
-    Raises
-    ------
-    AuthorError
-        There is no name.
-    """
+    """The name to record: `given`, or the known one; an :class:`AuthorError` if there is none."""
     name = known_author() if given is None else given.strip()
     if not name:
         raise AuthorError(
@@ -68,10 +54,7 @@ def author(given: str | None = None) -> str:
 def remember_author(name: str) -> Path:
     """Keep a name in the person's settings; "" forgets it. Returns the settings file.
 
-    Raises
-    ------
-    AuthorError
-        The settings can't be read or written.
+    Raises an :class:`AuthorError` if the settings can't be read or written.
     """
     path = settings_file()
     settings = {**_settings(), "author": name.strip()}

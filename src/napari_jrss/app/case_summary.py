@@ -22,42 +22,28 @@ _BLOCKS = 8
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
-    """What a case looks like.
+    """What a case looks like."""
 
-    Attributes
-    ----------
-    thumbnail
-        Grey levels uint8 (y, x) of the middle axial slice: anterior up, the patient's left on
-        the right.
-    vector
-        float32 (512,), the image in 8 x 8 x 8 blocks, of mean 0 and length 1: the product of
-        two vectors is their correlation.
-    """
-
+    # Grey levels uint8 (y, x) of the middle axial slice: anterior up, the patient's left on the
+    # right.
     thumbnail: NDArray[np.uint8]
+    # float32 (512,), the image in 8 x 8 x 8 blocks, of mean 0 and length 1: the product of two
+    # vectors is their correlation.
     vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PredictionFigures:
-    """Figures of the teacher's prediction of a case.
+    """Figures of the teacher's prediction of a case."""
 
-    Attributes
-    ----------
-    confidence
-        Mean confidence over the voxels predicted as structures, 0 to 1; NaN if there are none.
-    class_confidence
-        The same for each structure, class 1 first; NaN for a structure that isn't found.
-    uncertainty
-        Mean KL divergence of teacher and student over the structures' voxels, in nats; None
-        before there is a student.
-    dice
-        Mean Dice with a label that the teacher wasn't trained on; None without one.
-    """
-
+    # Mean confidence over the voxels predicted as structures, 0 to 1; NaN if there are none.
     confidence: float
+    # The same for each structure, class 1 first; NaN for a structure that isn't found.
     class_confidence: tuple[float, ...]
+    # Mean KL divergence of teacher and student over the structures' voxels, in nats; None before
+    # there is a student.
     uncertainty: float | None
+    # Mean Dice with a label that the teacher wasn't trained on; None without one.
     dice: float | None
 
 
@@ -73,14 +59,7 @@ def prediction_figures(
 ) -> PredictionFigures | None:
     """Figures of a round's prediction of a case; None if the round didn't predict it.
 
-    Parameters
-    ----------
-    project, case
-        The case.
-    teacher
-        The round.
-    measure
-        Whether to read the label that gives the Dice, if there is one.
+    `measure` says whether to read the label that gives the Dice, if there is one.
     """
     prediction = teacher.files.prediction(case.case_id)
     if prediction is None:

@@ -34,26 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case as a table shows it.
+    """One case as a table shows it."""
 
-    Attributes
-    ----------
-    case_id, split, status
-        Id, purpose and label status of the case.
-    labels
-        Number of label versions.
-    figures
-        Figures of the present teacher's prediction; None while they aren't known.
-    problem
-        Why the case can't be read; empty if it can.
-    """
-
+    # Id, purpose and label status of the case.
     case_id: str
     split: Split
     status: Status
-    labels: int
+    labels: int  # number of label versions
+    # Figures of the present teacher's prediction; None while they aren't known.
     figures: PredictionFigures | None
-    problem: str = ""
+    problem: str = ""  # why the case can't be read; empty if it can
 
 
 @dataclass(frozen=True)
@@ -75,21 +65,14 @@ class SplitCounts:
 
 
 class Cohort:
-    """The commands of the tab Cohort.
+    """The commands of the tab Cohort."""
 
-    Attributes
-    ----------
-    case_summarised
-        Carries the id of a case whose appearance or figures are known now.
-    summaries
-        Runs the job of :meth:`summarise`.
-    """
-
+    # Carries the id of a case whose appearance or figures are known now.
     case_summarised = Signal(str)
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self.summaries = JobRunner("summaries")
+        self.summaries = JobRunner("summaries")  # runs the job of `summarise`
         self.summaries.state_changed.connect(self._summarise_again)
         self._stale = threading.Event()
         self._appearances: dict[str, Appearance] = {}
@@ -183,13 +166,7 @@ class Cohort:
             known.clear()
 
     def suggest(self, after: str | None = None) -> Suggestion | None:
-        """Which case to label next and why, by what is known so far.
-
-        Parameters
-        ----------
-        after
-            A case that isn't suggested, since the person just left it.
-        """
+        """Which case to label next and why, by what is known so far; `after` was just left."""
         project = self._workspace.project
         if project is None or not project.cases():
             return None
@@ -292,12 +269,7 @@ class Cohort:
     def predict(self) -> None:
         """Let the teacher predict the cases that it hasn't predicted. Runs as a job.
 
-        Raises
-        ------
-        ProjectError
-            There is no teacher, or the project is read-only.
-        BusyError
-            Another job is running.
+        A :class:`ProjectError` if there is no teacher or the project is read-only.
         """
         project = self._workspace.writable_project
         teacher = project.require_teacher()
@@ -322,14 +294,8 @@ class Cohort:
     def export(self, folder: Path) -> None:
         """Write labels in each scan's own geometry, in the background.
 
-        See :func:`~napari_jrss.app.exporting.export_labels`.
-
-        Raises
-        ------
-        ProjectError
-            There is nothing to export yet.
-        BusyError
-            Another job is running.
+        See :func:`~napari_jrss.app.exporting.export_labels`. A :class:`ProjectError` if there is
+        nothing to export yet.
         """
         self._workspace.require_idle()
         project = self._workspace.open_project

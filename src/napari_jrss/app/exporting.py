@@ -27,16 +27,9 @@ EXPORTED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class LabelWritten:
-    """One label is exported.
+    """One label is exported."""
 
-    Attributes
-    ----------
-    done, total
-        Number of files written so far, and of all files.
-    path
-        This one.
-    """
-
+    # Number of files written so far, and of all files.
     done: int
     total: int
     path: Path
@@ -113,12 +106,9 @@ def export_labels(
 
 
 def cases_to_export(project: Project) -> tuple[list[str], list[str]]:
-    """Ids of the cases that have a label in force, and of those that the teacher has labelled.
+    """Ids of the cases with a label in force, and of those with one by the teacher.
 
-    Raises
-    ------
-    ProjectError
-        There are neither.
+    A :class:`ProjectError` if there are neither.
     """
     cases, teacher = project.cases(), project.teacher
     labelled = [case.case_id for case in cases if case.label_version]

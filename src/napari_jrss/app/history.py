@@ -9,46 +9,26 @@ from napari_jrss.project.records import LabelVersion
 
 
 class HistoryLine(BaseModel):
-    """One event; fields that don't apply to it are None or empty.
-
-    Attributes
-    ----------
-    at
-        UTC time, ISO 8601.
-    event
-        The kind of event, see :class:`napari_jrss.project.records.Event`.
-    author
-        Who did it.
-    case_id, version, round
-        The case, label version or round that it is about.
-    draft, voxels_changed, seconds
-        Of a label version: what it was made from, how many voxels differ from that, and the
-        time spent on it.
-    detail
-        Further text, such as the reason of a rejection.
-    """
+    """One event; fields that don't apply to it are None or empty."""
 
     model_config = ConfigDict(frozen=True)
-    at: str
-    event: str
+    at: str  # UTC time, ISO 8601
+    event: str  # the kind of event, see `napari_jrss.project.records.Event`
     author: str | None
+    # The case, label version or round that it is about.
     case_id: str | None
     version: str | None
     round: int | None
+    # Of a label version: what it was made from, how many voxels differ from that, and the time
+    # spent on it.
     draft: str | None
     voxels_changed: int | None
     seconds: float | None
-    detail: str
+    detail: str  # further text, such as the reason of a rejection
 
 
 def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
-    """The events of one case, or of the whole project, oldest first.
-
-    Raises
-    ------
-    ProjectError
-        There is no such case.
-    """
+    """The events of one case, or of the whole project, oldest first."""
     labels: dict[str, dict[str, LabelVersion]] = {}
     lines = []
     for entry in project.history(case_id):

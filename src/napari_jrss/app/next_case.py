@@ -25,21 +25,11 @@ Criterion = dict[str, tuple[float, str]]
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A case to label next.
-
-    Attributes
-    ----------
-    case_id
-        The case.
-    reason
-        Why this one, in words.
-    score
-        0 (the others need a label more) to 1.
-    """
+    """A case to label next."""
 
     case_id: str
     reason: str
-    score: float
+    score: float  # 0 (the others need a label more) to 1
 
 
 def suggest(
@@ -49,24 +39,17 @@ def suggest(
     agreement: Mapping[str, float] | None = None,
     after: str | None = None,
 ) -> Suggestion | None:
-    """Suggest the case whose label would help most.
+    """Suggest the case whose label would help most; None if every training case has one.
+
+    The unlabelled training cases are the candidates, but for `after`, which the person just left.
+    Those that were skipped or rejected since the present teacher is in force come last.
 
     Parameters
     ----------
-    project
-        Its unlabelled training cases are the candidates. Those that were skipped or rejected
-        since the present teacher is in force come last.
     appearances, figures
         What is known of the cases, see :mod:`napari_jrss.app.case_summary`.
     agreement
         Mean Dice of propagated labels and the teacher's, by case, where it was measured.
-    after
-        A case that isn't suggested, since the person just left it.
-
-    Returns
-    -------
-    Suggestion or None
-        None if every training case has a label.
     """
     cases = project.cases()
     wanted = [c.case_id for c in cases if c.split is Split.TRAIN and not c.labelled]
@@ -119,20 +102,11 @@ def suggest_now(
 
     Parameters
     ----------
-    project
-        May be open read-only.
     propagate
         Also register the N labelled cases to each unlabelled one, and compare the label that
         they vote for with the teacher's. Takes N registrations per case.
-    device
-        Device for `propagate`, see :func:`napari_jrss.inference.device.make_fabric`.
     watch
         Wraps the iteration over the cases to propagate to, such as in a progress bar.
-
-    Raises
-    ------
-    ProjectError
-        A case can't be read, or there is nothing to propagate with.
     """
     teacher = project.require_teacher() if propagate else project.teacher
     cases = [case for case in project.cases() if case.split is Split.TRAIN]

@@ -44,26 +44,15 @@ class JobRunner:
 
     Signals are emitted on the job's thread; ``widgets/bridge.py`` brings them to the window's
     thread. An error in a slot doesn't stop the job; it goes to :data:`threading.excepthook`.
-
-    Attributes
-    ----------
-    state_changed
-        Carries the new :class:`JobState`.
-    event
-        Carries each event that the job yields.
-    state
-        State of the latest job.
-    error
-        Why the latest job failed, else None.
     """
 
-    state_changed = Signal(JobState)
-    event = Signal(object)
+    state_changed = Signal(JobState)  # carries the new `JobState`
+    event = Signal(object)  # carries each event that the job yields
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.state = JobState.IDLE
-        self.error: Exception | None = None
+        self.state = JobState.IDLE  # state of the latest job
+        self.error: Exception | None = None  # why the latest job failed, else None
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None

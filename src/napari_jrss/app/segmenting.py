@@ -71,27 +71,14 @@ class SegmentedScan:
 
 @dataclass(frozen=True, eq=False)
 class VolumeSegmented:
-    """A scan's label is there.
+    """A scan's label is there."""
 
-    Attributes
-    ----------
-    name
-        As it was given.
-    label
-        Class indices (z, y, x) on the scan's own grid.
-    table
-        The classes.
-    mean_confidence
-        Mean probability of the structures' voxels, 0 to 1; None where there are none.
-    warning
-        What to know of the teacher before the label is trusted; empty for nothing.
-    """
-
-    name: str
-    label: NDArray[np.integer]
-    table: LabelTable
+    name: str  # as it was given
+    label: NDArray[np.integer]  # class indices (z, y, x) on the scan's own grid
+    table: LabelTable  # the classes
+    # Mean probability of the structures' voxels, 0 to 1; None where there are none.
     mean_confidence: float | None
-    warning: str
+    warning: str  # what to know of the teacher before the label is trusted; empty for nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,22 +275,6 @@ def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:
     """Segment a scan with the current teacher in the background; nothing is written.
 
     The result is an event of ``workspace.inference``, a :class:`VolumeSegmented`.
-
-    Parameters
-    ----------
-    workspace
-        With a project that has a teacher.
-    volume
-        The scan, in any orientation.
-    name
-        Comes back with the result.
-
-    Raises
-    ------
-    ProjectError
-        No project is open, or it has no teacher.
-    BusyError
-        Another short job is under way.
     """
     project, device = workspace.open_project, workspace.device
     project.require_teacher()

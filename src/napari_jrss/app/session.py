@@ -28,23 +28,12 @@ _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
 
 
 class Session:
-    """One project at a time, with the commands of the four tabs.
-
-    Parameters
-    ----------
-    author, device
-        See :class:`~napari_jrss.app.workspace.Workspace`.
-
-    Attributes
-    ----------
-    workspace
-        The open project, the person's settings, and the jobs.
-    cohort, review, rounds, pairs
-        The commands of each tab.
-    """
+    """One project at a time, with the commands of the four tabs."""
 
     def __init__(self, author: str = "", device: str = "auto") -> None:
+        # The open project, the person's settings, and the jobs.
         self.workspace = workspace = Workspace(author, device)
+        # The commands of each tab.
         self.cohort = Cohort(workspace)
         self.review = Review(workspace, self.cohort)
         self.rounds = RoundControl(workspace)
@@ -52,32 +41,15 @@ class Session:
         self._keep_open = False
 
     def open(self, path: str | Path, read_only: bool = False) -> None:
-        """Open a project in place of the present one.
-
-        Raises
-        ------
-        ProjectError
-            See :meth:`napari_jrss.project.project.Project.open`; the present one stays open.
-        BusyError
-            A round is running on the present one.
-        """
+        """Open a project in place of the present one, which stays open if that fails."""
         self.workspace.require_no_training()
         self._replace(Project.open(path, read_only))
 
     def adopt(self, project: Project, keep_open: bool = False) -> None:
         """Work on a project that is open already, in place of the present one.
 
-        Parameters
-        ----------
-        project
-            Open for writing, or read-only.
-        keep_open
-            Whether it stays open when this session has done with it.
-
-        Raises
-        ------
-        BusyError
-            A round is running on the present one; the new one is closed again.
+        With `keep_open` it stays open when this session has done with it. If a round is running on
+        the present one, the new one is closed again (:class:`BusyError`).
         """
         try:
             self.workspace.require_no_training()
@@ -97,6 +69,8 @@ class Session:
     ) -> None:
         """Make a project, open it, and read the scans in the background.
 
+        If none of the scans could be used, that is the job's error, and the project is removed.
+
         Parameters
         ----------
         path
@@ -107,14 +81,6 @@ class Session:
             The structures, and how scans reach the training grid.
         workers
             Processes; None: one per core.
-
-        Raises
-        ------
-        ProjectError
-            Something is at `path` already, or it can't be written. Later, as the error of the
-            job: none of the scans could be used; then the project is removed.
-        BusyError
-            A round or another short job is under way.
         """
         self.workspace.require_idle()
         self.workspace.require_no_training()
@@ -131,16 +97,11 @@ class Session:
         self.workspace.inference.start(work)
 
     def close(self, timeout: float = 2.0) -> bool:
-        """Stop every job and close the project; whether the jobs stopped in time.
+        """Stop every job and close the project; whether the jobs stopped within `timeout` seconds.
 
-        A round that runs can be resumed. If it runs in a process of its own and its step takes
-        too long, it goes on from its last saved state then. A job in this process that doesn't
-        stop in time keeps the project's lock until it does.
-
-        Parameters
-        ----------
-        timeout
-            Seconds that the jobs are given.
+        A round that runs can be resumed. If it runs in a process of its own and its step takes too
+        long, it goes on from its last saved state then. A job in this process that doesn't stop in
+        time keeps the project's lock until it does.
         """
         workspace, until = self.workspace, time.monotonic() + timeout
         runners = (

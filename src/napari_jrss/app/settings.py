@@ -19,21 +19,10 @@ class SettingsError(JRSSError):
 def training_config(
     name: PresetName, changes: Path | None = None, *, seed: int = 0, tau: float | None = None
 ) -> TrainingConfig:
-    """Training settings: a preset with changes.
+    """Training settings: a preset with the changes of a JSON file, nested as in TrainingConfig.
 
-    Parameters
-    ----------
-    name
-        Name of the preset.
-    changes
-        JSON file of the settings to replace, nested as in :class:`TrainingConfig`.
-    seed, tau
-        Random seed, and confidence threshold (None: that of the preset).
-
-    Raises
-    ------
-    SettingsError
-        The file isn't JSON, or has an unknown setting or an impossible value.
+    Raises a :class:`SettingsError` if the file isn't JSON, or has an unknown setting or an
+    impossible value. Without `tau`, the confidence threshold is that of the preset.
     """
     settings: dict[str, Any] = preset(name).model_dump()
     if changes is not None:

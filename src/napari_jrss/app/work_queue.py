@@ -15,13 +15,9 @@ class WorkQueue:
 
     Unlike a :class:`~napari_jrss.app.runner.JobRunner`, which refuses a second job, it
     takes as many as it is given; each should last well under a second.
-
-    Attributes
-    ----------
-    failed
-        The error of work that raised; emitted on the queue's thread. The next work goes on.
     """
 
+    # The error of work that raised; emitted on the queue's thread. The next work goes on.
     failed = Signal(Exception)
 
     def __init__(self, name: str) -> None:
@@ -39,14 +35,9 @@ class WorkQueue:
             return self._working or bool(self._waiting)
 
     def submit(self, work: Callable[[], object], after_s: float = 0.0) -> None:
-        """Do this after everything that is due before.
+        """Do this after everything that is due before; its error goes to :attr:`failed`.
 
-        Parameters
-        ----------
-        work
-            Any function. Its error goes to :attr:`failed`.
-        after_s
-            Seconds until it is due. The same work is not planned a second time meanwhile.
+        With `after_s` it is due in so many seconds, and isn't planned a second time meanwhile.
         """
         with self._changed:
             if after_s > 0:
@@ -59,18 +50,7 @@ class WorkQueue:
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Do all planned work now and wait until it is done.
-
-        Parameters
-        ----------
-        timeout
-            At most so many seconds; None for no limit.
-
-        Returns
-        -------
-        bool
-            Whether everything was done in this time.
-        """
+        """Do all planned work now; whether it is done within `timeout` seconds (None: no limit)."""
         with self._changed:
             self._waiting.extend(self._later)
             self._later.clear()

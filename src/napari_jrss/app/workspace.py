@@ -11,40 +11,21 @@ from napari_jrss.project.project import Project
 
 
 class Workspace:
-    """The open project, the person's settings, and the jobs that run.
+    """The open project, the person's settings, and the jobs that run."""
 
-    Attributes
-    ----------
-    project_changed
-        Another project is open, or none.
-    cases_changed
-        A case was added, labelled, rejected or skipped; N and J may have changed.
-    rounds_changed
-        A round began or ended, or another teacher is in force.
-    notified
-        A message for the person, such as where something was written.
-    project
-        The open project, or None.
-    author
-        The person's name, which every label version needs.
-    device
-        Where networks run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    autosave_s
-        Seconds after which a correction is on the disk; for cases that are opened from then on.
-    training, inference
-        Runners of the long and of the short jobs; they don't wait for one another.
-    """
-
-    project_changed = Signal()
+    project_changed = Signal()  # another project is open, or none
+    # A case was added, labelled, rejected or skipped; N and J may have changed.
     cases_changed = Signal()
-    rounds_changed = Signal()
-    notified = Signal(str)
+    rounds_changed = Signal()  # a round began or ended, or another teacher is in force
+    notified = Signal(str)  # a message for the person, such as where something was written
 
     def __init__(self, author: str = "", device: str = "auto") -> None:
-        self.author = author
-        self.device = device
+        self.author = author  # the person's name, which every label version needs
+        self.device = device  # where networks run: `auto`, `cpu`, `cuda` or `mps`
+        # Seconds after which a correction is on the disk; for cases that are opened from then on.
         self.autosave_s = PERIOD_S
-        self.project: Project | None = None
+        self.project: Project | None = None  # the open project, or None
+        # Runners of the long and of the short jobs; they don't wait for one another.
         self.training = JobRunner("training")
         self.inference = JobRunner("inference")
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from napari_jrss.experiments.protocol import DataSet, Protocol, ProtocolError, Run
-from napari_jrss.io.label_files import label_table_from_csv, label_table_from_files
-from napari_jrss.io.layouts import FoundCohort, discover, read_case_groups
-from napari_jrss.labels import LabelTable
+from napari_jrss.io.layouts import read_case_groups
+from napari_jrss.project.importing import Found, ScanFolders, look_into
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split
 from napari_jrss.project.split import Assignment, split_by_group
@@ -23,19 +22,15 @@ def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
     """The experiment's project with all cases, made in `out` unless it is there or was given.
 
     Every split that the runs want is tried before a scan is read, and again on what could be.
-
-    Raises
-    ------
-    ProtocolError, ScanError, ProjectError
-        Fewer cases or labels than asked for, or scans that can't be read; in one line.
+    Raises a ``JRSSError`` of one line where there are fewer cases or labels, or a scan can't be
+    read.
     """
     if protocol.data.project is not None:
         path = protocol.data.project
     else:
         path = out / COHORT
         with TemporaryDirectory() as folder:  # of synthetic scans
-            found, table = _discover(protocol.data, Path(folder))
-            _read_in(protocol, path, found, table, runs)
+            _read_in(protocol, path, _discover(protocol.data, Path(folder)), runs)
     with Project.open(path, read_only=True) as project:
         for run in runs:
             assign(protocol, run, project)
@@ -45,12 +40,8 @@ def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
 def assign(protocol: Protocol, run: Run, project: Project) -> Assignment:
     """Which cases train, validate and test in a run, and which N are labelled.
 
-    A project that was given and is split already keeps its sides; only N is taken anew.
-
-    Raises
-    ------
-    ProtocolError
-        Fewer than two test cases have labels.
+    A project that was given and is split already keeps its sides; only N is taken anew. Evaluating
+    needs two test cases with labels; fewer are a :class:`ProtocolError`.
     """
     dealt = _sides(protocol, run, project)
     if len(dealt.test) < 2:
@@ -123,31 +114,29 @@ def _deal(
     )
 
 
-def _read_in(
-    protocol: Protocol, path: Path, found: FoundCohort, table: LabelTable, runs: Sequence[Run]
-) -> None:
-    data = protocol.data
-    names = [case.case_id for case in found.cases]
+def _read_in(protocol: Protocol, path: Path, found: Found, runs: Sequence[Run]) -> None:
+    data, cases = protocol.data, found.cohort.cases
+    names = [case.case_id for case in cases]
     groups: dict[str, str | None] = dict.fromkeys(names)
-    groups |= found.groups
+    groups |= found.cohort.groups
     if data.subjects is not None:
         file, _, column = data.subjects.rpartition(":")
         groups |= read_case_groups(Path(file), column, names)
-    with_label = {case.case_id for case in found.cases if case.label is not None}
+    with_label = {case.case_id for case in cases if case.label is not None}
     for run in runs:
         _deal(protocol, run, groups, with_label)
     there: set[str] = set()
     if path.exists():
         with Project.open(path, read_only=True) as project:
             there = {case.case_id for case in project.cases()}
-    wanted = [case for case in found.cases if case.case_id not in there]
+    wanted = [case for case in cases if case.case_id not in there]
     if not wanted:
         return  # without the lock, so that two experiments may go on in one folder
     if path.exists():
         opened = Project.open(path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = Project.create(path, table, data.preprocessing)
+        opened = Project.create(path, found.require_table(), data.preprocessing)
     with opened as project:
         for result in project.add_cases(wanted, groups=groups):
             if not result.ok:
@@ -156,19 +145,16 @@ def _read_in(
                 raise ProtocolError(f"{result.case_id}: {'; '.join(result.notes)}")
 
 
-def _discover(data: DataSet, place: Path) -> tuple[FoundCohort, LabelTable]:
+def _discover(data: DataSet, place: Path) -> Found:
     if data.synthetic is not None:
         wanted = data.synthetic
         folder = make_cohort(place, wanted.cases, wanted.shape, wanted.seed, wanted.structures)
-        found = discover(images=folder / "images", labels=folder / "labels")
-        return found, label_table_from_csv(folder / "groups.csv")
-    if data.folder is not None:
-        found = discover(data.folder)
+        folders = ScanFolders(folder / "images", folder / "labels", folder / "groups.csv")
     else:
-        found = discover(images=data.images, labels=data.labels)
-    files = [case.label for case in found.cases if case.label is not None]
-    if not files:
+        images = data.images or data.folder
+        assert images is not None
+        folders = ScanFolders(images, data.labels, data.groups)
+    *_, found = look_into(folders)
+    if not found.labelled:
         raise ProtocolError("no scan of the data set has a label, which evaluating needs")
-    if data.groups is not None:
-        return found, label_table_from_csv(data.groups)
-    return found, found.table or label_table_from_files(files)
+    return found

@@ -49,11 +49,7 @@ COLUMNS = (
 class EventLog:
     """A run's ``events.jsonl``, each line with the seconds spent on the run so far.
 
-    Parameters
-    ----------
-    folder
-        Of the run. The log of a killed run goes on, time included; that of an ended one begins
-        anew.
+    The log of a killed run goes on, time included; that of an ended one begins anew.
     """
 
     def __init__(self, folder: Path) -> None:

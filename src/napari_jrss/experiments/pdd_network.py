@@ -128,16 +128,12 @@ def sample_at(volume: Tensor, positions: Tensor, padding: str = "border") -> Ten
 def displaced_planes(volume: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(B, C, ...) at every displacement of every control point, as far as y and x go.
 
-    Control points and displacements are both grids, so that linear interpolation is a product
-    with one small matrix for each axis; ``grid_sample`` would take 8 corners for each of the
-    ``z * y * x * WIDTH**3`` positions.
+    Control points and displacements are both grids, so that linear interpolation is a product with
+    one small matrix for each axis; ``grid_sample`` would take 8 corners for each of the ``z * y * x
+    * WIDTH**3`` positions.
 
-    Returns
-    -------
-    planes
-        (B, C, volume's z, y * WIDTH, x * WIDTH)
-    depth
-        What :func:`at_depth` needs for each plane of control points, (z, WIDTH, volume's z)
+    Returns the planes (B, C, volume's z, y * WIDTH, x * WIDTH), and what :func:`at_depth` needs for
+    each plane of control points: (z, WIDTH, volume's z).
     """
     depth, rows, columns = (
         _linear_weights(points, size, volume)

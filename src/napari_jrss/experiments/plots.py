@@ -35,10 +35,7 @@ def write_plots(
 ) -> list[str]:
     """Write every figure that there are runs for as PNG and SVG.
 
-    Returns
-    -------
-    list of str
-        Names of the files, without suffix, in the order of a report.
+    Returns the names of the files, without suffix, in the order of a report.
     """
     names = []
     with mpl.rc_context(STYLE):

@@ -162,30 +162,14 @@ class Protocol(_Part):
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the grid.
+    """One cell of the grid."""
 
-    Attributes
-    ----------
-    method
-        A name of ``METHODS``.
-    labelled
-        N; None for all K.
-    seed
-        Of the split, the labelled set and the training.
-    variant
-        What is varied: an ablation, ``tau0.60``, or nothing.
-    config
-        Settings.
-    start
-        The run that this one starts from.
-    """
-
-    method: str
-    labelled: int | None
-    seed: int
-    variant: str
+    method: str  # a name of `METHODS`
+    labelled: int | None  # N; None for all K
+    seed: int  # of the split, the labelled set and the training
+    variant: str  # what is varied: an ablation, `tau0.60`, or nothing
     config: TrainingConfig
-    start: Run | None = None
+    start: Run | None = None  # the run that this one starts from
 
     @property
     def id(self) -> str:
@@ -201,19 +185,10 @@ class Run:
 
 
 def load_protocol(path: Path, data: Path | None = None) -> Protocol:
-    """Read and check a protocol.
+    """Read and check a protocol: a file, or the name of one of the package, such as ``smoke``.
 
-    Parameters
-    ----------
-    path
-        The file, or the name of one that comes with the package, such as ``smoke``.
-    data
-        Folder that the protocol's relative paths start from; by default the file's own.
-
-    Raises
-    ------
-    ProtocolError
-        In one line, what is wrong and where.
+    Its relative paths start from `data`, by default the file's own folder. A :class:`ProtocolError`
+    says in one line what is wrong and where.
     """
     shipped = {file.name.removesuffix(".yaml"): file for file in SHIPPED.iterdir()}
     source = path if path.is_file() else shipped.get(str(path))
@@ -245,12 +220,8 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
 def plan(protocol: Protocol) -> list[Run]:
     """All runs of a protocol, each once, those that others start from before them.
 
-    What a method can't do is left out: JRSS without a label, or with nothing unlabelled.
-
-    Raises
-    ------
-    ProtocolError
-        A block has no run.
+    What a method can't do is left out: JRSS without a label, or with nothing unlabelled. A block
+    that has no run then is a :class:`ProtocolError`.
     """
     runs: dict[str, Run] = {}
     for block in protocol.runs:

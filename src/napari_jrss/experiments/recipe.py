@@ -15,8 +15,14 @@ from napari_jrss.config import TrainingConfig
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training import round as training
 from napari_jrss.training.events import Event
-from napari_jrss.training.loop import Stage
-from napari_jrss.training.stages import MonoSegmentationStage, RegistrationStage, TrainingTensors
+from napari_jrss.training.loop import Stage, Validation
+from napari_jrss.training.stages import (
+    MonoSegmentationStage,
+    RegistrationStage,
+    TrainingTensors,
+    registration_validation,
+    segmentation_validation,
+)
 
 
 class _Never:
@@ -31,32 +37,16 @@ NEVER = _Never()
 
 @dataclass(frozen=True)
 class Task:
-    """One run, as its recipe sees it.
+    """One run, as its recipe sees it."""
 
-    Attributes
-    ----------
-    snapshot
-        The training and validation cases; labels of no others can be read.
-    config
-        Settings.
-    folder
-        Where weights and training states are kept; what is there is done.
-    fabric
-        Device and precision.
-    joint_rounds
-        Rounds of joint training.
-    before
-        Folders of the runs that this one starts from, the last one at the end.
-    report
-        Takes each event of the training.
-    """
-
-    snapshot: CohortSnapshot
+    snapshot: CohortSnapshot  # the training and validation cases; labels of no others can be read
     config: TrainingConfig
-    folder: Path
-    fabric: Fabric
-    joint_rounds: int = 3
+    folder: Path  # where weights and training states are kept; what is there is done
+    fabric: Fabric  # device and precision
+    joint_rounds: int = 3  # rounds of joint training
+    # Folders of the runs that this one starts from, the last one at the end.
     before: tuple[Path, ...] = ()
+    # Takes each event of the training.
     report: Callable[[Event], None] = field(default=lambda event: None)
 
     @property
@@ -75,27 +65,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a recipe gives: networks in the form that :mod:`napari_jrss.inference.evaluate` takes.
+    """What a recipe gives: networks as :mod:`napari_jrss.inference.evaluate` takes them."""
 
-    Attributes
-    ----------
-    segmentation
-        (B, 1, z, y, x) -> logits (B, C, z, y, x); a method without a network computes the same.
-    registration
-        Moving and fixed image -> displacement field (B, 3, z, y, x) in voxels.
-    note
-        What a reader of the figures has to know, such as a round that couldn't be run.
-    round
-        Number of the joint round that left these networks; 0 for what precedes the rounds.
-    earlier
-        What the joint rounds before it left.
-    """
-
+    # (B, 1, z, y, x) -> logits (B, C, z, y, x); a method without a network computes the same.
     segmentation: nn.Module | None = None
+    # Moving and fixed image -> displacement field (B, 3, z, y, x) in voxels.
     registration: nn.Module | None = None
-    note: str = ""
+    note: str = ""  # what a reader of the figures has to know, such as a round that couldn't be run
+    # Number of the joint round that left these networks; 0 for what precedes the rounds.
     round: int = 0
-    earlier: tuple[Trained, ...] = ()
+    earlier: tuple[Trained, ...] = ()  # what the joint rounds before it left
 
     def parameters(self) -> dict[str, int]:
         """Number of trainable parameters of each network."""
@@ -138,11 +117,9 @@ def train_segmentation(task: Task, network: nn.Module, name: str) -> None:
     train_stage(task, stage)
 
 
-def train_registration(
-    task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
-) -> None:
+def train_registration(task: Task, network: nn.Module, name: str) -> None:
     """Mono-Reg with any network: image similarity, smoothness, Dice where labelled (Eq. 10)."""
-    train_stage(task, registration_stage(task, network, name, kind))
+    train_stage(task, registration_stage(task, network, name))
 
 
 def registration_stage(
@@ -152,13 +129,65 @@ def registration_stage(
     return kind(name, network, task.tensors(), task.config, task.fabric)
 
 
-class FieldModule(nn.Module):
-    """Any function of two images as a registration network of batch size 1.
+@dataclass(frozen=True)
+class LearningRates:
+    """Of the two networks."""
 
-    Parameters
-    ----------
-    field
-        Moving and fixed image (z, y, x) -> displacement field (3, z, y, x) in voxels.
+    segmentation: float
+    registration: float
+
+
+class JointStage(RegistrationStage):
+    """What DeepAtlas and RSegNet share: two networks under one optimiser.
+
+    They take as many steps as JRSS does in its rounds. ``self.network`` is the registration
+    network; ``self.mono`` draws labelled images for the segmentation network,
+    ``self.mono.network``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        segmentation: nn.Module,
+        registration: nn.Module,
+        rates: LearningRates,
+    ) -> None:
+        config, joint = task.config, task.config.joint
+        epochs = task.joint_rounds * (joint.registration_epochs + joint.segmentation_epochs)
+        super().__init__(name, registration, task.tensors(), config, task.fabric, epochs)
+        self.mono = MonoSegmentationStage(segmentation, self.tensors, config, task.fabric)
+        self.modules = {"segmentation": segmentation, "registration": registration}
+        self.learning_rate = rates.registration
+        adam = torch.optim.Adam(
+            [
+                {"params": list(registration.parameters()), "factor": 1.0},
+                {
+                    "params": list(segmentation.parameters()),
+                    "factor": rates.segmentation / rates.registration,
+                    "weight_decay": config.segmentation.weight_decay,
+                },
+            ],
+            rates.registration,
+        )
+        self.optimizer = task.fabric.setup_optimizers(adam)
+
+    def validate(self) -> Validation:
+        """Mean of the two networks' Dice, or the only one that there is."""
+        segmentation = yield from segmentation_validation(
+            self.modules["segmentation"], self.tensors.snapshot, self.tensors.device
+        )
+        registration = yield from registration_validation(
+            self.modules["registration"], self.tensors.snapshot, self.tensors.device
+        )
+        values = [value for value in (segmentation, registration) if value is not None]
+        return sum(values) / len(values) if values else None
+
+
+class FieldModule(nn.Module):
+    """A function of two images as a registration network of batch size 1.
+
+    It takes the moving and the fixed image (z, y, x) and gives a field (3, z, y, x) in voxels.
     """
 
     def __init__(self, field: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:

@@ -53,25 +53,10 @@ figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }
 
 
 def write_report(out: Path, labelled: str | None = None) -> Path:
-    """Write ``report/`` into an experiment's folder.
+    """Write ``report/`` into an experiment's folder; returns the HTML page.
 
-    Parameters
-    ----------
-    out
-        The experiment's folder.
-    labelled
-        N of the main tables, such as ``5`` or ``K``; by default that with most methods, and of
-        these with most runs.
-
-    Returns
-    -------
-    Path
-        The HTML page.
-
-    Raises
-    ------
-    ProtocolError
-        There is nothing to report.
+    `labelled` is the N of the main tables, such as ``5`` or ``K``; by default that with most
+    methods, and of these with most runs. A :class:`ProtocolError` if there is nothing to report.
     """
     from napari_jrss.experiments.plots import write_plots
 

@@ -24,23 +24,15 @@ SAMPLE = ["seed", "case", "moving"]
 
 @dataclass(frozen=True, eq=False)
 class MethodResults:
-    """All runs of one method with one N and one variant.
+    """All runs of one method with one N and one variant."""
 
-    Attributes
-    ----------
-    method, labelled, variant
-        What was run; `labelled` is "K" for all training cases.
-    runs
-        The content of each ``run.json``.
-    table
-        A tidy table of the figures, with the columns of ``rows.csv.gz``: one row for each joint
-        round, test case or pair, structure ("" for a figure of the whole case) and metric.
-    """
-
+    # What was run; `labelled` is "K" for all training cases.
     method: Method
     labelled: int | str
     variant: str
-    runs: tuple[Mapping[str, Any], ...]
+    runs: tuple[Mapping[str, Any], ...]  # the content of each `run.json`
+    # A tidy table of the figures, with the columns of `rows.csv.gz`: one row for each joint round,
+    # test case or pair, structure ("" for a figure of the whole case) and metric.
     table: pd.DataFrame
 
     @property

@@ -45,34 +45,24 @@ def run_experiment(
     threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[RunEnded]:
-    """Run what is not done yet.
+    """Run what is not done yet in the folder `out`, and yield how each run ended.
+
+    A run that fails leaves the others alone. A :class:`ProtocolError` is raised before anything is
+    trained.
 
     Parameters
     ----------
-    protocol
-        What to run.
-    out
-        The experiment's folder, made if missing.
+    protocol, out
+        What to run, and the experiment's folder, made if missing.
     only
         Methods, or ids of runs, to do now, with what they start from; all by default.
     resume
         Whether `out` may hold an experiment already, which goes on.
-    workers
-        Processes; by default one per GPU, or per core without one.
-    threads
-        CPU threads of each; by default the cores are shared out.
+    workers, threads
+        Processes, by default one per GPU, or per core without one; and the CPU threads of each, by
+        default the cores are shared out.
     device
         ``cpu``, ``cuda`` or ``auto``.
-
-    Yields
-    ------
-    RunEnded
-        As the runs end. One that fails leaves the others alone.
-
-    Raises
-    ------
-    ProtocolError
-        Before anything is trained, in one line.
     """
     kind, gpus = _devices(device)
     planned = plan(protocol)
@@ -152,10 +142,7 @@ def _check_packages(runs: Sequence[Run]) -> None:
 def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
     """Make the folder, or see that what is there belongs to the same data and splits.
 
-    Returns
-    -------
-    bool
-        Whether the experiment had been begun before.
+    Returns whether the experiment had been begun before.
     """
     path = out / PROTOCOL
     begun = path.exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import pandas as pd
 
-from napari_jrss.experiments.paper import LABELLED, paper_dice
 from napari_jrss.experiments.protocol import tau_text
 from napari_jrss.experiments.results import (
     MethodResults,
@@ -19,6 +20,7 @@ from napari_jrss.experiments.results import (
 )
 
 NONE = "–"  # noqa: RUF001
+PAPER_LABELLED = 5  # N of the paper's own figures
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def comparison(
         [Cell(NONE if not (n := r.parameters(task)) else f"{n:,}") for r in chosen],
         [Cell(_seeds(r)) for r in chosen],
     ]
-    known = paper_dice(paper, task) if labelled == LABELLED else {}
+    known = _paper_dice(paper, task) if labelled == PAPER_LABELLED else {}
     if known:
         columns.insert(1, [Cell(known.get(r.method.name, NONE)) for r in chosen])
     titles = [column.title for column in COLUMNS[task]]
@@ -254,6 +256,16 @@ def at(results: Sequence[MethodResults], labelled: int | str) -> list[MethodResu
 def with_task(results: Sequence[MethodResults], task: TaskName) -> list[MethodResults]:
     """Those that have figures for a task."""
     return [r for r in results if not r.samples(task, "dice").empty]
+
+
+def _paper_dice(paper: str | None, task: str) -> Mapping[str, str]:
+    """Mean Dice (standard deviation) by method, as the paper prints them; none for other data."""
+    with (files("napari_jrss.experiments") / "paper.csv").open(encoding="utf-8") as file:
+        return {
+            row["method"]: f"{row['dice']} ({row['std']})"
+            for row in csv.DictReader(file)
+            if (row["paper"], row["task"]) == (paper, task)
+        }
 
 
 def _column(results: Sequence[MethodResults], task: TaskName, column: Column) -> list[Cell]:

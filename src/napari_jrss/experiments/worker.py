@@ -34,10 +34,7 @@ def train_and_evaluate(
 ) -> float:
     """Train and evaluate one run; what :func:`run_experiment` does in its processes.
 
-    Returns
-    -------
-    float
-        Seconds it took, with those of starts that were killed.
+    Returns the seconds it took, with those of starts that were killed.
     """
     if run.start is not None and not (out / RUNS / run.start.id / RUN).exists():
         raise ProtocolError(f"{run.start.id} failed")

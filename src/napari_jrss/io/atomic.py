@@ -51,19 +51,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path, hidden: Path | None = None) -> Iterator[Path]:
-    """Fill a folder under a hidden name; at the end it is flushed and renamed.
+    """Fill a folder under a hidden name; at the end it is flushed and renamed to `path`.
 
-    Parameters
-    ----------
-    path
-        Its final name. A folder of that name must be empty.
-    hidden
-        Its name until then, on the same file system; None: one beside `path`.
-
-    Yields
-    ------
-    Path
-        The folder, not made yet. It is removed if anything fails.
+    A folder of that name must be empty. The one that is yielded isn't made yet, lies beside `path`
+    unless its name is given, and is removed if anything fails.
     """
     temporary = hidden or temp_path(path)
     try:

@@ -53,10 +53,7 @@ _IMAGE_PIXEL = (
 def map_file(path: Path) -> Iterator[Any]:
     """The bytes of a file as a memory map, from which a false length allocates nothing.
 
-    Raises
-    ------
-    ScanError
-        The file is empty or can't be read.
+    Raises a :class:`ScanError` if the file is empty or can't be read.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -70,24 +67,10 @@ def map_file(path: Path) -> Iterator[Any]:
 
 
 def read_dataset(path: Path, tags: Sequence[str]) -> pydicom.FileDataset | None:
-    """Read some attributes of a DICOM file.
+    """Read some attributes of a DICOM file, by keyword; None if the file isn't DICOM.
 
-    Parameters
-    ----------
-    path
-        The file.
-    tags
-        Keywords of the attributes; the pixels are read only if ``PixelData`` is among them.
-
-    Returns
-    -------
-    Dataset
-        None if the file isn't DICOM.
-
-    Raises
-    ------
-    ScanError
-        It is damaged, or its data set is compressed as a whole (deflated).
+    The pixels are read only if ``PixelData`` is among the tags. Raises a :class:`ScanError` if the
+    file is damaged, or its data set is compressed as a whole (deflated).
     """
     try:
         with map_file(path) as content, warnings.catch_warnings():
@@ -120,14 +103,7 @@ def read_dataset(path: Path, tags: Sequence[str]) -> pydicom.FileDataset | None:
 def require_decodable(dataset: pydicom.Dataset, frames: int, file_bytes: int) -> None:
     """Raise a ScanError, which doesn't name the file, unless the pixels can be decoded.
 
-    Parameters
-    ----------
-    dataset
-        Of an image, with or without its pixels.
-    frames
-        Number of frames that the header states.
-    file_bytes
-        Size of the file, with which the header's numbers are compared.
+    The header's numbers, with so many `frames` of it, are compared with the size of the file.
     """
     syntax = transfer_syntax(dataset)
     if syntax not in _UNCOMPRESSED | _COMPRESSED:
@@ -156,19 +132,9 @@ def transfer_syntax(dataset: pydicom.Dataset) -> UID:
 
 
 def read_frames(path: Path, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """Stored values (rows, columns) of frames of one file, in the order given.
+    """Stored values (rows, columns) of frames of one DICOM file, by numbers from 0, in that order.
 
-    Parameters
-    ----------
-    path
-        A DICOM file.
-    numbers
-        Frames, from 0; at least one.
-
-    Raises
-    ------
-    ScanError
-        The file has changed or its pixels are damaged; the message names the file.
+    Raises a :class:`ScanError` that names the file if it has changed or its pixels are damaged.
     """
     dataset = read_dataset(path, (*_IMAGE_PIXEL, "NumberOfFrames", "PixelData"))
     if dataset is None or "PixelData" not in dataset:

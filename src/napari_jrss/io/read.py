@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 def read_header(path: Path | str | DicomSeries) -> ScanHeader:
     """Read the geometry of a scan without its voxels, and check it against the file's size.
 
-    Raises
-    ------
-    ScanError
-        As for :func:`read_volume`, if the header or the file's size shows it.
+    Raises a :class:`ScanError` as :func:`read_volume`, if the header or the file's size shows it.
     """
     series = dicom_series_of(path)
     if series is not None:
@@ -156,10 +153,7 @@ def _joined(masks: Masks) -> tuple[Volume, dict[int, str]]:
 def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:
     """The DICOM series of a folder or of a DICOM file; None for another file.
 
-    Raises
-    ------
-    ScanError
-        The folder holds no series that can be used, or several.
+    Raises a :class:`ScanError` if the folder holds no series that can be used, or several.
     """
     if not isinstance(path, Path | str):
         return path

@@ -20,32 +20,19 @@ from napari_jrss.snapshot import CohortSnapshot
 
 
 class RoundDescription(BaseModel):
-    """What ``config.json`` says of a round: its settings, and the cases that it uses.
-
-    Attributes
-    ----------
-    training
-        Settings.
-    classes
-        Names of the C output classes, the background first.
-    spacing_mm, shape
-        Training grid (z, y, x): voxel size in mm, and number of voxels.
-    labelled, unlabelled, validation
-        Case ids.
-    label_versions
-        Label version of each labelled and validation case.
-    rounds_left
-        Number of rounds that were to follow, so that an interrupted series can be resumed.
-    """
+    """What ``config.json`` says of a round: its settings, and the cases that it uses."""
 
     training: TrainingConfig
-    classes: list[str]
+    classes: list[str]  # names of the C output classes, the background first
+    # Training grid (z, y, x): voxel size in mm, and number of voxels.
     spacing_mm: tuple[float, float, float] | None = None
     shape: tuple[int, int, int] | None = None
+    # Case ids.
     labelled: list[str] = []
     unlabelled: list[str] = []
     validation: list[str] = []
-    label_versions: Mapping[str, str] = {}
+    label_versions: Mapping[str, str] = {}  # label version of each labelled and validation case
+    # Number of rounds that were to follow, so that an interrupted series can be resumed.
     rounds_left: int = 0
 
     @classmethod
@@ -67,32 +54,18 @@ class RoundDescription(BaseModel):
 
 
 class RoundFiles:
-    """The files of one round; none of them needs to be there.
-
-    Parameters
-    ----------
-    folder
-        The round's folder.
-
-    Attributes
-    ----------
-    config
-        JSON of the :class:`RoundDescription`.
-    metrics
-        One event a line, see :class:`napari_jrss.training.events.MetricsFile`.
-    teacher, student, registration
-        Weights that the round ended with; a pre-training has no student.
-    predictions
-        Folder of the teacher's predictions, ``<case_id>.zarr``.
-    """
+    """The files of one round, in its folder; none of them needs to be there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = folder / "config.json"
+        self.config = folder / "config.json"  # JSON of the `RoundDescription`
+        # One event a line, see `napari_jrss.training.events.MetricsFile`.
         self.metrics = folder / "metrics.jsonl"
+        # Weights that the round ended with; a pre-training has no student.
         self.teacher = folder / "teacher.safetensors"
         self.student = folder / "student.safetensors"
         self.registration = folder / "registration.safetensors"
+        # Folder of the teacher's predictions, `<case_id>.zarr`.
         self.predictions = folder / "predictions"
 
     def state(self, stage: str) -> Path:
@@ -104,13 +77,7 @@ class RoundFiles:
         return self.folder / ("evaluation_refined.jsonl" if refined else "evaluation.jsonl")
 
     def description(self) -> RoundDescription:
-        """Read ``config.json``.
-
-        Raises
-        ------
-        ProjectError
-            It is missing or damaged.
-        """
+        """Read ``config.json``; a :class:`ProjectError` if it is missing or damaged."""
         try:
             if self.config.exists() and not self.config.is_file():
                 raise OSError("not a file")
@@ -130,13 +97,7 @@ class RoundFiles:
         return prediction_path(self.predictions, case_id).exists()
 
     def prediction(self, case_id: str) -> Prediction | None:
-        """The teacher's prediction of a case; None if there is none.
-
-        Raises
-        ------
-        ScanError
-            It is damaged.
-        """
+        """The teacher's prediction of a case, None if there is none; a ScanError if damaged."""
         if not self.has_prediction(case_id):
             return None
         return read_prediction(self.predictions, case_id)

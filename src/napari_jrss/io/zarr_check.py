@@ -87,31 +87,16 @@ class _Group(BaseModel):
 
 
 def group_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of a zarr group.
-
-    Raises
-    ------
-    ScanError
-        No such group, or a damaged one.
-    """
+    """Attributes of a zarr group; a :class:`ScanError` if there is none, or a damaged one."""
     return _metadata(path, _Group).attributes
 
 
 def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
     """Open an array (z, y, x) for reading.
 
-    Parameters
-    ----------
-    path
-        Its folder.
-    whole
-        Refuse an array with a missing chunk, which zarr would fill with zeros.
-
-    Raises
-    ------
-    ScanError
-        There is no such array; or it is damaged, too large for the free memory, of a type or
-        with a codec that this program doesn't write, or has a symbolic link in it.
+    With `whole`, a missing chunk is refused, which zarr would fill with zeros. Raises a
+    :class:`ScanError` if there is no such array; or it is damaged, too large for the free memory,
+    of a type or with a codec that this program doesn't write, or has a symbolic link in it.
     """
     array = _metadata(path, _Array)
     outer = array.chunk_grid.configuration.chunk_shape
@@ -150,13 +135,7 @@ def open_array(path: Path, *, whole: bool = False) -> zarr.Array[Any]:
 
 
 def read_array(path: Path, *, whole: bool = False) -> NDArray[Any]:
-    """All values of an array (z, y, x).
-
-    Raises
-    ------
-    ScanError
-        As for :func:`open_array`, or a chunk can't be decoded.
-    """
+    """All values of an array (z, y, x); a ScanError as by :func:`open_array`."""
     array = open_array(path, whole=whole)
     try:
         return np.asarray(array[...])

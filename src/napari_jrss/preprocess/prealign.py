@@ -49,25 +49,13 @@ def foreground(image: Volume) -> NDArray[np.bool_]:
 def align(image: Volume, reference: Scan | None, method: Prealign) -> Matrix:
     """Affine map (4x4) from the reference's world to the scan's own, both in LPS mm.
 
-    Parameters
-    ----------
-    image
-        The scan.
-    reference
-        The reference case; the reference itself is mapped by the identity.
-    method
-        ``none``: the scans lie in one frame already. ``center_of_mass``: a shift that brings
-        the centres of the foregrounds together. ``affine``: starts from there and finds the
-        twelve parameters that maximise Mattes' mutual information.
+    The reference itself is mapped by the identity. By `method`: with ``none`` the scans lie in one
+    frame already; ``center_of_mass`` is a shift that brings the centres of the foregrounds
+    together; ``affine`` starts from there and finds the twelve parameters that maximise Mattes'
+    mutual information, on one thread and with samples on a regular lattice, so that it is
+    deterministic.
 
-    Raises
-    ------
-    ScanError
-        The reference can't be read, a scan is constant, or the affine alignment fails.
-
-    Notes
-    -----
-    Deterministic: one thread, and metric samples on a regular lattice.
+    A :class:`ScanError` if the reference can't be read, a scan is constant, or the alignment fails.
     """
     if method == "none" or reference is None or image.source == reference:
         return np.eye(4)

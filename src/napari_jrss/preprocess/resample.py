@@ -28,17 +28,9 @@ def resample_image(
 ) -> NDArray[np.float32]:
     """Intensities on the wanted grid: linear, smoothed first where the wanted grid is coarser.
 
-    Parameters
-    ----------
-    array, matrix, shape
-        See the module.
-    fill
-        Value outside the array.
-
-    Notes
-    -----
     Before sampling on a coarser grid, a Gaussian turns the voxel size into that of the new grid
-    (Cardoso et al. 2015); without it, fine structures would appear as noise.
+    (Cardoso et al. 2015); without it, fine structures would appear as noise. `fill` is the value
+    outside the array.
     """
     if is_exact(matrix):
         return move_voxels(array, matrix, shape, fill).astype(np.float32)

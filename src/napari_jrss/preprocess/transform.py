@@ -33,30 +33,14 @@ class Intensity(_Record):
 
 
 class GridTransform(_Record):
-    """How one scan reached the training grid, and the way back.
+    """How one scan reached the training grid, and the way back."""
 
-    Attributes
-    ----------
-    source_shape
-        The scan's own voxels (z, y, x).
-    source_affine
-        Its voxel (x, y, z, 1) -> LPS mm, 4 rows.
-    header
-        Its NIfTI header's geometry, if it came from a file.
-    shape
-        Training grid (z, y, x).
-    grid_to_source
-        Training-grid voxel (x, y, z, 1) -> the scan's voxel, 4 rows.
-    intensity
-        How the scan's intensities were scaled.
-    """
-
-    source_shape: Shape
-    source_affine: Rows
-    header: ScanHeader | None
-    shape: Shape
-    grid_to_source: Rows
-    intensity: Intensity
+    source_shape: Shape  # the scan's own voxels (z, y, x)
+    source_affine: Rows  # its voxel (x, y, z, 1) -> LPS mm, 4 rows
+    header: ScanHeader | None  # its NIfTI header's geometry, if it came from a file
+    shape: Shape  # training grid (z, y, x)
+    grid_to_source: Rows  # training-grid voxel (x, y, z, 1) -> the scan's voxel, 4 rows
+    intensity: Intensity  # how the scan's intensities were scaled
 
     @property
     def matrix(self) -> Matrix:
@@ -116,22 +100,12 @@ class GridTransform(_Record):
 
 
 class TrainingGrid(_Record):
-    """The grid on which every case of a project lies.
+    """The grid on which every case of a project lies."""
 
-    Attributes
-    ----------
-    shape
-        Voxels (z, y, x).
-    spacing_mm
-        Voxel size (z, y, x) in mm; nominal if each scan's extent is resized to the grid.
-    affine
-        Voxel (x, y, z, 1) -> LPS mm of the reference's world, 4 rows, if all scans lie in
-        that frame; None: the grid is centred on each scan.
-    reference
-        Image file to which scans are aligned, if any.
-    """
-
-    shape: Shape
+    shape: Shape  # voxels (z, y, x)
+    # Voxel size (z, y, x) in mm; nominal if each scan's extent is resized to the grid.
     spacing_mm: Triple
+    # Voxel (x, y, z, 1) -> LPS mm of the reference's world, 4 rows, if all scans lie in that frame;
+    # None: the grid is centred on each scan.
     affine: Rows | None = None
-    reference: Path | None = None
+    reference: Path | None = None  # image file to which scans are aligned, if any

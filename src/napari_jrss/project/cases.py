@@ -152,20 +152,11 @@ class ProjectCases(ProjectFolder):
                 yield self._failed(result)
 
     def register_case(self, case_id: str, group: str | None = None) -> Case:
-        """Make a case of a scan whose OME-Zarr folder is in place.
+        """Make a case of a scan whose folder ``cases/<case_id>.ome.zarr`` is in place.
 
-        Parameters
-        ----------
-        case_id
-            Names the folder ``cases/<case_id>.ome.zarr``. The first label in it becomes the
-            label in force, with the status MANUAL.
-        group
-            Subject group, where known.
-
-        Raises
-        ------
-        ProjectError
-            The id is taken (upper and lower case don't count), or the folder isn't there.
+        The first label in it becomes the label in force, with the status MANUAL. A
+        :class:`ProjectError` if the id is taken (upper and lower case don't count), or the folder
+        isn't there.
         """
         self.check_writable()
         path = self.case_path(case_id)

@@ -40,17 +40,8 @@ _CASE = "case_id, split, status, label_version, reference_version, subject_group
 class Ledger:
     """The database of one project; safe to call from several threads of one program.
 
-    Parameters
-    ----------
-    path
-        ``project.sqlite``.
-    read_only
-        Refuse every change.
-
-    Raises
-    ------
-    ProjectError
-        Not a ledger, a damaged one, or one made by a newer version.
+    Opening it raises a :class:`ProjectError` for what is no ledger, a damaged one, or one made by a
+    newer version.
     """
 
     def __init__(self, path: Path, read_only: bool = False) -> None:

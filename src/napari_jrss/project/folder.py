@@ -193,10 +193,7 @@ class ProjectFolder:
     def case_path(self, case_id: str) -> Path:
         """The OME-Zarr folder of a case, inside the project whatever the id says.
 
-        Raises
-        ------
-        ProjectError
-            The id can't name a folder, or a link leads out of the project.
+        A :class:`ProjectError` if the id can't name a folder, or a link leads out of the project.
         """
         check_case_id(case_id)
         name = f"{case_id}{store.SUFFIX}"
@@ -204,25 +201,13 @@ class ProjectFolder:
         return self._inside(CASES, name)
 
     def corrections_path(self, case_id: str, suffix: str = CORRECTIONS_SUFFIX) -> Path:
-        """The file with the corrections of a case under way, which need not be there.
-
-        Raises
-        ------
-        ProjectError
-            As :meth:`case_path`.
-        """
+        """The file with the corrections of a case under way, which need not be there."""
         check_case_id(case_id)
         return self._inside(CORRECTIONS, f"{case_id}{suffix}")
 
     @property
     def grid(self) -> TrainingGrid:
-        """The training grid that all cases share.
-
-        Raises
-        ------
-        ProjectError
-            No scans have been added yet.
-        """
+        """The training grid that all cases share; a ProjectError before scans were added."""
         text = self._ledger.setting("grid")
         if text is None:
             raise ProjectError(f"{self.path}: has no training grid yet; add scans first")
@@ -240,11 +225,8 @@ class ProjectFolder:
     def rename_structure(self, index: int, name: str, author: str | None = None) -> None:
         """Give a structure another name; its index and the ids of the files stay.
 
-        Raises
-        ------
-        ProjectError
-            There is no such structure, the name is empty or belongs to another structure, or the
-            project is read-only.
+        A :class:`ProjectError` if there is no such structure, or the name is empty or belongs to
+        another.
         """
         name = " ".join(name.split())
         if name in (c.name for c in self.table.classes if c.index != index):
@@ -252,13 +234,7 @@ class ProjectFolder:
         self._change_structure(index, author, name=name)
 
     def recolour_structure(self, index: int, colour: str, author: str | None = None) -> None:
-        """Give a structure another colour, #rrggbb.
-
-        Raises
-        ------
-        ProjectError
-            There is no such structure, `colour` is none, or the project is read-only.
-        """
+        """Give a structure another colour, #rrggbb; a :class:`ProjectError` if it is none."""
         self._change_structure(index, author, colour=colour.lower())
 
     def _change_structure(self, index: int, author: str | None, **changes: str) -> None:

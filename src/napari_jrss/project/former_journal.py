@@ -37,20 +37,9 @@ def read_former_journal(
 ) -> tuple[CorrectionsInfo, Label, Label]:
     """What the file says of itself, its label (z, y, x) after the last whole record, the first one.
 
-    Parameters
-    ----------
-    path
-        The file.
-    shape, classes, dtype
-        Of the project's labels.
-
-    Raises
-    ------
-    ProjectError
-        The file isn't such a journal, it is damaged before the first record, or it belongs to a
-        project with other labels. The message doesn't name the file.
-    OSError
-        It can't be read.
+    `shape`, `classes` and `dtype` are those of the project's labels. A :class:`ProjectError`, which
+    doesn't name the file, if it isn't such a journal, is damaged before the first record, or
+    belongs to a project with other labels; an ``OSError`` if it can't be read.
     """
     with path.open("rb") as file:
         if file.read(len(_FORMAT)) != _FORMAT:

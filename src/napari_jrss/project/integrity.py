@@ -18,21 +18,8 @@ def check_version(
 ) -> int:
     """Check a database and return the version of its schema.
 
-    Parameters
-    ----------
-    connection
-        The database.
-    application_id
-        The number in its header that says what it is.
-    migrations
-        Script number i brings a schema of version i to i + 1.
-    what
-        What it should be, in words.
-
-    Raises
-    ------
-    ProjectError
-        It is something else, newer than `migrations`, or damaged. The message names no file.
+    Script number i of `migrations` brings a schema of version i to i + 1. A :class:`ProjectError`,
+    which names no file, if the database isn't `what`, is newer than `migrations`, or damaged.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()

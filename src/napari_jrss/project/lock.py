@@ -25,18 +25,9 @@ _TEXT = ".writer"
 class WriterLock:
     """The right to write into one project, until :meth:`release` or the end of the process.
 
-    A process that is forked meanwhile doesn't hold it.
-
-    Parameters
-    ----------
-    path
-        The lock file; made when it isn't there, and left there on release.
-
-    Raises
-    ------
-    ProjectError
-        Another program, or this one a second time, holds the project; or the folder can't be
-        written.
+    A process that is forked meanwhile doesn't hold it. The lock file is made when it isn't there,
+    and left there on release. A :class:`ProjectError` if another program, or this one a second
+    time, holds the project, or the folder can't be written.
     """
 
     def __init__(self, path: Path) -> None:

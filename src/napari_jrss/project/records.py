@@ -68,31 +68,16 @@ class Event(StrEnum):
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of the project.
-
-    Attributes
-    ----------
-    case_id
-        Its name in the project.
-    split
-        What it is for.
-    status
-        Where its label comes from.
-    label_version
-        The label in force, or None.
-    reference_version
-        A label on the disk that is hidden from training: the case counts as unlabelled in a
-        few-shot simulation. None for cases whose label is in force or that have none.
-    group
-        Subject group, or None.
-    """
+    """One scan of the project."""
 
     case_id: str
-    split: Split
-    status: Status
-    label_version: str | None
+    split: Split  # what it is for
+    status: Status  # where its label comes from
+    label_version: str | None  # the label in force, or None
+    # A label on the disk that is hidden from training: the case counts as unlabelled in a few-shot
+    # simulation. None for cases whose label is in force or that have none.
     reference_version: str | None
-    group: str | None
+    group: str | None  # subject group, or None
 
     @property
     def labelled(self) -> bool:
@@ -137,35 +122,20 @@ class LabelVersion:
 
 @dataclass(frozen=True)
 class Round:
-    """Pre-training (number 0, or any round without a parent) or one joint round.
+    """Pre-training (number 0, or any round without a parent) or one joint round."""
 
-    Attributes
-    ----------
-    number, folder
-        ``rounds/0000``, ``rounds/0001``...: the engine writes into the folder.
-    parent
-        The round whose teacher it started from, or None.
-    outcome
-        How it ended; RUNNING also when its program died.
-    started, finished
-        UTC times, ISO 8601.
-    config_sha256
-        Of the configuration's text, which is the folder's ``config.json``.
-    label_versions
-        Label version of each labelled and validation case, as the round uses them.
-    metrics
-        What the engine measured.
-    """
-
+    # `rounds/0000`, `rounds/0001`...: the engine writes into the folder.
     number: int
     folder: Path
-    parent: int | None
-    outcome: RoundOutcome
+    parent: int | None  # the round whose teacher it started from, or None
+    outcome: RoundOutcome  # how it ended; RUNNING also when its program died
+    # UTC times, ISO 8601.
     started: str
     finished: str | None
-    config_sha256: str
+    config_sha256: str  # of the configuration's text, which is the folder's `config.json`
+    # Label version of each labelled and validation case, as the round uses them.
     label_versions: Mapping[str, str]
-    metrics: Mapping[str, object]
+    metrics: Mapping[str, object]  # what the engine measured
 
     @property
     def files(self) -> RoundFiles:

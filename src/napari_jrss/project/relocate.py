@@ -21,24 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MissingFile:
-    """A file that a case was made from.
-
-    Attributes
-    ----------
-    case_id
-        The case.
-    kind
-        Its scan or its first label.
-    path
-        Where the file is, or was when last seen.
-    checksum
-        Its SHA-256.
-    """
+    """A file that a case was made from."""
 
     case_id: str
-    kind: Literal["scan", "label"]
-    path: Path
-    checksum: str
+    kind: Literal["scan", "label"]  # its scan or its first label
+    path: Path  # where the file is, or was when last seen
+    checksum: str  # its SHA-256
 
 
 class ProjectSources(ProjectRounds):
@@ -137,13 +125,9 @@ def find_dicom_sources(
 ) -> dict[str, DicomSeries]:
     """The series that cases were made from, among those of a folder; by case id.
 
-    A series is recognised by its geometry and its voxels, not by identifiers, so an anonymised
-    copy serves as well. A case whose series isn't there is missing from the result.
-
-    Raises
-    ------
-    ScanError
-        There is no such folder.
+    A series is recognised by its geometry and its voxels, not by identifiers, so an anonymised copy
+    serves as well. A case whose series isn't there is missing from the result. A :class:`ScanError`
+    if there is no such folder.
     """
     from napari_jrss.io.dicom import checksum, find_series, read_series
 

@@ -33,13 +33,7 @@ class ProjectRounds(ProjectLabels):
         return rounds
 
     def round(self, number: int) -> Round:
-        """One round.
-
-        Raises
-        ------
-        ProjectError
-            There is no such round.
-        """
+        """One round; a :class:`ProjectError` if there is none of this number."""
         for entry in self.rounds():
             if entry.number == number:
                 return entry
@@ -51,15 +45,9 @@ class ProjectRounds(ProjectLabels):
         """Begin a round: its number, its folder, and the labels as it will use them.
 
         A round that was left running by a program that died counts as cancelled from now on.
-
-        Parameters
-        ----------
-        parent
-            The finished round whose teacher it starts from; None for pre-training.
-        config_json
-            The configuration's text, written to the folder's ``config.json``.
-        label_versions
-            Label version of each labelled and validation case: a snapshot's.
+        `parent` is the finished round whose teacher it starts from, None for pre-training;
+        `config_json` goes to the folder's ``config.json``; `label_versions` are those of a
+        snapshot.
         """
         self.check_writable()
         if parent is not None and self.round(parent).outcome is not RoundOutcome.FINISHED:
@@ -105,14 +93,8 @@ class ProjectRounds(ProjectLabels):
     ) -> Round:
         """Record how a round ended: FINISHED (for good), CANCELLED or FAILED.
 
-        Parameters
-        ----------
-        number, outcome
-            Which round, and how it ended.
-        metrics
-            What the engine measured, as JSON can hold it.
-        promote
-            Make its teacher the current one in the same transaction.
+        `metrics` hold what JSON can. With `promote` its teacher becomes the current one in the same
+        transaction.
         """
         self._unfinished(number)
         outcome = RoundOutcome(outcome)
@@ -175,10 +157,7 @@ class ProjectRounds(ProjectLabels):
     def snapshot(self, round_number: int | None = None) -> CohortSnapshot:
         """The cases and labels as they are now, or as a round found them at its start.
 
-        Raises
-        ------
-        ProjectError
-            There are no cases.
+        A :class:`ProjectError` if there are no cases.
         """
         if round_number is None:
             roles = self._roles(

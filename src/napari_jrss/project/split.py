@@ -12,21 +12,14 @@ from napari_jrss.errors import ProjectError
 
 @dataclass(frozen=True)
 class Assignment:
-    """What :func:`split_by_group` decides; every case is in exactly one of the first four.
+    """What :func:`split_by_group` decides; every case is in exactly one of the first four."""
 
-    Attributes
-    ----------
-    train, validation, test, unused
-        Case ids, sorted; named as the values of :class:`~napari_jrss.project.records.Split`.
-    labelled
-        The N of the training cases whose labels are in force.
-    """
-
+    # Case ids, sorted; named as the values of `Split`.
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
     unused: tuple[str, ...]
-    labelled: tuple[str, ...]
+    labelled: tuple[str, ...]  # the N of the training cases whose labels are in force
 
 
 def split_by_group(
@@ -41,32 +34,15 @@ def split_by_group(
 ) -> Assignment:
     """Assign cases to test, validation and training; no subject group is in two of them.
 
-    The groups are shuffled by the seed alone. The test set is filled first, then validation,
-    then training. A group that is larger than the number of cases still missing goes to a later
-    set; only when no other group is left is it cut, and its other cases are unused. Test and
-    validation take cases with labels only (an unlabelled scan of the same subject is unused).
-    `labelled` cases are chosen last, from the start of one fixed order, so the labelled set of
-    a smaller N lies in that of a larger N.
+    The groups are shuffled by the seed alone. The test set is filled first, then validation, then
+    training. A group that is larger than the number of cases still missing goes to a later set;
+    only when no other group is left is it cut, and its other cases are unused. Test and validation
+    take cases with labels only (an unlabelled scan of the same subject is unused). `labelled` cases
+    are chosen last, from the start of one fixed order, so the labelled set of a smaller N lies in
+    that of a larger N.
 
-    Parameters
-    ----------
-    groups
-        Subject group of every case; None for a subject with this scan alone.
-    with_label
-        Cases that have a label.
-    labelled
-        N, or None for all training cases with a label.
-    validation, test
-        Numbers of cases.
-    training
-        K, or None for all cases that are left.
-    seed
-        Of the shuffle.
-
-    Raises
-    ------
-    ProjectError
-        There are fewer cases than asked for.
+    A group of None is a subject with this scan alone. For the numbers see :meth:`Project.split`;
+    fewer cases than asked for are a :class:`ProjectError`.
     """
     asked = {"test": test, "validation": validation, "training": training, "labelled": labelled}
     for name, number in asked.items():

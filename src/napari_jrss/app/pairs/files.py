@@ -24,24 +24,13 @@ from napari_jrss.snapshot import Label
 
 @dataclass(frozen=True, eq=False)
 class ScanWarp:
-    """A registered pair on the fixed scan's own grid.
+    """A registered pair on the fixed scan's own grid."""
 
-    Attributes
-    ----------
-    displacement
-        float32 (3, z, y, x), LPS mm, order x, y, z, see :func:`scan_displacement`.
-    affine
-        4x4, voxel (x, y, z, 1) of these arrays -> LPS mm.
-    image
-        The moving scan, (z, y, x), linearly interpolated.
-    label
-        Its label as class indices, if it has one.
-    """
-
+    # float32 (3, z, y, x), LPS mm, order x, y, z, see `scan_displacement`.
     displacement: NDArray[np.float32]
-    affine: NDArray[np.float64]
-    image: NDArray[np.float32]
-    label: Label | None
+    affine: NDArray[np.float64]  # 4x4, voxel (x, y, z, 1) of these arrays -> LPS mm
+    image: NDArray[np.float32]  # the moving scan, (z, y, x), linearly interpolated
+    label: Label | None  # its label as class indices, if it has one
 
 
 def on_fixed_scan(pair: Pair) -> ScanWarp:

@@ -40,24 +40,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Every labelled case registered to one case.
-
-    Attributes
-    ----------
-    fixed
-        Id of the case.
-    total
-        Number of pairs that will be registered.
-    reports
-        Figures of the pairs that are done, the best first: by mean Dice if both cases have
-        labels, else by the residual, then by the folded voxels.
-    draft
-        The label that all pairs vote for, once they are done; None before.
-    """
+    """Every labelled case registered to one case."""
 
     fixed: str
-    total: int
+    total: int  # number of pairs that will be registered
+    # Figures of the pairs that are done, the best first: by mean Dice if both cases have labels,
+    # else by the residual, then by the folded voxels.
     reports: tuple[RegistrationReport, ...] = ()
+    # The label that all pairs vote for, once they are done; None before.
     draft: Prediction | None = None
 
     def with_report(self, report: RegistrationReport) -> Comparison:
@@ -100,46 +90,27 @@ class Pairs:
     """The commands of the tab Registration.
 
     Each command that computes runs as a job of ``workspace.inference``.
-
-    Attributes
-    ----------
-    pair_changed
-        Another pair is in :attr:`pair`, or none.
-    comparison_changed
-        :attr:`comparison` has one more pair, or its draft, or is another one or None.
-    view_made
-        A view of the pair that was asked for is ready, see :meth:`view`.
-    refining
-        Fraction of the present pair's refinement that is done, 0 to 1.
-    volumes_registered
-        Carries the result of :meth:`register_volumes`, a :class:`RegisteredVolumes`.
-    refined_changed
-        Carries the new value of :attr:`refined`.
-    queue
-        Makes the views.
-    pair
-        The latest registered pair, or None.
-    comparison
-        The latest case that all labelled cases were registered to, or None.
-    outdated
-        Why the pair or the comparison was dropped, see :meth:`forget_outdated`; else empty.
     """
 
-    pair_changed = Signal()
+    pair_changed = Signal()  # another pair is in `pair`, or none
+    # `comparison` has one more pair, or its draft, or is another one or None.
     comparison_changed = Signal()
-    view_made = Signal(str)
-    refining = Signal(float)
+    view_made = Signal(str)  # a view of the pair that was asked for is ready, see `view`
+    refining = Signal(float)  # fraction of the present pair's refinement that is done, 0 to 1
+    # Carries the result of `register_volumes`, a `RegisteredVolumes`.
     volumes_registered = Signal(object)
-    refined_changed = Signal(bool)
+    refined_changed = Signal(bool)  # carries the new value of `refined`
 
     def __init__(self, workspace: Workspace, review: Review) -> None:
         self._workspace = workspace
         self._review = review
-        self.pair: Pair | None = None
-        self.queue = WorkQueue("pairs")
+        self.pair: Pair | None = None  # the latest registered pair, or None
+        self.queue = WorkQueue("pairs")  # makes the views
         self._views: dict[tuple[View, int], NDArray[Any] | None] = {}
+        # The latest case that all labelled cases were registered to, or None.
         self.comparison: Comparison | None = None
         self._refined = False
+        # Why the pair or the comparison was dropped, see `forget_outdated`; else empty.
         self.outdated = ""
         self._pair_basis = self._comparison_basis = Provenance(None, {})
         workspace.project_changed.connect(self._forget)
@@ -161,12 +132,7 @@ class Pairs:
     def register(self, moving: str, fixed: str) -> None:
         """Register one case of the project to another.
 
-        Raises
-        ------
-        ProjectError
-            No project is open, it has no networks, or the two are the same case.
-        BusyError
-            Another short job runs.
+        A :class:`ProjectError` if the project has no networks, or the two are the same case.
         """
         project = self._ready()
         if moving == fixed:
@@ -208,13 +174,7 @@ class Pairs:
         return views[key]
 
     def compare(self, case_id: str) -> None:
-        """Register every other labelled case to a case; their labels vote for a draft.
-
-        Raises
-        ------
-        ProjectError, BusyError
-            As :meth:`register`.
-        """
+        """Register every other labelled case to a case; their labels vote for a draft."""
         project = self._ready()
         atlases = set(project.snapshot().labelled) - {case_id}
         device = self._workspace.device
@@ -240,17 +200,7 @@ class Pairs:
     def register_volumes(self, moving: Volume, fixed: Volume, names: tuple[str, str]) -> None:
         """Register two volumes that aren't cases; emits :attr:`volumes_registered`.
 
-        Parameters
-        ----------
-        moving, fixed
-            The volumes; their affines (LPS mm) say where they lie.
-        names
-            Names of the two for the report.
-
-        Raises
-        ------
-        ProjectError, BusyError
-            As :meth:`register`.
+        Their affines (LPS mm) say where they lie; `names` are for the report.
         """
         project = self._ready()
 
@@ -292,12 +242,9 @@ class Pairs:
     def send_to_review(self) -> None:
         """Open the fixed case for review, with the warped label as a draft.
 
-        Raises
-        ------
-        ProjectError
-            There is no pair, it is outdated, or its moving case has no label.
-        UnsavedError
-            See :meth:`napari_jrss.app.review.review.Review.open`.
+        A :class:`ProjectError` if there is no pair, it is outdated, or its moving case has no
+        label. For corrections of the present case see
+        :meth:`napari_jrss.app.review.review.Review.open`.
         """
         self.forget_outdated()
         pair = self._present()
@@ -322,13 +269,6 @@ class Pairs:
         """Write the present pair into ``<moving>_to_<fixed>`` in a folder.
 
         The files are those of :func:`napari_jrss.app.pairs.files.write_pair`.
-
-        Raises
-        ------
-        ProjectError
-            There is no pair, or it is outdated.
-        BusyError
-            Another short job runs.
         """
         self.forget_outdated()
         pair, table = self._present(), self._workspace.open_project.table

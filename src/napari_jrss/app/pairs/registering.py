@@ -131,15 +131,8 @@ def registration_network(
 ) -> tuple[Module, Device]:
     """Load the present registration network; returns it and its device.
 
-    Parameters
-    ----------
-    project
-        A project with trained networks.
-    device
-        See :func:`napari_jrss.inference.device.make_fabric`.
-    refine
-        If given, each field is refined on its pair, and this follows the refinement, see
-        :mod:`napari_jrss.inference.refine`.
+    With `refine` each field is refined on its pair, and this follows the refinement, see
+    :mod:`napari_jrss.inference.refine`.
     """
     from napari_jrss.inference.device import make_fabric
     from napari_jrss.inference.load import load_refined, load_registration
@@ -158,19 +151,7 @@ def register_sides(
     names: Sequence[str],
     device: Device,
 ) -> Pair:
-    """Register one scan to another, in memory.
-
-    Parameters
-    ----------
-    network
-        See :func:`registration_network`.
-    moving, fixed
-        See :func:`read_registration_input`.
-    names
-        Names of the C classes, background first.
-    device
-        Device of the network.
-    """
+    """Register one scan to another, in memory; `names` of the C classes, background first."""
     from napari_jrss.inference.predict import displacement_field, follow
     from napari_jrss.inference.refine import RefinedRegistration
 
@@ -214,13 +195,7 @@ def register_sides(
 
 
 def propagate(project: Project, case_id: str, *, device: str = "auto") -> Prediction:
-    """Let the labelled cases vote for a case's label: each is registered to it.
-
-    Returns
-    -------
-    Prediction
-        On the training grid, see :class:`napari_jrss.inference.predict.Votes`.
-    """
+    """Let the labelled cases vote for a case's label: each of them is registered to it."""
     *_, draft = register_labelled(project, case_id, device=device)
     assert not isinstance(draft, RegistrationReport)
     return draft
@@ -231,10 +206,7 @@ def register_labelled(
 ) -> Iterator[RegistrationReport | Prediction]:
     """Register every other labelled case to a case.
 
-    Yields
-    ------
-    RegistrationReport, Prediction
-        The figures of each pair; last, the label that all of them vote for.
+    Yields the figures of each pair; last, the label that all of them vote for.
     """
     from napari_jrss.inference.predict import Votes
 

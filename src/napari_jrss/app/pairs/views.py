@@ -100,15 +100,8 @@ def deformed_grid(field: Field, cell: Sequence[int], across: int, finer: int = 1
     cell
         Distance of the lines in voxels (z, y, x).
     across
-        Axis that the viewer looks along: only lines of the two others are drawn.
-    finer
-        Pixels per voxel along those two.
-
-    Returns
-    -------
-    NDArray[np.bool_]
-        (z, y, x), the two axes `finer` times as long: pixels whose neighbour lies in another
-        cell of the moving image.
+        Axis that the viewer looks along: only lines of the two others are drawn. These are `finer`
+        times as long in the result (z, y, x).
     """
     in_plane = _in_plane(across)
     zoom = [1 if axis == across else finer for axis in range(3)]
@@ -133,20 +126,10 @@ def magnified(label: Label, across: int) -> Label:
 
 
 def dashed_outline(label: Label, across: int) -> NDArray[np.uint8]:
-    """The outlines of a label's structures in dashes of two kinds.
+    """The outlines of a label's structures in dashes of two kinds, seen along the axis `across`.
 
-    Parameters
-    ----------
-    label
-        (z, y, x), class indices.
-    across
-        Axis that the viewer looks along.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        Shape of the :func:`magnified` label: 1 and 2 in turn on the outermost pixels of each
-        structure, else 0.
+    The result has the shape of the :func:`magnified` label: 1 and 2 in turn on the outermost pixels
+    of each structure, else 0.
     """
     finer, label = _finer(label.shape), magnified(label, across)
     edge = np.zeros(label.shape, bool)
@@ -180,22 +163,10 @@ def _finer(shape: Sequence[int]) -> int:
 
 
 def displacement_vectors(field: Field, stride: int, across: int) -> NDArray[np.float32]:
-    """Every `stride`-th displacement of each slice, as start and direction.
+    """Every `stride`-th displacement of each slice across an axis, as start and direction.
 
-    Parameters
-    ----------
-    field
-        (3, z, y, x), voxels.
-    stride
-        Distance of the starts in voxels, along the two axes of a slice.
-    across
-        Axis that the viewer looks along: each of its slices has vectors.
-
-    Returns
-    -------
-    NDArray[np.float32]
-        (n, 2, 3), voxels, order z, y, x: the point p in the fixed image, and u(p), which points
-        to p + u(p) in the moving image.
+    `field` is (3, z, y, x) in voxels. The result (n, 2, 3), voxels, order z, y, x, holds the point
+    p in the fixed image, and u(p), which points to p + u(p) in the moving image.
     """
     steps = [1 if axis == across else stride for axis in range(3)]
     where = np.ix_(

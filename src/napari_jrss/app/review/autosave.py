@@ -24,24 +24,10 @@ PAUSE_S = 30.0
 class Autosave:
     """Saves what an editor changes; a case that is only looked at leaves no trace.
 
-    The person's thread calls :meth:`note`, :meth:`note_accepted` and :meth:`touch`, which only
-    plan a save. The work on the disk is done on the queue's thread, and the other methods may be
-    called there only.
-
-    Parameters
-    ----------
-    project, case_id
-        The case.
-    editor
-        What to save. Connect :meth:`note` to its changes.
-    queue
-        Where the work is done.
-    author
-        The person, if known yet.
-    corrections
-        Earlier corrections that go on, or None.
-    period_s
-        The first change is saved at once, later ones not more often than this, in seconds.
+    The person's thread calls :meth:`note`, :meth:`note_accepted` and :meth:`touch`, which only plan
+    a save. The work on the disk is done on the queue's thread, and the other methods may be called
+    there only. Connect :meth:`note` to the changes of the editor. The first change is saved at
+    once, later ones not more often than every `period_s` seconds.
     """
 
     def __init__(
@@ -97,10 +83,8 @@ class Autosave:
     def save(self) -> None:
         """Write the slices that changed since the last save, and which structures are accepted.
 
-        Raises
-        ------
-        ProjectError
-            They can't be written. This is raised once; the next save tries them again.
+        That they can't be written (:class:`ProjectError`) is raised once; the next save tries
+        again.
         """
         if self._kept:
             return
@@ -131,24 +115,10 @@ class Autosave:
             self._last_save = time.monotonic()
 
     def accept(self, label: Label, author: str) -> str:
-        """Make a label a version in force, which the editor goes on from.
+        """Make a label as the author accepted it a version in force; returns its name.
 
-        Parameters
-        ----------
-        label
-            Class indices (z, y, x) as they were when the person accepted them.
-        author
-            Who accepts it.
-
-        Returns
-        -------
-        str
-            The version.
-
-        Raises
-        ------
-        ProjectError
-            The label couldn't be kept; the corrections stay.
+        The editor goes on from it. If it can't be kept, that is a :class:`ProjectError`, and the
+        corrections stay.
         """
         self.save()
         try:

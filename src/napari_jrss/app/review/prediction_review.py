@@ -22,28 +22,16 @@ if TYPE_CHECKING:
 
 
 class PredictionReview:
-    """Commands on what the networks say about the case under review.
+    """Commands on what the networks say about the case under review."""
 
-    Attributes
-    ----------
-    changed
-        The prediction, its screening, or the drafts to start from changed.
-    screened
-        Another tau was chosen.
-    region_changed
-        Another uncertain region was chosen.
-    region
-        The uncertain region that was chosen last, or None.
-    """
-
-    changed = Signal()
-    screened = Signal()
-    region_changed = Signal()
+    changed = Signal()  # the prediction, its screening, or the drafts to start from changed
+    screened = Signal()  # another tau was chosen
+    region_changed = Signal()  # another uncertain region was chosen
 
     def __init__(self, current: CurrentCase) -> None:
         self._workspace = workspace = current.workspace
         self._current = current
-        self.region: Region | None = None
+        self.region: Region | None = None  # the uncertain region that was chosen last, or None
         self._predicting: str | None = None
         workspace.rounds_changed.connect(self._rounds_changed)
         workspace.inference.state_changed.connect(self._inference_changed)
@@ -79,15 +67,7 @@ class PredictionReview:
         self._current.queue.submit(choose)
 
     def propagate(self) -> None:
-        """Register all labelled cases to this one; their vote becomes a draft. Runs as a job.
-
-        Raises
-        ------
-        ProjectError
-            There is no registration network yet, or no case is open.
-        BusyError
-            Another short job is under way.
-        """
+        """Register all labelled cases to this one; their vote becomes a draft. Runs as a job."""
         case, project = self._current.open_case, self._workspace.open_project
         project.require_teacher()
 

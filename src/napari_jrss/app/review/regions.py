@@ -14,23 +14,12 @@ from napari_jrss.io.predictions import Prediction
 
 @dataclass(frozen=True)
 class Region:
-    """One uncertain region.
+    """One uncertain region."""
 
-    Attributes
-    ----------
-    at
-        Voxel (z, y, x) where the uncertainty peaks.
-    index
-        Class that the teacher predicts at this voxel.
-    volume_ml
-        Volume of the uncertain voxels around the peak, in millilitres.
-    mean
-        Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
-    """
-
-    at: tuple[int, int, int]
-    index: int
-    volume_ml: float
+    at: tuple[int, int, int]  # voxel (z, y, x) where the uncertainty peaks
+    index: int  # class that the teacher predicts at this voxel
+    volume_ml: float  # volume of the uncertain voxels around the peak, in millilitres
+    # Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
     mean: float
 
 
@@ -50,10 +39,8 @@ def uncertain_regions(
         Prediction of one case. Its uncertainty counts or, without one, 1 - confidence.
     spacing_mm
         Voxel size (z, y, x) in mm.
-    count
-        Largest number of regions.
-    fraction
-        Fraction of the voxels that count as uncertain.
+    count, fraction
+        Largest number of regions, and fraction of the voxels that count as uncertain.
     sigma_mm
         Standard deviation of the Gaussian in mm that joins scattered voxels.
     apart_mm

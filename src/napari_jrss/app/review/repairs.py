@@ -21,16 +21,7 @@ Mask = NDArray[np.bool_]
 def smooth(label: Label, index: int, spacing_mm: Sequence[float], sigma_mm: float = 1.0) -> Label:
     """Round off one structure's surface: half of a Gaussian's mass around a voxel decides.
 
-    Parameters
-    ----------
-    label
-        Class indices.
-    index
-        The structure.
-    spacing_mm
-        Voxel size (z, y, x).
-    sigma_mm
-        Standard deviation of the Gaussian in mm; at least 0.6 voxels along each axis.
+    The Gaussian's standard deviation is `sigma_mm`, at least 0.6 voxels (z, y, x) along each axis.
     """
     sigma = [max(sigma_mm / size, 0.6) for size in spacing_mm]
     box = _box(label == index, margin=[int(np.ceil(2 * s)) for s in sigma])
@@ -43,15 +34,7 @@ def smooth(label: Label, index: int, spacing_mm: Sequence[float], sigma_mm: floa
 
 
 def fill_holes(label: Label, index: int, axis: int | None = None) -> Label:
-    """Give one structure the background that it encloses.
-
-    Parameters
-    ----------
-    label, index
-        Class indices, and the structure.
-    axis
-        None: cavities enclosed in 3D. An axis: holes of each slice across it.
-    """
+    """Give one structure the background that it encloses in 3D, or on each slice across an axis."""
     box = _box(label == index)
     if box is None:
         return label.copy()
@@ -88,20 +71,12 @@ def take(label: Label, index: int, source: Label) -> Label:
 
 
 def interpolate(label: Label, index: int, axis: int, slices: Sequence[int] | None = None) -> Label:
-    """Fill one structure in between slices, by signed distances to its outline.
+    """Fill one structure in between slices across an axis, by signed distances to its outline.
 
     Between two key slices at distance 1 the outline is where the linear blend of the two signed
-    Euclidean distances is zero (Raya and Udupa 1990). Other structures keep their voxels.
-
-    Parameters
-    ----------
-    label, index
-        Class indices, and the structure.
-    axis
-        Axis that the slices lie across.
-    slices
-        Key slices, which stay as they are; whatever lies between them is drawn again. None:
-        all slices that show the structure, so that only gaps are filled.
+    Euclidean distances is zero (Raya and Udupa 1990). Other structures keep their voxels. Key
+    slices stay as they are, and whatever lies between them is drawn again. Without any, all slices
+    that show the structure are key slices, so that only gaps are filled.
     """
     new = label.copy()
     across, old = np.moveaxis(new, axis, 0), np.moveaxis(label, axis, 0)

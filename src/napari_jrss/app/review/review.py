@@ -53,54 +53,35 @@ class Review:
 
     What takes time runs on :attr:`queue`, whose thread emits the signals; a script calls
     :meth:`wait` after a command. Networks run as jobs of ``workspace.inference``.
-
-    Attributes
-    ----------
-    case_changed
-        Another case is under review, or none.
-    label_changed
-        The label was edited; carries the :class:`Edit`, which is the inverse one for an undo.
-    status_changed
-        The case was accepted, rejected or skipped, or a structure was accepted.
-    suggestion_changed
-        Another case is suggested as the next one, see :attr:`suggestion`.
-    unfinished_changed
-        The list :attr:`unfinished` changed.
-    queue
-        Runs the work of the review in the order it was asked for.
-    suggestion
-        Which case to label next, and why; None while it isn't known.
-    unfinished
-        Corrections of other cases that are kept on the disk but are in no label version.
-    prediction
-        What the networks say about the case.
-    tools
-        Repairs of the label, undo and redo.
-    ask
-        Asks the person what to do with unsaved corrections; returns None to stay on the case.
-        None in a script, which gets an :class:`UnsavedError` instead.
     """
 
-    case_changed = Signal()
+    case_changed = Signal()  # another case is under review, or none
+    # The label was edited; carries the `Edit`, which is the inverse one for an undo.
     label_changed = Signal(Edit)
+    # The case was accepted, rejected or skipped, or a structure was accepted.
     status_changed = Signal()
-    suggestion_changed = Signal()
-    unfinished_changed = Signal()
+    suggestion_changed = Signal()  # another case is suggested as the next one, see `suggestion`
+    unfinished_changed = Signal()  # the list `unfinished` changed
 
     def __init__(self, workspace: Workspace, cohort: Cohort) -> None:
         self._workspace = workspace
         self._cohort = cohort
         self._current = CurrentCase(workspace)
+        # Runs the work of the review in the order it was asked for.
         self.queue = self._current.queue
+        # Which case to label next, and why; None while it isn't known.
         self.suggestion: Suggestion | None = None
+        # Corrections of other cases that are kept on the disk but are in no label version.
         self.unfinished: list[CorrectionsFile] = []
+        # Asks the person what to do with unsaved corrections; returns None to stay on the case.
+        # None in a script, which gets an `UnsavedError` instead.
         self.ask: Callable[[OpenCase], Leave | None] | None = None
         self._wanted: str | None = None
         self._cache: OrderedDict[str, CachedCase] = OrderedDict()
         workspace.project_changed.connect(self._project_changed)
         workspace.cases_changed.connect(self._cases_changed)
-        self.prediction = PredictionReview(self._current)
-        self.tools = Tools(self._current)
+        self.prediction = PredictionReview(self._current)  # what the networks say about the case
+        self.tools = Tools(self._current)  # repairs of the label, undo and redo
 
     # -- open and leave
 
@@ -125,26 +106,9 @@ class Review:
     def open(self, case_id: str, unsaved: Leave | str | None = None) -> bool:
         """Open a case for review; :attr:`case_changed` is emitted once it is there.
 
-        Corrections that were kept for it are restored.
-
-        Parameters
-        ----------
-        case_id
-            The case.
-        unsaved
-            What to do with corrections of the present case; None: call :attr:`ask`.
-
-        Returns
-        -------
-        bool
-            False if the person chose to stay on the present case.
-
-        Raises
-        ------
-        ProjectError
-            There is no such case.
-        UnsavedError
-            The present case has corrections, and :attr:`ask` isn't set.
+        Corrections that were kept for it are restored. `unsaved` says what to do with those of the
+        present case; None: call :attr:`ask`, or raise an :class:`UnsavedError` if that isn't set.
+        Returns False if the person chose to stay on the present case.
         """
         project = self._workspace.open_project
         project.case(case_id)
@@ -257,22 +221,12 @@ class Review:
     # -- drafts
 
     def draft_from(self, label: Label, draft: str) -> None:
-        """Start from a label that came from elsewhere; undo takes that back.
+        """Start from a label (z, y, x) that came from elsewhere; undo takes that back.
 
         If the case is still being opened, the label is used once it is open. If the case has
-        corrections, they stay, and the label becomes one more choice to start from.
-
-        Parameters
-        ----------
-        label
-            Class indices (z, y, x) on the training grid.
-        draft
-            Where it came from, such as ``case:A``.
-
-        Raises
-        ------
-        ProjectError
-            No case is open, the project is read-only, or the label doesn't fit the project.
+        corrections, they stay, and the label becomes one more choice to start from. `draft` says
+        where it came from, such as ``case:A``. A :class:`ProjectError` if the label doesn't fit the
+        project.
         """
         project = self._workspace.open_project
         check_draft(draft)
@@ -301,19 +255,10 @@ class Review:
         self.queue.submit(begin)
 
     def start_from(self, draft: str, *, replace: bool = False) -> None:
-        """Start from one of the case's drafts; undo takes that back.
+        """Start from one of :attr:`OpenCase.draft_choices`; undo takes that back.
 
-        Parameters
-        ----------
-        draft
-            One of :attr:`OpenCase.draft_choices`.
-        replace
-            Replace corrections, too; undo brings them back while the case is open.
-
-        Raises
-        ------
-        UnsavedError
-            There are corrections, and `replace` is False.
+        Corrections are an :class:`UnsavedError`, unless they are to be replaced, too; undo brings
+        them back while the case is open.
         """
         self._require_writable()
         case = self.open_case
@@ -341,12 +286,8 @@ class Review:
     def accept(self) -> None:
         """Save the label as the version in force: ACCEPTED if unchanged, else CORRECTED.
 
-        The next round trains on it; a round that runs now doesn't.
-
-        Raises
-        ------
-        ProjectError
-            The project is read-only, the author has no name, or there is nothing to accept.
+        The next round trains on it; a round that runs now doesn't. A :class:`ProjectError` if the
+        author has no name, or there is nothing to accept.
         """
         author = self._require_author()
         case = self.open_case
@@ -387,10 +328,7 @@ class Review:
     def suggest_next(self, *, tell: bool = False) -> None:
         """Find the case to label next; :attr:`suggestion_changed` is emitted once it is known.
 
-        Parameters
-        ----------
-        tell
-            Whether to notify the person if there is none.
+        With `tell` the person is notified if there is none.
         """
         after = None if self.case is None else self.case.case_id
 

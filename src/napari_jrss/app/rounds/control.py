@@ -41,66 +41,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One row of the history of rounds.
+    """One row of the history of rounds."""
 
-    Attributes
-    ----------
-    number, parent
-        The round, and the round whose teacher it started from; None for the pre-training.
-    outcome
-        How it ended.
-    is_teacher
-        Whether its teacher is the one in force.
-    started
-        UTC time, ISO 8601.
-    preset, tau, seed
-        Settings that it was started with; None if they can't be read.
-    labelled, accepted
-        N, and the number of pseudo-labels that passed the screening; None if unfinished.
-    segmentation_dice, registration_dice
-        Mean foreground Dice on the validation cases; None without them, or if unfinished.
-    label_versions
-        Label version of each labelled and validation case that the round used.
-    problem
-        Why it failed; empty if it didn't.
-    warning
-        What to know before its teacher is trusted, such as structures that it hasn't learned.
-    resumable
-        Whether :meth:`RoundControl.resume` goes on with it.
-    """
-
+    # The round, and the round whose teacher it started from; None for the pre-training.
     number: int
     parent: int | None
     outcome: RoundOutcome
-    is_teacher: bool
-    started: str
+    is_teacher: bool  # whether its teacher is the one in force
+    started: str  # UTC time, ISO 8601
+    # Settings that it was started with; None if they can't be read.
     preset: str | None
     tau: float | None
     seed: int | None
+    # N, and the number of pseudo-labels that passed the screening; None if unfinished.
     labelled: int | None
     accepted: int | None
+    # Mean foreground Dice on the validation cases; None without them, or if unfinished.
     segmentation_dice: float | None
     registration_dice: float | None
+    # Label version of each labelled and validation case that the round used.
     label_versions: dict[str, str]
-    problem: str = ""
+    problem: str = ""  # why it failed; empty if it didn't
+    # What to know before its teacher is trusted, such as structures that it hasn't learned.
     warning: str = ""
-    resumable: bool = False
+    resumable: bool = False  # whether `RoundControl.resume` goes on with it
 
 
 class RoundControl:
-    """The commands of the tab Rounds.
-
-    Attributes
-    ----------
-    own_process
-        Whether each round runs in a process of its own, or in this one.
-    estimator
-        Runs the job of :meth:`estimate`.
-    """
+    """The commands of the tab Rounds."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.own_process = True
-        self.estimator = JobRunner("estimate")
+        self.own_process = True  # whether each round runs in a process of its own, or in this one
+        self.estimator = JobRunner("estimate")  # runs the job of `estimate`
         self._measured: dict[str, Measured] = {}
         self._workspace = workspace
         self._leaving = threading.Event()
@@ -131,13 +103,7 @@ class RoundControl:
 
     @property
     def unfinished_config(self) -> TrainingConfig | None:
-        """Settings of the series that runs or can be resumed; None if there is none.
-
-        Raises
-        ------
-        ProjectError
-            The settings can't be read.
-        """
+        """Settings of the series that runs or can be resumed; None if there is none."""
         project = self._workspace.project
         if project is None:
             return None
@@ -181,37 +147,19 @@ class RoundControl:
 
         Parameters
         ----------
-        config
-            Settings.
-        rounds
-            Number of joint rounds.
         anew
-            Abandon an interrupted series; if False, such a series is an error.
+            Abandon an interrupted series; if False, such a series is an
+            :class:`~napari_jrss.app.rounds.train.InterruptedSeriesError`.
         pretrain
             Pre-train from scratch although there is a teacher, for example with more labels or
             another network. The teacher stays in force until that is done.
-
-        Raises
-        ------
-        InterruptedSeriesError
-            A series was interrupted, or there is nothing to run.
-        BusyError
-            A round is running.
-        ProjectError
-            No project is open, or it is read-only.
         """
         project = self._workspace.writable_project
         resume = None if self.resumable and not anew else False
         self._begin(plan_series(project, config, rounds, resume=resume, pretrain=pretrain))
 
     def resume(self) -> None:
-        """Go on with the interrupted series, with its own settings. Runs as a job.
-
-        Raises
-        ------
-        InterruptedSeriesError
-            There is no interrupted series.
-        """
+        """Go on with the interrupted series, with its own settings. Runs as a job."""
         project = self._workspace.writable_project
         self._begin(plan_series(project, TrainingConfig(), 0, resume=True))
 
@@ -243,14 +191,8 @@ class RoundControl:
         """Estimate the time and memory of a series. Runs as a job of :attr:`estimator`.
 
         Its event is an :class:`~napari_jrss.app.rounds.estimate.Estimate`. A process of its own
-        measures a few steps, which takes seconds; the same settings are measured once.
-
-        Raises
-        ------
-        BusyError
-            A round is running, which the measurement would disturb, or another estimate is.
-        ProjectError
-            No project is open, or it has no training cases.
+        measures a few steps, which takes seconds; the same settings are measured once. While a
+        round runs, which the measurement would disturb, this is a :class:`BusyError`.
         """
         project, device = self._workspace.open_project, self._workspace.device
         if self._workspace.training.state.busy:

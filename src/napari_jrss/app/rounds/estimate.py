@@ -77,23 +77,12 @@ class Measured(BaseModel):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a series of rounds will cost.
+    """What a series of rounds will cost."""
 
-    Attributes
-    ----------
-    seconds
-        Of the whole series.
-    memory, available
-        Bytes at the peak, and what the device has in all.
-    device
-        What it runs on.
-    basis
-        Where the seconds come from.
-    """
-
-    seconds: float
-    device: str
-    basis: str
+    seconds: float  # of the whole series
+    device: str  # what it runs on
+    basis: str  # where the seconds come from
+    # Bytes at the peak, and what the device has in all.
     memory: float
     available: float
 
@@ -188,13 +177,7 @@ class _Question(BaseModel):
 def measure_in_own_process(
     config: TrainingConfig, classes: int, shape: Shape, device: str, cancel: Cancel
 ) -> Measured | None:
-    """:func:`measure` in a process of its own; None if cancelled.
-
-    Raises
-    ------
-    EstimateError
-        It fails, with the reason.
-    """
+    """:func:`measure` in a process of its own; None if cancelled, an EstimateError if it fails."""
     question = _Question(config=config, classes=classes, shape=shape, device=device)
     try:
         with Child("estimate", _answer, environment=_PROMPT_FREE) as child:

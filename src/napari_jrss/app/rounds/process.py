@@ -47,10 +47,6 @@ class InOwnProcess:
 
     Parameters
     ----------
-    project
-        Folder of the project.
-    device
-        See :func:`napari_jrss.inference.device.make_fabric`.
     threads
         CPU threads of the process; none: as many as there are cores, less one for the window.
     at_once

@@ -36,35 +36,21 @@ class Curve:
 
 @dataclass
 class Progress:
-    """Where a running series is, how good it is, and how long it still takes.
+    """Where a running series is, how good it is, and how long it still takes."""
 
-    Attributes
-    ----------
-    stage
-        Name of the present stage, empty before the first.
-    step, steps
-        Of the present stage.
-    epoch
-        Of the present stage, from 0.
-    loss, best
-        Latest total loss; best validation Dice of the stage so far, if there is one.
-    losses
-        Mean total loss per epoch, by stage; x counts the stage's steps.
-    dice
-        Validation Dice per validated epoch, by stage; x counts the stage's steps.
-    clock
-        Returns the time in seconds, from any start.
-    """
-
-    stage: str = ""
+    stage: str = ""  # name of the present stage, empty before the first
+    # Of the present stage.
     step: int = 0
     steps: int = 0
-    epoch: int = 0
+    epoch: int = 0  # of the present stage, from 0
+    # Latest total loss; best validation Dice of the stage so far, if there is one.
     loss: float | None = None
     best: float | None = None
+    # Mean total loss per epoch, by stage; x counts the stage's steps.
     losses: dict[str, Curve] = field(default_factory=dict)
+    # Validation Dice per validated epoch, by stage; x counts the stage's steps.
     dice: dict[str, Curve] = field(default_factory=dict)
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.monotonic  # returns the time in seconds, from any start
     _last: float | None = field(default=None, repr=False)
     _pace: float | None = field(default=None, repr=False)
 

@@ -51,17 +51,9 @@ class Executor(Protocol):
         ...
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
-        """Get ready for a round of these settings, before it is recorded.
+        """Get ready for a round of these settings, before it is recorded; False if cancelled.
 
-        Returns
-        -------
-        bool
-            False if cancelled meanwhile.
-
-        Raises
-        ------
-        JRSSError
-            The device is not there, or a network has an unknown name.
+        Raises a :class:`JRSSError` if the device isn't there, or a network has an unknown name.
         """
         ...
 
@@ -70,13 +62,7 @@ class Executor(Protocol):
         ...
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
-        """Run or resume the round that :meth:`prepare` got ready for, once it is recorded.
-
-        Yields
-        ------
-        Event
-            As :func:`napari_jrss.training.round.run_round`.
-        """
+        """Run or resume the round that :meth:`prepare` got ready for, once it is recorded."""
         ...
 
     def close(self) -> None:
@@ -85,13 +71,7 @@ class Executor(Protocol):
 
 
 class InThisProcess:
-    """Rounds run where they are asked for, on one or several devices.
-
-    Parameters
-    ----------
-    device, devices
-        See :func:`napari_jrss.inference.device.make_fabric`.
-    """
+    """Rounds run where they are asked for, on one or several devices."""
 
     def __init__(self, device: str = "auto", devices: int = 1) -> None:
         self.device = device
@@ -153,24 +133,12 @@ class InThisProcess:
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """One round to run: a new one, or an interrupted one to go on with.
-
-    Attributes
-    ----------
-    config
-        Its settings.
-    rounds_left
-        How many rounds are to follow it.
-    pretraining
-        Whether it starts from nothing.
-    interrupted
-        The round to go on with; None for a new one.
-    """
+    """One round to run: a new one, or an interrupted one to go on with."""
 
     config: TrainingConfig
-    rounds_left: int
-    pretraining: bool = False
-    interrupted: Round | None = None
+    rounds_left: int  # how many rounds are to follow it
+    pretraining: bool = False  # whether it starts from nothing
+    interrupted: Round | None = None  # the round to go on with; None for a new one
 
 
 def train(
@@ -187,30 +155,9 @@ def train(
 ) -> Iterator[Event]:
     """Pre-train a project that has no teacher yet, then run joint rounds.
 
-    Each finished round's teacher becomes the current one; a cancelled or failed round leaves
-    the teacher as it was and can be resumed.
-
-    Parameters
-    ----------
-    project
-        Open for writing; in a second process of a run on several devices, read-only.
-    config
-        Settings; a resumed round keeps those that it was started with.
-    rounds
-        Joint rounds to run after the pre-training or after the current teacher.
-    cancel
-        Checked before each step.
-    device, devices
-        See :func:`napari_jrss.inference.device.make_fabric`.
-    resume, pretrain
-        See :func:`plan_series`.
-    executor
-        Where rounds run; in this process, on `device` and `devices`, by default.
-
-    Raises
-    ------
-    JRSSError
-        At once, as :func:`plan_series`; at the first event, if the device isn't there.
+    See :func:`napari_jrss.train`. In a second process of a run on several devices the project is
+    open read-only. Rounds run in this process unless an `executor` is given. What
+    :func:`plan_series` refuses is raised at once; that the device isn't there, at the first event.
     """
     planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
     return run_series(project, planned, cancel, executor or InThisProcess(device, devices))
@@ -226,16 +173,7 @@ def plan_series(
 ) -> PlannedRound:
     """Plan the first round of a series, and check that the series can be run.
 
-    Parameters
-    ----------
-    project, config, rounds
-        See :func:`train`.
-    resume
-        True: go on with the interrupted series, as it was asked for. False: leave it and
-        start anew. None: neither, an interrupted series is an error.
-    pretrain
-        Pre-train from nothing though there is a teacher, which stays in force until that is
-        done: with more labels, for longer, or another network.
+    For `resume` and `pretrain` see :func:`napari_jrss.train`.
 
     Raises
     ------

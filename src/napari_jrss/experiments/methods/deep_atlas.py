@@ -12,8 +12,9 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from napari_jrss.experiments.joint_stage import JointStage, LearningRates
 from napari_jrss.experiments.recipe import (
+    JointStage,
+    LearningRates,
     Task,
     Trained,
     train_registration,

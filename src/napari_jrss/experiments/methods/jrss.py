@@ -1,13 +1,37 @@
-"""JRSS: joint rounds of registration, student and averaged teacher after the Mono-Nets (Fig. 3)."""
+"""JRSS: the Mono-Nets (round 0), the joint rounds after them (Fig. 3), and their refined fields.
+
+With N = K the Mono-Nets are the paper's upper bound, with N = 0 its unsupervised registration,
+where there is no segmentation to learn.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from napari_jrss.experiments.methods.mono import ROUND, networks_of
-from napari_jrss.experiments.recipe import NEVER, Task, Trained
+from napari_jrss.config import RefinementConfig
+from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
+from napari_jrss.inference.refine import RefinedRegistration
+from napari_jrss.io.round_files import RoundFiles
+from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.weights import load_weights
 from napari_jrss.training.round import RoundTask, run_round
 from napari_jrss.training.trainable import RoundError
+
+ROUND = "round0"
+
+
+def train_mono(task: Task) -> Trained:
+    """The pre-training: Mono-Seg on the labelled cases (Eq. 2), Mono-Reg on all (Eq. 10)."""
+    if not task.snapshot.labelled:
+        task.seed()
+        registration = build_registration_network(task.config.registration_network)
+        train_registration(task, registration, "mono_registration")
+        return Trained(registration=registration)
+    folder = task.folder / ROUND
+    for event in run_round(RoundTask(0, task.snapshot, task.config, folder), task.fabric, NEVER):
+        task.report(event)
+    return networks_of(task, folder)
 
 
 def train(task: Task) -> Trained:
@@ -26,3 +50,32 @@ def train(task: Task) -> Trained:
         parent = this.folder
         done.append(replace(networks_of(task, parent), round=number))
     return replace(done.pop(), earlier=tuple(done))
+
+
+def train_refined(task: Task) -> Trained:
+    """Nothing is trained: the last networks of the runs before, each field refined on its pair."""
+    *_, last = (path.parent for run in task.before for path in _teachers(run))
+    trained = networks_of(task, last)
+    assert trained.registration is not None
+    assert trained.segmentation is not None
+    config = RefinementConfig(
+        control_spacings=(2,), steps=(50,), similarity=task.config.registration.similarity
+    )
+    refined = RefinedRegistration(trained.registration, trained.segmentation, config)
+    return replace(trained, segmentation=None, registration=refined)
+
+
+def _teachers(run: Path) -> list[Path]:
+    """Of a run's rounds, in their order."""
+    paths = run.glob(f"round*/{RoundFiles(run).teacher.name}")
+    return sorted(paths, key=lambda path: int(path.parent.name.removeprefix("round")))
+
+
+def networks_of(task: Task, folder: Path) -> Trained:
+    """Teacher and registration network of a round's folder."""
+    config = task.config
+    teacher = build_segmentation_network(config.segmentation_network, task.snapshot.classes)
+    registration = build_registration_network(config.registration_network)
+    load_weights(teacher, RoundFiles(folder).teacher)
+    load_weights(registration, RoundFiles(folder).registration)
+    return Trained(teacher.to(task.device), registration.to(task.device))

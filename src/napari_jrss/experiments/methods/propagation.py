@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_jrss.experiments.methods.mono import ROUND, networks_of
+from napari_jrss.experiments.methods.jrss import ROUND, networks_of
 from napari_jrss.experiments.methods.syn import syn
 from napari_jrss.experiments.recipe import FieldModule, Task, Trained
 from napari_jrss.inference.predict import Votes, displacement_field, follow
@@ -30,15 +30,7 @@ def train_with_syn(task: Task) -> Trained:
 
 
 class Propagation(nn.Module):
-    """Registered atlases as a segmentation network of batch size 1.
-
-    Parameters
-    ----------
-    registration
-        Moving and fixed image -> displacement field.
-    snapshot
-        Its labelled cases are the atlases.
-    """
+    """Registered atlases, the labelled cases, as a segmentation network of batch size 1."""
 
     def __init__(self, registration: nn.Module, snapshot: CohortSnapshot) -> None:
         super().__init__()

@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from napari_jrss.experiments.joint_stage import JointStage, LearningRates
 from napari_jrss.experiments.recipe import (
+    JointStage,
+    LearningRates,
     Task,
     Trained,
     of_the_foreground,

@@ -1,8 +1,8 @@
-"""SyN of ANTs (Avants et al. 2008) through antspyx: affine, then symmetric normalisation.
+"""Registration without training: none at all, or SyN of ANTs (Avants et al. 2008).
 
-``train`` takes the package's defaults: mutual information, and no iterations at full resolution.
-``train_cc`` takes cross-correlation, and iterations at every resolution. The paper doesn't say
-which it used.
+SyN comes through antspyx: affine, then symmetric normalisation. ``train`` takes the package's
+defaults: mutual information, and no iterations at full resolution. ``train_cc`` takes
+cross-correlation, and iterations at every resolution. The paper doesn't say which it used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ import numpy as np
 from napari_jrss.experiments.recipe import FieldModule, Task, Trained
 
 SHORTEST = 32
+
+
+def train_initial(task: Task) -> Trained:
+    """No registration beyond what preprocessing did (its affine pre-alignment, if any)."""
+    return Trained(registration=FieldModule(lambda moving, fixed: np.zeros((3, *fixed.shape))))
 
 
 def train(task: Task) -> Trained:
