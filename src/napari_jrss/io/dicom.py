@@ -126,18 +126,10 @@ class DicomSeries:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files that belong to no scan.
+    """Files that belong to no scan."""
 
-    Attributes
-    ----------
-    what
-        A file or folder, described for the screen.
-    reason
-        Why it was left out.
-    """
-
-    what: str
-    reason: str
+    what: str  # a file or folder, described for the screen
+    reason: str  # why it was left out
 
 
 _NOT_DICOM = "not DICOM"
@@ -184,17 +176,8 @@ class _Plane:
 def find_series(folder: Path | str) -> tuple[list[DicomSeries], list[LeftOut]]:
     """Find all image series below a folder, and the files that belong to none.
 
-    The series get pseudonyms, ``case-`` and ten random digits, new ones at each call.
-
-    Parameters
-    ----------
-    folder
-        Searched with all folders in it; links to folders are not followed.
-
-    Raises
-    ------
-    ScanError
-        There is no such folder.
+    The series get pseudonyms, ``case-`` and ten random digits, new ones at each call. Links to
+    folders are not followed. Raises a :class:`ScanError` if there is no such folder.
     """
     return find_labelled_series(folder)[:2]
 
@@ -234,18 +217,9 @@ def patient_groups(series: Sequence[DicomSeries]) -> dict[str, str]:
 
 
 def series_at(path: Path) -> DicomSeries:
-    """The only image series of a folder, or the series of a DICOM file.
+    """The only image series below a folder, or that of a DICOM file and others in its folder.
 
-    Parameters
-    ----------
-    path
-        A folder, searched with all folders in it; or a file, whose other slices are searched
-        in its folder.
-
-    Raises
-    ------
-    ScanError
-        There is none, or several.
+    Raises a :class:`ScanError` if there is none, or several.
     """
     if path.is_dir():
         series, left = _series_of(path, sorted(_files(path)))
@@ -265,10 +239,8 @@ def series_at(path: Path) -> DicomSeries:
 def read_series(series: DicomSeries) -> Volume:
     """Read the voxels of a series as float32, with slope and intercept applied.
 
-    Raises
-    ------
-    ScanError
-        A file is missing, has changed or is damaged; the message names the series, not the file.
+    Raises a :class:`ScanError`, which names the series and no file, if a file is missing, has
+    changed or is damaged.
     """
     array = np.empty(series.shape, np.float32)
     padding = np.zeros(series.shape, bool)
@@ -360,13 +332,7 @@ def _series_of(
 
 
 def _planes(file: Path) -> list[_Plane]:
-    """The images of one file with their positions.
-
-    Raises
-    ------
-    ScanError
-        The file holds no image that can be used; the message names the file.
-    """
+    """The images of one file with their positions; a ScanError that names it if there are none."""
     header = read_dataset(file, _TAGS)
     if header is None:
         raise ScanError(f"{file}: {_NOT_DICOM}")
@@ -465,10 +431,7 @@ def _padding(header: pydicom.Dataset) -> tuple[int, int] | None:
 def _stack(planes: Sequence[_Plane]) -> tuple[list[_Plane], list[str]]:
     """The slices of a series in order along their normal, and what was left out of it.
 
-    Raises
-    ------
-    ScanError
-        They form no regular stack; the message names no file.
+    Raises a :class:`ScanError`, which names no file, if they form no regular stack.
     """
     scan = [p for p in planes if not p.localizer]
     if not scan:

@@ -471,17 +471,7 @@ def _inside(root: Path, path: Path, name: str) -> Path:
 def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
     """Write a CSV of the patient and series of each case, which only its owner may read.
 
-    Parameters
-    ----------
-    path
-        A new file outside the project.
-    cases
-        From :func:`discover_dicom`.
-
-    Raises
-    ------
-    OSError
-        The file exists, or can't be written.
+    It is a new file outside the project; an ``OSError`` if it exists or can't be written.
     """
     from napari_jrss.io.dicom import DicomSeries
 
@@ -497,21 +487,10 @@ def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
 
 
 def read_case_groups(path: Path, column: str, case_ids: Sequence[str]) -> dict[str, str]:
-    """Read the subject group of each case from a CSV file.
+    """Read the subject group of each case from a CSV file with a header.
 
-    Parameters
-    ----------
-    path
-        CSV file with a header, whose first column holds the case id or the file's name.
-    column
-        Name of the column of the group, such as ``patient``.
-    case_ids
-        The cases; other rows are ignored.
-
-    Raises
-    ------
-    ScanError
-        The file can't be read, or has no such column, or no group for a case.
+    Its first column holds the case id or the file's name, `column` the group, such as ``patient``.
+    Raises a :class:`ScanError` if it can't be read, or has no such column, or no group for a case.
     """
     rows = read_rows(path)
     header = rows[0] if rows else []

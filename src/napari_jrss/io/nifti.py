@@ -86,11 +86,8 @@ def image_of(
 def read_label_volume(path: Path | str) -> Volume:
     """Read a NIfTI label file as int32 ids on its own grid.
 
-    Raises
-    ------
-    ScanError
-        As for :func:`~napari_jrss.io.read.read_volume`; or a value isn't a whole number or
-        doesn't fit 32 bits.
+    Raises a :class:`ScanError` as :func:`~napari_jrss.io.read.read_volume`; or if a value isn't a
+    whole number or doesn't fit 32 bits.
     """
     path = Path(path)
     raw, slope, intercept, header = _load(path)
@@ -133,20 +130,10 @@ def label_of(
 def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:
     """Write an array (z, y, x) in the geometry of a scan; the file is complete or not there.
 
-    Parameters
-    ----------
-    path
-        Ends in .nii or .nii.gz.
-    array
-        (z, y, x) on the scan's own grid, as
-        :class:`~napari_jrss.preprocess.transform.GridTransform` gives it.
-    like
-        The scan; the qform, sform, their codes and the zooms of its header are repeated.
-
-    Raises
-    ------
-    ScanError
-        `array` doesn't have the scan's shape, or `path` isn't named as NIfTI.
+    The array lies on the scan's own grid, as
+    :class:`~napari_jrss.preprocess.transform.GridTransform` gives it; the qform, sform, their codes
+    and the zooms of the scan's header are repeated. Raises a :class:`ScanError` if the shapes
+    differ, or `path` doesn't end in .nii or .nii.gz.
     """
     path = Path(path)
     write_bytes(path, nifti_bytes(path, array, like))
@@ -171,12 +158,8 @@ def nifti_bytes(path: Path, array: NDArray[Any], like: ScanHeader | Volume) -> b
 def file_checksum(path: Path) -> str:
     """SHA-256 (hexadecimal) of a scan's file, or of a ``.hdr`` together with its ``.img``.
 
-    Raises
-    ------
-    OSError
-        A file can't be read.
-    ScanError
-        A ``.hdr`` has no ``.img`` beside it.
+    Raises an ``OSError`` if a file can't be read, a :class:`ScanError` for a ``.hdr`` without an
+    ``.img``.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:

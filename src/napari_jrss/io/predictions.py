@@ -61,15 +61,7 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
 
 
 def read_prediction(folder: Path, case_id: str) -> Prediction:
-    """Read the prediction of a case.
-
-    Raises
-    ------
-    KeyError
-        The case has none.
-    ScanError
-        It is damaged.
-    """
+    """Read a case's prediction; a KeyError if there is none, a ScanError if it is damaged."""
     path = prediction_path(folder, case_id)
     if not path.exists():
         raise KeyError(f"{folder} holds no prediction of case {case_id}")

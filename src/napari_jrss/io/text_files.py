@@ -22,10 +22,8 @@ _MOST_BYTES = 2**24
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8 of at most 16 MiB.
 
-    Raises
-    ------
-    ScanError
-        There is no such file, it isn't a regular file, is too large, or isn't UTF-8.
+    Raises a :class:`ScanError` if there is no such file, it isn't a regular file, is too large, or
+    isn't UTF-8.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -42,13 +40,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    ScanError
-        As for :func:`read_text`; or it isn't a JSON object, or a name occurs twice in it.
-    """
+    """Read a JSON object; a :class:`ScanError` if it is none, or a name occurs twice in it."""
     text = read_text(path)
     try:
         content = json.loads(text, object_pairs_hook=_once)

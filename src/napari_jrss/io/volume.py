@@ -34,38 +34,22 @@ _SAME_SIZE = 1e-4
 
 
 class ScanHeader(BaseModel):
-    """The geometry in a NIfTI header, kept so that an export can repeat it.
-
-    Attributes
-    ----------
-    version
-        NIfTI version, 1 or 2.
-    shape
-        Voxels (x, y, z), in the order of the file.
-    zooms
-        Voxel size (x, y, z) in the header's unit.
-    qform_code, sform_code
-        Whether the qform and the sform are valid (above 0), and in which space.
-    qfac, quaternion, offset
-        The qform: handedness, the quaternion's (b, c, d), and the first voxel's position (RAS).
-    sform
-        The three rows of the sform (RAS).
-    units
-        The header's ``xyzt_units``.
-    """
+    """The geometry in a NIfTI header, kept so that an export can repeat it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: Literal[1, 2] = 1
-    shape: Shape
-    zooms: Triple
+    version: Literal[1, 2] = 1  # NIfTI version, 1 or 2
+    shape: Shape  # voxels (x, y, z), in the order of the file
+    zooms: Triple  # voxel size (x, y, z) in the header's unit
+    # Whether the qform and the sform are valid (above 0), and in which space.
     qform_code: int
     sform_code: int
+    # The qform: handedness, the quaternion's (b, c, d), and the first voxel's position (RAS).
     qfac: float
     quaternion: Triple
     offset: Triple
-    sform: tuple[Row, Row, Row]
-    units: int
+    sform: tuple[Row, Row, Row]  # the three rows of the sform (RAS)
+    units: int  # the header's `xyzt_units`
 
     @classmethod
     def of_affine(cls, affine: Matrix, shape: Shape) -> ScanHeader:

@@ -74,10 +74,8 @@ class CaseAttributes(BaseModel):
 def case_path(folder: Path, case_id: str) -> Path:
     """Folder of a case in a project's folder of cases.
 
-    Raises
-    ------
-    ScanError
-        The id holds other characters than letters, digits, ``.``, ``_`` and ``-``.
+    Raises a :class:`ScanError` if the id holds other characters than letters, digits, ``.``, ``_``
+    and ``-``.
     """
     return folder / (_require_name(case_id) + SUFFIX)
 
@@ -134,27 +132,20 @@ def write_scan(
 ) -> Path:
     """Write a scan and its labels as an OME-Zarr image for other programs.
 
+    A ``FileExistsError`` if it exists.
+
     Parameters
     ----------
     path
-        Ends in ``.ome.zarr``; must not exist.
-    image
-        (z, y, x), turned to LPS.
+        Ends in ``.ome.zarr``.
+    image, labels
+        The scan (z, y, x), turned to LPS, and class indices (z, y, x) by name.
     spacing_mm, origin_mm
         Voxel size, and position of the first voxel (z, y, x), in mm. OME-Zarr 0.5 stores no
         more about the orientation.
-    labels
-        Class indices (z, y, x) by name.
-    table
-        Their classes.
     affine
         4x4, voxel (x, y, z, 1) -> LPS mm, as rows. It is stored as an attribute, for scans
         whose axes aren't those of the world.
-
-    Raises
-    ------
-    FileExistsError
-        It exists.
     """
     about = {"affine_lps_mm": affine}
     name = path.name.removesuffix(SUFFIX)
@@ -220,36 +211,18 @@ def fingerprint(array: NDArray[np.generic]) -> str:
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
-    """Image float32 (z, y, x) of a case.
-
-    Raises
-    ------
-    ScanError
-        There is no such case, or its voxels are damaged or not all there.
-    """
+    """Image float32 (z, y, x) of a case; a ScanError if there is none, or it is damaged."""
     return read_array(path / _LEVEL, whole=True).astype(np.float32, copy=False)
 
 
 def read_label(path: Path, version: str) -> NDArray[Any]:
-    """Class indices (z, y, x), uint8, of one label version.
-
-    Raises
-    ------
-    ScanError
-        There is no such version, or it is damaged.
-    """
+    """Class indices (z, y, x), uint8, of a label version; a ScanError if it is gone or damaged."""
     _require_version(path, version)
     return read_array(path / "labels" / version / _LEVEL)
 
 
 def label_versions(path: Path) -> tuple[str, ...]:
-    """Names of the label versions of a case, oldest first.
-
-    Raises
-    ------
-    ScanError
-        There is no such case, or its list of labels is damaged.
-    """
+    """Names of the label versions of a case, oldest first; a ScanError if it is gone or damaged."""
     folder = path / "labels"
     try:
         names = _LabelList.model_validate(group_attributes(folder)).ome.labels
@@ -262,13 +235,7 @@ def label_versions(path: Path) -> tuple[str, ...]:
 
 
 def read_attributes(path: Path) -> CaseAttributes:
-    """What is stored with a case about the scan it was made from.
-
-    Raises
-    ------
-    ScanError
-        There is no such case, or its attributes are damaged.
-    """
+    """What is stored with a case about its scan; a ScanError if it is gone or damaged."""
     attributes = group_attributes(path)
     if _ATTRIBUTES not in attributes:
         raise ScanError(f"{path}: not a case of a project")

@@ -54,10 +54,12 @@ def training_grid(
 ) -> TrainingGrid:
     """Choose the grid on which all cases of a project will lie.
 
+    Scans that can't be read are ignored here; ingesting them reports why. Raises a
+    :class:`ScanError` if the reference case is unknown, no scan can be read, the crop is
+    ``labelled`` and no label can be read, or the grid would be too large.
+
     Parameters
     ----------
-    cases
-        The cohort. Scans that can't be read are ignored here; ingesting them reports why.
     config
         Preprocessing. If it gives no spacing, that of the reference case is used. If it gives
         no shape, the smallest multiple of 8 along each axis that holds the largest scan (or
@@ -69,12 +71,6 @@ def training_grid(
     keep_reference
         File (.nii.gz) to which the reference scan is copied if scans are aligned to it, so
         that later scans can be aligned as well. None: the grid refers to the scan's own file.
-
-    Raises
-    ------
-    ScanError
-        The reference case is unknown, no scan can be read, the crop is ``labelled`` and no
-        label can be read, or the grid would be too large.
     """
     reference = _reference(cases, config)
     shape, affine = _turned(reference.image)

@@ -86,14 +86,12 @@ def ingest(
 ) -> Iterator[IngestResult]:
     """Preprocess cases in worker processes and write each to the project's folder of cases.
 
+    Yields one result for each case, in the order in which they end. If one fails, even by the death
+    of its process, the others go on. Each worker has one case under way, so memory doesn't grow
+    with their number. Processes are spawned: a script needs ``if __name__ == "__main__":``.
+
     Parameters
     ----------
-    cases
-        As :func:`~napari_jrss.io.layouts.discover` finds them.
-    config
-        Preprocessing.
-    table
-        The classes; needed if any case has a label.
     folder
         The project's folder of cases; no other process may write to it. A case that is in it
         already, made of the same files in the same way, counts as done.
@@ -103,17 +101,6 @@ def ingest(
         The training grid; None: :func:`~napari_jrss.preprocess.grid.training_grid` of these cases.
     version
         Name of the label version.
-
-    Yields
-    ------
-    IngestResult
-        One for each case, in the order in which they end. If one fails, even by the death of
-        its process, the others go on.
-
-    Notes
-    -----
-    Processes are spawned, so a script that calls this needs ``if __name__ == "__main__":``.
-    Each worker has one case under way, so memory doesn't grow with their number.
     """
     if table is None and any(case.label for case in cases):
         raise ValueError("labelled cases need a label table")

@@ -154,16 +154,8 @@ def on_grid_of(image: Volume, label: Volume) -> Volume:
 def grid_on_box(box: Box, spacing: Triple, shape: Shape, grid_spacing: Triple | None) -> Matrix:
     """Matrix from voxels (x, y, z, 1) of a grid to those of a scan turned to LPS.
 
-    Parameters
-    ----------
-    box
-        The part of the scan on which the grid is centred.
-    spacing
-        Voxel size (z, y, x) in mm of the scan turned to LPS.
-    shape
-        The grid (z, y, x).
-    grid_spacing
-        Its voxel size (z, y, x) in mm; None: the grid's extent is that of the box.
+    The grid (z, y, x) is centred on `box`, a part of the scan. `spacing` is the scan's voxel size
+    (z, y, x) in mm, turned to LPS; `grid_spacing` the grid's, or None for the extent of the box.
     """
     first, last = box
     size = np.array(shape[::-1])

@@ -81,26 +81,9 @@ class ProjectCases(ProjectFolder):
         reason, see :meth:`failed_imports`, and the others go on; it may be added again. The same
         scan under another name, or pseudonym, is left out: no scan may both train and test.
 
-        Parameters
-        ----------
-        found
-            As :func:`~napari_jrss.io.layouts.discover` finds them.
-        workers
-            Number of processes; None for one per core.
-        groups
-            Subject group of each case, where known.
-
-        Yields
-        ------
-        IngestResult
-            One per scan, in the order in which they end.
-
-        Raises
-        ------
-        ProjectError
-            The project is read-only.
-        ScanError
-            No scan can be read, or the reference case is none of them.
+        Yields one result per scan, in the order in which they end. Without `workers`, there is a
+        process per core; `groups` has the subject group of each case, where known. Raises a
+        :class:`ScanError` if no scan can be read, or the reference case is none of them.
         """
         self.check_writable()
         groups = groups or {}

@@ -70,22 +70,15 @@ class Recovered:
 
 @dataclass(frozen=True)
 class CorrectionsFile:
-    """Corrections, or accepted structures, that no label version holds.
+    """Corrections, or accepted structures, that no label version holds."""
 
-    Attributes
-    ----------
-    case_id, author, last_change, voxels_changed, accepted
-        As in :class:`Recovered`; empty and 0 where the file can't be read.
-    problem
-        Why it can't be read, naming the file; empty if it can.
-    """
-
+    # As in `Recovered`; empty and 0 where the file can't be read.
     case_id: str
     author: str = ""
     last_change: str = ""
     voxels_changed: int = 0
     accepted: frozenset[int] = frozenset()
-    problem: str = ""
+    problem: str = ""  # why it can't be read, naming the file; empty if it can
 
 
 class Corrections:
@@ -132,10 +125,7 @@ class Corrections:
     def resume(cls, project: Project, found: Recovered) -> Self:
         """Go on with corrections that :func:`recover` has read.
 
-        Raises
-        ------
-        ProjectError
-            The project is read-only, or a file of the former format can't be replaced.
+        A :class:`ProjectError` if a file of the former format can't be replaced.
         """
         project.check_writable()
         info = found.info
@@ -169,23 +159,12 @@ class Corrections:
         accepted: Collection[int] = (),
         seconds: float = 0.0,
     ) -> None:
-        """Write slices that changed, in one transaction.
+        """Write slices that changed, class indices (y, x) by number along z, in one transaction.
 
-        Parameters
-        ----------
-        slices
-            Class indices (y, x) by the slice's number along z.
-        accepted
-            Structures, by class index, that the person has accepted so far.
-        seconds
-            Time spent on the case so far.
-
-        Raises
-        ------
-        ProjectError
-            The project has no such slice, class or structure, it is read-only, the disk can't be
-            written, or there are other corrections of this case that were neither accepted nor
-            given up.
+        `accepted` are the structures, by class index, that the person has accepted so far,
+        `seconds` the time spent on the case so far. A :class:`ProjectError` if the project has no
+        such slice, class or structure, the disk can't be written, or there are other corrections of
+        this case that were neither accepted nor given up.
         """
         case_id, shape, classes = self._info.case_id, self._info.shape, self._info.classes
         if not all(0 <= z < shape[0] for z in slices):
@@ -219,29 +198,11 @@ class Corrections:
     def accept(
         self, label: ArrayLike, author: str | None = None, seconds: float | None = None
     ) -> str:
-        """Make the corrected label a version in force, then remove the file.
+        """Make the corrected label a version in force and remove the file; returns its name.
 
         Its status is ACCEPTED where nothing was changed, MANUAL when it was begun from a blank
-        label, else CORRECTED.
-
-        Parameters
-        ----------
-        label
-            As it is now: class indices (z, y, x).
-        author
-            Who accepts it; None for the author of the corrections.
-        seconds
-            Time spent on the case; None for the time as last saved.
-
-        Returns
-        -------
-        str
-            The version.
-
-        Raises
-        ------
-        ProjectError
-            The label couldn't be kept; the file stays.
+        label, else CORRECTED. Without `author` or `seconds` those of the corrections count. If the
+        label couldn't be kept, that is a :class:`ProjectError`, and the file stays.
         """
         info = self._info
         array = self._project.checked_label(info.case_id, label)
@@ -318,13 +279,9 @@ class Corrections:
 def recover(project: Project, case_id: str) -> Recovered:
     """The corrections of a case as they were last saved.
 
-    The file stays; see :meth:`Corrections.resume` for going on with them.
-
-    Raises
-    ------
-    ProjectError
-        There are none, their file is damaged, or it is of other classes or another grid. The
-        message names the file.
+    The file stays; see :meth:`Corrections.resume` for going on with them. A :class:`ProjectError`,
+    which names the file, if there are none, the file is damaged, or it is of other classes or
+    another grid.
     """
     project.case(case_id)
     path = project.corrections_path(case_id)
@@ -346,13 +303,8 @@ def recover(project: Project, case_id: str) -> Recovered:
 def recoverable(project: Project, case_id: str) -> Recovered | None:
     """The corrections of a case that would be lost; None if there are none.
 
-    There are none either where the label is a version already, as when a program was killed
-    after it had accepted the corrections.
-
-    Raises
-    ------
-    ProjectError
-        As :func:`recover`.
+    There are none either where the label is a version already, as when a program was killed after
+    it had accepted the corrections.
     """
     path = project.corrections_path(case_id)
     if not path.exists() and not _former_path(project, case_id).exists():
@@ -392,13 +344,7 @@ def unsaved(project: Project) -> list[CorrectionsFile]:
 
 
 def discard(project: Project, case_id: str) -> None:
-    """Remove the corrections of a case, if there are any.
-
-    Raises
-    ------
-    ProjectError
-        The project is read-only, or the file can't be removed.
-    """
+    """Remove the corrections of a case, if there are any; a ProjectError if that fails."""
     project.check_writable()
     path = project.corrections_path(case_id)
     try:

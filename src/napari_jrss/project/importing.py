@@ -82,24 +82,14 @@ class ScanFolders:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds, as far as it is known.
+    """What a folder holds, as far as it is known."""
 
-    Attributes
-    ----------
-    cohort
-        The scans and their labels.
-    table
-        The structures; None while they are being read, or where no scan has a label.
-    grid
-        The training grid that the configuration leads to; None while it isn't known.
-    complete
-        Whether everything was looked at.
-    """
-
-    cohort: FoundCohort
+    cohort: FoundCohort  # the scans and their labels
+    # The structures; None while they are being read, or where no scan has a label.
     table: LabelTable | None = None
+    # The training grid that the configuration leads to; None while it isn't known.
     grid: TrainingGrid | None = None
-    complete: bool = False
+    complete: bool = False  # whether everything was looked at
 
     @property
     def done(self) -> int:
@@ -125,19 +115,12 @@ class Found:
 
 @dataclass(frozen=True)
 class ScanRead:
-    """One scan of an import is done.
+    """One scan of an import is done."""
 
-    Attributes
-    ----------
-    done, total
-        Number of scans done so far, and of all scans.
-    result
-        What became of this one.
-    """
-
+    # Number of scans done so far, and of all scans.
     done: int
     total: int
-    result: IngestResult
+    result: IngestResult  # what became of this one
 
     @property
     def problem(self) -> str:
@@ -152,24 +135,9 @@ def look_into(
 ) -> Iterator[Found]:
     """Find scans, then the structures in their labels, then the training grid.
 
-    Parameters
-    ----------
-    folders
-        Where to look.
-    config
-        Preprocessing, which decides the grid; None: the grid isn't wanted.
-    cancel
-        Stops the work between two files.
-
-    Yields
-    ------
-    Found
-        At first with the names of the files only, which is quick; the last is complete.
-
-    Raises
-    ------
-    ScanError
-        There are no scans, or the structures can't be read from the table or the labels.
+    Yields at first the names of the files only, which is quick; the last is complete. `cancel`
+    stops the work between two files. Without `config`, which decides the grid, that isn't wanted.
+    Raises a :class:`ScanError` if there are no scans, or the structures can't be read.
     """
     cancel = cancel or Event()
     cohort = folders.discover()
@@ -271,18 +239,9 @@ def read_scans(
     cancel: Event | None = None,
     workers: int | None = None,
 ) -> Iterator[ScanRead]:
-    """Preprocess scans and make each a case of a project.
+    """Preprocess scans in processes (None: one per core) and make each a case of a project.
 
-    Parameters
-    ----------
-    project
-        Open for writing.
-    cohort
-        The scans, as :func:`look_into` finds them.
-    cancel
-        Stops the work after the scans under way.
-    workers
-        Processes; None: one per core.
+    `cancel` stops the work after the scans under way.
     """
     results = project.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
     # Closing the generator ends its worker processes, wherever this one is left.
@@ -303,12 +262,8 @@ def read_first_scans(
 ) -> Iterator[ScanRead]:
     """As :func:`read_scans`, into a project that was just made.
 
-    However this ends: if the project has no case then, it is closed and its folder removed.
-
-    Raises
-    ------
-    ProjectError
-        None of the scans could be used.
+    However this ends: if the project has no case then, it is closed and its folder removed. If none
+    of the scans could be used, that is a :class:`ProjectError`.
     """
     first = ""
     try:

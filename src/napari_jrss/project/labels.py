@@ -195,21 +195,10 @@ class ProjectLabels(ProjectCases):
     def checked_label(
         self, case_id: str, array: ArrayLike, shape: tuple[int, ...] | None = None
     ) -> Label:
-        """Return an array as the project keeps labels.
+        """Return class indices as the project keeps them, by default on the training grid.
 
-        Parameters
-        ----------
-        case_id
-            The case, for the message.
-        array
-            Class indices.
-        shape
-            The shape that they must have; None for that of the training grid.
-
-        Raises
-        ------
-        ProjectError
-            They have another shape, aren't integers, or aren't classes of the project.
+        A :class:`ProjectError` if they have another shape, aren't integers, or aren't classes of
+        the project.
         """
         array, shape = np.asarray(array), shape or self.grid.shape
         if array.dtype.kind not in "iub":

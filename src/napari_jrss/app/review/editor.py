@@ -37,27 +37,17 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One invertible action.
+    """One invertible action."""
 
-    Attributes
-    ----------
-    name
-        What was done, for the person.
-    indices
-        The voxels that changed, as indices into the flattened (C order) label.
-    before, after
-        Their classes.
-    origins
-        The origin before and after, if the action started from another draft; else None.
-    shown
-        Whether the window shows it already: it was painted, and no voxel of it was refused.
-    """
-
-    name: str
+    name: str  # what was done, for the person
+    # The voxels that changed, as indices into the flattened (C order) label.
     indices: NDArray[np.intp]
+    # Their classes.
     before: Label
     after: Label
+    # The origin before and after, if the action started from another draft; else None.
     origins: tuple[Origin, Origin] | None = None
+    # Whether the window shows it already: it was painted, and no voxel of it was refused.
     shown: bool = False
 
     @property
@@ -203,22 +193,10 @@ class LabelEditor:
             return self._finish(Edit(name, indices, before, after, shown=shown))
 
     def replace(self, name: str, label: Label, seen: Label | None = None) -> Edit | None:
-        """Make the label equal to another one as one action; locked structures stay.
+        """Make the label equal to another one (z, y, x) as one action; locked structures stay.
 
-        Parameters
-        ----------
-        name
-            Name of the action, for the person.
-        label
-            The new label, (z, y, x).
-        seen
-            The label that the new one was computed from; a voxel that was painted since then
-            stays as painted.
-
-        Returns
-        -------
-        Edit or None
-            None if nothing changed.
+        A voxel that was painted since `seen`, the label that the new one was computed from, stays
+        as painted. Returns None if nothing changed.
         """
         with self._lock:
             self.sync()

@@ -27,48 +27,28 @@ BLANK = "blank"
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """A label to start from, or to take a structure from.
+    """A label to start from, or to take a structure from."""
 
-    Attributes
-    ----------
-    draft
-        Its key, as in :meth:`Project.add_label_version`: ``round:N``, ``version:V``,
-        ``case:A,B`` or ``blank``.
-    title
-        What the person reads.
-    """
-
+    # Its key, as in `Project.add_label_version`: `round:N`, `version:V`, `case:A,B` or `blank`.
     draft: str
-    title: str
+    title: str  # what the person reads
 
 
 @dataclass(frozen=True)
 class StructureRow:
-    """One row of the table of structures.
+    """One row of the table of structures."""
 
-    Attributes
-    ----------
-    index, name, colour
-        As in the label table.
-    volume_ml
-        In the label under correction.
-    mean_confidence
-        Mean confidence of the teacher, 0 to 1, over the voxels that it predicts as this
-        structure; None without any.
-    passes
-        Whether the structure would enter training at the present tau; None without a
-        prediction.
-    accepted
-        Whether the person accepted the structure, which protects it from changes.
-    """
-
+    # As in the label table.
     index: int
     name: str
     colour: str
-    volume_ml: float
+    volume_ml: float  # in the label under correction
+    # Mean confidence of the teacher, 0 to 1, over the voxels that it predicts as this structure;
+    # None without any.
     mean_confidence: float | None
+    # Whether the structure would enter training at the present tau; None without a prediction.
     passes: bool | None
-    accepted: bool
+    accepted: bool  # whether the person accepted the structure, which protects it from changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,22 +171,13 @@ class OpenCase:
 
 
 class CurrentCase:
-    """The case under review, if there is one, and the queue that does its work.
-
-    Attributes
-    ----------
-    workspace
-        The open project, the person's settings, and the jobs.
-    queue
-        Runs the work of the review in the order it was asked for.
-    case
-        The case, or None.
-    """
+    """The case under review, if there is one, and the queue that does its work."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+        self.workspace = workspace  # the open project, the person's settings, and the jobs
+        # Runs the work of the review in the order it was asked for.
         self.queue = WorkQueue("review")
-        self.case: OpenCase | None = None
+        self.case: OpenCase | None = None  # the case, or None
 
     @property
     def open_case(self) -> OpenCase:
@@ -243,25 +214,8 @@ def read_case(
 ) -> OpenCase:
     """Read a case for review, with the corrections that were kept for it, if any.
 
-    Parameters
-    ----------
-    project
-        The project of the case.
-    case_id
-        The case.
-    queue
-        Runs the work that keeps corrections on the disk.
-    author
-        The person's name, or "" if it isn't known yet.
-    known
-        What is still in memory of the case, which isn't read again.
-    autosave_s
-        Seconds after which a correction is on the disk.
-
-    Raises
-    ------
-    ProjectError
-        The case or its label in force can't be read.
+    `author` is "" if the name isn't known yet; what is still in memory (`known`) isn't read again.
+    A :class:`ProjectError` if the case or its label in force can't be read.
     """
     case = project.case(case_id)
     teacher = project.teacher

@@ -34,22 +34,10 @@ def export_ome_zarr(
 ) -> Iterator[Path]:
     """Write each case with a label in force as ``<case_id>.ome.zarr``; yield each.
 
-    The image is the scan with its own intensities, and the label's class indices bear their
-    names and colours, both turned to LPS without interpolation.
-
-    Parameters
-    ----------
-    project
-        May be open read-only.
-    folder
-        Made if it isn't there.
-    dicom_source
-        Folder in which the series of DICOM cases are looked for.
-
-    Raises
-    ------
-    ProjectError
-        A file of such a name exists, or a scan is gone or has changed.
+    The image is the scan with its own intensities, and the label's class indices bear their names
+    and colours, both turned to LPS without interpolation. The series of DICOM cases are looked for
+    in `dicom_source`. A :class:`ProjectError` if a file of such a name exists, or a scan is gone or
+    has changed.
     """
     cases = [project.attributes(case.case_id) for case in project.cases() if case.label_version]
     sources = dicom_series(cases, dicom_source)
@@ -97,26 +85,20 @@ def export_dataset(
 ) -> Path:
     """Write the labelled set for other tools: dataset.json, imagesTr, labelsTr, imagesTs.
 
-    Images are the scans as their files hold them; labels are class indices on the same grids.
-    Test cases go to imagesTs without their labels.
+    Images are the scans as their files hold them; labels are class indices on the same grids. Test
+    cases go to imagesTs without their labels. A :class:`ProjectError` if the folder exists, no case
+    is labelled, or a scan's file is gone or has changed.
 
     Parameters
     ----------
-    project
-        May be open read-only.
     folder
-        Must not exist; nnU-Net wants it named such as ``Dataset001_Brain``.
+        A new one; nnU-Net wants it named such as ``Dataset001_Brain``.
     layout
         nnU-Net's (version 2) or the Medical Segmentation Decathlon's.
     modality
         What the scans are; nnU-Net normalises ``CT`` in its own way.
     dicom_source
         Folder in which the series of DICOM cases are looked for.
-
-    Raises
-    ------
-    ProjectError
-        The folder exists, no case is labelled, or a scan's file is gone or has changed.
     """
     cases = project.cases()
     training = [case.case_id for case in cases if case.labelled]

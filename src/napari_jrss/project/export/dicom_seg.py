@@ -51,25 +51,11 @@ def export_segmentations(
 ) -> Iterator[Path]:
     """Write the labels of DICOM cases as ``<case_id>.dcm``; yield each file.
 
-    What can't be exported is refused by the call, and the iterator writes.
-
-    Parameters
-    ----------
-    project
-        May be open read-only.
-    folder
-        Outside the project. Made if it isn't there; what an earlier export wrote is replaced.
-    dicom_source
-        Folder in which the series of the cases are looked for.
-    predictions
-        Where a round keeps its predictions; none: the labels in force.
-
-    Raises
-    ------
-    ProjectError
-        No case came from DICOM, a series isn't in that folder or can't be referred to, `folder`
-        lies in the project, or it holds files of these names that no export wrote or that were
-        edited since.
+    They are those in force, or those that a round keeps as `predictions`. The series are looked for
+    in `dicom_source`. What an earlier export wrote is replaced. What can't be exported is refused
+    by the call, and the iterator writes. A :class:`ProjectError` if no case came from DICOM, a
+    series isn't there or can't be referred to, `folder` lies in the project, or it holds files of
+    these names that no export wrote or that were edited since.
     """
     require_outside(project, folder)
     cases = [project.attributes(case.case_id) for case in project.cases()]

@@ -24,16 +24,11 @@ def scan_displacement(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """A displacement field of the training grid between the two scans' own worlds.
 
-    A point x of the fixed scan's world lies at p on the training grid, is moved there to
-    p + u(p), and that is a point y of the moving scan's world, pre-alignment included. The
-    result is y - x. Beyond the training grid u goes on with its value at the border.
+    A point x of the fixed scan's world lies at p on the training grid, is moved there to p + u(p),
+    and that is a point y of the moving scan's world, pre-alignment included. The result is y - x.
+    Beyond the training grid u goes on with its value at the border.
 
-    Parameters
-    ----------
-    field
-        (3, z, y, x), voxels of the training grid, order z, y, x; fixed grid -> moving.
-    moving, fixed
-        The ways of the two scans to the training grid.
+    `field` is (3, z, y, x) in voxels of the training grid, order z, y, x; fixed grid -> moving.
 
     Returns
     -------

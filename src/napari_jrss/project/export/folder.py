@@ -17,20 +17,9 @@ RECORD = "napari-jrss.sha256"
 class ExportFolder:
     """A folder, and what each of its files held when an export wrote it.
 
-    ``napari-jrss.sha256`` in the folder lists these: a digest and a name per line.
-
-    Parameters
-    ----------
-    path
-        Need not be there; nothing is written before :meth:`make`.
-    names
-        Of the files that are going to be written.
-
-    Raises
-    ------
-    ProjectError
-        One of these files is there and isn't as an export wrote it, `path` is a file, or it lies
-        in a project.
+    ``napari-jrss.sha256`` in the folder lists these: a digest and a name per line. Nothing is
+    written before :meth:`make`. A :class:`ProjectError` if one of the files that are going to be
+    written is there and isn't as an export wrote it, `path` is a file, or it lies in a project.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:

@@ -90,20 +90,9 @@ def export_label_files(
 ) -> Iterator[Path]:
     """Write the labels in force as ``<case_id>.nii.gz``, with their names; yield each file.
 
-    Parameters
-    ----------
-    project
-        May be open read-only.
-    folder
-        Made if it isn't there; what an earlier export wrote there is replaced.
-    case_ids
-        Which cases; None for all that have a label in force.
-
-    Raises
-    ------
-    ProjectError
-        A case that was named has no label, or the folder holds files of these names that no
-        export wrote or that were edited since.
+    What an earlier export wrote is replaced. Without `case_ids`, all cases with a label are
+    written. A :class:`ProjectError` if a named case has none, or the folder holds files of these
+    names that no export wrote or that were edited since.
     """
     if case_ids is None:
         case_ids = [case.case_id for case in project.cases() if case.label_version]
@@ -116,19 +105,8 @@ def export_label_files(
 def export_prediction_files(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
     """Write a teacher's labels as ``<case_id>.nii.gz``, with their names; yield each file.
 
-    Parameters
-    ----------
-    project
-        May be open read-only.
-    predictions
-        Where a round keeps its predictions, see :mod:`napari_jrss.io.predictions`.
-    folder
-        Made if it isn't there; what an earlier export wrote there is replaced.
-
-    Raises
-    ------
-    ProjectError
-        The folder holds files of these names that no export wrote or that were edited since.
+    `predictions` is where a round keeps them, see :mod:`napari_jrss.io.predictions`. A
+    :class:`ProjectError` as :func:`export_label_files`.
     """
     cases = [case.case_id for case in project.cases()]
     case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
