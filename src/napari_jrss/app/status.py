@@ -1,4 +1,4 @@
-"""The state of a project in numbers, as ``napari-jrss status`` shows it."""
+"""The state of a project in numbers, and its history, as the command line shows them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from napari_jrss.app.forecast import last_forecast
 from napari_jrss.app.rounds.train import interrupted_round, rounds_left
 from napari_jrss.project.corrections import unsaved
 from napari_jrss.project.project import Project
+from napari_jrss.project.records import LabelVersion
 
 
 class RoundStatus(BaseModel):
@@ -109,3 +110,51 @@ def project_status(project: Project) -> ProjectStatus:
         writer=project.writer,
         forecast="" if known is None else known.line(),
     )
+
+
+class HistoryLine(BaseModel):
+    """One event; fields that don't apply to it are None or empty."""
+
+    model_config = ConfigDict(frozen=True)
+    at: str  # UTC time, ISO 8601
+    event: str  # the kind of event, see `napari_jrss.project.records.Event`
+    author: str | None
+    # The case, label version or round that it is about.
+    case_id: str | None
+    version: str | None
+    round: int | None
+    # Of a label version: what it was made from, how many voxels differ from that, and the time
+    # spent on it.
+    draft: str | None
+    voxels_changed: int | None
+    seconds: float | None
+    detail: str  # further text, such as the reason of a rejection
+
+
+def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
+    """What happened to one case, or in the whole project, oldest first: when, and who did it."""
+    entries = project.history(case_id)
+    labels: dict[tuple[str | None, str | None], LabelVersion] = {
+        (label.case_id, label.version): label
+        for case in {e.case_id for e in entries if e.case_id is not None and e.version is not None}
+        for label in project.label_versions(case)
+    }
+    lines = []
+    for entry in entries:
+        label = labels.get((entry.case_id, entry.version))
+        known = label is not None and entry.detail == f"from {label.draft}"
+        lines.append(
+            HistoryLine(
+                at=entry.at,
+                event=str(entry.kind),
+                author=entry.author,
+                case_id=entry.case_id,
+                version=entry.version,
+                round=entry.round,
+                draft=None if label is None else label.draft,
+                voxels_changed=None if label is None else label.voxels_changed,
+                seconds=None if label is None else label.seconds,
+                detail="" if known else entry.detail,
+            )
+        )
+    return lines

@@ -49,7 +49,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """List what was done to a project or to one of its cases, when and by whom."""
-    from napari_jrss.app.history import history as story
+    from napari_jrss.app.status import history as story
     from napari_jrss.cli.render import history_table
     from napari_jrss.project.project import Project
 

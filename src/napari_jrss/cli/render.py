@@ -16,10 +16,9 @@ from rich.table import Table
 from napari_jrss.app.rounds.train import VALIDATION_DICE, WARNING
 
 if TYPE_CHECKING:
-    from napari_jrss.app.history import HistoryLine
     from napari_jrss.app.pairs.registering import RegistrationReport
     from napari_jrss.app.segmenting import SegmentedScan
-    from napari_jrss.app.status import ProjectStatus
+    from napari_jrss.app.status import HistoryLine, ProjectStatus
     from napari_jrss.doctor import Report
     from napari_jrss.project.importing import Found, ScanRead
     from napari_jrss.project.project import Project

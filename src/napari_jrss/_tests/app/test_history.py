@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from napari_jrss.app.history import history
+from napari_jrss.app.status import history
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import Corrections, unsaved

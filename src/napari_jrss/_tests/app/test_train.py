@@ -18,10 +18,9 @@ from napari_jrss._tests.training.phantoms import (
     weights,
 )
 from napari_jrss.app.evaluation import evaluate
-from napari_jrss.app.history import history
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import InterruptedSeriesError, train
-from napari_jrss.app.status import project_status
+from napari_jrss.app.status import history, project_status
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError
 from napari_jrss.inference.load import load_registration, load_student, load_teacher
