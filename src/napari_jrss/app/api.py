@@ -32,11 +32,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.progress_bar import Bar, long_call, watching
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
-from napari_jrss.training.events import (
-    EpochEnd,
-    Event,
-    RoundFinished,
-)
+from napari_jrss.training.events import EpochEnd, Event, RoundFinished
 
 if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel

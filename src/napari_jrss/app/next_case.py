@@ -154,10 +154,7 @@ def _disagreement(candidates: Sequence[str], figures: Mapping[str, PredictionFig
     need = {case_id: value for case_id, value in known.items() if value is not None}
     median = float(np.median(list(need.values()))) if need else 0.0
     return {
-        case_id: (
-            value,
-            f"teacher and student disagree by {value:.3f} nats (median {median:.3f})",
-        )
+        case_id: (value, f"teacher and student disagree by {value:.3f} nats (median {median:.3f})")
         for case_id, value in need.items()
     }
 

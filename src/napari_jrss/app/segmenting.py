@@ -285,11 +285,7 @@ def segment_volume(workspace: Workspace, volume: Volume, name: str) -> None:
             return
         found = teacher.segment(volume)
         yield VolumeSegmented(
-            name,
-            found.on_scan(),
-            project.table,
-            found.mean_confidence(),
-            teacher_warning(project),
+            name, found.on_scan(), project.table, found.mean_confidence(), teacher_warning(project)
         )
 
     workspace.inference.start(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,38 +44,23 @@ def assign(protocol: Protocol, run: Run, project: Project) -> Assignment:
     A project that was given and is split already keeps its sides; only N is taken anew. Evaluating
     needs two test cases with labels; fewer are a :class:`ProtocolError`.
     """
-    dealt = _sides(protocol, run, project)
+    cases = project.cases()
+    with_label = {c.case_id for c in cases if c.label_version}
+    if protocol.data.project is not None and any(c.split is Split.TEST for c in cases):
+        training = {c.case_id: c.group for c in cases if c.split is Split.TRAIN}
+        validation, test = (
+            tuple(sorted(with_label & {c.case_id for c in cases if c.split is side}))
+            for side in (Split.VALIDATION, Split.TEST)
+        )
+        dealt = _deal(protocol, run, training, with_label, all_train=True)
+        dealt = replace(dealt, validation=validation, test=test, unused=())
+    else:
+        dealt = _deal(protocol, run, {c.case_id: c.group for c in cases}, with_label)
     if len(dealt.test) < 2:
         raise ProtocolError(
             f"evaluating needs two test cases with labels, and there are {len(dealt.test)}"
         )
     return dealt
-
-
-def _sides(protocol: Protocol, run: Run, project: Project) -> Assignment:
-    cases = project.cases()
-    with_label = {c.case_id for c in cases if c.label_version}
-    own = {c.case_id: c.split for c in cases if c.split is not None}
-    sizes = protocol.split
-    if protocol.data.project is not None and Split.TEST in own.values():
-        training = {c.case_id: c.group for c in cases if c.split is Split.TRAIN}
-        dealt = split_by_group(
-            training,
-            with_label,
-            labelled=run.labelled,
-            validation=0,
-            test=0,
-            training=None,
-            seed=run.seed if sizes.seed is None else sizes.seed,
-        )
-        sides = {
-            side: tuple(c for c, s in sorted(own.items()) if s is side and c in with_label)
-            for side in (Split.VALIDATION, Split.TEST)
-        }
-        return Assignment(
-            dealt.train, sides[Split.VALIDATION], sides[Split.TEST], (), dealt.labelled
-        )
-    return _deal(protocol, run, {c.case_id: c.group for c in cases}, with_label)
 
 
 def snapshot_of(dealt: Assignment, project: Project) -> CohortSnapshot:
@@ -100,16 +86,20 @@ def snapshot_of(dealt: Assignment, project: Project) -> CohortSnapshot:
 
 
 def _deal(
-    protocol: Protocol, run: Run, groups: dict[str, str | None], with_label: set[str]
+    protocol: Protocol,
+    run: Run,
+    groups: dict[str, str | None],
+    with_label: set[str],
+    all_train: bool = False,
 ) -> Assignment:
     sizes = protocol.split
     return split_by_group(
         groups,
         with_label,
         labelled=run.labelled,
-        validation=sizes.validation,
-        test=sizes.test,
-        training=sizes.training,
+        validation=0 if all_train else sizes.validation,
+        test=0 if all_train else sizes.test,
+        training=None if all_train else sizes.training,
         seed=run.seed if sizes.seed is None else sizes.seed,
     )
 

@@ -11,13 +11,7 @@ from importlib.resources import files
 import pandas as pd
 
 from napari_jrss.experiments.protocol import tau_text
-from napari_jrss.experiments.results import (
-    MethodResults,
-    TaskName,
-    by_labelled,
-    holm,
-    paired_p,
-)
+from napari_jrss.experiments.results import MethodResults, TaskName, by_labelled, holm, paired_p
 
 NONE = "–"  # noqa: RUF001
 PAPER_LABELLED = 5  # N of the paper's own figures
@@ -98,22 +92,15 @@ class Column:
     better: Callable[[Sequence[float]], float] | None = None
 
 
-SEGMENTATION = (
-    Column("Dice", "dice", better=max),
-    Column("HD95 (mm)", "hd95_mm", 2, min),
-)
+SEGMENTATION = (Column("Dice", "dice", better=max), Column("HD95 (mm)", "hd95_mm", 2, min))
 REGISTRATION = (
-    Column("Dice", "dice", better=max),
-    Column("HD95 (mm)", "hd95_mm", 2, min),
+    *SEGMENTATION,
     Column("std(Jac)", "std_jacobian", better=min),
     Column("folded (%)", "folded_percent", 2),
     Column("time (s)", "seconds", 2),
 )
 TASKS: tuple[TaskName, ...] = ("segmentation", "registration")
-COLUMNS: dict[TaskName, tuple[Column, ...]] = {
-    "segmentation": SEGMENTATION,
-    "registration": REGISTRATION,
-}
+COLUMNS = {"segmentation": SEGMENTATION, "registration": REGISTRATION}
 
 
 def comparison(

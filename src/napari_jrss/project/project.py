@@ -14,13 +14,7 @@ from napari_jrss.errors import ProjectError
 from napari_jrss.io.layouts import write_dicom_map
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.folder import check_case_id
-from napari_jrss.project.importing import (
-    Found,
-    ScanFolders,
-    ScanRead,
-    look_into,
-    read_first_scans,
-)
+from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_first_scans
 from napari_jrss.project.relocate import ProjectSources
 
 __all__ = ["Project", "check_case_id"]

@@ -136,12 +136,7 @@ class RoundControl:
     # -- commands
 
     def start(
-        self,
-        config: TrainingConfig,
-        rounds: int,
-        *,
-        anew: bool = False,
-        pretrain: bool = False,
+        self, config: TrainingConfig, rounds: int, *, anew: bool = False, pretrain: bool = False
     ) -> None:
         """Pre-train if that is missing, then run joint rounds. Runs as a job.
 

@@ -54,11 +54,7 @@ def syn(moving: np.ndarray, fixed: np.ndarray, **options: Any) -> np.ndarray:
     )
     with tempfile.TemporaryDirectory() as folder:
         found = ants.registration(
-            fixed_image,
-            moving_image,
-            type_of_transform="SyN",
-            outprefix=f"{folder}/",
-            **options,
+            fixed_image, moving_image, type_of_transform="SyN", outprefix=f"{folder}/", **options
         )
         composed = ants.apply_transforms(
             fixed_image, moving_image, found["fwdtransforms"], compose=f"{folder}/all_"
