@@ -67,48 +67,28 @@ class _LabelOfSeriesError(ScanError):
 
 @dataclass(frozen=True)
 class Slice:
-    """One image of a series.
+    """One image of a series."""
 
-    Attributes
-    ----------
-    file, number
-        The file, and the frame in it, counted from 0.
-    slope, intercept
-        ``value = stored value * slope + intercept``.
-    padding
-        Stored values from the first to the second are no scan; None: all are.
-    """
-
+    # The file, and the frame in it, counted from 0.
     file: Path
     number: int
+    # `value = stored value * slope + intercept`.
     slope: float
     intercept: float
+    # Stored values from the first to the second are no scan; None: all are.
     padding: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """A series whose slices form one regular stack.
+    """A series whose slices form one regular stack."""
 
-    Attributes
-    ----------
-    name
-        Its name in messages: a pseudonym, or the path that the user gave.
-    slices
-        In the direction of ``row x column``, which becomes the z axis.
-    affine
-        4x4, voxel (x, y, z, 1) -> LPS mm, as rows.
-    shape
-        Voxels (z, y, x).
-    uid, patient, description
-        Series Instance UID; Patient ID or else Study Instance UID; what the scanner's user called
-        the series. Never stored in a project.
-    """
-
-    name: str
-    slices: tuple[Slice, ...]
-    affine: Rows
-    shape: Shape
+    name: str  # its name in messages: a pseudonym, or the path that the user gave
+    slices: tuple[Slice, ...]  # in the direction of `row x column`, which becomes the z axis
+    affine: Rows  # 4x4, voxel (x, y, z, 1) -> LPS mm, as rows
+    shape: Shape  # voxels (z, y, x)
+    # Series Instance UID; Patient ID or else Study Instance UID; what the scanner's user called the
+    # series. Never stored in a project.
     uid: str
     patient: str
     description: str = ""

@@ -27,17 +27,10 @@ _ENDING = re.compile(r"\.(nii(\.gz)?|hdr|nrrd|nhdr|mha|mhd|mgz|mgh)$", re.IGNORE
 
 @dataclass(frozen=True)
 class Masks:
-    """A label in several files, one mask for each structure.
+    """A label in several files, one mask for each structure."""
 
-    Attributes
-    ----------
-    folder
-        Where they lie.
-    files
-        By the name of the structure, in the order of the files' names.
-    """
-
-    folder: Path
+    folder: Path  # where they lie
+    # By the name of the structure, in the order of the files' names.
     files: tuple[tuple[str, Path], ...]
 
 
@@ -47,50 +40,28 @@ Label: TypeAlias = "Path | Masks"
 
 @dataclass(frozen=True)
 class FoundCase:
-    """One scan and, if it has one, its label.
+    """One scan and, if it has one, its label."""
 
-    Attributes
-    ----------
-    case_id
-        Holds only letters, digits, ``.``, ``_`` and ``-``, so that it can name a file.
-    image, label
-        The file or DICOM series of the scan, and its label.
-    """
-
-    case_id: str
+    case_id: str  # holds only letters, digits, `.`, `_` and `-`, so that it can name a file
+    # The file or DICOM series of the scan, and its label.
     image: Scan
     label: Label | None = None
 
 
 @dataclass(frozen=True)
 class FoundCohort:
-    """The cases that :func:`~napari_jrss.io.layouts.discover` found.
+    """The cases that :func:`~napari_jrss.io.layouts.discover` found."""
 
-    Attributes
-    ----------
-    layout
-        ``plain``, ``decathlon``, ``nnunet``, ``lpba40``, ``tcia``, ``bids``, ``masks``,
-        ``nested``, ``table`` or ``dicom``.
-    cases
-        In the order of their ids.
-    table
-        The classes, if the layout defines them.
-    unmatched_labels
-        Label files without an image.
-    left_out
-        Files that belong to no case, with the reasons.
-    groups
-        Subject of each case, by case id, where the layout tells it; of DICOM a pseudonym.
-    splits
-        ``train``, ``validation``, ``test`` or ``unused`` of each case, if a table tells it.
-    """
-
+    # `plain`, `decathlon`, `nnunet`, `lpba40`, `tcia`, `bids`, `masks`, `nested`, `table` or
+    # `dicom`.
     layout: str
-    cases: tuple[FoundCase, ...]
-    table: LabelTable | None = None
-    unmatched_labels: tuple[Path, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    cases: tuple[FoundCase, ...]  # in the order of their ids
+    table: LabelTable | None = None  # the classes, if the layout defines them
+    unmatched_labels: tuple[Path, ...] = ()  # label files without an image
+    left_out: tuple[LeftOut, ...] = ()  # files that belong to no case, with the reasons
+    # Subject of each case, by case id, where the layout tells it; of DICOM a pseudonym.
     groups: Mapping[str, str] = field(default_factory=dict)
+    # `train`, `validation`, `test` or `unused` of each case, if a table tells it.
     splits: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -36,41 +36,23 @@ from napari_jrss.processes import WorkerDiedError, in_processes
 
 @dataclass(frozen=True)
 class IngestResult:
-    """How the import of one scan ended.
-
-    Attributes
-    ----------
-    case_id
-        The case.
-    ok
-        Whether it is in the project now.
-    reason
-        Why not, in one line; empty if it is.
-    path
-        Its folder in the project, if it is.
-    labelled
-        Whether it has a label.
-    label_kept
-        Fraction of the label's foreground voxels that the training grid covers.
-    notes
-        What the person should know of the scan or its label, a sentence each.
-    voxels, label_extent
-        Of its label on the training grid: voxels of each structure, and the length (z, y, x) of
-        the part that all of them take up. Empty and None without a label.
-    unlisted
-        Voxels of each id or structure of the label that is background, since the table doesn't
-        list it.
-    """
+    """How the import of one scan ended."""
 
     case_id: str
-    ok: bool
-    reason: str = ""
-    path: Path | None = None
-    labelled: bool = False
+    ok: bool  # whether it is in the project now
+    reason: str = ""  # why not, in one line; empty if it is
+    path: Path | None = None  # its folder in the project, if it is
+    labelled: bool = False  # whether it has a label
+    # Fraction of the label's foreground voxels that the training grid covers.
     label_kept: float | None = None
+    # What the person should know of the scan or its label, a sentence each.
     notes: tuple[str, ...] = ()
+    # Of its label on the training grid: voxels of each structure, and the length (z, y, x) of the
+    # part that all of them take up. Empty and None without a label.
     voxels: tuple[int, ...] = ()
     label_extent: Shape | None = None
+    # Voxels of each id or structure of the label that is background, since the table doesn't list
+    # it.
     unlisted: Mapping[str, int] = field(default_factory=dict)
 
 

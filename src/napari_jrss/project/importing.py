@@ -37,28 +37,16 @@ LARGEST_GRID = 160 * 192 * 160
 
 @dataclass(frozen=True)
 class ScanFolders:
-    """Where scans, labels and the names of the structures are looked for.
+    """Where scans, labels and the names of the structures are looked for."""
 
-    Attributes
-    ----------
-    images
-        A folder of scans, a folder in a known layout or a CSV file, see
-        :func:`~napari_jrss.io.layouts.discover`, or a folder of DICOM series.
-    labels
-        Folder of labels; None: those that the layout has.
-    groups
-        Table of the structures, see :func:`~napari_jrss.io.label_files.label_table_from_file`.
-    dicom
-        Whether only DICOM series are looked for.
-    series
-        Which images of a study count: a pattern of DICOM's series description, or the kind of a
-        BIDS image.
-    """
-
+    # A folder of scans, a folder in a known layout or a CSV file, see `discover`, or a folder of
+    # DICOM series.
     images: Path
-    labels: Path | None = None
-    groups: Path | None = None
-    dicom: bool = False
+    labels: Path | None = None  # folder of labels; None: those that the layout has
+    groups: Path | None = None  # table of the structures, see `label_table_from_file`
+    dicom: bool = False  # whether only DICOM series are looked for
+    # Which images of a study count: a pattern of DICOM's series description, or the kind of a BIDS
+    # image.
     series: str | None = None
 
     def discover(self) -> FoundCohort:
