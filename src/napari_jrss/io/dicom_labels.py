@@ -56,12 +56,8 @@ def read_dicom_label(
 ) -> tuple[NDArray[np.int32], dict[int, str], tuple[str, ...]]:
     """A SEG or RTSTRUCT on the voxels of its series.
 
-    Parameters
-    ----------
-    path
-        The file.
-    affine, shape
-        Voxel (x, y, z, 1) -> LPS mm, and voxels (z, y, x), of the series.
+    `affine` is that of the series, voxel (x, y, z, 1) -> LPS mm, `shape` its voxels (z, y, x).
+    Raises a :class:`ScanError` if the file can't be read, or doesn't fit the series.
 
     Returns
     -------
@@ -71,11 +67,6 @@ def read_dicom_label(
         Their names.
     notes
         What was left out, a sentence each.
-
-    Raises
-    ------
-    ScanError
-        The file can't be read, or doesn't fit the series.
     """
     try:
         names = structures_of(path)

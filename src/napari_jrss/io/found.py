@@ -114,10 +114,8 @@ def cohort_of(
 ) -> FoundCohort:
     """The cohort of triples of name, scan and label.
 
-    Raises
-    ------
-    ScanError
-        There is none, a name holds no letter or digit, or two scans would have one id.
+    Raises a :class:`ScanError` if there is none, a name holds no letter or digit, or two scans
+    would have one id.
     """
     cases: dict[str, FoundCase] = {}
     for name, image, label in found:

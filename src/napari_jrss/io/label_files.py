@@ -27,19 +27,10 @@ _COLOUR_TABLE = re.compile(r"^\s*(\d+)\s+(\S.*?)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+\s
 def label_table_from_file(path: Path | str, labels: Iterable[Label] | None = None) -> LabelTable:
     """Read a table of classes in any of the usual formats, told apart by its content.
 
-    Parameters
-    ----------
-    path
-        A CSV file as for :func:`label_table_from_csv`, the same with semicolons or tabs, such as
-        the ``dseg.tsv`` of BIDS; a colour table of FreeSurfer or Slicer (number, name, red, green,
-        blue, alpha); a label description of ITK-SNAP; or a ``dataset.json``.
-    labels
-        If the table lists more ids than a project can have, those in these labels count.
-
-    Raises
-    ------
-    ScanError
-        It is in none of these formats, or as for the CSV.
+    These are a CSV file as for :func:`label_table_from_csv`, the same with semicolons or tabs, such
+    as the ``dseg.tsv`` of BIDS; a colour table of FreeSurfer or Slicer (number, name, red, green,
+    blue, alpha); a label description of ITK-SNAP; or a ``dataset.json``. If the table lists more
+    ids than a project can have, those in `labels` count. Other files are a :class:`ScanError`.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -81,19 +72,13 @@ def _table_of(
 def label_table_from_csv(path: Path | str) -> LabelTable:
     """Read a CSV table of classes; semicolons or tabs may separate the columns as well.
 
-    Parameters
-    ----------
-    path
-        Has the columns ``label`` (an id in label files; or ``index``) and ``name``. If it also has
-        ``class_id`` and ``class_name``, ids with one ``class_id`` form one class; otherwise each
-        id is a class. Ids that aren't listed are background. A column ``colour`` or
-        ``color`` (#rrggbb) is optional.
+    It has the columns ``label`` (an id in label files; or ``index``) and ``name``. If it also has
+    ``class_id`` and ``class_name``, ids with one ``class_id`` form one class; otherwise each id is
+    a class. Ids that aren't listed are background. A column ``colour`` or ``color`` (#rrggbb) is
+    optional.
 
-    Raises
-    ------
-    ScanError
-        A column is missing, a number is not whole, or a class has two names or an id two
-        classes.
+    Raises a :class:`ScanError` if a column is missing, a number is not whole, or a class has two
+    names or an id two classes.
     """
     path = Path(path)
     header, *table = read_rows(path) or [[]]
@@ -148,12 +133,8 @@ def label_table_from_csv(path: Path | str) -> LabelTable:
 def label_table_from_dataset_json(path: Path | str) -> LabelTable:
     """Read the labels of a Decathlon (id -> name) or nnU-Net (name -> id) ``dataset.json``.
 
-    A label named ``ignore`` is no structure: its voxels are ignored.
-
-    Raises
-    ------
-    ScanError
-        There are no usable ``labels``, or they are nnU-Net's regions, which overlap.
+    A label named ``ignore`` is no structure: its voxels are ignored. Raises a :class:`ScanError` if
+    there are no usable ``labels``, or they are nnU-Net's regions, which overlap.
     """
     path = Path(path)
     entries = read_json(path).get("labels")
@@ -186,12 +167,8 @@ def label_table_from_dataset_json(path: Path | str) -> LabelTable:
 def label_table_from_files(paths: Iterable[Label]) -> LabelTable:
     """Table with a class for each id that occurs in the files; unreadable files are ignored.
 
-    Files that name their structures, such as DICOM SEG, give a class for each name.
-
-    Raises
-    ------
-    ScanError
-        No file holds an id other than 0, or there are more than 254 ids.
+    Files that name their structures, such as DICOM SEG, give a class for each name. Raises a
+    :class:`ScanError` if no file holds an id other than 0, or there are more than 254 ids.
     """
     ids: set[int] = set()
     named: dict[str, None] = {}

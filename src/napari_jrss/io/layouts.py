@@ -244,10 +244,7 @@ def _add_labels(
 ) -> list[Path]:
     """Give each label of a folder to its series; returns those that belong to none.
 
-    Raises
-    ------
-    ScanError
-        None belongs to a series, or which one can't be told.
+    Raises a :class:`ScanError` if none belongs to a series, or which one can't be told.
     """
     from napari_jrss.io.dicom import UnusableDicomError
     from napari_jrss.io.dicom_labels import kind_of, series_labelled_by
@@ -354,10 +351,8 @@ def _pairs(named: Sequence[tuple[str, Path]], labels: Path, where: Path) -> Foun
 def labels_of(folder: Path, case_ids: Sequence[str]) -> list[FoundCase]:
     """The labels of a folder by the ids of the cases that they belong to; `image` is the label.
 
-    Raises
-    ------
-    ScanError
-        There is no such folder, or no label in it is of one of these cases.
+    Raises a :class:`ScanError` if there is no such folder, or no label in it is of one of these
+    cases.
     """
     found = _pairs([(each, Path(each)) for each in case_ids], existing_folder(folder), folder)
     return [case for case in found.cases if case.label is not None]

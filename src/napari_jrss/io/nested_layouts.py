@@ -106,12 +106,7 @@ def _several(image: Path, found: Sequence[tuple[Path, Label | None]]) -> bool:
 def bids(root: Path, files: Sequence[Path], series: str | None = None) -> FoundCohort:
     """BIDS: the scans of one kind in ``anat``, with the ``dseg`` of the scan's own space.
 
-    Parameters
-    ----------
-    root, files
-        The folder, and the scan files in it.
-    series
-        Kind of the scans; None: T1w if there are any, else the most frequent kind.
+    The kind is `series`, or T1w if there are any, else the most frequent one.
     """
     from napari_jrss.io.dicom import LeftOut
 
@@ -160,12 +155,8 @@ def cohort_in_table(path: Path) -> FoundCohort:
     """The cases of a CSV file with the columns image, label, subject and split.
 
     Only image is needed. Paths are relative to the file. The split is train, validation, test or
-    unused. A column case gives ids other than the files' names.
-
-    Raises
-    ------
-    ScanError
-        A column is missing or unknown, or a line names no file or no such split.
+    unused. A column case gives ids other than the files' names. Raises a :class:`ScanError` if a
+    column is missing or unknown, or a line names no file or no such split.
     """
     header, *rows = read_rows(path) or [[]]
     known = ("image", "label", "subject", "split", "case")

@@ -67,10 +67,7 @@ def image_of(
 ) -> Volume:
     """An image of values that were read; voxels that are NaN are no scan and get its lowest value.
 
-    Raises
-    ------
-    ScanError
-        A value is infinite, or all are NaN.
+    Raises a :class:`ScanError` if a value is infinite, or all are NaN.
     """
     nan = np.isnan(array)
     if not nan.any():
@@ -105,12 +102,8 @@ def label_of(
 ) -> Volume:
     """A label of values that were read: ids as int32. NaN is background.
 
-    Programs that scale labels store 1.00000006 for 1: values are rounded within 0.001.
-
-    Raises
-    ------
-    ScanError
-        A value is infinite, isn't a whole number or doesn't fit 32 bits.
+    Programs that scale labels store 1.00000006 for 1: values are rounded within 0.001. Raises a
+    :class:`ScanError` if a value is infinite, isn't a whole number or doesn't fit 32 bits.
     """
     if not np.issubdtype(values.dtype, np.integer):
         nan = np.isnan(values)

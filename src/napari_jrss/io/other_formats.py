@@ -42,10 +42,8 @@ def reads(path: Path) -> bool:
 def read_geometry(path: Path) -> tuple[Shape, Matrix]:
     """Shape (z, y, x) and affine to LPS mm of a file of these formats.
 
-    Raises
-    ------
-    ScanError
-        It can't be read, isn't one 3D scan, or needs more memory than there is.
+    Raises a :class:`ScanError` if it can't be read, isn't one 3D scan, or needs more memory than
+    there is.
     """
     with open_scan_file(path):  # says what is wrong with a file that can't be opened
         pass
@@ -166,18 +164,10 @@ def label_ending(source: str, label_source: str | None) -> str:
 def label_file(
     path: Path, ids: NDArray[Any], affine: Matrix, names: Mapping[int, tuple[str, str]]
 ) -> bytes:
-    """Content of a label file in one of these formats.
+    """Content of a label file (z, y, x); its name decides the format, see :func:`label_ending`.
 
-    Parameters
-    ----------
-    path
-        Its name, which decides the format, see :func:`label_ending`.
-    ids
-        (z, y, x).
-    affine
-        Voxel (x, y, z, 1) -> LPS mm; the axes must be at right angles, but for MGZ.
-    names
-        Name and colour (#rrggbb) of each id, which Slicer's ``.seg.nrrd`` holds.
+    The axes of the affine, voxel (x, y, z, 1) -> LPS mm, must be at right angles, but for MGZ.
+    Slicer's ``.seg.nrrd`` holds the name and colour (#rrggbb) of each id.
     """
     if path.suffix == ".mgz":
         kind = np.uint8 if ids.min() >= 0 and ids.max() < 256 else np.int32

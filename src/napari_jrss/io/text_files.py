@@ -54,10 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_rows(path: Path) -> list[list[str]]:
     """Read the rows of a CSV file, whose columns commas, semicolons or tabs separate.
 
-    Raises
-    ------
-    ScanError
-        As for :func:`read_text`, or it isn't CSV.
+    Raises a :class:`ScanError` as :func:`read_text`, or if it isn't CSV.
     """
     text = read_text(path)
     try:

@@ -69,24 +69,10 @@ def preprocess(
 ) -> Preprocessed:
     """Bring a case to the training grid.
 
-    Parameters
-    ----------
-    image
-        As :func:`~napari_jrss.io.read.read_volume` gives it.
-    label
-        Class indices on the same voxels, whose axes may be stored in another order or direction;
-        None if the case has no label.
-    config
-        How to preprocess.
-    grid
-        The project's training grid, from :func:`~napari_jrss.preprocess.grid.training_grid`.
-
-    Raises
-    ------
-    LabelError
-        Image and label disagree, or the label is empty or lies outside the training grid.
-    ScanError
-        The image is constant, or lies outside the training grid.
+    The label holds class indices on the voxels of the image, whose axes may be stored in another
+    order or direction. Raises a :class:`LabelError` if image and label disagree, or the label is
+    empty or lies outside the training grid, a :class:`ScanError` if the image is constant or lies
+    outside it.
     """
     name = image.source or "image"
     image = without_padding(image)
@@ -129,10 +115,7 @@ def preprocess(
 def on_grid_of(image: Volume, label: Volume) -> Volume:
     """The label with the axes of the image, on whose voxels it lies; nothing is interpolated.
 
-    Raises
-    ------
-    LabelError
-        They don't have the same voxels.
+    Raises a :class:`LabelError` if they don't have the same voxels.
     """
     name = label.source or "label"
     turn = np.rint(np.linalg.inv(label.affine) @ image.affine)
