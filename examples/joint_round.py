@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation:
 
     config = jrss.preset(chosen.preset)
     if chosen.epochs is not None:
-        joint = config.joint.model_copy(update={"segmentation_epochs": chosen.epochs})
+        joint = config.joint.model_copy(
+            update={"segmentation_epochs": chosen.epochs, "minimum_steps": 1}
+        )
         config = config.model_copy(update={"joint": joint})
 
     chosen.out.mkdir(parents=True, exist_ok=True)

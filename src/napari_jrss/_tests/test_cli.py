@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 TINY = {
     "segmentation": {"minimum_steps": 6},
     "registration": {"minimum_steps": 6},
-    "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
+    "joint": {"segmentation_epochs": 1, "registration_epochs": 1, "minimum_steps": 1},
     "screening": {"tau": 0.05, "learned_gate": False},
 }
 

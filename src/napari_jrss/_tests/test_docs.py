@@ -48,7 +48,7 @@ SHRUNK = {
 STEPS = {
     "segmentation": {"minimum_steps": 6, "epochs": 1},
     "registration": {"minimum_steps": 6, "epochs": 1},
-    "joint": {"segmentation_epochs": 1, "registration_epochs": 1},
+    "joint": {"segmentation_epochs": 1, "registration_epochs": 1, "minimum_steps": 1},
     "screening": {"tau": 0.05, "learned_gate": False},
 }
 """What the preset ``smoke`` is here."""

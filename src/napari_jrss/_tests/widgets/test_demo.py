@@ -48,7 +48,7 @@ def small_cohort(
     settings = preset("smoke").model_dump()
     for task in ("segmentation", "registration"):
         settings[task]["minimum_steps"] = 4
-    settings["joint"] |= {"segmentation_epochs": 1, "registration_epochs": 1}
+    settings["joint"] |= {"segmentation_epochs": 1, "registration_epochs": 1, "minimum_steps": 1}
     settings["screening"] |= {"tau": 0.05, "learned_gate": False}
     training = TrainingConfig.model_validate(settings)
     return ScanFolders(folder / "scans"), PreprocessingConfig(), SplitCounts(2, 1, 1), training
