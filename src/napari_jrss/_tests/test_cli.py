@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from napari_jrss._tests.io.dicom_phantoms import save, slices
 from napari_jrss.io.read import read_volume
@@ -164,6 +166,49 @@ def test_segment_writes_on_the_scans_own_grid(trained: Path, cohort: Path, tmp_p
     assert corrected.read_bytes() == b"by hand"
 
 
+def test_scans_of_one_name_and_of_too_long_a_name(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    first, second = sorted((cohort / "images").iterdir())[:2]
+    scans = [tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz"]
+    scans.append(tmp_path / f"{'L' * 247}.nii.gz")
+    for source, scan in zip((first, second, first), scans, strict=True):
+        scan.parent.mkdir(exist_ok=True)
+        shutil.copy(source, scan)
+    done = run("segment", trained, *scans, "--out", tmp_path / "out", "--json", code=2)
+    one, other, long = json.loads(done.stdout)
+    assert [Path(each["label"]).name for each in (one, other)] == [
+        "a_scan_label.nii.gz",
+        "b_scan_label.nii.gz",
+    ]
+    assert "the name is too long" in long["problem"]
+    assert "1 of 3 scans were left out" in done.stderr
+    twice = mistake("segment", trained, scans[0], scans[0], "--out", tmp_path / "out")
+    assert f"{scans[0]}: is given twice" in twice
+
+
+def test_a_field_between_scans_without_an_orientation_fits_simpleitk(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    scans = []
+    for source in sorted((cohort / "images").iterdir())[:2]:
+        image = nib.load(source)
+        header = image.header.copy()
+        header["qform_code"], header["sform_code"] = 0, 0
+        scans.append(tmp_path / source.name)
+        plain = nib.Nifti1Image(np.asarray(image.dataobj), None, header)
+        nib.save(plain, scans[-1])
+    pair = ("--moving", scans[0], "--fixed", scans[1], "--out", tmp_path / "pair")
+    assert "the header says nothing of orientation" in run("register", trained, *pair).stdout
+    field = sitk.ReadImage(str(tmp_path / "pair" / "displacement.nii.gz"), sitk.sitkVectorFloat64)
+    moving, fixed = (sitk.ReadImage(str(scan), sitk.sitkFloat32) for scan in scans)
+    ours = sitk.ReadImage(str(tmp_path / "pair" / "warped_image.nii.gz"), sitk.sitkFloat32)
+    theirs = sitk.Resample(moving, fixed, sitk.DisplacementFieldTransform(field))
+    inside = (slice(3, -3),) * 3
+    ours, theirs = (sitk.GetArrayFromImage(each)[inside] for each in (ours, theirs))
+    assert np.abs(ours - theirs).max() < 0.01 * np.ptp(ours)
+
+
 def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -> None:
     labelled = [c.case_id for c in Project.open(trained, read_only=True).cases() if c.label_version]
     report = json.loads(
@@ -299,7 +344,8 @@ def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_p
     assert "or to pre-train, not both" in mistake(
         "train", project, *options, "--pretrain", "--resume"
     )
-    run("train", project, *options, "--pretrain")
+    told = run("train", project, *(each for each in options if each != "--json"), "--pretrain")
+    assert re.search(r"^Mono-Seg 0/\d+", told.stderr, re.MULTILINE)  # a log has lines
     report = json.loads(run("status", project, "--json").stdout)
     assert report["teacher"] == 2
     assert report["rounds"][-1]["parent"] is None

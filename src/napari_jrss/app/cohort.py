@@ -19,6 +19,7 @@ from napari_jrss.app.case_summary import (
     prediction_figures,
 )
 from napari_jrss.app.exporting import LabelWritten, cases_to_export, export_labels
+from napari_jrss.app.importing import LabelImported, import_labels
 from napari_jrss.app.next_case import Suggestion, suggest
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.errors import ProjectError, ScanError
@@ -78,6 +79,8 @@ class Cohort:
         self._appearances: dict[str, Appearance] = {}
         self._figures: dict[str, tuple[tuple[int, str | None], PredictionFigures]] = {}
         self._problems: dict[str, str] = {}
+        # What imports since the project was opened said of cases, such as a label left out.
+        self.import_notes: dict[str, str] = {}
         workspace.project_changed.connect(self._forget)
 
     # -- the table
@@ -162,7 +165,7 @@ class Cohort:
         return figures if teacher is not None and basis == _basis(case, teacher) else None
 
     def _forget(self) -> None:
-        for known in (self._appearances, self._figures, self._problems):
+        for known in (self._appearances, self._figures, self._problems, self.import_notes):
             known.clear()
 
     def suggest(self, after: str | None = None) -> Suggestion | None:
@@ -186,15 +189,43 @@ class Cohort:
 
     def announce(self, events: Iterator[ScanRead]) -> Iterator[ScanRead]:
         """Pass the events of an import on, and say that there is a new case where there is."""
-        noted = []
         for event in events:
+            if event.result.notes:
+                self.import_notes[event.result.case_id] = "; ".join(event.result.notes)
             if event.result.ok:
                 self._workspace.cases_changed.emit()
-            noted += [f"{event.result.case_id}: {note}" for note in event.result.notes]
             yield event
-        if noted:
-            more = f" (and {len(noted) - 3} more)" if len(noted) > 3 else ""
-            self._workspace.notified.emit("; ".join(noted[:3]) + more)
+
+    def import_labels(self, folder: Path) -> None:
+        """Make labels that were corrected elsewhere new versions, in the background.
+
+        See :func:`~napari_jrss.app.importing.import_labels`.
+
+        Raises
+        ------
+        ProjectError
+            The project is read-only, or nobody's name is given.
+        BusyError
+            Another job is running.
+        """
+        self._workspace.require_idle()
+        project, author = self._workspace.writable_project, self._workspace.author
+        if not author:
+            raise ProjectError("a label needs its author's name: give yours in Review")
+
+        def work(cancel: threading.Event) -> Iterator[LabelImported]:
+            results = []
+            for event in import_labels.events(project, folder, author):
+                results.append(event)
+                yield event
+                if cancel.is_set():
+                    break
+            self._workspace.cases_changed.emit()
+            problems = [f"{each.case_id}: {each.problem}" for each in results if each.problem]
+            said = f"{len(results) - len(problems)} labels are new versions"
+            self._workspace.notified.emit("; ".join([said, *problems[:3]]))
+
+        self._workspace.inference.start(work)
 
     def failed_imports(self) -> Mapping[str, str]:
         """Scans that couldn't be imported, and why."""

@@ -17,6 +17,7 @@ from napari_jrss.io.volume import Volume
 from napari_jrss.preprocess.pipeline import on_grid_of
 from napari_jrss.preprocess.resample import resample_label
 from napari_jrss.progress_bar import counting, long_call
+from napari_jrss.project.export.labels import scan_header
 from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_scans
 from napari_jrss.project.project import Project
 
@@ -61,6 +62,8 @@ class LabelImported:
 
     Attributes
     ----------
+    done, total
+        Number of labels read so far, and of all labels.
     case_id
         Its case.
     version
@@ -69,6 +72,8 @@ class LabelImported:
         Why it can't be used; empty if it is.
     """
 
+    done: int
+    total: int
     case_id: str
     version: str | None = None
     problem: str = ""
@@ -88,8 +93,8 @@ def import_labels(
     project
         Open for writing.
     folder
-        Holds labels of any format by case id, as an export writes them, on the voxels of their
-        scans; or a folder of masks for each case.
+        Holds labels of any format by case id, as an export writes them, DICOM SEG too, on the
+        voxels of their scans; or a folder of masks for each case.
     author
         Whose labels they are.
 
@@ -109,13 +114,14 @@ def import_labels(
     if not author.strip():
         raise ProjectError("a label needs its author's name")
     results = []
-    for case in labels_of(Path(folder), [case.case_id for case in project.cases()]):
+    found = labels_of(Path(folder), [case.case_id for case in project.cases()])
+    for done, case in enumerate(found, start=1):
+        version, problem = None, ""
         try:
             version = _import(project, case, author)
         except (ScanError, ProjectError) as error:
-            results.append(LabelImported(case.case_id, problem=str(error)))
-        else:
-            results.append(LabelImported(case.case_id, version))
+            problem = str(error)
+        results.append(LabelImported(done, len(found), case.case_id, version, problem))
         yield results[-1]
     return results
 
@@ -128,7 +134,8 @@ def _import(project: Project, case: FoundCase, author: str) -> str:
         np.array(transform.source_affine),
         header=transform.header,
     )
-    label = on_grid_of(scan, read_classes(case.label, project.table))
+    header = scan_header(transform)
+    label = on_grid_of(scan, read_classes(case.label, project.table, image=header))
     name = re.sub(r"\s+", "_", label.source.name) if label.source else case.case_id
     on_grid = resample_label(label.array, transform.matrix, transform.shape)
     before = project.case(case.case_id).label_version

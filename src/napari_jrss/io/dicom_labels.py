@@ -34,21 +34,27 @@ def series_labelled_by(path: Path) -> str:
     )
     if header is None:
         return ""
-    for each in header.get("ReferencedSeriesSequence") or ():
-        return str(each.get("SeriesInstanceUID", ""))
-    for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
-        for study in frame.get("RTReferencedStudySequence") or ():
-            for series in study.get("RTReferencedSeriesSequence") or ():
-                return str(series.get("SeriesInstanceUID", ""))
+    try:
+        for each in header.get("ReferencedSeriesSequence") or ():
+            return str(each.get("SeriesInstanceUID", ""))
+        for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
+            for study in frame.get("RTReferencedStudySequence") or ():
+                for series in study.get("RTReferencedSeriesSequence") or ():
+                    return str(series.get("SeriesInstanceUID", ""))
+    except (AttributeError, TypeError, ValueError):
+        return ""  # damaged: it belongs to no series
     return ""
 
 
 def structures_of(path: Path) -> dict[int, str]:
-    """Name of each segment or region, by its number."""
+    """Name of each segment or region, by its number; a ScanError if it can't be read."""
     dataset = _whole(path)
-    if kind_of(path) == _SEG:
-        return {int(s.SegmentNumber): str(s.SegmentLabel) for s in dataset.SegmentSequence}
-    return {int(r.ROINumber): str(r.ROIName) for r in dataset.StructureSetROISequence}
+    try:
+        if kind_of(path) == _SEG:
+            return {int(s.SegmentNumber): str(s.SegmentLabel) for s in dataset.SegmentSequence}
+        return {int(r.ROINumber): str(r.ROIName) for r in dataset.StructureSetROISequence}
+    except Exception as error:  # a damaged data set raises errors of any kind
+        raise ScanError(f"{path}: names no structures ({type(error).__name__})") from error
 
 
 def read_dicom_label(

@@ -15,7 +15,7 @@ from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.io.found import Label, Scan
 from napari_jrss.io.read import read_label, structures_named_in
 from napari_jrss.io.text_files import read_json, read_rows, read_text
-from napari_jrss.io.volume import Volume
+from napari_jrss.io.volume import ScanHeader, Volume
 from napari_jrss.labels import BACKGROUND, MOST_CLASSES, LabelClass, LabelTable, default_colour
 
 # Other names of the columns: BIDS, and American spelling.
@@ -212,7 +212,7 @@ def read_classes(
     source: Label,
     table: LabelTable | None,
     unlisted: Counter[str] | None = None,
-    image: Scan | None = None,
+    image: Scan | ScanHeader | None = None,
 ) -> Volume:
     """Read a label file as class indices of a table; without a table, as its ids.
 
@@ -227,7 +227,7 @@ def read_classes(
         Gets the voxels of each id or structure that is background because the table doesn't
         list it.
     image
-        The scan of the label, without which some kinds of labels can't be read.
+        The scan of the label or its geometry, without which some kinds can't be read.
 
     Raises
     ------

@@ -354,7 +354,13 @@ def labels_of(folder: Path, case_ids: Sequence[str]) -> list[FoundCase]:
     Raises a :class:`ScanError` if there is no such folder, or no label in it is of one of these
     cases.
     """
-    found = _pairs([(each, Path(each)) for each in case_ids], existing_folder(folder), folder)
+    from napari_jrss.io.dicom_labels import kind_of
+
+    objects = {p.stem: p for p in sorted(existing_folder(folder).glob("*.dcm")) if kind_of(p)}
+    named = [FoundCase(c, objects[c], objects[c]) for c in case_ids if c in objects]
+    if named:
+        return named
+    found = _pairs([(each, Path(each)) for each in case_ids], folder, folder)
     return [case for case in found.cases if case.label is not None]
 
 

@@ -74,7 +74,9 @@ def read_volume(path: Path | str | DicomSeries) -> Volume:
         return image_of(Path(path), values.astype(np.float32), affine)
 
 
-def read_label(source: Label, image: Scan | None = None) -> tuple[Volume, dict[int, str] | None]:
+def read_label(
+    source: Label, image: Scan | ScanHeader | None = None
+) -> tuple[Volume, dict[int, str] | None]:
     """Read a label as ids on its own grid, and the names of its structures if it holds them.
 
     Parameters
@@ -83,7 +85,8 @@ def read_label(source: Label, image: Scan | None = None) -> tuple[Volume, dict[i
         A file of any format that :func:`read_volume` reads, a ``.seg.nrrd`` of Slicer, a DICOM
         SEG or RTSTRUCT, or a mask for each structure, of which the later counts where two overlap.
     image
-        Its scan, which a SEG or RTSTRUCT needs; the label is then on its voxels.
+        Its scan or the geometry of that, which a SEG or RTSTRUCT needs; the label is then on its
+        voxels.
 
     Raises
     ------
@@ -97,7 +100,7 @@ def read_label(source: Label, image: Scan | None = None) -> tuple[Volume, dict[i
 
         if image is None:
             raise ScanError(f"{source}: can't be read without its series")
-        about = read_header(image)
+        about = image if isinstance(image, ScanHeader) else read_header(image)
         ids, names, notes = read_dicom_label(source, about.affine, about.shape[::-1])
         return Volume(ids, about.affine, source, about, notes=notes), names
     if not reads(source):

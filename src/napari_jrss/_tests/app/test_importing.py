@@ -7,13 +7,14 @@ import SimpleITK as sitk  # noqa: N813
 
 from napari_jrss._tests.io.phantoms import blobs, block_label, write
 from napari_jrss.app.importing import add_scans, import_labels
+from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import discover
 from napari_jrss.io.read import read_header, read_label
 from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.project.export.labels import export_label_files
-from napari_jrss.project.importing import Found, ScanFolders, ScanRead, import_summary
+from napari_jrss.project.importing import Found, ScanFolders, ScanRead, import_summary, read_scans
 from napari_jrss.project.project import Project
 
 AFFINE = np.diag([-2.0, -2, 2, 1])
@@ -69,6 +70,34 @@ def test_an_import_tells_what_it_led_to(folder, tmp_path):
     assert note.startswith("without its label: ")
     assert "c2_seg.nii.gz: label of shape (3, 3, 3)" in note
     assert {r.case_id: r.labelled for r in results}["c2"] is False
+
+
+def test_remarks_are_kept_for_the_window(folder, tmp_path):
+    label(folder / "c2_seg.nii.gz", np.ones((3, 3, 3), np.uint8))
+    session = Session("A. Reader")
+    table = LabelTable.from_ids([1, 2])
+    session.adopt(Project.create(tmp_path / "p.jrss", table, PreprocessingConfig()))
+    project = session.workspace.open_project
+    list(session.cohort.announce(read_scans(project, discover(folder), workers=1)))
+    (remark,) = session.cohort.import_notes.values()
+    assert remark.startswith("without its label: ")
+    assert session.cohort.failed_imports() == {}
+    session.close()
+
+
+def test_labels_far_apart_hint_at_a_pre_alignment(folder, tmp_path):
+    for kind in ("c1", "c1_seg"):
+        image = nib.load(folder / f"{kind}.nii.gz")
+        away = AFFINE.copy()
+        away[2, 3] = 120  # mm
+        moved = nib.Nifti1Image(np.asarray(image.dataobj), away)
+        nib.save(moved, folder / f"{kind}.nii.gz")
+    config = PreprocessingConfig(crop="labelled")
+    project, (found, *reads) = made(tmp_path / "p.jrss", folder, preprocessing=config)
+    with project:
+        results = [event.result for event in reads if event.result.ok]
+        *_, hint = import_summary(project, found.cohort, results)
+    assert "--prealign center_of_mass may make it smaller" in hint
 
 
 def test_one_scan_in_two_formats_is_one_case(folder, tmp_path):

@@ -204,6 +204,9 @@ def test_a_dicom_seg_is_the_label_of_its_series(series):
     assert case.label == folder.parent / "seg.dcm"
     table = label_table_from_files([case.label])
     assert table.names == ("background", "liver", "spleen")
+    about = read_header(case.image)
+    alone = read_classes(case.label, table, image=about)  # the geometry is enough
+    np.testing.assert_array_equal(alone.array, block_label())
     label = read_classes(case.label, table, image=case.image)
     np.testing.assert_array_equal(label.array, block_label())
 
@@ -248,6 +251,26 @@ def test_contours_of_an_rtstruct_are_the_label_of_their_series(series):
     assert names == {4: "box"}
     with pytest.raises(ScanError, match="can't be read without its series"):
         read_label(case.label)
+
+
+def test_a_seg_without_segments_is_refused(series):
+    _, objects, folder = series
+    broken = pydicom.Dataset()
+    broken.ensure_file_meta()
+    broken.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    broken.SOPClassUID = pydicom.uid.SegmentationStorage
+    broken.SOPInstanceUID, broken.Modality = pydicom.uid.generate_uid(), "SEG"
+    about = pydicom.Dataset()
+    about.SeriesInstanceUID = objects[0].SeriesInstanceUID
+    broken.ReferencedSeriesSequence = [about]
+    broken.save_as(folder / "seg.dcm", enforce_file_format=True)
+    (case,) = discover_dicom(folder).cases
+    for read in (
+        lambda: label_table_from_files([case.label]),
+        lambda: read_label(case.label, case.image),
+    ):
+        with pytest.raises(ScanError, match=r"seg\.dcm: names no structures"):
+            read()
 
 
 @pytest.mark.parametrize("version", [2, 3])

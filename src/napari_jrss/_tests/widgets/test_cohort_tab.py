@@ -18,6 +18,7 @@ from qtpy.QtWidgets import QDialog, QPushButton
 
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click
 from napari_jrss.io.predictions import prediction_path
+from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
@@ -322,6 +323,25 @@ def test_labels_are_exported_to_a_folder_that_is_chosen(
         files = (tmp_path / "out" / folder).glob("*.nii.gz")
         assert {path.name.removesuffix(".nii.gz") for path in files} == cases
     assert f"labels are in {tmp_path / 'out'}" in dock._message.text()
+
+
+def test_labels_that_were_corrected_elsewhere_are_brought_back(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path, tmp_path: Path
+) -> None:
+    drop(dock, taught)
+    settled(tab, qtbot)
+    dock.session.workspace.author = "A. Reader"
+    project = dock.session.workspace.open_project
+    case = next(case.case_id for case in project.cases() if case.label_version)
+    for path in export_label_files(project, tmp_path / "out"):
+        if path.name != f"{case}.nii.gz":
+            path.unlink()
+    with answering(choose_folder(tmp_path / "out")) as asked:
+        click(tab.bring)
+    assert asked == ["Folder of labels"]
+    settled(tab, qtbot)
+    assert project.label_versions(case)[-1].author == "A. Reader"
+    assert "1 labels are new versions" in dock._message.text()
 
 
 def test_a_project_that_another_holds_opens_read_only(

@@ -1,4 +1,4 @@
-"""Scans and cases that can't be used, each with the reason, in one table."""
+"""Scans and cases that can't be used, or were used with a remark, in one table."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from napari_jrss.widgets.tables.rows import RowTable
 
 
 class ProblemsDialog(Dialog):
-    """Scans and cases that can't be used, each with the reason."""
+    """Scans and cases that can't be used, or were used with a remark, each with the reason."""
 
     def __init__(self, problems: Mapping[str, str], parent: QWidget) -> None:
         super().__init__(parent, "Problems")
         self.resize(640, 320)
-        columns = {"Scan": "The scan or case", "Reason": "Why it can't be used"}
+        columns = {
+            "Scan": "The scan or case",
+            "Reason": "Why it can't be used, or a remark",
+        }
         self.table = RowTable(columns, stretch=1)
         self.table.setWordWrap(True)
         self.table.fill(

@@ -25,6 +25,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.app.cohort import CasePredicted, CaseRow
 from napari_jrss.app.exporting import LabelWritten
+from napari_jrss.app.importing import LabelImported
 from napari_jrss.app.runner import JobState
 from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
@@ -50,7 +51,10 @@ _WELCOME = (
     "any number of unlabelled ones."
 )
 
-_DONE = {ScanRead: "read", CasePredicted: "predicted", LabelWritten: "written"}
+_DONE = {
+    **{ScanRead: "read", CasePredicted: "predicted"},
+    **{LabelWritten: "written", LabelImported: "read"},
+}
 
 
 class CohortTab(Tab):
@@ -97,6 +101,12 @@ class CohortTab(Tab):
             "Write the current labels and the teacher's predictions as NIfTI, each in the geometry "
             "of its scan",
             self._ask_export,
+        )
+        self.bring = button(
+            "Labels from folder…",
+            "Make labels that were corrected elsewhere new versions: files named by case, as an "
+            "export writes them",
+            self._ask_labels,
         )
         self.problems = button(
             "Problems", "Scans and cases that can't be read, and why", self.show_problems
@@ -150,6 +160,7 @@ class CohortTab(Tab):
         foot.addWidget(self.next, 0, 3)
         for column, each in enumerate((self.split, self.structures, self.predict, self.problems)):
             foot.addWidget(each, 1, column)
+        foot.addWidget(self.bring, 2, 0, 1, 2)
         layout = QVBoxLayout(page)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(filters)
@@ -195,7 +206,8 @@ class CohortTab(Tab):
 
     def show_problems(self) -> None:
         """List the scans that couldn't become cases, with the reasons."""
-        problems = dict(self._session.cohort.failed_imports())
+        cohort = self._session.cohort
+        problems = {**cohort.import_notes, **cohort.failed_imports()}
         problems |= {row.case_id: row.problem for row in self._session.cohort.rows() if row.problem}
         ProblemsDialog(problems, self).open()
 
@@ -218,6 +230,11 @@ class CohortTab(Tab):
         chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
         if chosen:
             self._do(self._session.cohort.export, Path(chosen))()
+
+    def _ask_labels(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Folder of labels")
+        if chosen:
+            self._do(self._session.cohort.import_labels, Path(chosen))()
 
     def _ask_structures(self) -> None:
         StructuresDialog(self._session, self).open()
@@ -282,13 +299,14 @@ class CohortTab(Tab):
                 "for validation and test, to know their confidence and Dice"
             )
             writable = project is not None and not project.read_only
-            for each in (self.add, self.structures):
+            for each in (self.add, self.structures, self.bring):
                 each.setEnabled(writable)
             self.predict.setEnabled(writable and missing > 0)
             self.export.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))
-            failed = len(cohort.failed_imports()) + sum(bool(row.problem) for row in rows)
+            failed = len(cohort.failed_imports()) + len(cohort.import_notes)
+            failed += sum(bool(row.problem) for row in rows)
             self.problems.setText(f"Problems ({failed})" if failed else "Problems")
             self.problems.setEnabled(failed > 0)
 
@@ -300,7 +318,7 @@ class CohortTab(Tab):
             self._workspace.notified.emit(line_of(error))
 
     def _show_progress(self, event: object) -> None:
-        if isinstance(event, ScanRead | CasePredicted | LabelWritten):
+        if isinstance(event, ScanRead | CasePredicted | LabelWritten | LabelImported):
             self._importing = isinstance(event, ScanRead)
             self._busy.show()
             self.progress.setRange(0, event.total)
@@ -324,9 +342,11 @@ class CohortTab(Tab):
             return  # no scan could be used, and the error says why
         rows = self._session.cohort.rows()
         failed = len(self._session.cohort.failed_imports())
+        noted = len(self._session.cohort.import_notes)
         self._workspace.notified.emit(
             f"{len(rows)} cases"
             + (f"; {failed} scans can't be read, see Problems" if failed else "")
+            + (f"; {noted} have a remark, see Problems" if noted else "")
             + ("; stopped" if state is JobState.CANCELLED else "")
         )
         project = self._workspace.project
