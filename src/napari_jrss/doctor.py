@@ -4,8 +4,6 @@ Heavy packages are imported only inside :func:`examine`, so that a broken one be
 the report.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform
@@ -17,6 +15,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from napari_jrss.logs import LOG
+from napari_jrss.processes import available_cores
 
 _DISTRIBUTION = "napari-jrss"
 _MODULES = {
@@ -41,34 +40,18 @@ class Device:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of this machine.
-
-    Attributes
-    ----------
-    versions
-        Version of each required package; None if it isn't installed.
-    devices
-        The fastest last.
-    memory_gib, free_memory_gib
-        Main memory, and the part that is free now.
-    window
-        Whether the napari plugin can run, in words.
-    log
-        Where the log is, in words.
-    problems
-        One line for each thing that is missing or broken, and how to repair it.
-    """
+    """The state of this machine; `window` and `log` say in words whether and where they are."""
 
     version: str
     python: str
     platform: str
-    versions: dict[str, str | None]
-    devices: tuple[Device, ...]
+    versions: dict[str, str | None]  # of each required package; None if it isn't installed
+    devices: tuple[Device, ...]  # the fastest last
     memory_gib: float
     free_memory_gib: float
     window: str
     log: str
-    problems: tuple[str, ...]
+    problems: tuple[str, ...]  # what is missing or broken, and how to repair it, in a line each
 
 
 def examine() -> Report:
@@ -127,28 +110,22 @@ def _check(requirement: Requirement) -> tuple[str | None, str | None]:
 def _devices() -> tuple[Device, ...]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     found = [
         Device(
-            name="cpu",
-            description=f"{platform.processor() or platform.machine()}, {cores} cores, "
+            "cpu",
+            f"{platform.processor() or platform.machine()}, {cores} cores, "
             f"{torch.get_num_threads()} threads",
-            memory_gib=psutil.virtual_memory().total / _GIB,
+            psutil.virtual_memory().total / _GIB,
             bfloat16=True,
         )
     ]
     if torch.backends.mps.is_available():
         found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory() / _GIB, True))
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        found.append(
-            Device(
-                name=f"cuda:{index}",
-                description=properties.name,
-                memory_gib=properties.total_memory / _GIB,
-                bfloat16=properties.major >= 8,
-            )
-        )
+        gpu = torch.cuda.get_device_properties(index)
+        gib = gpu.total_memory / _GIB
+        found.append(Device(f"cuda:{index}", gpu.name, gib, bfloat16=gpu.major >= 8))
     return tuple(found)
 
 
@@ -159,6 +136,5 @@ def _window() -> str:
     napari = f"napari {metadata.version('napari')}"
     if not bindings:
         return f'{napari} without a Qt binding: pip install "napari-jrss[all]"'
-    if sys.platform == "linux" and not (os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")):
-        return f"{napari} with {bindings[0]}, but no display here"
-    return f"{napari} with {bindings[0]}"
+    display = sys.platform != "linux" or os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")
+    return f"{napari} with {bindings[0]}" + ("" if display else ", but no display here")

@@ -1,7 +1,5 @@
 """The exceptions of this package, and one way from any expected error to one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

@@ -4,8 +4,6 @@ Arrays and shapes are (z, y, x); an affine is 4x4 and maps voxels (x, y, z, 1) t
 a world whose axes grow to Left, Posterior and Superior (LPS).
 """
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -56,12 +54,7 @@ def map_points(matrix: NDArray[Any], points: NDArray[Any]) -> NDArray[np.float64
 def to_nearest_lps(affine: Matrix, shape: Shape) -> Matrix:
     """Matrix from voxels (x, y, z, 1) of the grid turned to LPS to voxels of the grid itself.
 
-    Parameters
-    ----------
-    affine
-        4x4, voxel (x, y, z, 1) -> LPS mm, of the grid itself.
-    shape
-        Its voxels (z, y, x).
+    The grid itself has `shape` (z, y, x), and `affine` maps its voxels (x, y, z, 1) to LPS mm.
     """
     return np.asarray(inv_ornt_aff(io_orientation(affine), shape[::-1]), dtype=np.float64)
 
@@ -75,19 +68,10 @@ def leans(affine: Matrix) -> bool:
 def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
     """As :func:`to_nearest_lps`; leaning axes get a grid at right angles that covers the scan.
 
-    Parameters
-    ----------
-    affine, shape
-        See :func:`to_nearest_lps`.
-
-    Returns
-    -------
-    matrix
-        From voxels (x, y, z, 1) of the turned grid to voxels of the grid itself. If the axes
-        are at right angles, it only permutes, flips and shifts. If they lean, the x axis and
-        the x-y plane stay as they are, so the slices of a tilted CT stay slices.
-    shape
-        Voxels (z, y, x) of the turned grid.
+    The result is the matrix from voxels (x, y, z, 1) of the turned grid to voxels of the grid
+    itself, and the turned grid's shape (z, y, x). If the axes are at right angles, the matrix
+    only permutes, flips and shifts. If they lean, the x axis and the x-y plane stay as they are,
+    so the slices of a tilted CT stay slices.
     """
     matrix = np.eye(4)
     lengths = np.array(shape[::-1])
@@ -107,12 +91,7 @@ def to_upright_lps(affine: Matrix, shape: Shape) -> tuple[Matrix, Shape]:
 def isotropic_grid(affine: Matrix, shape: Shape, step: float) -> tuple[Matrix, Shape]:
     """Affine and shape (z, y, x) of a grid along the world's axes that covers another grid.
 
-    Parameters
-    ----------
-    affine, shape
-        The grid to cover; see :func:`to_nearest_lps`.
-    step
-        Voxel size in mm, the same along all axes.
+    Its voxels measure `step` mm along all axes.
     """
     world = map_points(affine, corners(whole_box(shape)))
     grid = np.diag([step, step, step, 1.0])
@@ -133,18 +112,10 @@ def is_exact(matrix: Matrix) -> bool:
 
 
 def move_voxels(array: NDArray[Any], matrix: Matrix, shape: Shape, fill: float = 0) -> NDArray[Any]:
-    """Move an array's voxels to the wanted grid, unchanged; a view unless voxels are padded.
+    """Move voxels (z, y, x) to a grid of `shape`, unchanged; a view unless some are filled in.
 
-    Parameters
-    ----------
-    array
-        (z, y, x).
-    matrix
-        4x4, voxel (x, y, z, 1) of the wanted grid -> voxel of `array`; :func:`is_exact`.
-    shape
-        The wanted grid (z, y, x).
-    fill
-        Value outside `array`.
+    The 4x4 matrix, which :func:`is_exact`, maps voxels (x, y, z, 1) of that grid to voxels of
+    the array. Voxels outside the array get the value `fill`.
     """
     linear, shift = linear_and_shift(np.rint(matrix).astype(int))
     order = np.abs(linear).argmax(0)

@@ -4,14 +4,12 @@ Inside a project a label holds class indices 0 to C - 1, where 0 is the backgrou
 :class:`LabelTable` translates the ids of label files to these; several ids may form one class.
 """
 
-from __future__ import annotations
-
 import colorsys
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +44,10 @@ def default_colour(index: int) -> str:
 
 
 class LabelClass(BaseModel):
-    """One class of a project.
+    """One class of a project: its value in the project's labels, where 0 is the background.
 
-    Attributes
-    ----------
-    index
-        Its value in the project's labels; 0 is the background.
-    name
-        At most 200 printable characters.
-    colour
-        ``#rrggbb``.
-    source_ids
-        Its ids in label files.
+    Its name has at most 200 printable characters, its colour is ``#rrggbb``, and `source_ids`
+    are its ids in label files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,17 +66,10 @@ class LabelClass(BaseModel):
 
 
 class LabelTable(BaseModel):
-    """The classes of a project, by index.
+    """The classes 0 to C - 1 of a project by index; class 0 is the background.
 
-    Attributes
-    ----------
-    classes
-        Classes 0 to C - 1; class 0 is the background.
-    unlisted_is_background
-        Whether an id that no class lists is background, or an error.
-    ignored_id
-        Id of voxels that nobody labelled, as nnU-Net's ``ignore``: :data:`IGNORED` inside the
-        project. None: there is no such id.
+    An id that no class lists is an error, unless `unlisted_is_background`. Voxels of `ignored_id`
+    were labelled by nobody, as nnU-Net's ``ignore``: :data:`IGNORED` inside the project.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,7 +79,7 @@ class LabelTable(BaseModel):
     ignored_id: int | None = None
 
     @model_validator(mode="after")
-    def _partition(self) -> LabelTable:
+    def _partition(self) -> Self:
         if len(self.classes) < 2:
             raise ValueError("a label table needs the background and at least one class")
         if [c.index for c in self.classes] != list(range(len(self.classes))):
@@ -127,19 +110,9 @@ class LabelTable(BaseModel):
         return all(len(c.source_ids) == 1 for c in self.classes)
 
     def to_classes(self, ids: NDArray[Any], unlisted: Counter[str] | None = None) -> NDArray[Any]:
-        """Class indices (uint8) of an array of ids, same shape.
+        """Class indices (uint8) of an array of ids, same shape; a ScanError if one is unknown.
 
-        Parameters
-        ----------
-        ids
-            Any array of whole numbers.
-        unlisted
-            Gets the number of voxels of each id that is background since no class lists it.
-
-        Raises
-        ------
-        ScanError
-            The array has an id that no class lists, unless such ids are background.
+        `unlisted` gets the number of voxels of each id that is background since no class lists it.
         """
         pairs = sorted((i, c.index) for c in self.classes for i in c.source_ids)
         if self.ignored_id is not None:
@@ -175,21 +148,17 @@ class LabelTable(BaseModel):
     @classmethod
     def of_groups(
         cls, groups: Mapping[str, Iterable[int]], *, unlisted_is_background: bool = False
-    ) -> LabelTable:
+    ) -> Self:
         """Table of the background (id 0) and of named groups of ids, in the order given."""
         named = {"background": (0,), **groups}
-        return cls(
-            classes=tuple(
-                LabelClass(
-                    index=index, name=name, colour=default_colour(index), source_ids=tuple(ids)
-                )
-                for index, (name, ids) in enumerate(named.items())
-            ),
-            unlisted_is_background=unlisted_is_background,
+        classes = tuple(
+            LabelClass(index=i, name=name, colour=default_colour(i), source_ids=tuple(ids))
+            for i, (name, ids) in enumerate(named.items())
         )
+        return cls(classes=classes, unlisted_is_background=unlisted_is_background)
 
     @classmethod
-    def from_ids(cls, ids: Iterable[int], names: Mapping[int, str] | None = None) -> LabelTable:
+    def from_ids(cls, ids: Iterable[int], names: Mapping[int, str] | None = None) -> Self:
         """One class per id other than 0, in ascending order."""
         names = names or {}
         return cls.of_groups({names.get(i, f"label {i}"): (i,) for i in sorted(set(ids) - {0})})
@@ -216,9 +185,8 @@ _LPBA40, _TCIA = _table_rows("lpba40.csv"), _table_rows("tcia.csv")
 LPBA40_STRUCTURES = _by_name(_LPBA40, "label", "name")
 """The 56 structures of the LPBA40 delineation protocol (Shattuck et al. 2008)."""
 
-LPBA40_GROUPS = _by_name(
-    sorted(_LPBA40, key=lambda row: int(row["class_id"])), "label", "class_name"
-)
+_BY_CLASS = sorted(_LPBA40, key=lambda row: int(row["class_id"]))
+LPBA40_GROUPS = _by_name(_BY_CLASS, "label", "class_name")
 """The paper's 5 large regions and 5 structures, which together are all 56."""
 
 TCIA_PUBLISHED = _by_name(_TCIA, "published", "name")
@@ -231,15 +199,10 @@ TCIA_RENUMBERED = _by_name(_TCIA, "renumbered", "name")
 def tcia_table(ids: set[int]) -> LabelTable:
     """The table of TCIA Pancreas-CT whose ids a label file uses.
 
-    Only the pancreas and the duodenum differ: 11 and 14 as published, 2 and 8 renumbered.
-
-    Raises
-    ------
-    ScanError
-        The ids hold none of these four, or some of both conventions.
+    Only the pancreas and the duodenum differ: 11 and 14 as published, 2 and 8 renumbered. It is
+    a ScanError if the ids hold none of these four, or some of both conventions.
     """
-    published = bool(ids & {11, 14})
-    renumbered = bool(ids & {2, 8})
+    published, renumbered = bool(ids & {11, 14}), bool(ids & {2, 8})
     if published == renumbered:
         raise ScanError(
             f"can't tell which ids of TCIA Pancreas-CT the labels {sorted(ids)} follow: the "

@@ -10,8 +10,6 @@ operating system's errors, the log tells the kind and the system's reason only, 
 messages name files.
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 import traceback
@@ -44,12 +42,7 @@ class ProjectLog(RotatingFileHandler):
     """Writes what the package logs into the folder of an open project, until it is closed.
 
     A record that can't be written, such as on a full disk, is dropped: the log never fails the
-    work.
-
-    Parameters
-    ----------
-    folder
-        The project's folder. A log that is a link, or anything but a file, isn't followed.
+    work. A log that is a link, or anything but a file, isn't followed.
     """
 
     def __init__(self, folder: Path) -> None:

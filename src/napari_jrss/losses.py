@@ -3,8 +3,6 @@
 All are computed in float32, also if the network uses another precision.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -30,17 +28,8 @@ def soft_dice_loss(
     has a Dice of 0 as soon as it has any probability; if it is absent from both, its Dice is 1,
     as in MONAI's DiceLoss with equal smoothing of numerator and denominator.
 
-    Parameters
-    ----------
-    probabilities, target
-        (B, C, z, y, x), values in [0, 1]; the target is one-hot or soft.
-    include_background
-        Whether channel 0 counts as a class, as in the paper.
-
-    Returns
-    -------
-    Tensor
-        A scalar from 0 to 1.
+    Probabilities and target are (B, C, z, y, x) in [0, 1]; the target is one-hot or soft. The
+    paper counts the background, channel 0, as a class.
     """
     first = 0 if include_background else 1
     predicted = probabilities[:, first:].float().flatten(2)
@@ -144,22 +133,11 @@ _IGNORED = -100
 
 
 def class_weights(counts: Tensor, background: float = 0.5) -> Tensor:
-    """Weights of classes that favour rare ones, as in the reference training of OBELISK.
+    """Weights (C,) of classes that favour rare ones, as in the reference training of OBELISK.
 
-    One over the square root of the number of voxels, divided by the mean of these values; 0 for
-    a class without voxels.
-
-    Parameters
-    ----------
-    counts
-        Voxels of each class (C,), background first.
-    background
-        Weight of the background, independent of its voxels: 0.5 in OBELISK, 0.15 in PDD-Net.
-
-    Returns
-    -------
-    Tensor
-        (C,), float32.
+    One over the square root of a class's number of voxels, divided by the mean of these values;
+    0 for a class without voxels. The background comes first and has a weight of its own,
+    independent of its voxels: 0.5 in OBELISK, 0.15 in PDD-Net.
     """
     weight = counts.clamp(min=1).float().rsqrt() * (counts > 0)
     weight = weight / weight.mean()
@@ -171,17 +149,8 @@ def symmetric_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Symmetric KL divergence per voxel, the uncertainty of Eq. 5 of the paper.
 
     ``1/C sum_c (P_t - P_s) (log P_t - log P_s)``, which is KL(t||s) + KL(s||t) over C, from
-    log-softmax, so that saturated predictions stay finite.
-
-    Parameters
-    ----------
-    teacher_logits, student_logits
-        (B, C, z, y, x). Detach the teacher's.
-
-    Returns
-    -------
-    Tensor
-        (B, z, y, x), at least 0.
+    log-softmax, so that saturated predictions stay finite. Logits are (B, C, z, y, x), the
+    teacher's detached; the result is (B, z, y, x), at least 0.
     """
     teacher = F.log_softmax(teacher_logits.float(), dim=1)
     student = F.log_softmax(student_logits.float(), dim=1)
@@ -198,14 +167,8 @@ def local_normalized_cross_correlation(warped: Tensor, fixed: Tensor, window: in
 
     An alternative to Eq. 8 if intensities differ between scans: -1 if each window of ``warped``
     is a linear function of that of ``fixed``, 0 if they are unrelated or constant. Outside the
-    image there are zeros, as in VoxelMorph and MONAI.
-
-    Parameters
-    ----------
-    warped, fixed
-        (B, 1, z, y, x).
-    window
-        Side of the cubic window in voxels, odd.
+    image there are zeros, as in VoxelMorph and MONAI. Images are (B, 1, z, y, x); the cubic
+    window's side in voxels is odd.
     """
     if window % 2 == 0:
         raise ValueError(f"window must be odd, not {window}")
@@ -282,12 +245,8 @@ def diffusion_regulariser(displacement: Tensor) -> Tensor:
     """Mean squared forward difference of a displacement field, Eq. 9 of the paper.
 
     The paper's sum over voxels is taken as the mean over voxels and components, averaged over
-    the three axes, as VoxelMorph does: a sum would freeze the field at lambda_r = 0.025.
-
-    Parameters
-    ----------
-    displacement
-        (B, 3, z, y, x) in voxels, at least 2 voxels along each axis.
+    the three axes, as VoxelMorph does: a sum would freeze the field at lambda_r = 0.025. The
+    displacement is (B, 3, z, y, x) in voxels, at least 2 voxels along each axis.
     """
     field = displacement.float()
     terms = [field.diff(dim=axis).square().mean() for axis in (2, 3, 4)]
@@ -295,15 +254,8 @@ def diffusion_regulariser(displacement: Tensor) -> Tensor:
 
 
 def folding(determinant: Tensor, least: float = 0.3) -> Tensor:
-    """Mean amount by which the Jacobian determinant is below `least`; not in the paper.
+    """Mean amount by which the Jacobian determinant (B, z, y, x) is below `least`.
 
-    A determinant of 0 or less is a fold; the margin allows for interpolation.
-
-    Parameters
-    ----------
-    determinant
-        (B, z, y, x), see :func:`napari_jrss.networks.spatial.jacobian_determinant`.
-    least
-        Smallest determinant without a penalty.
+    Not in the paper. A determinant of 0 or less is a fold; the margin allows for interpolation.
     """
     return F.relu(least - determinant).mean()

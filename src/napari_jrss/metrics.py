@@ -4,8 +4,6 @@ Labels are arrays of class indices (z, y, x). The background, class 0, is not me
 have one entry for each foreground class, class 1 first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,28 +27,13 @@ def dice_per_class(
     classes: int,
     undefined: Literal["absent_in_both", "absent_in_either"] = "absent_in_both",
 ) -> FloatArray:
-    """Dice similarity coefficient of each foreground class.
+    """Dice similarity coefficient of each foreground class of two labels, (classes - 1,).
 
-    Parameters
-    ----------
-    prediction, truth
-        (z, y, x), values 0..classes-1, or IGNORED where a voxel doesn't count.
-    classes
-        Number of classes, background included.
-    undefined
-        When the Dice of a class is NaN, so that ``nanmean`` ignores it. ``absent_in_both`` is
-        for segmentation: a class in only one label has Dice 0. ``absent_in_either`` is for
-        registration, in which no warp can make or remove a class (the rule of Learn2Reg).
-
-    Returns
-    -------
-    FloatArray
-        (classes - 1,).
-
-    Raises
-    ------
-    ValueError
-        The shapes differ, or a value is not one of the classes.
+    `undefined` says when the Dice of a class is NaN, so that ``nanmean`` ignores it.
+    ``absent_in_both`` is for segmentation: a class in only one label has Dice 0.
+    ``absent_in_either`` is for registration, in which no warp can make or remove a class (the
+    rule of Learn2Reg). Voxels that are IGNORED in a label don't count. Labels of different
+    shapes or with other values are a ValueError.
     """
     prediction, truth = _compared(prediction, truth, classes)
     pairs = truth.ravel().astype(np.intp) * classes + prediction.ravel()
@@ -70,26 +53,9 @@ def hd95_mm(
 
     The definition is that of ``compute_robust_hausdorff`` in DeepMind's *surface-distance*:
     surface elements lie between voxels, distances are weighted by the elements' areas, and the
-    larger of the two directed percentiles counts.
-
-    Parameters
-    ----------
-    prediction, truth
-        (z, y, x), values 0..classes-1, or IGNORED where a voxel doesn't count.
-    classes
-        Number of classes, background included.
-    spacing_mm
-        Voxel size z, y, x.
-
-    Returns
-    -------
-    FloatArray
-        (classes - 1,); NaN for a class that is absent in either label.
-
-    Raises
-    ------
-    ValueError
-        The shapes differ, or a value is not one of the classes.
+    larger of the two directed percentiles counts. The result is (classes - 1,), NaN for a class
+    that is absent in either label. Voxels that are IGNORED in a label don't count. Labels of
+    different shapes or with other values are a ValueError.
     """
     prediction, truth = _compared(prediction, truth, classes)
     spacing = tuple(float(size) for size in spacing_mm)
@@ -105,58 +71,39 @@ def hd95_mm(
             for a, b in zip(box_a, box_b, strict=True)
         )
         one, other = (_surface_codes(labels[box] == index + 1) for labels in (prediction, truth))
-        result[index] = max(
-            _directed_hd95(one, other, spacing), _directed_hd95(other, one, spacing)
-        )
+        pairs = ((one, other), (other, one))
+        result[index] = max(_directed_hd95(*pair, spacing) for pair in pairs)
     return result
 
 
 @dataclass(frozen=True)
 class JacobianStatistics:
-    """Regularity of a displacement field, from the determinant J of its Jacobian.
-
-    Attributes
-    ----------
-    std
-        Standard deviation of J over all voxels, std(Jac) of the paper; central differences,
-        one-sided at the border.
-    sdlogj_plus3
-        Standard deviation of ``log(clip(J + 3, 1e-9, 1e9))`` without the outer 2 voxels, which
-        is SDlogJ in the evaluation of Learn2Reg. It differs from std(log J).
-    folded_percent
-        Voxels with J <= 0 by central differences, in %.
-    folded_percent_forward
-        The same by forward differences, which also detect folds that alternate.
-    """
+    """Regularity of a displacement field, from the determinant J of its Jacobian."""
 
     std: float
+    """Standard deviation of J over all voxels, std(Jac) of the paper, by central differences."""
     sdlogj_plus3: float
+    """Standard deviation of ``log(clip(J + 3, 1e-9, 1e9))`` without the outer 2 voxels, which is
+    SDlogJ in the evaluation of Learn2Reg. It differs from std(log J)."""
     folded_percent: float
+    """Voxels with J <= 0 by central differences, in %."""
     folded_percent_forward: float
+    """The same by forward differences, which also detect folds that alternate."""
 
 
 def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
-    """Statistics of det(I + grad u) for a displacement field.
+    """Statistics of det(I + grad u) for a displacement field (3, z, y, x) in voxels.
 
-    Parameters
-    ----------
-    displacement
-        (3, z, y, x) in voxels, components z, y, x; at least 5 voxels along each axis.
-
-    Raises
-    ------
-    ValueError
-        It has another shape.
+    Components are z, y, x. Less than 5 voxels along an axis are a ValueError.
     """
     if displacement.ndim != 4 or len(displacement) != 3 or min(displacement.shape[1:]) < 5:
         raise ValueError(f"not a displacement field of at least 5x5x5: {displacement.shape}")
     central = jacobian_map(displacement)
-    forward = _determinant(
-        [
-            [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
-            for component in displacement
-        ]
-    )
+    steps = [
+        [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
+        for component in displacement
+    ]
+    forward = _determinant(steps)
     inner = central[2:-2, 2:-2, 2:-2].astype(np.float64)
     return JacobianStatistics(
         std=float(central.std(dtype=np.float64)),
@@ -170,12 +117,8 @@ def jacobian_map(displacement: Displacement) -> Displacement:
     """det(I + grad u) of each voxel, by central differences (one-sided at the border).
 
     1: the volume is kept. Above 1: the moving image is shrunk there, since a voxel of the fixed
-    image covers more of it. 0 or less: the field folds.
-
-    Parameters
-    ----------
-    displacement
-        (3, z, y, x) in voxels, components z, y, x; at least 2 voxels along each axis.
+    image covers more of it. 0 or less: the field folds. The displacement is (3, z, y, x) in
+    voxels, components z, y, x, with at least 2 voxels along each axis.
     """
     return _determinant([np.gradient(component) for component in displacement])
 
@@ -183,23 +126,15 @@ def jacobian_map(displacement: Displacement) -> Displacement:
 def folded_in_structures(
     folded: NDArray[np.bool_], label: Labels, classes: int
 ) -> list[float | None]:
-    """How much of each structure of a label is folded, in %; None for those that aren't there.
+    """How much of each structure of a warped label (z, y, x) is folded, in %.
 
-    Parameters
-    ----------
-    folded
-        (z, y, x), where the field folds.
-    label
-        Class indices (z, y, x) of the warped label.
-    classes
-        Number of classes C, background included; the result has C - 1 values.
+    `folded` is where the field folds. The result has classes - 1 values, None for a structure
+    that isn't there.
     """
     voxels = np.bincount(label.ravel(), minlength=classes)[1:classes]
     inside = np.bincount(label[folded], minlength=classes)[1:classes]
-    return [
-        100 * float(part) / float(size) if size else None
-        for part, size in zip(inside, voxels, strict=True)
-    ]
+    pairs = zip(inside, voxels, strict=True)
+    return [100 * float(part) / float(size) if size else None for part, size in pairs]
 
 
 def _compared(prediction: Labels, truth: Labels, classes: int) -> tuple[Labels, Labels]:

@@ -77,17 +77,10 @@ def thread_limits(threads: int) -> dict[str, str]:
 class Child:
     """A function in a process of its own; each side sends the other lines of JSON.
 
-    Parameters
-    ----------
-    name
-        What error messages call the process, such as ``training``.
-    function
-        Called in the child with a :class:`Parent`; importable by name. Nothing else of this
-        program is imported there, not even a script's ``__main__``.
-    log
-        File for what the child prints; none: it is dropped.
-    environment
-        Environment variables of the child, beside those of this process.
+    The function is importable by name and called with a :class:`Parent`. Nothing else of this
+    program is imported there, not even a script's ``__main__``. Error messages call the process
+    by its `name`, such as ``training``. What it prints goes to `log`, or is dropped. It has the
+    variables of `environment` beside those of this process.
     """
 
     def __init__(
@@ -142,11 +135,8 @@ class Child:
     def receive(self) -> bytes | None:
         """The child's next line of JSON; None if there is none within a moment.
 
-        Raises
-        ------
-        ProcessError
-            The child's function raised an error, or the process has ended and all its lines have
-            been read.
+        It is a ProcessError if the child's function raised an error, or the process has ended
+        and all its lines have been read.
         """
         try:
             line = self._lines.get(timeout=_POLL_S)
@@ -204,13 +194,7 @@ def _import_path() -> str:
 
 
 class Parent:
-    """What a child knows of the process that started it.
-
-    Attributes
-    ----------
-    stop
-        Set when the parent asks the child to stop.
-    """
+    """What a child knows of the process that started it; `stop` is set when that asks it to."""
 
     def __init__(self) -> None:
         # What libraries print goes to the log; only messages go to the parent.
@@ -271,7 +255,7 @@ def in_processes(
 
     Each process has one item under way, so memory doesn't grow with the number of items. A
     process that dies takes only its own item with it, and is replaced. When the generator is
-    closed, the processes are killed.
+    closed, the processes are killed. It is a ProcessError if none can start.
 
     Parameters
     ----------
@@ -292,11 +276,6 @@ def in_processes(
         The item, and what the function returned or raised. An item whose process died is tried
         once more, by itself: the others may have taken all the memory. If that process dies too,
         the item yields a :class:`WorkerDiedError`.
-
-    Raises
-    ------
-    ProcessError
-        No process can start.
     """
     if environments is None:
         environments = [thread_limits(1)] * (workers or available_cores())

@@ -22,28 +22,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True)
 class Bar:
-    """How far one part of the work is.
+    """How far one part of the work is; each has a bar of its own."""
 
-    Attributes
-    ----------
-    name
-        The part; each has a bar of its own. Empty: there is only a line to print.
-    done, total
-        Steps done, of how many; None where that isn't known.
-    note
-        Stands beside the bar; None leaves it as it was.
-    line
-        Printed above the bars.
-    milestone
-        Whether this is worth a line where no bar can be drawn.
-    """
-
-    name: str
+    name: str  # empty: there is only a line to print
     done: int
-    total: int | None = None
-    note: str | None = None
-    line: str = ""
-    milestone: bool = False
+    total: int | None = None  # steps; None where that isn't known
+    note: str | None = None  # stands beside the bar; None leaves it as it was
+    line: str = ""  # printed above the bars
+    milestone: bool = False  # whether this is worth a line where no bar can be drawn
 
 
 class LongCall(Protocol[P, E_co, R_co]):
@@ -67,11 +53,7 @@ def long_call(
 ) -> Callable[[Callable[P, Generator[E, None, R]]], LongCall[P, E, R]]:
     """Make a :class:`LongCall` of a generator that yields events and returns the result.
 
-    Parameters
-    ----------
-    bars
-        Is called with the arguments of each call; what it returns says for each event which bar
-        to draw.
+    `bars` gets the arguments of each call; what it returns says for each event which bar to draw.
     """
 
     def decorate(work: Callable[P, Generator[E, None, R]]) -> LongCall[P, E, R]:
@@ -82,9 +64,8 @@ def long_call(
         made = cast("Any", call)
         made.events = work
         # What help() shows: the call returns the result, not the generator.
-        made.__signature__ = inspect.signature(work).replace(
-            return_annotation=inspect.Parameter.empty
-        )
+        signature = inspect.signature(work)
+        made.__signature__ = signature.replace(return_annotation=signature.empty)
         return cast("LongCall[P, E, R]", made)
 
     return decorate
@@ -122,12 +103,9 @@ def counted(items: Iterable[E], name: str, total: int | None = None) -> Generato
 
 @contextmanager
 def watching(name: str) -> Iterator[Callable[[float], bool]]:
-    """A bar for work that says what share of it is done, from 0 to 1.
+    """A bar for work that calls what this yields with the share that is done, from 0 to 1.
 
-    Yields
-    ------
-    callable
-        To be called with the share; it returns True, which asks the work to go on.
+    It returns True, which asks the work to go on.
     """
     with _bars()[0] as progress:
         task = progress.add_task(name, total=100, note="")
@@ -174,14 +152,8 @@ def shown(
 
 def _bars() -> tuple[Progress, bool]:
     """Bars on the standard error, and whether they can be drawn there."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     # A notebook without ipywidgets can only show lines, though its kernel asks for colours.
     only_lines = Console().is_jupyter and find_spec("ipywidgets") is None
@@ -190,12 +162,12 @@ def _bars() -> tuple[Progress, bool]:
         stderr=True, markup=False, highlight=False, force_jupyter=forced, force_terminal=forced
     )
     drawn = console.is_terminal or console.is_jupyter
-    progress = Progress(
-        TextColumn("{task.description:<17}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+    progress = rich.Progress(
+        rich.TextColumn("{task.description:<17}"),
+        rich.BarColumn(bar_width=10),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(elapsed_when_finished=True),
+        rich.TextColumn("{task.fields[note]}"),
         console=console,
         disable=not drawn,
     )

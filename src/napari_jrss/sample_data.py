@@ -9,8 +9,6 @@ Points have normalised coordinates (z, y, x) from -1 to 1 over the field of view
 Superior, Posterior and Left; a seed therefore gives the same anatomy on a grid of any size.
 """
 
-from __future__ import annotations
-
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,28 +58,27 @@ class Deformation:
 
     Attributes
     ----------
-    forward, backward
-        Displacements (3, g, g, g) of the diffeomorphism and of its inverse, in normalised
-        coordinates on a regular control grid.
+    velocity
+        The diffeomorphism's stationary velocity (3, g, g, g), in normalised coordinates on a
+        regular control grid.
     matrix, offset
         The affine map q = matrix @ p + offset.
     """
 
-    forward: Array
-    backward: Array
+    velocity: Array
     matrix: Array
     offset: Array
 
     def to_template(self, points: Array) -> Array:
         """Map points (3, ...) of the case to the template."""
-        moved = points + _interpolate(self.forward, points)
+        moved = points + _interpolate(_exponential(self.velocity), points)
         return _affine(self.matrix, moved, self.offset)
 
     def from_template(self, points: Array) -> Array:
         """Map points (3, ...) of the template to the case, the inverse of `to_template`."""
         inverse = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
         moved = _affine(inverse, points, -inverse @ self.offset)
-        return moved + _interpolate(self.backward, moved)
+        return moved + _interpolate(_exponential(-self.velocity), moved)
 
 
 @dataclass(frozen=True)
@@ -148,10 +145,7 @@ def make_cohort(
 
 
 def make_case(
-    index: int,
-    shape: Shape = (48, 48, 48),
-    seed: int = 0,
-    structures: int = len(STRUCTURES),
+    index: int, shape: Shape = (48, 48, 48), seed: int = 0, structures: int = len(STRUCTURES)
 ) -> SyntheticCase:
     """Make case `index` (from 0) of the cohort with this seed; see :func:`make_cohort`."""
     if not 1 <= structures <= len(STRUCTURES):
@@ -172,12 +166,7 @@ def deformation(index: int, seed: int = 0) -> Deformation:
     velocity += _smooth_noise(rng, smoothness=0.15, std=0.01)
     rotation = Rotation.from_rotvec(rng.normal(0, 3, 3), degrees=True).as_matrix()
     scale_and_shear = np.eye(3) + np.diag(rng.normal(0, 0.03, 3)) + rng.normal(0, 0.01, (3, 3))
-    return Deformation(
-        forward=_exponential(velocity),
-        backward=_exponential(-velocity),
-        matrix=rotation @ scale_and_shear,
-        offset=rng.normal(0, 0.015, 3),
-    )
+    return Deformation(velocity, rotation @ scale_and_shear, rng.normal(0, 0.015, 3))
 
 
 def true_displacement(

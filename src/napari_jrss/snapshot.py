@@ -4,8 +4,6 @@ A :class:`CohortSnapshot` is taken from a project once. A running round uses the
 were then, whatever happens to the project.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,14 +32,9 @@ class CaseArrays(Protocol):
 
 @dataclass
 class CachedArrays:
-    """Volumes kept in memory up to a limit, so that small cohorts are read from disk only once.
+    """Volumes kept in memory, so that small cohorts are read from disk only once.
 
-    Parameters
-    ----------
-    read_image, read_label
-        Read the volume of a case from disk.
-    budget_bytes
-        If the volumes exceed this size in bytes, the least recently used are dropped.
+    If they exceed `budget_bytes`, the least recently used are dropped.
     """
 
     read_image: Callable[[str], Image]
@@ -64,8 +57,7 @@ class CachedArrays:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        array = read(case_id)
-        self._kept[key] = array
+        array = self._kept[key] = read(case_id)
         while (
             len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > self.budget_bytes
         ):

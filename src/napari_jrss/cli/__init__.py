@@ -3,12 +3,11 @@
 Heavy imports happen inside the commands, so that ``--help`` is instant.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from napari_jrss import __version__
 from napari_jrss.cli import cohort, computer, experiments, labels, scans
@@ -70,11 +69,10 @@ def _verbose(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", callback=_verbose, help="Also log to the standard error."),
+        bool, Option("--verbose", "-v", callback=_verbose, help="Also log to the standard error.")
     ] = False,
 ) -> None:
     """Options of all commands."""

@@ -1,20 +1,17 @@
 """Commands about this computer: whose name is recorded, and what is installed."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from napari_jrss.cli.options import AsJson
 
 
 def author(
-    name: Annotated[
-        str | None, typer.Argument(help='Name to record from now on; "" removes it.')
-    ] = None,
+    name: Annotated[str | None, Argument(help='Name to record from now on; "" removes it.')] = None,
 ) -> None:
     """Set or show the name that is recorded with labels and decisions on this computer."""
     from napari_jrss.app.author import author as known

@@ -1,47 +1,45 @@
 """The commands ``napari-jrss experiment`` and ``napari-jrss report``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 
 def experiment(
     protocol: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="PROTOCOL",
             help="YAML file; or smoke, synthetic, hippocampus, ixi, lpba40, tcia.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the experiment.")] = None,
+    out: Annotated[Path | None, Option(help="Folder of the experiment.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Folder that the paths of the protocol are relative to.", show_default="its own"
         ),
     ] = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this method, or runs such as 'jrss-n5-*' (repeatable)."),
+        list[str] | None, Option(help="Only this method, or runs such as 'jrss-n5-*' (repeatable).")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the experiment in the folder.")
+        bool, Option("--resume", help="Go on with the experiment in the folder.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one per GPU, or core")
+        int | None, Option(min=1, help="Processes.", show_default="one per GPU, or core")
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1, help="CPU threads of each process.", show_default="cores divided by processes"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     list_runs: Annotated[
-        bool, typer.Option("--list", help="Only list the runs of the protocol.")
+        bool, Option("--list", help="Only list the runs of the protocol.")
     ] = False,
 ) -> None:
     """Run the methods of a protocol for each N and seed; finished runs are skipped."""
@@ -77,12 +75,10 @@ def experiment(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an experiment.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of an experiment.")],
     labelled: Annotated[
         str | None,
-        typer.Option(
-            "--labelled", help="N of the main tables.", show_default="the N with most runs"
-        ),
+        Option("--labelled", help="N of the main tables.", show_default="the N with most runs"),
     ] = None,
 ) -> None:
     """Write tables (Markdown, LaTeX), figures (PNG, SVG) and an HTML page of an experiment."""

@@ -1,7 +1,5 @@
 """Commands about labels: which case is next, their history, and earlier versions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -9,7 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
+import napari_jrss as jrss
 from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath
 
 
@@ -17,7 +17,7 @@ def next_case(
     project: ProjectPath,
     propagate: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--propagate",
             help="Also compare the teacher's label with the one propagated from labelled cases.",
         ),
@@ -28,12 +28,11 @@ def next_case(
     """Suggest which case to label next, and say why."""
     from napari_jrss.app.next_case import suggest_now
     from napari_jrss.progress_bar import counted
-    from napari_jrss.project.project import Project
 
     def watch(cases: Sequence[str]) -> Iterable[str]:
         return counted(cases, "propagating", len(cases))
 
-    with Project.open(project, read_only=True) as opened:
+    with jrss.Project.open(project, read_only=True) as opened:
         suggestion = suggest_now(opened, propagate=propagate, device=device, watch=watch)
     if as_json:
         typer.echo(json.dumps(None if suggestion is None else asdict(suggestion), indent=1))
@@ -45,15 +44,14 @@ def next_case(
 
 def history(
     project: ProjectPath,
-    case: Annotated[str | None, typer.Argument(help="Case id; all cases by default.")] = None,
+    case: Annotated[str | None, Argument(help="Case id; all cases by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what was done to a project or to one of its cases, when and by whom."""
     from napari_jrss.app.status import history as story
     from napari_jrss.cli.render import history_table
-    from napari_jrss.project.project import Project
 
-    with Project.open(project, read_only=True) as opened:
+    with jrss.Project.open(project, read_only=True) as opened:
         lines = story(opened, case)
     if as_json:
         typer.echo(json.dumps([line.model_dump() for line in lines], indent=1))
@@ -63,16 +61,15 @@ def history(
 
 def restore(
     project: ProjectPath,
-    case: Annotated[str, typer.Argument(help="Case id.")],
-    version: Annotated[str, typer.Argument(help="Label version to bring back, such as v0001.")],
+    case: Annotated[str, Argument(help="Case id.")],
+    version: Annotated[str, Argument(help="Label version to bring back, such as v0001.")],
     author: Author = None,
 ) -> None:
     """Make an earlier label version the current one, as a new version."""
     from napari_jrss.app.author import author as known
-    from napari_jrss.project.project import Project
 
     name = known(author)
-    with Project.open(project) as opened:
+    with jrss.Project.open(project) as opened:
         made = opened.restore(case, version, name)
     typer.echo(f"{case}: {version} is the current label again, as {made}, by {name}")
 
@@ -88,10 +85,9 @@ def import_labels(
     """Make labels that were corrected elsewhere the current ones, as new versions."""
     from napari_jrss.app.author import author as known
     from napari_jrss.app.importing import import_labels as run
-    from napari_jrss.project.project import Project
 
     name = known(author)
-    with Project.open(project) as opened:
+    with jrss.Project.open(project) as opened:
         results = run(opened, folder, name)
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], indent=1))
@@ -103,17 +99,16 @@ def import_labels(
 
 def recover(
     project: ProjectPath,
-    case: Annotated[str, typer.Argument(help="Case id.")],
+    case: Annotated[str, Argument(help="Case id.")],
     author: Author = None,
-    discard: Annotated[bool, typer.Option("--discard", help="Throw the corrections away.")] = False,
+    discard: Annotated[bool, Option("--discard", help="Throw the corrections away.")] = False,
 ) -> None:
     """Keep corrections that were never accepted, as a new label version of the case."""
     from napari_jrss.app.author import author as known
     from napari_jrss.errors import ProjectError
     from napari_jrss.project import corrections
-    from napari_jrss.project.project import Project
 
-    with Project.open(project) as opened:
+    with jrss.Project.open(project) as opened:
         found = corrections.recover(opened, case)
         if discard:
             corrections.discard(opened, case)

@@ -1,24 +1,20 @@
 """Arguments and options that several commands have."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from napari_jrss.errors import JRSSError
 
-ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder (.jrss).")]
+ProjectPath = Annotated[Path, Argument(metavar="PROJECT", help="Project folder (.jrss).")]
 Author = Annotated[
-    str | None,
-    typer.Option(help="Your name.", show_default="NAPARI_JRSS_USER, or as set by author"),
+    str | None, Option(help="Your name.", show_default="NAPARI_JRSS_USER, or as set by author")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
 Refine = Annotated[
-    bool,
-    typer.Option("--refine", help="Improve each displacement field on its own pair of scans."),
+    bool, Option("--refine", help="Improve each displacement field on its own pair of scans.")
 ]
 
 

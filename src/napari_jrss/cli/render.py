@@ -119,11 +119,9 @@ def status_tables(report: ProjectStatus) -> None:
     if report.forecast:
         console.print(report.forecast)
     if report.interrupted_round is not None or report.rounds_left:
-        which = (
-            f"round {report.interrupted_round} was interrupted"
-            if report.interrupted_round is not None
-            else f"the series was interrupted after round {report.rounds[-1].number}"
-        )
+        which = f"round {report.interrupted_round} was interrupted"
+        if report.interrupted_round is None:
+            which = f"the series was interrupted after round {report.rounds[-1].number}"
         at_work = f", unless it is still running: {report.writer}" if report.writer else ""
         console.print(
             f"{which}, {report.rounds_left} more to come: train --resume goes on{at_work}"

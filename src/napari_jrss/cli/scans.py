@@ -1,7 +1,5 @@
 """Commands that write labels and fields of scans."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -9,42 +7,40 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
+import napari_jrss as jrss
 from napari_jrss.cli.options import AsJson, Device, ProjectPath, Refine, UsageError
 
 
 def export(
     project: ProjectPath,
-    dest: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    dest: Annotated[Path, Argument(help="Folder to write to.")],
     dataset: Annotated[
         Literal["nnunet", "decathlon"] | None,
-        typer.Option(help="Write the labelled cases as a data set of this layout instead."),
+        Option(help="Write the labelled cases as a data set of this layout instead."),
     ] = None,
     modality: Annotated[
-        str,
-        typer.Option(
-            help="Kind of the scans, for --dataset. nnU-Net treats CT in a way of its own."
-        ),
+        str, Option(help="Kind of the scans, for --dataset. nnU-Net treats CT in a way of its own.")
     ] = "MRI",
     dicom_source: Annotated[
         Path | None,
-        typer.Option(help="Folder of the DICOM series of the cases; DICOM SEG is written too."),
+        Option(help="Folder of the DICOM series of the cases; DICOM SEG is written too."),
     ] = None,
     ome_zarr: Annotated[
-        bool, typer.Option("--ome-zarr", help="Also write scans with their labels as OME-Zarr.")
+        bool, Option("--ome-zarr", help="Also write scans with their labels as OME-Zarr.")
     ] = False,
 ) -> None:
     """Write labels, yours and the teacher's, in the geometry of each scan."""
-    from napari_jrss.app.exporting import EXPORTED, export_labels
+    from napari_jrss.app.exporting import EXPORTED
     from napari_jrss.app.rounds.train import teacher_warning
     from napari_jrss.project.export.datasets import export_dataset
-    from napari_jrss.project.project import Project
 
-    with Project.open(project, read_only=True) as opened:
+    with jrss.Project.open(project, read_only=True) as opened:
         if dataset is not None:
             typer.echo(export_dataset(opened, dest, dataset, modality, dicom_source))
             return
-        files = export_labels(opened, dest, dicom_source=dicom_source, ome_zarr=ome_zarr)
+        files = jrss.export_labels(opened, dest, dicom_source=dicom_source, ome_zarr=ome_zarr)
         warning = teacher_warning(opened)
     written = Counter(path.parent for path in files)
     for folder, number in written.items():
@@ -56,26 +52,24 @@ def export(
 def segment(
     project: ProjectPath,
     scans: Annotated[
-        list[Path], typer.Argument(metavar="SCAN...", help="Files, or folders of one DICOM series.")
+        list[Path], Argument(metavar="SCAN...", help="Files, or folders of one DICOM series.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the labels.")],
-    maps: Annotated[
-        bool, typer.Option("--maps", help="Also write confidence and uncertainty.")
-    ] = False,
+    out: Annotated[Path, Option(help="Folder for the labels.")],
+    maps: Annotated[bool, Option("--maps", help="Also write confidence and uncertainty.")] = False,
     dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Also write a DICOM SEG for each DICOM series.")
+        bool, Option("--dicom-seg", help="Also write a DICOM SEG for each DICOM series.")
     ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Segment scans that the project need not hold, with its current teacher."""
     from napari_jrss.app.rounds.train import teacher_warning
-    from napari_jrss.app.segmenting import segment_scans
     from napari_jrss.cli.render import segmented_table
-    from napari_jrss.project.project import Project
 
-    with Project.open(project, read_only=True) as opened:
-        results = segment_scans(opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device)
+    with jrss.Project.open(project, read_only=True) as opened:
+        results = jrss.segment_scans(
+            opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device
+        )
         names, warning = opened.table.names[1:], teacher_warning(opened)
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], default=str, indent=1))
@@ -92,20 +86,18 @@ def segment(
 
 def register(
     project: ProjectPath,
-    moving: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
-    fixed: Annotated[str, typer.Option(help="Case id, NIfTI file or DICOM folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the warped scan and the field.")],
+    moving: Annotated[str, Option(help="Case id, NIfTI file or DICOM folder.")],
+    fixed: Annotated[str, Option(help="Case id, NIfTI file or DICOM folder.")],
+    out: Annotated[Path, Option(help="Folder for the warped scan and the field.")],
     refine: Refine = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Register a moving case or scan to a fixed one."""
-    from napari_jrss.app.api import register as run
     from napari_jrss.cli.render import registration_table
-    from napari_jrss.project.project import Project
 
-    with Project.open(project, read_only=True) as opened:
-        pair = run(opened, moving, fixed, refine=refine, device=device)
+    with jrss.Project.open(project, read_only=True) as opened:
+        pair = jrss.register(opened, moving, fixed, refine=refine, device=device)
         pair.save(out)
     if as_json:
         typer.echo(pair.figures.model_dump_json(indent=1))

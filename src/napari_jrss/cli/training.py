@@ -1,7 +1,5 @@
 """Commands that train rounds, choose a teacher, and measure rounds."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -12,49 +10,51 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
+import napari_jrss as jrss
 from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, Refine
 from napari_jrss.config import PresetName, TrainingConfig
 
 
 def train(
     project: ProjectPath,
-    rounds: Annotated[int, typer.Option(min=0, help="Joint rounds after the pre-training.")] = 3,
+    rounds: Annotated[int, Option(min=0, help="Joint rounds after the pre-training.")] = 3,
     preset: Annotated[
-        PresetName, typer.Option(help=TrainingConfig.model_fields["preset"].description)
+        PresetName, Option(help=TrainingConfig.model_fields["preset"].description)
     ] = "fast",
     device: Device = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="GPUs or processes.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    tau: Annotated[float | None, typer.Option(min=0, max=1, help="Confidence threshold.")] = None,
+    devices: Annotated[int, Option(min=1, help="GPUs or processes.")] = 1,
+    seed: Annotated[int, Option(min=0)] = 0,
+    tau: Annotated[float | None, Option(min=0, max=1, help="Confidence threshold.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON file with settings that replace those of the preset.")
+        Path | None, Option(help="JSON file with settings that replace those of the preset.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
     resume: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--resume/--no-resume",
             help="Go on with an interrupted series of rounds, or start a new one.",
         ),
     ] = None,
     pretrain: Annotated[
-        bool,
-        typer.Option("--pretrain", help="Pre-train again though there is a teacher."),
+        bool, Option("--pretrain", help="Pre-train again though there is a teacher.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pre-train where needed, then run joint rounds. Ctrl-C stops, --resume goes on."""
     from napari_jrss.app.settings import training_config
-    from napari_jrss.project.project import Project
 
     settings = training_config(preset, config, seed=seed, tau=tau)
     # With several devices, Fabric runs this same command once more for each further one.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    with Project.open(project, read_only=not first) as opened, _cancel_on_interrupt() as cancel:
+    with (
+        jrss.Project.open(project, read_only=not first) as opened,
+        _cancel_on_interrupt() as cancel,
+    ):
         import torch
 
-        from napari_jrss.app.api import train as run
         from napari_jrss.app.rounds.train import plan_series, series_in_words
 
         if resume and first:
@@ -71,11 +71,11 @@ def train(
             "cancel": cancel,
         }
         if as_json or not first:
-            for event in run.events(opened, settings, **options):
+            for event in jrss.train.events(opened, settings, **options):
                 if first:
                     print(event.model_dump_json(), flush=True)
         else:
-            run(opened, settings, **options)
+            jrss.train(opened, settings, **options)
     if cancel.is_set() and first:
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
         raise typer.Exit(130)
@@ -100,15 +100,14 @@ def _cancel_on_interrupt() -> Iterator[threading.Event]:
 
 def teacher(
     project: ProjectPath,
-    number: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
+    number: Annotated[int, Argument(metavar="ROUND", help="A finished round.")],
     author: Author = None,
 ) -> None:
     """Make an earlier round's teacher the current one; the next round starts from it."""
     from napari_jrss.app.author import author as known
-    from napari_jrss.project.project import Project
 
     name = known(author)
-    with Project.open(project) as opened:
+    with jrss.Project.open(project) as opened:
         opened.promote(number, name, "chosen by command")
     typer.echo(f"the teacher of round {number} is the current one, chosen by {name}")
 
@@ -143,24 +142,21 @@ def evaluate(
     project: ProjectPath,
     pairs: Annotated[
         Literal["two-fixed", "all"],
-        typer.Option(
-            help="Pairs to register: two fixed cases with all others moving, or all pairs."
-        ),
+        Option(help="Pairs to register: two fixed cases with all others moving, or all pairs."),
     ] = "two-fixed",
     rounds: Annotated[
-        list[int] | None, typer.Option("--round", help="Only this round (repeatable).")
+        list[int] | None, Option("--round", help="Only this round (repeatable).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the two fixed cases.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Draws the two fixed cases.")] = 0,
     refine: Refine = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure every round on the test cases: Dice, HD95 and the regularity of the fields."""
-    from napari_jrss.app.evaluation import evaluate as run
-    from napari_jrss.project.project import Project
-
-    with Project.open(project) as opened:
-        result = run(opened, rounds=rounds, pairs=pairs, seed=seed, refine=refine, device=device)
+    with jrss.Project.open(project) as opened:
+        result = jrss.evaluate(
+            opened, rounds=rounds, pairs=pairs, seed=seed, refine=refine, device=device
+        )
     if as_json:
         found = {"rounds": [entry.model_dump(mode="json") for entry in result.rounds]}
         typer.echo(json.dumps(found, indent=1))

@@ -3,8 +3,6 @@
 Any thread may emit a signal; its slots run in the window's thread. An error becomes one line.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from psygnal import SignalInstance
 from qtpy.QtCore import QObject, Qt
 from qtpy.QtCore import Signal as QtSignal
 
+from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.errors import EXPECTED, one_line
 from napari_jrss.logs import log_error
 
@@ -22,15 +21,7 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def report_errors(tell: Callable[[str], object]) -> Iterator[None]:
-    """Tell the person in one line why something can't be done.
-
-    A fault of the program is logged with its traceback.
-
-    Parameters
-    ----------
-    tell
-        Shows the line.
-    """
+    """Tell the person in one line why something can't be done; log a fault of the program."""
     try:
         yield
     except Exception as error:
@@ -49,15 +40,14 @@ def line_of(error: BaseException) -> str:
     )
 
 
-class Relay(QObject):
-    """Calls slots in the thread it lives in, whatever thread a signal is emitted in.
+def failure(state: JobState, job: JobRunner) -> str:
+    """Why a job that is in this state has failed, in one line; empty if it has not."""
+    error = job.error
+    return line_of(error) if state is JobState.FAILED and error is not None else ""
 
-    Parameters
-    ----------
-    parent
-        The widget whose slots are called; what it connected is undone by :meth:`disconnect_all`,
-        which the widget calls when it is closed.
-    """
+
+class Relay(QObject):
+    """Calls slots of its parent in the thread it lives in, wherever a signal is emitted."""
 
     _queued = QtSignal(object, object)
 

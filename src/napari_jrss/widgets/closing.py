@@ -5,8 +5,6 @@ asked first; a script isn't. The round is paused and can be resumed. napari remo
 closed by its cross without a question; its round is paused, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from qtpy.QtCore import QEvent, QObject, QTimer
@@ -14,15 +12,7 @@ from qtpy.QtWidgets import QMainWindow, QMessageBox, QWidget
 
 
 class WindowWatch(QObject):
-    """Closes a dock with its window, and asks first if there is a question.
-
-    Parameters
-    ----------
-    dock
-        The widget; it is closed as soon as it belongs to no window.
-    question
-        Returns the question for the person who closes the window; empty: ask nothing.
-    """
+    """Closes a dock with its window; asks the person a question first, unless it is empty."""
 
     def __init__(self, dock: QWidget, question: Callable[[], str]) -> None:
         super().__init__(dock)
@@ -85,10 +75,7 @@ class WindowWatch(QObject):
 
 
 def _agreed(window: QMainWindow, question: str) -> bool:
-    box = QMessageBox(window)
-    box.setIcon(QMessageBox.Icon.Question)
-    box.setWindowTitle("JRSS")
-    box.setText(question)
+    box = QMessageBox(QMessageBox.Icon.Question, "JRSS", question, parent=window)
     pause = box.addButton("Pause and close", QMessageBox.ButtonRole.AcceptRole)
     stay = box.addButton("Keep training", QMessageBox.ButtonRole.RejectRole)
     box.setDefaultButton(stay)

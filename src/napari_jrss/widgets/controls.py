@@ -1,17 +1,19 @@
 """Small parts that tabs and dialogs are made of: buttons, texts, rows, and a field for a path."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
+    QComboBox,
     QFileDialog,
+    QFormLayout,
     QHBoxLayout,
     QLabel,
+    QLayout,
     QLineEdit,
     QPushButton,
     QScrollArea,
@@ -36,10 +38,7 @@ def button(
 
 def wrapped(text: str = "") -> QLabel:
     """A text of several lines, shown as it is."""
-    label = QLabel(text)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setWordWrap(True)
-    return label
+    return QLabel(text, textFormat=Qt.TextFormat.PlainText, wordWrap=True)
 
 
 def say(label: QLabel, text: str) -> None:
@@ -53,41 +52,55 @@ def local_time(utc: str) -> str:
     return datetime.fromisoformat(utc).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def in_row(*widgets: QWidget) -> QHBoxLayout:
-    """Widgets side by side."""
+def choice(tooltip: str, *texts: str) -> QComboBox:
+    """A box that offers some texts."""
+    box = QComboBox(toolTip=tooltip)
+    box.addItems(texts)
+    return box
+
+
+def in_row(*widgets: QWidget, stretch: Sequence[int] = ()) -> QHBoxLayout:
+    """Widgets side by side, with their shares of the width that is left."""
     layout = QHBoxLayout()
-    for widget in widgets:
-        layout.addWidget(widget)
+    for widget, share in zip_longest(widgets, stretch, fillvalue=0):
+        layout.addWidget(widget, share)
     return layout
+
+
+def in_column(owner: QWidget, *parts: QWidget | QLayout) -> QVBoxLayout:
+    """Lay out a widget: its parts one below the other."""
+    layout = QVBoxLayout(owner)
+    for part in parts:
+        (layout.addLayout if isinstance(part, QLayout) else layout.addWidget)(part)
+    return layout
+
+
+def in_form(rows: Mapping[str, QWidget]) -> QFormLayout:
+    """Widgets one below the other, each with its name."""
+    form = QFormLayout()
+    for name, widget in rows.items():
+        form.addRow(name, widget)
+    return form
 
 
 def scrolled(page: QWidget, tab: QWidget) -> None:
     """Let a page fill a tab, with a scroll bar where the window is too low for it."""
-    scroll = QScrollArea()
+    scroll = QScrollArea(widgetResizable=True, frameShape=QScrollArea.Shape.NoFrame)
     scroll.setWidget(page)
-    scroll.setWidgetResizable(True)
-    scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-    layout = QVBoxLayout(tab)
-    layout.setContentsMargins(0, 0, 0, 0)
-    layout.addWidget(scroll)
+    in_column(tab, scroll).setContentsMargins(0, 0, 0, 0)
+
+
+def ask_folder(parent: QWidget, title: str, use: Callable[[Path], object]) -> None:
+    """Ask for a folder, and use it unless the person cancels."""
+    chosen = QFileDialog.getExistingDirectory(parent, title)
+    if chosen:
+        use(Path(chosen))
 
 
 class PathField(QWidget):
-    """A path to type or to choose.
+    """A path to type or to choose: a folder, or a file of a pattern as Qt writes them.
 
-    Parameters
-    ----------
-    title
-        Title of the dialog in which the path is chosen.
-    tooltip
-        What the path is for.
-    pattern
-        Files to choose from, as Qt writes them; a folder is chosen without it.
-
-    Attributes
-    ----------
-    changed
-        The text has changed.
+    :attr:`changed` is emitted with every change of its text.
     """
 
     changed = Signal()
@@ -95,16 +108,12 @@ class PathField(QWidget):
     def __init__(self, title: str, tooltip: str, pattern: str | None = None) -> None:
         super().__init__()
         self._title, self._pattern = title, pattern
-        self.edit = QLineEdit()
-        self.edit.setToolTip(tooltip)
+        self.edit = QLineEdit(toolTip=tooltip)
         self.edit.textChanged.connect(self.changed)
         choose = button("…", f"Choose: {tooltip}", self._choose)
         choose.setFixedWidth(30)
         choose.setAutoDefault(False)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.edit)
-        layout.addWidget(choose)
+        in_column(self, in_row(self.edit, choose)).setContentsMargins(0, 0, 0, 0)
 
     def path(self) -> Path | None:
         """The path, or None if the field is empty."""

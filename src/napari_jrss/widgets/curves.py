@@ -1,7 +1,5 @@
 """A small plot, drawn by hand: a few curves, their names, and the ends of the axes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,15 +24,7 @@ class Line:
 
 
 class Plot(QWidget):
-    """Lines over one x axis.
-
-    Parameters
-    ----------
-    title, x_name
-        What is drawn over what.
-    y_range
-        Fixed ends of the y axis; those of the data by default.
-    """
+    """Lines over one x axis; `y_range` fixes the ends of the y axis, else the data do."""
 
     def __init__(self, title: str, x_name: str, y_range: tuple[float, float] | None = None) -> None:
         super().__init__()

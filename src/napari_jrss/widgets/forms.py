@@ -1,7 +1,5 @@
 """A form of the fields of a pydantic model: titles as labels, descriptions as tooltips, bounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -19,10 +17,11 @@ from qtpy.QtWidgets import (
     QLabel,
     QLineEdit,
     QSpinBox,
-    QVBoxLayout,
     QWidget,
 )
 from superqt import QCollapsible
+
+from napari_jrss.widgets.controls import in_column
 
 _LARGEST = 2**31 - 1
 _NEXT = 1e-9
@@ -69,15 +68,8 @@ class Editor:
 
 
 def editor(field: FieldInfo) -> Editor:
-    """The widget for a field of a simple type.
-
-    Raises
-    ------
-    TypeError
-        No widget is known for the field's type.
-    """
+    """The widget for a field of a simple type; a TypeError if there is none for it."""
     kind = field.annotation
-    made: Editor
     if get_origin(kind) is Literal:
         box = QComboBox()
         box.addItems([str(choice) for choice in get_args(kind)])
@@ -108,12 +100,7 @@ def editor(field: FieldInfo) -> Editor:
 class Form(QWidget):
     """Editors for the fields of a model, its nested models in sections that fold.
 
-    Parameters
-    ----------
-    model
-        The model's class.
-    leave_out
-        Fields that have no place in this form, as ``name`` or ``section.name``.
+    Fields to `leave_out` are given as ``name`` or ``section.name``.
     """
 
     changed = Signal()
@@ -122,12 +109,12 @@ class Form(QWidget):
         super().__init__()
         self.editors: dict[str, Editor] = {}
         self.sections: dict[str, Form] = {}
-        layout = QVBoxLayout(self)
+        rows = QFormLayout(
+            rowWrapPolicy=QFormLayout.RowWrapPolicy.WrapLongRows,
+            fieldGrowthPolicy=QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow,
+        )
+        layout = in_column(self, rows)
         layout.setContentsMargins(0, 0, 0, 0)
-        rows = QFormLayout()
-        rows.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        layout.addLayout(rows)
         for name, field in model.model_fields.items():
             if name in leave_out:
                 continue
@@ -172,9 +159,8 @@ def folded(title: str) -> QCollapsible:
 
 def label_of(field: FieldInfo, title: str = "") -> QLabel:
     """A field's title with its description as the tooltip."""
-    label = QLabel(title or field.title or "")
-    label.setToolTip(field.description or field.title or "")
-    return label
+    tooltip = field.description or field.title or ""
+    return QLabel(title or field.title or "", toolTip=tooltip)
 
 
 class _NoWheel(QObject):

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QPlainTextEdit, QVBoxLayout, QWidget
 from napari_jrss.errors import one_line
 from napari_jrss.logs import LOG
 from napari_jrss.widgets.controls import button, in_row, wrapped
-from napari_jrss.widgets.recent import recent_projects
+from napari_jrss.widgets.preferences import recent_projects
 
 _SHOWN_BYTES = 100_000
 

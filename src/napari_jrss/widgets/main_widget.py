@@ -1,20 +1,18 @@
 """The dock widget: a line that says what is open and at work, and four tabs on one session."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from napari.utils.notifications import show_info
+from napari.viewer import Viewer
 from qtpy.QtCore import QSize
 from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QTabWidget, QWidget
 
 from napari_jrss.app.session import Session
 from napari_jrss.widgets.bridge import Relay, report_errors
 from napari_jrss.widgets.closing import WindowWatch
-from napari_jrss.widgets.controls import say, wrapped
+from napari_jrss.widgets.controls import in_column, say, wrapped
 from napari_jrss.widgets.layers.common import turn_head_up
 from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.tabs.cohort import CohortTab
@@ -22,26 +20,13 @@ from napari_jrss.widgets.tabs.registration import RegistrationTab
 from napari_jrss.widgets.tabs.review import ReviewTab
 from napari_jrss.widgets.tabs.rounds import RoundsTab
 
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
 _WIDTH_PIXELS = 500
 
 
 class MainWidget(QWidget):
-    """``Plugins > JRSS``.
+    """``Plugins > JRSS``: everything a button does is a command of its session.
 
-    Parameters
-    ----------
-    napari_viewer
-        The window it docks in; napari passes it by this name.
-    session
-        What it works on; its own by default, with author and device as in the preferences.
-
-    Attributes
-    ----------
-    session
-        Everything a button does is a command of it.
+    napari passes the viewer by its name. A session of its own follows the preferences.
     """
 
     def __init__(self, napari_viewer: Viewer, session: Session | None = None) -> None:
@@ -55,17 +40,11 @@ class MainWidget(QWidget):
         self._heading, self._message = wrapped(), wrapped()
         self._message.hide()
         self.tabs = QTabWidget()
-        for tab, title in (
-            (self.cohort, "Cohort"),
-            (self.review, "Review"),
-            (self.rounds, "Rounds"),
-            (self.registration, "Registration"),
-        ):
-            self.tabs.addTab(tab, title)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self._heading)
-        layout.addWidget(self.tabs)
-        layout.addWidget(self._message)
+        self.tabs.addTab(self.cohort, "Cohort")
+        self.tabs.addTab(self.review, "Review")
+        self.tabs.addTab(self.rounds, "Rounds")
+        self.tabs.addTab(self.registration, "Registration")
+        in_column(self, self._heading, self.tabs, self._message)
         self.setAcceptDrops(True)
         self._watch = WindowWatch(self, self._question)
         self._viewer = napari_viewer
@@ -74,11 +53,11 @@ class MainWidget(QWidget):
         self.tabs.currentChanged.connect(self._show_tabs_layers)
 
         self._relay = Relay(self)
-        for signal in (self._workspace.project_changed, self._workspace.cases_changed):
+        work = self._workspace
+        for signal in (work.project_changed, work.cases_changed, work.rounds_changed):
             self._relay.connect(signal, self._show_heading)
-        self._relay.connect(self._workspace.rounds_changed, self._show_heading)
-        self._relay.connect(self._workspace.project_changed, lambda: self._tell(""))
-        self._relay.connect(self._workspace.notified, self._tell)
+        self._relay.connect(work.project_changed, lambda: self._tell(""))
+        self._relay.connect(work.notified, self._tell)
         self._relay.connect(self.session.review.case_changed, self._show_review)
         self._relay.connect(self.session.pairs.pair_changed, self._show_tabs_layers)
         self._end_preferences: Callable[[], None] | None = None

@@ -1,16 +1,17 @@
-"""The page of this plugin in napari's Preferences, and the session that follows it."""
-
-from __future__ import annotations
+"""What the window remembers: napari's Preferences, and the projects that were opened last."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from napari.settings import get_plugin_settings
+from qtpy.QtCore import QSettings
 
 from napari_jrss.app.author import known_author
 from napari_jrss.app.session import Session
 
 PLUGIN = "napari-jrss"
+_RECENT, _MOST = "recent_projects", 8
 
 
 def default_tau() -> float:
@@ -21,12 +22,8 @@ def default_tau() -> float:
 def follow_preferences(session: Session) -> Callable[[], None]:
     """Apply the preferences to a session, now and when they change.
 
-    If they hold no name, the name set by ``napari-jrss author`` is used.
-
-    Returns
-    -------
-    Callable
-        Stops following them.
+    If they hold no name, the name set by ``napari-jrss author`` is used. What is returned stops
+    following them.
     """
     page, workspace = _page(), session.workspace
 
@@ -41,11 +38,9 @@ def follow_preferences(session: Session) -> Callable[[], None]:
     apply()
     apply_refine()
     work = page.work.events
+    connected = [(each, apply) for each in (page.person.events.author, work.device, work.autosave)]
     # Apart from the others: a change of those must not undo what was ticked in the tab since.
-    connected = [(work.refine, apply_refine)]
-    connected += [
-        (signal, apply) for signal in (page.person.events.author, work.device, work.autosave)
-    ]
+    connected.append((work.refine, apply_refine))
     for signal, follower in connected:
         signal.connect(follower)
 
@@ -58,3 +53,24 @@ def follow_preferences(session: Session) -> Callable[[], None]:
 
 def _page() -> Any:
     return get_plugin_settings(PLUGIN)
+
+
+def recent_projects() -> list[Path]:
+    """Projects opened last, the latest first; projects that no longer exist are left out."""
+    return [path for path in map(Path, _stored()) if path.is_dir()]
+
+
+def remember(path: Path) -> None:
+    """Put a project at the head of the list."""
+    others = [each for each in _stored() if each != str(path)]
+    _settings().setValue(_RECENT, [str(path), *others][:_MOST])
+
+
+def _stored() -> list[str]:
+    value = _settings().value(_RECENT, [])
+    # A list of one comes back as a plain text.
+    return [value] if isinstance(value, str) else [str(each) for each in value or []]
+
+
+def _settings() -> QSettings:
+    return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, PLUGIN, PLUGIN)

@@ -1,7 +1,5 @@
 """A project in a napari viewer, from a script or a notebook."""
 
-from __future__ import annotations
-
 import napari
 from napari.viewer import Viewer
 

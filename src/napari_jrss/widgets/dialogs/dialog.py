@@ -1,35 +1,19 @@
 """What the dialogs share: a message, buttons, and how errors are told."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QDialog, QDialogButtonBox, QLayout, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QDialog, QDialogButtonBox, QLayout, QWidget
 
 from napari_jrss.widgets.bridge import report_errors
-from napari_jrss.widgets.controls import wrapped
+from napari_jrss.widgets.controls import in_column, wrapped
 
 
 class Dialog(QDialog):
     """A dialog that is gone once it is closed.
 
-    Parameters
-    ----------
-    parent
-        The widget that opens it.
-    title
-        Title of the window.
-    action, tooltip
-        Text and tooltip of the button that accepts, beside Cancel; there is only Close without
-        it.
-
-    Attributes
-    ----------
-    message
-        A text, such as what stands in the way.
-    start
-        The button that accepts, if there is one.
+    With an `action`, its button `start` accepts, beside Cancel; else there is only Close. Its
+    `message` says what stands in the way.
     """
 
     def __init__(self, parent: QWidget, title: str, action: str = "", tooltip: str = "") -> None:
@@ -48,9 +32,7 @@ class Dialog(QDialog):
 
     def lay_out(self, *parts: QWidget | QLayout) -> None:
         """Put parts one below the other, then the message, then the buttons."""
-        layout = QVBoxLayout(self)
-        for part in (*parts, self.message, self._buttons):
-            (layout.addLayout if isinstance(part, QLayout) else layout.addWidget)(part)
+        in_column(self, *parts, self.message, self._buttons)
 
     def reporting(self) -> AbstractContextManager[None]:
         """Report an error within the block in the message."""

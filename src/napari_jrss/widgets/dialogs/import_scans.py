@@ -1,23 +1,14 @@
 """From a folder of scans to a project: where they are, what was found, how to prepare them."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import (
-    QComboBox,
-    QDialog,
-    QDoubleSpinBox,
-    QFormLayout,
-    QSpinBox,
-    QWidget,
-)
+from qtpy.QtWidgets import QDialog, QDoubleSpinBox, QFormLayout, QSpinBox, QWidget
 
 from napari_jrss.app.runner import JobRunner, JobState
+from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.importing import (
@@ -27,13 +18,10 @@ from napari_jrss.project.importing import (
     groups_file_of,
     look_into,
 )
-from napari_jrss.widgets.bridge import Relay, line_of
-from napari_jrss.widgets.controls import PathField, in_row
+from napari_jrss.widgets.bridge import Relay, failure, line_of
+from napari_jrss.widgets.controls import PathField, in_form, in_row
 from napari_jrss.widgets.dialogs.dialog import Dialog
-from napari_jrss.widgets.forms import folded
-
-if TYPE_CHECKING:
-    from napari_jrss.app.session import Session
+from napari_jrss.widgets.forms import editor, folded
 
 _AXES = "zyx"
 _NO_LABEL = "No scan has a label: name the structures with a CSV file."
@@ -42,16 +30,7 @@ _NO_LABEL = "No scan has a label: name the structures with a CSV file."
 class ImportDialog(Dialog):
     """Asks for a folder of scans, shows what is in it, and starts the import.
 
-    Parameters
-    ----------
-    session
-        Makes the project, or adds scans to the open one.
-    parent
-        The widget that opens the dialog.
-    folder
-        A folder of scans to begin with.
-    adding
-        Whether scans are added to the open project, whose settings prepare them.
+    It makes a project, or is `adding` scans to the open one, whose settings prepare them.
     """
 
     def __init__(
@@ -88,12 +67,9 @@ class ImportDialog(Dialog):
             "Tables (*.csv *.tsv *.txt *.ctbl *.json)",
         )
         self.project = PathField("Project folder", "A new folder for the project, <name>.jrss")
-        form = QFormLayout()
-        form.addRow("Scans", self.images)
-        form.addRow("Labels", self.labels)
+        rows = {"Scans": self.images, "Labels": self.labels}
         if not adding:
-            form.addRow("Structures", self.groups)
-            form.addRow("Project", self.project)
+            rows |= {"Structures": self.groups, "Project": self.project}
         self.preparation = Preparation()
         advanced = folded("Grid and alignment")
         advanced.addWidget(self.preparation)
@@ -101,7 +77,7 @@ class ImportDialog(Dialog):
         self.message.setText("Choose a folder of scans.")
         self.message.setMinimumHeight(90)
         self.message.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.lay_out(form, *(() if adding else (advanced,)))
+        self.lay_out(in_form(rows), *(() if adding else (advanced,)))
 
         # Typing a path shouldn't read the disk at every letter.
         self._soon = QTimer(self, singleShot=True, interval=250)
@@ -223,18 +199,12 @@ class ImportDialog(Dialog):
     def _preview_ended(self, state: JobState) -> None:
         if self._stale and not state.busy:
             self._look()
-        elif state is JobState.FAILED and self._runner.error is not None:
-            self.message.setText(line_of(self._runner.error))
+        elif why := failure(state, self._runner):
+            self.message.setText(why)
 
 
 class Preparation(QWidget):
-    """How scans are resampled to the training grid: the settings that people change most.
-
-    Attributes
-    ----------
-    changed
-        A setting has another value.
-    """
+    """How scans are resampled to the training grid: the settings that people change most."""
 
     changed = Signal()
 
@@ -251,13 +221,10 @@ class Preparation(QWidget):
                 box.setToolTip(fields[name].description)
                 box.valueChanged.connect(self.changed)
             form.addRow(fields[name].title, in_row(*boxes))
-        self.crop = _choice(("center", "foreground", "labelled"), fields["crop"].description)
-        self.prealign = _choice(
-            ("none", "center_of_mass", "affine"), fields["prealign"].description
-        )
-        for name, box in (("crop", self.crop), ("prealign", self.prealign)):
-            box.currentIndexChanged.connect(self.changed)
-            form.addRow(fields[name].title, box)
+        self.crop, self.prealign = editor(fields["crop"]), editor(fields["prealign"])
+        for name, each in (("crop", self.crop), ("prealign", self.prealign)):
+            each.changed.connect(lambda _: self.changed.emit())
+            form.addRow(fields[name].title, each.widget)
 
     def config(self) -> PreprocessingConfig:
         """The settings; pydantic's ValidationError if they are invalid."""
@@ -267,14 +234,7 @@ class Preparation(QWidget):
             {
                 "spacing_mm": spacing if any(spacing) else None,
                 "shape": shape if any(shape) else None,
-                "crop": self.crop.currentText(),
-                "prealign": self.prealign.currentText(),
+                "crop": self.crop.get(),
+                "prealign": self.prealign.get(),
             }
         )
-
-
-def _choice(values: tuple[str, ...], tooltip: str | None) -> QComboBox:
-    box = QComboBox()
-    box.addItems(values)
-    box.setToolTip(tooltip or "")
-    return box

@@ -1,7 +1,5 @@
 """What Review asks a person: their name, a reason, and what to do with unsaved corrections."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 from qtpy.QtWidgets import QComboBox, QInputDialog, QLineEdit, QMessageBox, QWidget
@@ -41,10 +39,8 @@ def _ask_of_corrections(
     choices: dict[str, tuple[QMessageBox.ButtonRole, T]],
 ) -> T | None:
     """The meaning of the button that was clicked; None for "Stay here"."""
-    box = QMessageBox(parent)
-    box.setIcon(QMessageBox.Icon.Question)
-    box.setWindowTitle(title)
-    box.setText(f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels.")
+    text = f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels."
+    box = QMessageBox(QMessageBox.Icon.Question, title, text, parent=parent)
     box.setInformativeText(question)
     meanings = {box.addButton(text, role): meaning for text, (role, meaning) in choices.items()}
     stay = box.addButton("Stay here", QMessageBox.ButtonRole.RejectRole)
@@ -67,8 +63,7 @@ def ask_name(parent: QWidget) -> str:
 
 def ask_reason(parent: QWidget, title: str, question: str, usual: list[str]) -> str | None:
     """A reason, chosen from the usual ones or as it was typed; None if the person cancels."""
-    dialog = QInputDialog(parent)
-    dialog.setWindowTitle(title)
+    dialog = QInputDialog(parent, windowTitle=title)
     dialog.setLabelText(question)
     dialog.setComboBoxItems(usual)
     dialog.setComboBoxEditable(True)

@@ -1,24 +1,44 @@
 """Volumes of the training grid as layers: scale, axes and colours that all of them share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from napari.components.overlays import BrushCircleOverlay
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
+from napari.viewer import Viewer
 from numpy.typing import NDArray
 
 from napari_jrss.labels import LabelTable
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.preprocess.transform import TrainingGrid
+from napari_jrss.preprocess.transform import TrainingGrid
 
 AXES = ("z", "y", "x")
+
+
+class LayerSet:
+    """Our layers in a viewer, by kind; a person may rename, move and remove them."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._layers: dict[str, Layer] = {}
+        self._names: dict[str, str] = {}
+        self._stale: set[str] = set()  # kinds whose layer shows what was there before
+
+    def layer(self, kind: str) -> Any:
+        """One of the layers, or None where the person removed it or it never was."""
+        layer = self._layers.get(kind)
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    def _keep(self, kind: str, layer: Layer) -> None:
+        self._layers[kind], self._names[kind] = layer, layer.name
+
+    def _rename(self, kind: str, name: str) -> None:
+        """Give a layer its new name, unless the person gave it another one."""
+        layer = self._layers[kind]
+        if layer.name == self._names[kind]:
+            layer.name = name
+            self._names[kind] = layer.name
 
 
 def placement(grid: TrainingGrid) -> dict[str, Any]:
@@ -35,13 +55,7 @@ def labels_layer(
     array: NDArray[Any], grid: TrainingGrid, table: LabelTable, name: str, **options: Any
 ) -> Labels:
     """Class indices of the training grid as a layer with the structures' names and colours."""
-    return Labels(
-        array,
-        name=name,
-        **look_of(table),
-        **placement(grid),
-        **options,
-    )
+    return Labels(array, name=name, **look_of(table), **placement(grid), **options)
 
 
 def look_of(table: LabelTable) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """The layers of a registered pair: made when first shown, given new data for the next pair."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Layer, Vectors
 from napari.utils.colormaps import Colormap, DirectLabelColormap
+from napari.viewer import Viewer
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
@@ -19,15 +18,13 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.snapshot import Label
 from napari_jrss.widgets.layers.common import (
+    LayerSet,
     colormap,
     image_layer,
     labels_layer,
     placement,
     show_axially,
 )
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
 
 FOLDED_COLOUR, GRID_COLOUR = "#ff2222", "#f0e442"
 
@@ -53,38 +50,28 @@ class Scene:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of layer.
-
-    Attributes
-    ----------
-    title
-        What its checkbox says.
-    tip
-        What it shows, in words.
-    name
-        Name of the layer.
-    source
-        What of the pair it shows (None where the pair has no such thing), or a view to be made.
-    make
-        A layer of given values and name.
-    drawn
-        How a label of the pair is drawn for the axis that is looked along; None: as it is.
-    turns
-        Whether its values depend on the axis that is looked along.
-    """
+    """One kind of layer: what its checkbox and tooltip say, and how it is made."""
 
     title: str
     tip: str
-    name: Callable[[Scene], str]
-    source: Callable[[Scene], NDArray[Any] | None] | View
+    name: str
+    """Name of the layer, with `{fixed}` and `{moving}` for the names of the cases."""
+    source: Callable[[Pair], NDArray[Any] | None] | View
+    """What of the pair it shows (None where the pair has no such thing), or a view to be made."""
     make: Callable[[Scene, NDArray[Any], str], Layer]
     drawn: Callable[[Label, int], NDArray[Any]] | None = None
+    """How a label of the pair is drawn for the axis that is looked along; None: as it is."""
     turns: bool = False
+    """Whether its values depend on the axis that is looked along."""
+
+    def named(self, pair: Pair) -> str:
+        """Name of the layer of a pair."""
+        return self.name.format(fixed=pair.fixed.name, moving=pair.moving.name)
 
     def data(self, scene: Scene) -> NDArray[Any] | None:
         """Its values; None if the pair has none, or none yet."""
         if callable(self.source):
-            label = self.source(scene)
+            label = self.source(scene.pair)
             return label if label is None or not self.drawn else self.drawn(label, scene.across)
         values = scene.view(self.source, scene.across if self.turns else 0)
         return values.view(np.uint8) if values is not None and values.dtype == bool else values
@@ -96,9 +83,8 @@ def _image(scene: Scene, data: NDArray[Any], name: str) -> Layer:
 
 def _diverging(limits: tuple[float, float]) -> Callable[[Scene, NDArray[Any], str], Layer]:
     def make(scene: Scene, data: NDArray[Any], name: str) -> Layer:
-        return image_layer(
-            data, scene.grid, name, contrast_limits=limits, colormap=_DIVERGING, opacity=0.8
-        )
+        look = {"contrast_limits": limits, "colormap": _DIVERGING, "opacity": 0.8}
+        return image_layer(data, scene.grid, name, **look)
 
     return make
 
@@ -122,14 +108,14 @@ def _in(colour: str) -> Callable[[Scene, NDArray[Any], str], Layer]:
     return make
 
 
+def _dotted(scene: Scene, data: NDArray[Any], name: str) -> Labels:
+    return _lines(scene, data, name, colormap(scene.table))
+
+
 def _solid(scene: Scene, data: NDArray[Any], name: str) -> Layer:
-    layer = _lines(scene, data, name, colormap(scene.table))
+    layer = _dotted(scene, data, name)
     layer.contour = 2
     return layer
-
-
-def _dotted(scene: Scene, data: NDArray[Any], name: str) -> Layer:
-    return _lines(scene, data, name, colormap(scene.table))
 
 
 def _black_and_white(scene: Scene, data: NDArray[Any], name: str) -> Layer:
@@ -176,35 +162,35 @@ KINDS = (
     Kind(
         "Fixed image",
         "The image that the moving one is warped onto",
-        lambda s: f"fixed {s.pair.fixed.name}",
-        lambda s: s.pair.fixed.image,
+        "fixed {fixed}",
+        lambda pair: pair.fixed.image,
         _image,
     ),
     Kind(
         "Moving image",
         "The moving image before the registration",
-        lambda s: f"moving {s.pair.moving.name}",
-        lambda s: s.pair.moving.image,
+        "moving {moving}",
+        lambda pair: pair.moving.image,
         _image,
     ),
     Kind(
         "Warped image",
         "The moving image, warped onto the fixed one",
-        lambda s: f"warped {s.pair.moving.name}",
-        lambda s: s.pair.registered.image,
+        "warped {moving}",
+        lambda pair: pair.registered.image,
         _image,
     ),
     Kind(
         "Checkerboard",
         "Squares of the fixed and the warped image in turn: edges should continue across them",
-        lambda s: "checkerboard",
+        "checkerboard",
         "checkerboard",
         _image,
     ),
     Kind(
         "Difference",
         "Warped minus fixed image, from -2 (blue) to 2 (orange) standard deviations",
-        lambda s: "difference",
+        "difference",
         "difference",
         _diverging((-2, 2)),
     ),
@@ -212,22 +198,22 @@ KINDS = (
         "Jacobian",
         "Jacobian determinant of the field: 0 (blue) where the moving image is stretched, 1 "
         "(clear) where its volume is kept, 2 (orange) where it is shrunk",
-        lambda s: "Jacobian determinant",
+        "Jacobian determinant",
         "jacobian",
         _diverging((0, 2)),
     ),
     Kind(
         "Warped label",
         "The moving label, warped onto the fixed image",
-        lambda s: f"warped label {s.pair.moving.name}",
-        lambda s: s.pair.registered.label,
+        "warped label {moving}",
+        lambda pair: pair.registered.label,
         _label,
     ),
     Kind(
         "Fixed contours",
         "Outlines of the fixed label: solid, in the structures' colours",
-        lambda s: f"fixed contours {s.pair.fixed.name}",
-        lambda s: s.pair.fixed.label,
+        "fixed contours {fixed}",
+        lambda pair: pair.fixed.label,
         _solid,
         magnified,
         turns=True,
@@ -235,8 +221,8 @@ KINDS = (
     Kind(
         "Moving contours",
         "Outlines of the moving label before the registration: dotted, in the structures' colours",
-        lambda s: f"moving contours {s.pair.moving.name}",
-        lambda s: s.pair.moving.label,
+        "moving contours {moving}",
+        lambda pair: pair.moving.label,
         _dotted,
         dotted_outline,
         turns=True,
@@ -244,8 +230,8 @@ KINDS = (
     Kind(
         "Warped contours",
         "Outlines of the warped label: dashed, black and white",
-        lambda s: f"warped contours {s.pair.moving.name}",
-        lambda s: s.pair.registered.label,
+        "warped contours {moving}",
+        lambda pair: pair.registered.label,
         _black_and_white,
         dashed_outline,
         turns=True,
@@ -253,7 +239,7 @@ KINDS = (
     Kind(
         "Deformed grid",
         "A regular grid of the moving image, as the field deforms it (yellow)",
-        lambda s: "deformed grid",
+        "deformed grid",
         "grid",
         _in(GRID_COLOUR),
         turns=True,
@@ -261,7 +247,7 @@ KINDS = (
     Kind(
         "Folded voxels",
         "Where the field folds: a Jacobian determinant of 0 or less (red)",
-        lambda s: "folded voxels",
+        "folded voxels",
         "folded",
         _in(FOLDED_COLOUR),
     ),
@@ -269,7 +255,7 @@ KINDS = (
         "Displacement",
         "Arrows from points of the fixed image to the same points in the moving image; the colour "
         "is the length in mm",
-        lambda s: "displacement",
+        "displacement",
         "displacement",
         _arrows,
         turns=True,
@@ -279,28 +265,20 @@ KINDS = (
 TITLES = tuple(kind.title for kind in KINDS)
 
 
-class PairLayers:
+class PairLayers(LayerSet):
     """The layers of the pair on the screen, by the titles of :data:`KINDS`.
 
     A layer is made when it is first shown, and gets the data of another pair when it is shown
     again. One that a person deleted is made anew when it is asked for; one that was renamed or
-    moved stays as it is.
-
-    Attributes
-    ----------
-    shown_changed
-        Title, and whether it is to be seen now.
+    moved stays as it is. :attr:`shown_changed` tells a title, and whether it is seen now.
     """
 
     shown_changed = Signal(str, bool)
 
     def __init__(self, viewer: Viewer) -> None:
-        self._viewer = viewer
+        super().__init__(viewer)
         self._scene: Scene | None = None
         self._wanted: set[str] = set()
-        self._layers: dict[str, Layer] = {}
-        self._names: dict[str, str] = {}
-        self._stale: set[str] = set()
         self._aside = False
         viewer.layers.events.removed.connect(self._removed)
         viewer.dims.events.order.connect(self._turn_soon)
@@ -313,14 +291,12 @@ class PairLayers:
         for title in list(self._layers):
             self._let_go(title)
 
-    def layer(self, title: str) -> Layer | None:
-        """The layer of a kind, if it has been made and not deleted."""
-        return self._layers.get(title)
-
     def has(self, title: str) -> bool:
         """Whether the pair has something to show of a kind."""
         source = KINDS[TITLES.index(title)].source
-        return self._scene is not None and (not callable(source) or source(self._scene) is not None)
+        return self._scene is not None and (
+            not callable(source) or source(self._scene.pair) is not None
+        )
 
     def clear(self) -> None:
         """Take the layers of the pair off the viewer; they can be shown again."""
@@ -395,12 +371,12 @@ class PairLayers:
 
     def _make(self, kind: Kind, scene: Scene, data: NDArray[Any]) -> None:
         layers, first = self._viewer.layers, not self._viewer.layers
-        layer = kind.make(scene, data, kind.name(scene))
+        layer = kind.make(scene, data, kind.named(scene.pair))
         layer.editable = False
         higher = TITLES[TITLES.index(kind.title) + 1 :]
         above = [layers.index(self._layers[title]) for title in higher if title in self._layers]
         layers.insert(min(above, default=len(layers)), layer)
-        self._layers[kind.title], self._names[kind.title] = layer, layer.name
+        self._keep(kind.title, layer)
         layer.events.visible.connect(self._visible)
         if first:
             show_axially(self._viewer.dims, scene.grid.shape)
@@ -420,9 +396,7 @@ class PairLayers:
         if kind.make is _image:
             layer.contrast_limits = shown_range(scene.pair.fixed.image)
         layer.editable = False
-        if layer.name == self._names[kind.title]:
-            layer.name = kind.name(scene)
-            self._names[kind.title] = layer.name
+        self._rename(kind.title, kind.named(scene.pair))
 
     def _drop(self, title: str) -> None:
         layer, dims = self._layers[title], self._viewer.dims

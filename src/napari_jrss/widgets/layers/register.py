@@ -1,7 +1,7 @@
 """Layers > Register: any two scans on the screen, by the registration network of the project."""
 
 # magicgui makes the form from annotations, so here they aren't put off.
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from magicgui import magic_factory
@@ -15,9 +15,7 @@ from napari_jrss.errors import ScanError
 from napari_jrss.io.volume import Volume
 from napari_jrss.widgets.bridge import report_errors
 from napari_jrss.widgets.contributions import Arriving, dock_of
-
-if TYPE_CHECKING:
-    from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.main_widget import MainWidget
 
 TITLE = "Register two scans"
 """Name of the form among the plugin's widgets."""
@@ -60,13 +58,8 @@ def volume_of_layer(layer: Image) -> Volume:
 
     Scale, translation, rotation, shear, affine and unit of the layer count; its axes are taken
     for (z, y, x) as :mod:`~napari_jrss.widgets.layers.scan` shows scans, growing to Superior,
-    Posterior and Left.
-
-    Raises
-    ------
-    ScanError
-        The layer has another number of axes, colours or several resolutions, or its units are
-        no lengths.
+    Posterior and Left. Other axes, colours, several resolutions and units that are no lengths
+    are a ScanError.
     """
     if layer.ndim != 3 or layer.rgb or layer.multiscale:
         raise ScanError(f"layer {layer.name!r} is no scan with three axes and one resolution")

@@ -1,28 +1,24 @@
 """The layers of the case under review, from the scan to the label that is painted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Layer
 from napari.utils.colormaps import Colormap
+from napari.viewer import Viewer
 
+from napari_jrss.app.review.editor import Edit
+from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.labels import LabelTable
 from napari_jrss.widgets.layers.common import (
+    LayerSet,
     image_layer,
     labels_layer,
     look_of,
     show_axially,
     without_brush_box,
 )
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.app.review.editor import Edit
-    from napari_jrss.app.review.open_case import OpenCase
-    from napari_jrss.labels import LabelTable
 
 IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL = (
     *("scan", "pseudo-label", "pseudo-label above tau"),
@@ -33,26 +29,16 @@ OVERLAYS = (PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY)
 _HEAT = Colormap([[0, 0, 0, 0], [0.8, 0.1, 0.1, 0.6], [1, 0.9, 0.2, 0.95]], name="uncertainty")
 
 
-class ReviewLayers:
+class ReviewLayers(LayerSet):
     """Shows one case after the other; call it in the window's thread.
 
     The layers stay and get other voxels, so the order, names and colours that a person gave
     them stay too, and a case shows several times faster than with new layers. A layer that the
     person removed comes back with the next case. Overlays get their voxels once they are seen.
 
-    Parameters
-    ----------
-    viewer
-        Where.
-    keys
-        What keys do while one of these layers is selected.
-    painted
-        Called after each stroke.
-    chosen
-        Called when another structure is chosen for painting, with its index.
-    seen
-        Called when an overlay is shown or hidden, from wherever, with its kind and whether it
-        is shown.
+    `keys` says what keys do while one of these layers is selected. `painted` is called after
+    each stroke, `chosen` with the index of a structure that is chosen for painting, and `seen`
+    with the kind of an overlay that is shown or hidden, from wherever, and whether it is shown.
     """
 
     def __init__(
@@ -63,7 +49,7 @@ class ReviewLayers:
         chosen: Callable[[int], None],
         seen: Callable[[str, bool], None],
     ) -> None:
-        self._viewer = viewer
+        super().__init__(viewer)
         self._keys = keys
         self._painted = painted
         self._chosen = chosen
@@ -71,15 +57,7 @@ class ReviewLayers:
         self._case: OpenCase | None = None
         self._table: LabelTable | None = None
         self._aside: list[Layer] = []
-        self._layers: dict[str, Layer] = {}
-        self._names: dict[str, str] = {}
-        self._stale: set[str] = set()
         without_brush_box(viewer)
-
-    def layer(self, kind: str) -> Any:
-        """One of the layers, or None where the person removed it or it never was."""
-        layer = self._layers.get(kind)
-        return layer if layer is not None and layer in self._viewer.layers else None
 
     @property
     def label(self) -> Labels | None:
@@ -263,17 +241,9 @@ class ReviewLayers:
             self._viewer.layers.insert(place, layer)
         for key, command in self._keys.items():
             layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
-        self._layers[kind] = layer
-        self._names[kind] = layer.name
+        self._keep(kind, layer)
         if selected is not None and selected in self._viewer.layers:
             self._viewer.layers.selection.active = selected
-
-    def _rename(self, kind: str, name: str) -> None:
-        """Give a layer its new name, unless the person gave it another one."""
-        layer = self._layers[kind]
-        if layer.name == self._names[kind]:
-            layer.name = name
-            self._names[kind] = layer.name
 
     def _stroke(self, event: object) -> None:
         self._painted()

@@ -4,8 +4,6 @@ napari slices badly along permuted and oblique axes, so a layer gets scale and t
 the true affine and the file's header travel in ``layer.metadata["napari_jrss"]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,18 +25,10 @@ _ALIKE = 0.6
 
 
 class ScanMetadata(BaseModel):
-    """What a layer knows of the scan it shows.
+    """What a layer knows of the scan it shows: its file or folder, if any, and its header.
 
-    Attributes
-    ----------
-    source
-        The file or folder, if any.
-    affine
-        The layer's voxel (x, y, z, 1) -> LPS mm, 4 rows; the layer itself is turned to LPS.
-    source_affine
-        The same for the scan's own voxels, whose axes may be permuted and flipped.
-    header
-        The scan's header, or one that its affine leads to.
+    An affine maps voxels (x, y, z, 1) to LPS mm, 4 rows: `affine` those of the layer, which is
+    turned to LPS, `source_affine` the scan's own, whose axes may be permuted and flipped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,19 +40,7 @@ class ScanMetadata(BaseModel):
 
 
 def layer_of(volume: Volume, name: str, kind: str = "image", **options: Any) -> LayerTuple:
-    """A scan or label on its own grid as a layer: (z, y, x) in LPS, mm.
-
-    Parameters
-    ----------
-    volume
-        As it was read.
-    name
-        Of the layer.
-    kind
-        ``image`` or ``labels``.
-    options
-        Further arguments of the layer.
-    """
+    """A scan or label as it was read as a layer of kind ``image`` or ``labels``, LPS, in mm."""
     turned = volume.to_lps()
     header = volume.header or ScanHeader.of_affine(volume.affine, volume.shape)
     metadata = ScanMetadata(
@@ -71,16 +49,8 @@ def layer_of(volume: Volume, name: str, kind: str = "image", **options: Any) -> 
         source_affine=rows(volume.affine),
         header=header,
     )
-    return (
-        turned.array,
-        {
-            "name": name,
-            "metadata": {KEY: metadata.model_dump(mode="json")},
-            **upright_placement(turned),
-            **options,
-        },
-        kind,
-    )
+    own = {"name": name, "metadata": {KEY: metadata.model_dump(mode="json")}}
+    return turned.array, {**own, **upright_placement(turned), **options}, kind
 
 
 def upright_placement(volume: Volume) -> dict[str, Any]:
@@ -97,13 +67,7 @@ def upright_placement(volume: Volume) -> dict[str, Any]:
 
 
 def metadata_of(metadata: Mapping[str, Any], name: str) -> ScanMetadata:
-    """What a layer knows of its scan.
-
-    Raises
-    ------
-    ScanError
-        Nothing, or nothing that can be understood.
-    """
+    """What a layer knows of its scan; a ScanError if that is nothing, or not understood."""
     if KEY not in metadata:
         raise ScanError(
             f"layer {name!r} doesn't know the geometry of its scan: paint on a layer made by "
@@ -124,10 +88,7 @@ def volume_of(data: NDArray[Any], metadata: ScanMetadata) -> Volume:
 def in_source_axes(data: NDArray[Any], metadata: ScanMetadata) -> NDArray[Any]:
     """A layer's voxels with the axes of the scan's own file, bit for bit.
 
-    Raises
-    ------
-    ScanError
-        The layer has another shape than its scan.
+    It is a ScanError if the layer has another shape than its scan.
     """
     shape = metadata.header.shape[::-1]
     like = Volume(np.empty(shape, np.bool_), np.array(metadata.source_affine))

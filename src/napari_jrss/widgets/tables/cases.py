@@ -1,7 +1,5 @@
 """The table of cases: a model of the cohort's rows, sorting and filtering, and the view."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -56,15 +54,7 @@ _STATUS_COLOURS = {
 
 
 class CaseTableModel(QAbstractTableModel):
-    """The cohort's rows as Qt wants them; :meth:`set_rows` takes new ones.
-
-    Parameters
-    ----------
-    view
-        What a case looks like, or None while that isn't known.
-    parent
-        Its owner.
-    """
+    """The cohort's rows as Qt wants them; `view` tells what a case looks like, once known."""
 
     def __init__(self, view: Callable[[str], Appearance | None], parent: QObject) -> None:
         super().__init__(parent)
@@ -98,10 +88,7 @@ class CaseTableModel(QAbstractTableModel):
         return 0 if parent is not None and parent.isValid() else len(_COLUMNS)
 
     def headerData(  # noqa: N802
-        self,
-        section: int,
-        orientation: Qt.Orientation,
-        role: int = Qt.ItemDataRole.DisplayRole,
+        self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
     ) -> Any:
         """Names of the columns, explained by tooltips."""
         if orientation == Qt.Orientation.Horizontal:
@@ -169,15 +156,10 @@ class CaseFilter(QSortFilterProxyModel):
 
 
 class CaseTable(QTableView):
-    """The table itself.
-
-    Attributes
-    ----------
-    opened
-        Id of a case that was double clicked, or chosen by Enter.
-    """
+    """The table itself."""
 
     opened = Signal(str)
+    """Id of a case that was double clicked, or chosen by Enter."""
 
     def __init__(self, view: Callable[[str], Appearance | None], parent: QWidget) -> None:
         super().__init__(parent)
@@ -214,14 +196,8 @@ class CaseTable(QTableView):
 
 
 def _text(row: CaseRow, column: int) -> str:
-    if column == CASE:
-        return row.case_id
-    if column == SPLIT:
-        return str(row.split)
-    if column == LABEL:
-        return str(row.status)
-    if column == VERSIONS:
-        return str(row.labels) if row.labels else ""
+    if column <= VERSIONS:
+        return (row.case_id, str(row.split), str(row.status), str(row.labels or ""))[column]
     value = _sort_key(row, column)
     return "" if isinstance(value, str) or value < 0 else f"{value:.3f}"
 
@@ -230,7 +206,7 @@ def _sort_key(row: CaseRow, column: int) -> str | float:
     """Value of a cell; -1 where a number isn't known."""
     if column == VERSIONS:
         return float(row.labels)
-    if column in (CASE, SPLIT, LABEL):
+    if column < VERSIONS:
         return _text(row, column)
     if row.figures is None:
         return -1.0

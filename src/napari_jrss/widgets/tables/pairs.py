@@ -1,7 +1,5 @@
 """Figures of pairs as tables: Dice per structure, and all labelled cases on one case."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
@@ -62,15 +60,10 @@ class DiceTable(_SortedTable):
 
 
 class ComparisonTable(_SortedTable):
-    """The labelled cases on one case, the best first.
-
-    Attributes
-    ----------
-    chosen
-        Id of the moving case whose row was double-clicked.
-    """
+    """The labelled cases on one case, the best first."""
 
     chosen = Signal(str)
+    """Id of the moving case whose row was double-clicked."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -89,15 +82,9 @@ class ComparisonTable(_SortedTable):
 
     def show_comparison(self, comparison: Comparison | None) -> None:
         """Show what is known so far; nothing without a comparison."""
-        reports = () if comparison is None else comparison.reports
-        self.fill(
-            [
-                [
-                    QTableWidgetItem(report.moving),
-                    NumberItem(report.mean_dice, ".3f"),
-                    NumberItem(report.residual, ".3f"),
-                    NumberItem(report.folded_percent, ".2f"),
-                ]
-                for report in reports
-            ]
-        )
+        rows: list[list[QTableWidgetItem]] = []
+        for each in () if comparison is None else comparison.reports:
+            figures = [NumberItem(each.mean_dice, ".3f"), NumberItem(each.residual, ".3f")]
+            folded = NumberItem(each.folded_percent, ".2f")
+            rows.append([QTableWidgetItem(each.moving), *figures, folded])
+        self.fill(rows)

@@ -1,7 +1,5 @@
 """The rounds of a project as a table: where each came from, what it reached, which teaches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from qtpy.QtWidgets import QTableWidgetItem

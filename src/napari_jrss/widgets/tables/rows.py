@@ -1,7 +1,5 @@
 """What all tables share: headings with tooltips, whole rows to select, numbers that sort."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from qtpy.QtCore import Qt
@@ -24,12 +22,7 @@ def number_text(value: float | None, form: str) -> str:
 def show_whole_rows(view: QTableView, stretch: int) -> None:
     """Let a person select one row at a time and edit nothing.
 
-    Parameters
-    ----------
-    view
-        The table; it must have its columns.
-    stretch
-        The column that takes the width that is left.
+    The table must have its columns; column `stretch` takes the width that is left.
     """
     view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     view.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
@@ -55,15 +48,7 @@ class NumberItem(QTableWidgetItem):
 
 
 class RowTable(QTableWidget):
-    """A table of rows to read and select.
-
-    Parameters
-    ----------
-    columns
-        Headings with their tooltips.
-    stretch
-        The column that takes the width that is left.
-    """
+    """A table of rows to read and select, from headings with their tooltips."""
 
     def __init__(self, columns: Mapping[str, str], stretch: int = 0) -> None:
         super().__init__(0, len(columns))

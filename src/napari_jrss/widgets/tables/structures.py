@@ -1,18 +1,13 @@
 """The structures of the case under review: colour, volume, confidence, accepted or not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import QCheckBox, QTableWidgetItem
 
+from napari_jrss.app.review.open_case import StructureRow
 from napari_jrss.widgets.tables.rows import RIGHT, RowTable, number_text
-
-if TYPE_CHECKING:
-    from napari_jrss.app.review.open_case import StructureRow
 
 _COLUMNS = {
     "Structure": "The selected structure is the one that you paint and that the tools change",
@@ -26,18 +21,12 @@ _COLOUR_ROLE = Qt.ItemDataRole.UserRole + 1
 
 
 class StructureTable(RowTable):
-    """One row for each structure.
-
-    Attributes
-    ----------
-    chosen
-        The index of the structure whose row was chosen.
-    accepted
-        The index of a structure and whether it was ticked.
-    """
+    """One row for each structure."""
 
     chosen = Signal(int)
+    """The index of the structure whose row was chosen."""
     accepted = Signal(int, bool)
+    """The index of a structure, and whether it was ticked."""
 
     def __init__(self) -> None:
         super().__init__(_COLUMNS, stretch=NAME)

@@ -1,24 +1,18 @@
 """The tab Cohort: the project, its cases, their import, and the names of the structures."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from napari.viewer import Viewer
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
-    QComboBox,
-    QFileDialog,
     QGridLayout,
-    QHBoxLayout,
     QLineEdit,
     QMenu,
     QProgressBar,
     QPushButton,
     QSizePolicy,
     QStackedWidget,
-    QVBoxLayout,
     QWidget,
 )
 from superqt.utils import qthrottled
@@ -27,23 +21,17 @@ from napari_jrss.app.cohort import CasePredicted, CaseRow
 from napari_jrss.app.exporting import LabelWritten
 from napari_jrss.app.importing import LabelImported
 from napari_jrss.app.runner import JobState
+from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
 from napari_jrss.project.importing import ScanRead
-from napari_jrss.widgets.bridge import line_of
-from napari_jrss.widgets.controls import button, in_row, wrapped
+from napari_jrss.widgets.bridge import failure
+from napari_jrss.widgets.controls import ask_folder, button, choice, in_column, in_row, wrapped
+from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
-from napari_jrss.widgets.dialogs.problems import ProblemsDialog
-from napari_jrss.widgets.dialogs.split import SplitDialog
-from napari_jrss.widgets.dialogs.structures import StructuresDialog
-from napari_jrss.widgets.recent import recent_projects, remember
+from napari_jrss.widgets.preferences import recent_projects, remember
 from napari_jrss.widgets.tables.cases import FILTERS, CaseTable
 from napari_jrss.widgets.tabs.tab import Tab, next_case_text
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.app.session import Session
 
 _WELCOME = (
     "Drop a folder here.\n\n"
@@ -68,19 +56,20 @@ class CohortTab(Tab):
 
         self.new = button("New…", "Make a project from a folder of scans", self.ask_import)
         self.open = button("Open…", "Open a project folder (.jrss)", self._ask_open)
-        self.recent = QPushButton("Recent")
-        self.recent.setToolTip("Open a project that was open before")
+        self.recent = QPushButton("Recent", toolTip="Open a project that was open before")
         self.recent.setMenu(QMenu(self.recent))
         self.recent.menu().aboutToShow.connect(self._fill_recent)
-        self.add = button("Add…", "Add more scans to the project", self._ask_add)
+        self.add = button(
+            "Add…",
+            "Add more scans to the project",
+            lambda: ImportDialog(session, self, adding=True).open(),
+        )
 
-        self.filter = QLineEdit()
-        self.filter.setPlaceholderText("Filter by name")
-        self.filter.setClearButtonEnabled(True)
-        self.filter.setToolTip("Show only cases whose name holds this text")
-        self.group = QComboBox()
-        self.group.addItems(list(FILTERS))
-        self.group.setToolTip("Show only cases of this kind")
+        tooltip = "Show only cases whose name holds this text"
+        self.filter = QLineEdit(
+            placeholderText="Filter by name", clearButtonEnabled=True, toolTip=tooltip
+        )
+        self.group = choice("Show only cases of this kind", *FILTERS)
         self.table = CaseTable(session.cohort.appearance, self)
         self.filter.textChanged.connect(self.table.shown.set_text)
         self.group.currentTextChanged.connect(self.table.shown.set_group)
@@ -93,7 +82,9 @@ class CohortTab(Tab):
             "Split…", "Divide the cases into training, validation and test", self._ask_split
         )
         self.structures = button(
-            "Structures…", "Names and colours of the structures", self._ask_structures
+            "Structures…",
+            "Names and colours of the structures",
+            lambda: StructuresDialog(session, self).open(),
         )
         self.predict = button("Predict", "", self._do(session.cohort.predict))
         self.export = button(
@@ -111,8 +102,7 @@ class CohortTab(Tab):
         self.problems = button(
             "Problems", "Scans and cases that can't be read, and why", self.show_problems
         )
-        self.progress = QProgressBar()
-        self.progress.setToolTip("Scans read, cases predicted, or labels written")
+        self.progress = QProgressBar(toolTip="Scans read, cases predicted, or labels written")
         self.cancel = button(
             "Stop",
             "Stop after the present scan or case; finished ones stay",
@@ -126,18 +116,12 @@ class CohortTab(Tab):
         welcome.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self._pages.addWidget(welcome)
         self._pages.addWidget(self._page())
-        layout = QVBoxLayout(self)
         head = in_row(self.new, self.open, self.recent, self.add, self.export)
         head.setSpacing(4)
-        layout.addLayout(head)
-        layout.addWidget(self._pages)
         self._busy = QWidget()
-        bar = QHBoxLayout(self._busy)
-        bar.setContentsMargins(0, 0, 0, 0)
-        bar.addWidget(self.progress)
-        bar.addWidget(self.cancel)
+        in_column(self._busy, in_row(self.progress, self.cancel)).setContentsMargins(0, 0, 0, 0)
         self._busy.hide()
-        layout.addWidget(self._busy)
+        in_column(self, head, self._pages, self._busy)
 
         cohort = session.cohort
         self._redraw_soon = qthrottled(self._redraw_table, timeout=200)
@@ -152,20 +136,14 @@ class CohortTab(Tab):
 
     def _page(self) -> QWidget:
         page = QWidget()
-        filters = QHBoxLayout()
-        filters.addWidget(self.filter, 2)
-        filters.addWidget(self.group, 1)
+        filters = in_row(self.filter, self.group, stretch=(2, 1))
         foot = QGridLayout()
         foot.addWidget(self.suggestion, 0, 0, 1, 3)
         foot.addWidget(self.next, 0, 3)
         for column, each in enumerate((self.split, self.structures, self.predict, self.problems)):
             foot.addWidget(each, 1, column)
         foot.addWidget(self.bring, 2, 0, 1, 2)
-        layout = QVBoxLayout(page)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(filters)
-        layout.addWidget(self.table)
-        layout.addLayout(foot)
+        in_column(page, filters, self.table, foot).setContentsMargins(0, 0, 0, 0)
         return page
 
     # -- what a person does
@@ -216,28 +194,18 @@ class CohortTab(Tab):
             raise ProjectError("a job is still running on this project; stop it first")
 
     def _ask_open(self) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Open a project")
-        if chosen:
-            self.open_project(Path(chosen))
-
-    def _ask_add(self) -> None:
-        ImportDialog(self._session, self, adding=True).open()
+        ask_folder(self, "Open a project", self.open_project)
 
     def _ask_split(self) -> None:
         SplitDialog(self._session, self).open()
 
     def _ask_export(self) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Folder for the labels")
-        if chosen:
-            self._do(self._session.cohort.export, Path(chosen))()
+        export = self._session.cohort.export
+        ask_folder(self, "Folder for the labels", lambda folder: self._do(export, folder)())
 
     def _ask_labels(self) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Folder of labels")
-        if chosen:
-            self._do(self._session.cohort.import_labels, Path(chosen))()
-
-    def _ask_structures(self) -> None:
-        StructuresDialog(self._session, self).open()
+        bring = self._session.cohort.import_labels
+        ask_folder(self, "Folder of labels", lambda folder: self._do(bring, folder)())
 
     def _open_next(self) -> None:
         if self._suggested is not None:
@@ -286,13 +254,8 @@ class CohortTab(Tab):
             suggestion = cohort.suggest()
             self._suggested = None if suggestion is None else suggestion.case_id
             self.next.setEnabled(suggestion is not None)
-            self.suggestion.setText(
-                "Every training case has a label."
-                if suggestion is None and rows
-                else ""
-                if suggestion is None
-                else next_case_text(suggestion)
-            )
+            done = "Every training case has a label." if rows else ""
+            self.suggestion.setText(done if suggestion is None else next_case_text(suggestion))
             missing = len(cohort.without_prediction())
             self.predict.setToolTip(
                 f"Predict the {missing} cases without a prediction of the teacher, such as those "
@@ -313,9 +276,8 @@ class CohortTab(Tab):
     def _summaries_ended(self, state: JobState) -> None:
         if not state.busy:
             self._redraw()
-        error = self._session.cohort.summaries.error
-        if state is JobState.FAILED and error is not None:
-            self._workspace.notified.emit(line_of(error))
+        if why := failure(state, self._session.cohort.summaries):
+            self._workspace.notified.emit(why)
 
     def _show_progress(self, event: object) -> None:
         if isinstance(event, ScanRead | CasePredicted | LabelWritten | LabelImported):
@@ -330,15 +292,15 @@ class CohortTab(Tab):
             return
         self._busy.hide()
         self._redraw()
-        error = self._workspace.inference.error
-        if state is JobState.FAILED and error is not None:
-            self._workspace.notified.emit(line_of(error))
+        if why := failure(state, self._workspace.inference):
+            self._workspace.notified.emit(why)
         if self._importing:
             self._importing = False
             self._import_ended(state)
 
     def _import_ended(self, state: JobState) -> None:
-        if self._workspace.project is None:
+        project = self._workspace.project
+        if project is None:
             return  # no scan could be used, and the error says why
         rows = self._session.cohort.rows()
         failed = len(self._session.cohort.failed_imports())
@@ -349,10 +311,8 @@ class CohortTab(Tab):
             + (f"; {noted} have a remark, see Problems" if noted else "")
             + ("; stopped" if state is JobState.CANCELLED else "")
         )
-        project = self._workspace.project
-        fresh = project is not None and not project.rounds()
         # Where every scan has a label, the project is there to measure, so it needs a split.
-        if rows and fresh and all(row.status.has_label for row in rows):
+        if rows and not project.rounds() and all(row.status.has_label for row in rows):
             self._ask_split()
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802

@@ -1,37 +1,22 @@
 """The tab Registration: a pair of cases, warped, with its figures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFileDialog,
-    QFormLayout,
-    QGridLayout,
-    QGroupBox,
-    QTabWidget,
-    QVBoxLayout,
-)
+from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QGroupBox, QTabWidget
 
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.runner import JobState
-from napari_jrss.widgets.bridge import line_of
-from napari_jrss.widgets.controls import button, in_row, wrapped
+from napari_jrss.app.session import Session
+from napari_jrss.project.records import Case
+from napari_jrss.widgets.bridge import failure
+from napari_jrss.widgets.controls import ask_folder, button, in_column, in_form, in_row, wrapped
 from napari_jrss.widgets.layers.pair import KINDS, PairLayers, Scene
 from napari_jrss.widgets.tables.pairs import ComparisonTable, DiceTable
 from napari_jrss.widgets.tabs.tab import Tab
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.app.session import Session
-    from napari_jrss.project.records import Case
 
 SHOWN_AT_FIRST = ("Fixed image", "Warped image", "Fixed contours", "Warped contours")
 
@@ -45,16 +30,14 @@ class RegistrationTab(Tab):
         self._asked = ""
         self.layers = PairLayers(viewer)
 
-        self.moving, self.fixed = QComboBox(), QComboBox()
-        self.moving.setToolTip("The case that is warped")
-        self.fixed.setToolTip("The case that the moving one is warped onto")
+        self.moving = QComboBox(toolTip="The case that is warped")
+        self.fixed = QComboBox(toolTip="The case that the moving one is warped onto")
         self.register = button(
             "Register", "Warp the moving case onto the fixed one", self._register, "Alt+R"
         )
         self.swap = button("Swap", "Register in the other direction", self._swap, "Alt+S")
         self.next = button("Next pair", "Register the next moving case", self._next, "Alt+N")
-        self.refine = QCheckBox("Refine each pair")
-        self.refine.setChecked(self._pairs.refined)
+        self.refine = QCheckBox("Refine each pair", checked=self._pairs.refined)
         self.refine.setToolTip(
             "Improve the field of the network on this pair, by its images and the teacher's "
             "predictions: a better fit and almost no folds, in some seconds more"
@@ -77,11 +60,7 @@ class RegistrationTab(Tab):
             "where it is 0 or less. Residual: root mean square difference of the images, in "
             "standard deviations (SD), before → after. Time: for the field alone."
         )
-        self.boxes: dict[str, QCheckBox] = {}
-        for kind in KINDS:
-            box = QCheckBox(kind.title)
-            box.setToolTip(kind.tip)
-            self.boxes[kind.title] = box
+        self.boxes = {kind.title: QCheckBox(kind.title, toolTip=kind.tip) for kind in KINDS}
         self.key = wrapped(
             "Contours: fixed solid and moving dotted, both in the structures' colours; warped "
             "dashed in black and white."
@@ -150,9 +129,10 @@ class RegistrationTab(Tab):
         self._register()
 
     def _export(self) -> None:
-        folder = QFileDialog.getExistingDirectory(self, "Folder for the field and warped volumes")
-        if folder:
-            self._start("Writing the pair", lambda: self._pairs.export(Path(folder)))
+        def export(folder: Path) -> None:
+            self._start("Writing the pair", lambda: self._pairs.export(folder))
+
+        ask_folder(self, "Folder for the field and warped volumes", export)
 
     # -- what the session says
 
@@ -233,29 +213,17 @@ class RegistrationTab(Tab):
             self.message.setText(f"{self._asked} … refining, {done:.0%}")
 
     def _show_state(self, state: JobState) -> None:
-        if not state.busy and self._asked:
-            doing, self._asked = self._asked, ""
-            self._show_what_can_be_done()
-            error = self._workspace.inference.error
-            self.message.setText(f"{doing}: {state.value if error is None else line_of(error)}")
-        else:
-            self._show_what_can_be_done()
-
-    def _show_visible(self, title: str, visible: bool) -> None:
-        self.boxes[title].setChecked(visible)
+        ended = "" if state.busy else self._asked
+        if ended:
+            self._asked = ""
+        self._show_what_can_be_done()
+        if ended:
+            why = failure(state, self._workspace.inference)
+            self.message.setText(f"{ended}: {why or state.value}")
 
     # -- how it is put together
 
     def _lay_out(self) -> None:
-        layout = QVBoxLayout(self)
-        form = QFormLayout()
-        form.addRow("Moving", self.moving)
-        form.addRow("Fixed", self.fixed)
-        form.addRow("", self.refine)
-        layout.addLayout(form)
-        layout.addLayout(in_row(self.register, self.swap, self.next, self.stop))
-        layout.addWidget(self.compare)
-        layout.addWidget(self.message)
         layers = QGroupBox("Layers")
         grid = QGridLayout(layers)
         grid.setContentsMargins(6, 4, 6, 4)
@@ -264,18 +232,22 @@ class RegistrationTab(Tab):
             grid.addWidget(box, place // 3, place % 3)
         grid.addWidget(self.clear, len(self.boxes) // 3, 1, 1, 2)
         grid.addWidget(self.key, len(self.boxes) // 3 + 1, 0, 1, 3)
-        layout.addWidget(layers)
-        layout.addWidget(self.figures)
-        layout.addWidget(self.tables, 1)
-        layout.addLayout(in_row(self.draft, self.vote))
-        layout.addWidget(self.export)
+        layout = in_column(
+            self,
+            in_form({"Moving": self.moving, "Fixed": self.fixed, "": self.refine}),
+            in_row(self.register, self.swap, self.next, self.stop),
+            *(self.compare, self.message, layers, self.figures, self.tables),
+            in_row(self.draft, self.vote),
+            self.export,
+        )
+        layout.setStretchFactor(self.tables, 1)
 
     def _connect(self) -> None:
         self.refine.toggled.connect(partial(setattr, self._pairs, "refined"))
         self.ranking.chosen.connect(self._open_from_table)
         for title, box in self.boxes.items():
             box.toggled.connect(partial(self.layers.show, title))
-        self.layers.shown_changed.connect(self._show_visible)
+        self.layers.shown_changed.connect(lambda title, on: self.boxes[title].setChecked(on))
         self._relay.connect(self._workspace.project_changed, self._show_cases)
         self._relay.connect(self._workspace.cases_changed, self._show_cases)
         self._relay.connect(self._workspace.rounds_changed, self._show_what_can_be_done)
@@ -303,11 +275,11 @@ def _in_words(case: Case) -> str:
 
 
 def _figures(report: RegistrationReport) -> str:
-    fit, field = [], []
+    dice = ""
     if report.mean_dice is not None and report.mean_dice_before is not None:
-        fit.append(f"Dice {report.mean_dice_before:.3f} → {report.mean_dice:.3f}")
-    fit.append(f"residual {report.residual_before:.2f} → {report.residual:.2f} SD")
-    field.append(f"std(Jac) {report.std_jacobian:.3f}")
-    field.append(f"folded {report.folded_percent:.2f} %")
-    field.append(f"{report.seconds:.2f} s" + (", refined" if report.refined else ""))
-    return ",  ".join(fit) + "\n" + ",  ".join(field)
+        dice = f"Dice {report.mean_dice_before:.3f} → {report.mean_dice:.3f},  "
+    return (
+        f"{dice}residual {report.residual_before:.2f} → {report.residual:.2f} SD\n"
+        f"std(Jac) {report.std_jacobian:.3f},  folded {report.folded_percent:.2f} %,  "
+        f"{report.seconds:.2f} s" + (", refined" if report.refined else "")
+    )

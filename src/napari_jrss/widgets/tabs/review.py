@@ -1,12 +1,10 @@
 """The tab Review: one case, the teacher's prediction of it, and the label that is corrected."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 from superqt.utils import qthrottled
 
 from napari_jrss.app.author import known_author, remember_author
@@ -15,7 +13,9 @@ from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import OpenCase, draft_in_words
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
-from napari_jrss.widgets.controls import button, local_time, scrolled, wrapped
+from napari_jrss.app.session import Session
+from napari_jrss.training.screening import Screened
+from napari_jrss.widgets.controls import button, in_column, in_row, local_time, scrolled, wrapped
 from napari_jrss.widgets.dialogs.review import ask_leave, ask_name, ask_reason, ask_replace
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.tables.structures import StructureTable
@@ -28,12 +28,6 @@ from napari_jrss.widgets.tabs.review_panels import (
     UnfinishedPanel,
 )
 from napari_jrss.widgets.tabs.tab import Tab, next_case_text
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.app.session import Session
-    from napari_jrss.training.screening import Screened
 
 _REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
 _REJECTIONS = ["the pseudo-label is wrong", "structures are mixed up"]
@@ -131,22 +125,15 @@ class ReviewTab(Tab):
         )
         self.skip = button("Skip…", "Leave the case for later, and record why", self._ask_skip)
 
-        decide = QHBoxLayout()
-        decide.addWidget(self.accept, 2)
-        decide.addWidget(self.reject, 1)
-        decide.addWidget(self.skip, 1)
-        following = QHBoxLayout()
-        following.addWidget(self.suggestion, 1)
-        following.addWidget(self.open_next)
         inner = QWidget()
-        body = QVBoxLayout(inner)
-        for widget in (self.title, self.notice, self.unfinished, self.prediction):
-            body.addWidget(widget)
-        body.addWidget(self.table, 1)
-        for widget in (self.draft, self.tools, self.progress, self.status):
-            body.addWidget(widget)
-        body.addLayout(decide)
-        body.addLayout(following)
+        body = in_column(
+            inner,
+            *(self.title, self.notice, self.unfinished, self.prediction, self.table),
+            *(self.draft, self.tools, self.progress, self.status),
+            in_row(self.accept, self.reject, self.skip, stretch=(2, 1, 1)),
+            in_row(self.suggestion, self.open_next, stretch=(1,)),
+        )
+        body.setStretchFactor(self.table, 1)
         scrolled(inner, self)
 
     # -- what the person does

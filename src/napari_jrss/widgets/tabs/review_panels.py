@@ -1,9 +1,6 @@
 """Parts of the tab Review: the prediction with tau, drafts, tools, and unfinished corrections."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
@@ -12,20 +9,16 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QGridLayout,
     QGroupBox,
-    QHBoxLayout,
     QLabel,
     QSlider,
-    QVBoxLayout,
     QWidget,
 )
 
-from napari_jrss.widgets.controls import button, local_time, wrapped
+from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.project.corrections import CorrectionsFile
+from napari_jrss.training.screening import Screened
+from napari_jrss.widgets.controls import button, in_column, in_row, local_time, wrapped
 from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, OVERLAYS, PSEUDO, UNCERTAINTY
-
-if TYPE_CHECKING:
-    from napari_jrss.app.review.open_case import OpenCase
-    from napari_jrss.project.corrections import CorrectionsFile
-    from napari_jrss.training.screening import Screened
 
 _SLIDER_STEPS = 1000  # of tau, from 0 to 1
 
@@ -53,18 +46,11 @@ NEXT = "Next uncertain region"
 
 
 class PredictionPanel(QGroupBox):
-    """The teacher's prediction, and what of it exceeds tau.
-
-    Attributes
-    ----------
-    tau_changed
-        Another tau was chosen.
-    shown
-        An overlay's kind, and whether to show it.
-    """
+    """The teacher's prediction, and what of it exceeds tau."""
 
     tau_changed = Signal(float)
     shown = Signal(str, bool)
+    """An overlay's kind, and whether to show it."""
 
     def __init__(self) -> None:
         super().__init__("Prediction of the teacher")
@@ -72,35 +58,22 @@ class PredictionPanel(QGroupBox):
             "Confidence threshold tau: voxels and structures below it are not used for training.\n"
             "Move it to see what would be used; the tau of the next round is set in Rounds."
         )
-        self.slider = QSlider(Qt.Orientation.Horizontal)
-        self.slider.setRange(0, _SLIDER_STEPS)
-        self.number = QDoubleSpinBox()
-        self.number.setRange(0, 1)
-        self.number.setSingleStep(0.01)
-        self.number.setDecimals(3)
-        self.number.setKeyboardTracking(False)
-        for each in (self.slider, self.number):
-            each.setToolTip(tooltip)
+        self.slider = QSlider(Qt.Orientation.Horizontal, maximum=_SLIDER_STEPS, toolTip=tooltip)
+        self.number = QDoubleSpinBox(
+            maximum=1, singleStep=0.01, decimals=3, keyboardTracking=False, toolTip=tooltip
+        )
         self.slider.valueChanged.connect(lambda value: self._chosen(value / _SLIDER_STEPS))
         self.number.valueChanged.connect(self._chosen)
         self.words = wrapped()
-        row = QHBoxLayout()
-        row.addWidget(QLabel("tau"))
-        row.addWidget(self.slider, 1)
-        row.addWidget(self.number)
-
         self.boxes: dict[str, QCheckBox] = {}
         boxes = QGridLayout()
         for i, kind in enumerate(OVERLAYS):
-            box = QCheckBox(kind.capitalize())
-            box.setToolTip(_OVERLAY_TOOLTIPS[kind])
+            box = QCheckBox(kind.capitalize(), toolTip=_OVERLAY_TOOLTIPS[kind])
             box.toggled.connect(lambda on, kind=kind: self.shown.emit(kind, on))
             boxes.addWidget(box, i // 2, i % 2)
             self.boxes[kind] = box
-        layout = QVBoxLayout(self)
-        layout.addLayout(row)
-        layout.addWidget(self.words)
-        layout.addLayout(boxes)
+        row = in_row(QLabel("tau"), self.slider, self.number, stretch=(0, 1))
+        in_column(self, row, self.words, boxes)
 
     def show_case(self, case: OpenCase | None, visible: dict[str, bool]) -> None:
         """Show the case's screening, and which overlays are seen."""
@@ -143,21 +116,14 @@ class PredictionPanel(QGroupBox):
 
 
 class DraftPanel(QGroupBox):
-    """The drafts of the case: to start from one, or to copy one structure from it.
-
-    Attributes
-    ----------
-    start, take
-        A draft to start from; a draft to copy the selected structure from.
-    """
+    """The drafts of the case: to `start` from one, or to `take` the selected structure from it."""
 
     start = Signal(str)
     take = Signal(str)
 
     def __init__(self, propagate: Callable[[], object]) -> None:
         super().__init__("Draft")
-        self.sources = QComboBox()
-        self.sources.setToolTip("Labels to start from, or to copy one structure from")
+        self.sources = QComboBox(toolTip="Labels to start from, or to copy one structure from")
         self.sources.setSizeAdjustPolicy(
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
         )
@@ -197,13 +163,7 @@ class DraftPanel(QGroupBox):
 
 
 class UnfinishedPanel(QWidget):
-    """Corrections that were never accepted: continue with them, or delete them.
-
-    Attributes
-    ----------
-    recover, discard
-        Id of the case whose corrections to continue with, or to delete.
-    """
+    """Corrections of cases, by id, that were never accepted: continue, or delete them."""
 
     recover = Signal(str)
     discard = Signal(str)
@@ -211,8 +171,7 @@ class UnfinishedPanel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.text = wrapped()
-        self.cases = QComboBox()
-        self.cases.setToolTip("Cases with corrections that were never accepted")
+        self.cases = QComboBox(toolTip="Cases with corrections that were never accepted")
         self.go_on = button(
             "Continue",
             "Open the case with its corrections",
@@ -223,14 +182,8 @@ class UnfinishedPanel(QWidget):
             "Delete these corrections for good",
             lambda: self.discard.emit(self.cases.currentData()),
         )
-        row = QHBoxLayout()
-        row.addWidget(self.cases, 1)
-        row.addWidget(self.go_on)
-        row.addWidget(self.give_up)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.text)
-        layout.addLayout(row)
+        row = in_row(self.cases, self.go_on, self.give_up, stretch=(1,))
+        in_column(self, self.text, row).setContentsMargins(0, 0, 0, 0)
         self.hide()
 
     def show_entries(self, entries: list[CorrectionsFile]) -> None:
@@ -250,17 +203,9 @@ class UnfinishedPanel(QWidget):
 
 
 class ToolsPanel(QWidget):
-    """One button for each tool.
+    """One button for each tool, by its text.
 
-    Parameters
-    ----------
-    commands
-        What the buttons of :data:`REPAIRS`, Undo, Redo, Revert and :data:`NEXT` do.
-
-    Attributes
-    ----------
-    buttons
-        Each button by its text.
+    `commands` says what those of :data:`REPAIRS`, Undo, Redo, Revert and :data:`NEXT` do.
     """
 
     def __init__(self, commands: Mapping[str, Callable[[], object]]) -> None:

@@ -1,33 +1,19 @@
 """What the four tabs share: the session, the relay of its signals, and how errors are told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
+from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import QWidget
 
+from napari_jrss.app.next_case import Suggestion
+from napari_jrss.app.session import Session
 from napari_jrss.widgets.bridge import Relay, report_errors
-
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
-    from napari_jrss.app.next_case import Suggestion
-    from napari_jrss.app.session import Session
 
 
 class Tab(QWidget):
-    """A tab of the dock: it reads the session, calls its commands, and redraws from its signals.
-
-    Parameters
-    ----------
-    viewer
-        The window's viewer.
-    session
-        What the tab works on.
-    """
+    """A tab of the dock: it reads the session, calls its commands, and redraws from its signals."""
 
     def __init__(self, viewer: Viewer, session: Session) -> None:
         super().__init__()
