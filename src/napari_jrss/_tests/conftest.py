@@ -17,6 +17,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of the window as gui; skip gui and gpu where there is no display or GPU."""
+    # What takes long begins first, so that no worker of -n is left alone with it at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     without = {}
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,17 @@ from napari_jrss.project.project import Project
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) napari_jrss\S*: ")
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("logged"))
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return make_project(tmp_path)
+def path(made_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_once, tmp_path / "brain.jrss"))
 
 
+@pytest.mark.slow
 def test_it_tells_what_happened_to_the_project(path: Path, tmp_path: Path) -> None:
     with Project.open(path) as project:
         (tmp_path / "broken.nii").write_bytes(b"no scan")

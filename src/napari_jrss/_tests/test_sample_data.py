@@ -38,6 +38,7 @@ def test_a_case_is_decided_by_index_and_seed() -> None:
         assert np.any(other.labels != one.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structures", [1, 3, len(STRUCTURES)])
 def test_the_first_structures_are_labelled_in_every_case(structures: int) -> None:
     for index in range(4):
@@ -48,6 +49,7 @@ def test_the_first_structures_are_labelled_in_every_case(structures: int) -> Non
         assert counts.min() >= 40
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(index=st.integers(0, 10_000), seed=st.integers(0, 10_000))
 def test_a_deformation_is_inverted_by_its_inverse(index: int, seed: int) -> None:
@@ -58,6 +60,7 @@ def test_a_deformation_is_inverted_by_its_inverse(index: int, seed: int) -> None
     assert np.abs(there_and_back - points).max() < 0.25 * voxel
 
 
+@pytest.mark.slow
 def test_the_true_displacement_registers_the_labels_without_folding() -> None:
     shape = (48, 48, 48)
     cases = [sample_data.make_case(index, shape).labels for index in range(3)]
@@ -75,10 +78,12 @@ def test_the_true_displacement_registers_the_labels_without_folding() -> None:
         assert np.linalg.det(jacobian + np.eye(3)).min() > 0
 
 
+@pytest.mark.slow
 def test_a_case_registers_to_itself_by_the_identity() -> None:
     assert np.abs(sample_data.true_displacement(1, 1, SHAPE)).max() < 0.1
 
 
+@pytest.mark.slow
 def test_intensities_differ_from_case_to_case_and_tissues_within_one() -> None:
     cases = [sample_data.make_case(index, SHAPE) for index in range(6)]
     brain = [case.image[case.labels > 0].mean() for case in cases]
@@ -100,6 +105,7 @@ def test_left_and_right_differ() -> None:
     assert left[:, 1].mean() > right[:, 1].mean() + 1
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_cases_in_mixed_orientations(tmp_path: Path) -> None:
     folder = sample_data.make_cohort(tmp_path / "cohort", cases=5, shape=(24, 28, 20), seed=2)
     names = [f"case_{number:03d}.nii.gz" for number in range(1, 6)]

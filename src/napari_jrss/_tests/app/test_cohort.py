@@ -199,6 +199,7 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     session.close()
 
 
+@pytest.mark.slow
 def test_a_project_that_no_scan_came_into_is_removed(tmp_path: Path) -> None:
     folder = make_cohort(tmp_path / "scans", cases=2, shape=(16, 16, 16), structures=1)
     for scan in (folder / "images").iterdir():

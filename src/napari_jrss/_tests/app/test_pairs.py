@@ -92,6 +92,7 @@ def test_a_pair_is_warped_by_the_field_and_its_figures_are_those_of_the_arrays(
     assert report.residual != pytest.approx(report.residual_before, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_refined_pair_fits_the_images_better_and_says_that_it_is_refined(
     session: Session,
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_refined_pair_fits_the_images_better_and_says_that_it_is_refined(
     np.testing.assert_allclose(comparison.reports[0].residual, pair.report.residual, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_refinement_tells_how_far_it_is_and_stops_when_asked(session: Session) -> None:
     moving, fixed = two_labelled(session)
     session.pairs.refined = True

@@ -217,6 +217,7 @@ def test_giving_a_case_up_takes_its_ticks_away(session: Session) -> None:
     assert opened(session, first).open_case.editor.locked == set()
 
 
+@pytest.mark.slow
 def test_corrections_are_saved_as_often_as_the_session_says(session: Session) -> None:
     changed = []
     for autosave_s in (60, 0.05):

@@ -184,6 +184,7 @@ def test_a_missing_package_is_told_before_a_scan_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_scans_without_a_label_are_told_before_anything_is_read(tmp_path: Path) -> None:
     from napari_jrss.sample_data import make_cohort
 

@@ -16,7 +16,7 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import RunEnded, run_experiment
 from napari_jrss.project.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiment")]
 
 RUNS = [
     "initial-n0-seed0",

@@ -123,6 +123,7 @@ def test_labels_are_exact(tmp_path):
         read_label_volume(path)
 
 
+@pytest.mark.slow
 @given(
     orientations,
     zooms,

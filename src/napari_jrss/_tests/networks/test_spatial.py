@@ -159,6 +159,7 @@ def test_resized_field_moves_the_same_points() -> None:
     torch.testing.assert_close(resized, wanted[None], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradients_reach_field_and_volume() -> None:
     volume = torch.randn(1, 2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     # away from whole voxels, where linear interpolation has a kink

@@ -88,6 +88,7 @@ def test_a_crop_keeps_what_it_covers_and_loses_no_more(orientation, shape):
     assert done.label_kept == pytest.approx(np.sum(back > 0) / np.sum(label > 0))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(orientations, tilts, st.sampled_from([(0.7, 0.8, 0.9), (1.3, 1.0, 1.2), (0.5, 0.5, 1.5)]))
 def test_resampled_labels_come_back_close_and_in_place(orientation, tilt, spacing):

@@ -93,6 +93,7 @@ def test_a_segmentation_is_the_label_again(tmp_path: Path, kind: str) -> None:
     assert seg.FrameOfReferenceUID == made[0].FrameOfReferenceUID
 
 
+@pytest.mark.slow
 def test_a_source_with_few_attributes_will_do(tmp_path: Path) -> None:
     made = slices(body(), lps_affine())
     for d in made:
@@ -111,6 +112,7 @@ def test_a_source_with_few_attributes_will_do(tmp_path: Path) -> None:
         segmentation_bytes(block_label(), chain_of(series), TABLE, series, "out.dcm")
 
 
+@pytest.mark.slow
 def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
     """Cropped and padded on its way in; told by its voxels on its way out."""
     for number, order in enumerate(("LPS", "PIR")):

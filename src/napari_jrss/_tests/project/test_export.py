@@ -146,6 +146,7 @@ def test_what_an_earlier_export_wrote_is_replaced(project: Project, tmp_path: Pa
     assert len(list(export_label_files(project, out))) == CASES
 
 
+@pytest.mark.slow
 def test_all_that_an_export_refuses_comes_before_it_writes(
     project_path: Path, cohort: FoundCohort, tmp_path: Path
 ) -> None:

@@ -30,6 +30,8 @@ from napari_jrss.project.project import Project
 
 from .conftest import CASES, TABLE
 
+pytestmark = pytest.mark.slow
+
 # -- OME-Zarr
 
 

@@ -44,6 +44,7 @@ def wait_until_held(path: Path) -> None:
     raise AssertionError("nobody took the lock")
 
 
+@pytest.mark.slow
 def test_a_second_program_is_told_who_holds_it_and_since_when(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"
     process = hold(path)
@@ -65,6 +66,7 @@ def test_who_writes_is_told_to_those_who_only_look(tmp_path: Path) -> None:
     assert holder(path) == ""
 
 
+@pytest.mark.slow
 def test_a_killed_programs_lock_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"
     process = hold(path)
@@ -78,6 +80,7 @@ def test_a_killed_programs_lock_is_taken_over(tmp_path: Path) -> None:
     assert holder(path) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
 def test_a_forked_worker_does_not_outlive_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "project.lock"

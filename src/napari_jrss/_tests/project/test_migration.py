@@ -160,6 +160,7 @@ KILLED = f"""
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
 @pytest.mark.parametrize("moment", ["rename", "BEGIN", "ALTER", "UPDATE", "COMMIT"])
 def test_a_migration_that_is_killed_is_done_at_the_next_opening(

@@ -68,6 +68,7 @@ def test_create_refuses_what_exists_and_open_what_is_none(tmp_path: Path) -> Non
         Project.open(path.parent)
 
 
+@pytest.mark.slow
 def test_a_second_program_may_look_while_the_first_writes(project: Project, tmp_path: Path) -> None:
     script = """
         import sys
@@ -142,6 +143,7 @@ def test_scans_become_labelled_cases_on_one_grid(project: Project) -> None:
         assert sorted(np.unique(project.label(case.case_id))) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_scan_that_fails_is_reported_and_can_be_added_later(
     project: Project, tmp_path: Path
 ) -> None:
@@ -443,6 +445,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["add_case", "add_version", "add_round"])
 def test_killed_before_the_ledgers_row_leaves_no_half_thing(
     moment: str, project_path: Path, tmp_path: Path, cohort: FoundCohort
@@ -490,6 +493,7 @@ def test_a_leftover_with_a_persons_labels_is_put_aside(project: Project) -> None
     assert tree(kept) == before
 
 
+@pytest.mark.slow
 def test_scans_of_other_sizes_brought_to_one_grid_keep_their_own_millimetres(
     tmp_path: Path,
 ) -> None:
@@ -511,6 +515,7 @@ def test_scans_of_other_sizes_brought_to_one_grid_keep_their_own_millimetres(
         assert project.voxel_ml("b") == pytest.approx(0.008)
 
 
+@pytest.mark.slow
 def test_a_scan_under_another_name_is_no_other_case(project: Project, tmp_path: Path) -> None:
     write_scan(tmp_path, "one", "LPS", seed=77)
     image, label = (tmp_path / part / "one.nii.gz" for part in ("images", "labels"))

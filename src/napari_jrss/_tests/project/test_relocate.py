@@ -22,6 +22,8 @@ from napari_jrss.project.records import Event
 
 from .conftest import TABLE, write_scan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def moved(tmp_path: Path) -> Iterator[Project]:

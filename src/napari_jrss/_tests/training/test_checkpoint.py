@@ -141,6 +141,7 @@ def test_going_on_does_not_write_into_the_file_it_was_read_from(tmp_path: Path) 
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_nothing_in_the_package_unpickles() -> None:
     """No ``torch.load``, no pickle module, no ``allow_pickle=True``, under any name."""
     package = Path(napari_jrss.__file__).parent

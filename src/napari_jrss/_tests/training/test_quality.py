@@ -126,6 +126,7 @@ def round_from(parent: Path, **screening: object) -> RoundTask:
     return RoundTask(1, snapshot(), config, parent.parent / "0001", parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [True, False])
 def test_a_round_does_not_ask_for_what_its_parent_has_not_learned(gate: bool, parent: Path) -> None:
     this = round_from(parent, learned_gate=gate, class_gate="none", accept_fraction=1.0)

@@ -126,6 +126,7 @@ def test_n_of_m_classes_are_the_fraction_n_by_m(required: int, data: st.DataObje
     assert screen(told, required + 1, range(1, required + 1), config).accepted
 
 
+@pytest.mark.slow
 @given(labels, confidences, st.floats(0, 1), gates, st.booleans())
 def test_what_is_kept_is_predicted_confident_and_of_a_class_that_passed(
     label: np.ndarray, confidence: np.ndarray, tau: float, gate: Gate, voxel_gate: bool
@@ -146,6 +147,7 @@ def test_what_is_kept_is_predicted_confident_and_of_a_class_that_passed(
     )
 
 
+@pytest.mark.slow
 @given(labels, confidences, st.floats(0, 1), st.floats(0, 1), gates, st.booleans())
 def test_a_higher_tau_keeps_no_more(
     label: np.ndarray, confidence: np.ndarray, a: float, b: float, gate: Gate, voxel_gate: bool
@@ -163,6 +165,7 @@ def test_a_higher_tau_keeps_no_more(
     assert low.accepted or not high.accepted
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     tau=st.one_of(

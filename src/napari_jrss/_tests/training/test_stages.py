@@ -94,6 +94,7 @@ def test_mono_segmentation_reads_labelled_cases_only() -> None:
     assert {case for _, case in arrays.read} == set(LABELLED)
 
 
+@pytest.mark.slow
 def test_registration_pairs_all_training_cases_and_no_other() -> None:
     arrays = RecordingArrays()
     stage = registration_stage(tiny_config(), arrays)
@@ -113,6 +114,7 @@ def test_smoothness_weighs_more_at_first_and_falls_linearly() -> None:
     assert [constant._lambda_r(step) for step in (0, 1)] == [0.1, 0.1]
 
 
+@pytest.mark.slow
 def test_a_student_sees_labelled_and_unlabelled_cases_in_every_step() -> None:
     arrays = RecordingArrays()
     stage = student_stage(tiny_config(), arrays)
@@ -167,6 +169,7 @@ def test_nothing_but_the_student_learns_and_the_teacher_follows_in_evaluation_mo
     assert all(torch.equal(v, before[k]) for k, v in registration.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_teacher_stays_in_evaluation_mode_through_a_whole_stage(tmp_path) -> None:
     stage = student_stage(tiny_config())
     for event in fit(stage, cpu(), tmp_path / "state", tiny_config(), Never()):

@@ -21,12 +21,10 @@ from napari_jrss.io.predictions import prediction_path
 from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
+from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
-from napari_jrss.widgets.dialogs.problems import ProblemsDialog
-from napari_jrss.widgets.dialogs.split import SplitDialog
-from napari_jrss.widgets.dialogs.structures import StructuresDialog
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.recent import recent_projects
+from napari_jrss.widgets.preferences import recent_projects
 from napari_jrss.widgets.tables.cases import CASE, CONFIDENCE, DICE, LABEL
 from napari_jrss.widgets.tabs.cohort import CohortTab
 

@@ -25,7 +25,7 @@ from napari_jrss.sample_data import STRUCTURES
 from napari_jrss.widgets import contributions
 from napari_jrss.widgets.contributions import SaveError, get_reader
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.recent import recent_projects
+from napari_jrss.widgets.preferences import recent_projects
 
 PLUGIN = "napari-jrss"
 ORIENTATIONS = ("RAS", "LPS", "PIR", "SAL", "ILA")
