@@ -21,7 +21,7 @@ from napari_jrss.progress_bar import counted, counting, finish, shown
 from napari_jrss.project.importing import Found, ScanRead
 from napari_jrss.training.events import Cancelled, StepEnd
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("api")]
+pytestmark = pytest.mark.slow
 
 TINY = jrss.preset("smoke").model_copy(
     update={

@@ -24,7 +24,7 @@ from napari_jrss.io.read import read_volume
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.slow
 
 TINY = {
     "segmentation": {"minimum_steps": 6},

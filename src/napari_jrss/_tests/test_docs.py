@@ -217,7 +217,6 @@ def shrunk(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", TO_RUN)
 def test_blocks_run(page: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.importing import Found, ScanFolders, ScanRead, import_summary, read_scans
 from napari_jrss.project.project import Project
 
+pytestmark = pytest.mark.slow
+
 AFFINE = np.diag([-2.0, -2, 2, 1])
 
 

@@ -24,7 +24,7 @@ from napari_jrss.experiments.results import MethodResults, holm, paired_p, read_
 from napari_jrss.experiments.run import RunEnded
 from napari_jrss.experiments.tables import by_round, comparison, gains, over_labelled, variants
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiment")]
+pytestmark = pytest.mark.slow
 
 Experiment = tuple[Path, list[RunEnded]]
 

@@ -16,7 +16,7 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import RunEnded, run_experiment
 from napari_jrss.project.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiment")]
+pytestmark = pytest.mark.slow
 
 RUNS = [
     "initial-n0-seed0",

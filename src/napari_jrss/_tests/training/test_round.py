@@ -46,7 +46,7 @@ from napari_jrss.training.events import (
 from napari_jrss.training.round import RoundTask, labelled_classes, run_round
 from napari_jrss.training.trainable import RoundError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rounds")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True, scope="module")
