@@ -243,21 +243,22 @@ class RefinementConfig(_Settings):
     control_spacings: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (2, 1), min_length=1, title="Voxels between two control points, level by level"
     )
-    """The larger, the smoother the improvement. Above 1, the images are halved."""
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 25), title="Steps of each level")
+    """The larger, the smoother the improvement. Above 1, the images are halved. Grids of more than
+    two million voxels take twice these values."""
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30, 15), title="Steps of each level")
     """Steps of Adam."""
     learning_rate: float = Field(0.3, gt=0, title="Learning rate")
     """Of Adam, in voxels of the control grid."""
-    similarity: Literal["mse", "lncc", "mind"] = Field("mse", title="Image similarity")
-    """Mean squared error (Eq. 8), local correlation, or MIND-SSC for images of different
-    contrast."""
+    similarity: Literal["mse", "lncc", "mind"] = Field("mind", title="Image similarity")
+    """Mean squared error (Eq. 8), local correlation, or MIND-SSC, which matches images of
+    different contrast too."""
     lambda_d: float = Field(2.0, ge=0, title="Dice weight")
     """Weight of the Dice of the teacher's probabilities."""
-    lambda_r: float = Field(2.0, ge=0, title="Smoothness weight")
+    lambda_r: float = Field(4.0, ge=0, title="Smoothness weight")
     """Weight of Eq. 9."""
     lambda_j: float = Field(10.0, ge=0, title="Folding weight")
-    """Weight of the amount by which the Jacobian determinant is below 0.3, by central and by
-    forward differences."""
+    """Weight of the amount by which the Jacobian determinant is below 0.3, by central and forward
+    differences in turn."""
 
     @model_validator(mode="after")
     def _steps_of_each_level(self) -> RefinementConfig:

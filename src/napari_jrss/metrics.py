@@ -99,11 +99,7 @@ def jacobian_statistics(displacement: Displacement) -> JacobianStatistics:
     if displacement.ndim != 4 or len(displacement) != 3 or min(displacement.shape[1:]) < 5:
         raise ValueError(f"not a displacement field of at least 5x5x5: {displacement.shape}")
     central = jacobian_map(displacement)
-    steps = [
-        [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
-        for component in displacement
-    ]
-    forward = _determinant(steps)
+    forward = _forward_map(displacement)
     inner = central[2:-2, 2:-2, 2:-2].astype(np.float64)
     return JacobianStatistics(
         std=float(central.std(dtype=np.float64)),
@@ -121,6 +117,24 @@ def jacobian_map(displacement: Displacement) -> Displacement:
     voxels, components z, y, x, with at least 2 voxels along each axis.
     """
     return _determinant([np.gradient(component) for component in displacement])
+
+
+def folds(displacement: Displacement) -> NDArray[np.bool_]:
+    """Where a field folds: a determinant of 0 or less, by central or by forward differences.
+
+    Parameters
+    ----------
+    displacement
+        (3, z, y, x) in voxels; at least 2 voxels along each axis.
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (z, y, x).
+    """
+    folded = jacobian_map(displacement) <= 0
+    folded[:-1, :-1, :-1] |= _forward_map(displacement) <= 0
+    return folded
 
 
 def folded_in_structures(
@@ -193,6 +207,16 @@ def _determinant(gradients: Sequence[Sequence[Displacement]]) -> Displacement:
     (zz, zy, zx), (yz, yy, yx), (xz, xy, xx) = gradients
     zz, yy, xx = zz + 1, yy + 1, xx + 1
     return zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)
+
+
+def _forward_map(displacement: Displacement) -> Displacement:
+    """det(I + grad u) by forward differences, without the last voxel of each axis."""
+    return _determinant(
+        [
+            [np.diff(component, axis=axis)[_without_last(axis)] for axis in range(3)]
+            for component in displacement
+        ]
+    )
 
 
 def _without_last(differenced: int) -> tuple[slice, ...]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import surface_distance
 
-from napari_jrss.metrics import dice_per_class, hd95_mm, jacobian_statistics
+from napari_jrss.metrics import dice_per_class, folds, hd95_mm, jacobian_statistics
 
 
 def test_dice_counts_what_it_should() -> None:
@@ -87,6 +87,7 @@ def test_only_forward_differences_see_a_checkerboard() -> None:
     field[2] = np.where(np.arange(9) % 2, -0.8, 0.8)
     statistics = jacobian_statistics(field)
     assert statistics.folded_percent_forward == 50
+    assert folds(field)[0, 0].tolist() == [True, False] * 4 + [False]
     # the one-sided differences at the first column
     assert statistics.folded_percent == pytest.approx(100 / 9)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from napari_jrss.config import RefinementConfig
 from napari_jrss.inference.device import make_fabric
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.inference.refine import RefinedRegistration, Watch, to_the_end
@@ -66,9 +65,8 @@ def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:
 
 def load_refined(files: RoundFiles, device: torch.device, watch: Watch = to_the_end) -> nn.Module:
     """The registration network, each field refined on its pair with what the teacher sees."""
-    config = RefinementConfig(similarity=files.training_config().registration.similarity)
     registration, teacher = load_registration(files, device), load_teacher(files, device)
-    return RefinedRegistration(registration, teacher, config, watch)
+    return RefinedRegistration(registration, teacher, watch=watch)
 
 
 def _segmentation(files: RoundFiles, weights: Path, device: torch.device) -> nn.Module:

@@ -10,12 +10,16 @@ ConvexAdam (Siebert et al.), which matches other features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from napari_jrss.config import RefinementConfig
 from napari_jrss.inference.predict import segmentation_logits
@@ -119,20 +123,22 @@ def refine(
         (B, 3, z, y, x), float32, without gradient.
     """
     field, total = displacement.detach().float(), sum(config.steps)
-    for level, control in enumerate(config.control_spacings):
-        done = sum(config.steps[:level])
-        field, finished = _descend(
-            field,
-            moving,
-            fixed,
-            _per_axis(control, spacing),
-            config.steps[level],
-            config,
-            lambda step, done=done: watch((done + step) / total),  # type: ignore[misc]
-        )
+    shape = field.shape[2:]
+    coarser = 2 if math.prod(shape) > _FINE else 1
+    grid: list[int] = []
+    for level, (control, steps) in enumerate(
+        zip(config.control_spacings, config.steps, strict=True)
+    ):
+        apart = _per_axis(coarser * control, spacing)
+        before, grid = grid, _grid(shape, [min(2, each) for each in apart])
+        if grid != before:
+            here, there = (_seen(side, grid, config.similarity) for side in (moving, fixed))
+        follow = partial(_follow, watch, sum(config.steps[:level]), total)
+        points_grid = _grid(shape, apart)
+        field, finished = _descend(field, here, there, points_grid, steps, config, follow)
         if not finished:
-            break
-    return field
+            return field
+    return _without_folds(field)
 
 
 def register_images(
@@ -201,24 +207,35 @@ def disagreement(first: Tensor, second: Tensor) -> Tensor:
     return (difference / total.clamp(min=1)).mean()
 
 
+def _follow(watch: Watch, done: int, total: int, step: int) -> bool:
+    """Tell who watches which share of all levels' steps is done."""
+    return watch((done + step) / total)
+
+
+def _seen(side: tuple[Tensor, Tensor], grid: Sequence[int], similarity: str) -> tuple[Tensor, int]:
+    """Image features and class probabilities of a side on a grid, and how many are features."""
+    both = torch.cat(side, dim=1).float()
+    both = _along_axes(_matrices(both.shape[2:], grid, both.device), both)
+    image, classes = both[:, :1], both[:, 1:]
+    features = mind_ssc(image) if similarity == "mind" else image
+    return torch.cat([features, classes], dim=1), features.shape[1]
+
+
 def _descend(
     displacement: Tensor,
-    moving: tuple[Tensor, Tensor],
-    fixed: tuple[Tensor, Tensor],
-    spacing: tuple[int, int, int],
+    moving: tuple[Tensor, int],
+    fixed: tuple[Tensor, int],
+    points_grid: list[int],
     steps: int,
     config: RefinementConfig,
     follow: Callable[[int], bool],
 ) -> tuple[Tensor, bool]:
-    """One level, control points `spacing` voxels apart; the field, and whether it was finished."""
+    """One level on a grid of control points; the field, and whether it was finished."""
     device, shape = displacement.device, displacement.shape[2:]
-    points_grid = _grid(shape, spacing)
-    grid = _grid(shape, tuple(min(2, each) for each in spacing))
-    shrink = _matrices(shape, grid, device)
-    here, there = (_along_axes(shrink, torch.cat(side, dim=1).float()) for side in (moving, fixed))
-    image_term, features = _image_term(config.similarity, here[:, :1], there[:, :1])
-    here, there = torch.cat([features, here[:, 1:]], dim=1), there[:, 1:]
+    (here, channels), (there, _) = moving, fixed
+    grid = list(here.shape[2:])
     smooth = [_box(size, 3).to(device) for size in points_grid]
+    parts = [_Part(there, channels, config.similarity, *corner) for corner in _corners(grid)]
     # whoever asks for a field has switched gradients off, and perhaps autocast on
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         points = resize_displacement(displacement, points_grid).detach().requires_grad_()
@@ -231,32 +248,67 @@ def _descend(
             adam.param_groups[0]["lr"] = config.learning_rate * (1 - step / steps)
             coarse = _along_axes(smooth, points)
             field = coarse if grid == points_grid else resize_displacement(coarse, grid)
-            warped = warp(here, field, padding="border")
+            similarity, dice = parts[step % len(parts)].differences(here, field)
+            # each finds folds that the other misses
+            determinant = (jacobian_determinant, forward_jacobian_determinant)[step % 2](coarse)
             total = (
-                image_term(warped[:, : features.shape[1]])
+                similarity
+                + config.lambda_d * dice
                 + config.lambda_r * diffusion_regulariser(coarse)
-                + config.lambda_j * folding(jacobian_determinant(coarse))
-                + config.lambda_j * folding(forward_jacobian_determinant(coarse))
+                + config.lambda_j * folding(determinant)
             )
-            if there.shape[1]:
-                total = total + config.lambda_d * disagreement(
-                    warped[:, features.shape[1] :], there
-                )
             adam.zero_grad()
             (total * len(points)).backward()  # each pair as if alone
             adam.step()
     return resize_displacement(_along_axes(smooth, points.detach()), shape), finished
 
 
-def _image_term(
-    kind: str, moving: Tensor, fixed: Tensor
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The image difference as a function of what is warped, and what to warp for it."""
-    if kind == "lncc":
-        return _local_correlation(fixed), moving
-    if kind == "mind":
-        moving, fixed = mind_ssc(moving), mind_ssc(fixed)
-    return lambda warped: mean_squared_error(warped, fixed), moving
+_FINE = 2**21
+"""Voxels from which on control points are twice as far apart: such voxels are small."""
+
+
+class _Part:
+    """Every voxel of the fixed image, or of a large one those that one step looks at."""
+
+    def __init__(
+        self, there: Tensor, channels: int, similarity: str, start: Sequence[int], stride: int
+    ) -> None:
+        self._index: tuple[Any, ...] = (..., *(slice(first, None, stride) for first in start))
+        self._channels = channels
+        image, self._classes = there[self._index].split(
+            [channels, there.shape[1] - channels], dim=1
+        )
+        self._difference = (
+            _local_correlation(image)
+            if similarity == "lncc"
+            else lambda warped: mean_squared_error(warped, image)
+        )
+        # `warp` takes voxel i to stand at i
+        places = [
+            first + (stride - 1) * torch.arange(size, dtype=torch.float32, device=there.device)
+            for first, size in zip(start, image.shape[2:], strict=True)
+        ]
+        self._offset = torch.stack(torch.meshgrid(*places, indexing="ij"))
+
+    def differences(self, here: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Image difference and Dice loss of the warped moving side."""
+        warped = warp(here, field[self._index] + self._offset, padding="border")
+        image, classes = warped[:, : self._channels], warped[:, self._channels :]
+        dice = disagreement(classes, self._classes) if classes.shape[1] else field.new_zeros(())
+        return self._difference(image), dice
+
+
+def _corners(grid: Sequence[int]) -> list[tuple[tuple[int, int, int], int]]:
+    """First voxel and stride of each part of a grid: all of it, or an eighth of a large one."""
+    if math.prod(grid) < _LARGE:
+        return [((0, 0, 0), 1)]
+    first = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
+    opposite = [(1 - z, 1 - y, 1 - x) for z, y, x in first]
+    return [(corner, 2) for pair in zip(first, opposite, strict=True) for corner in pair]
+
+
+_LARGE = 2**16
+"""Voxels from which on a step looks at an eighth of them, by turns."""
 
 
 def _local_correlation(fixed: Tensor, window: int = 5) -> Callable[[Tensor], Tensor]:
@@ -279,6 +331,22 @@ def _local_correlation(fixed: Tensor, window: int = 5) -> Callable[[Tensor], Ten
 
     return difference
 
+
+def _without_folds(field: Tensor) -> Tensor:
+    """The field, smoothed around the last voxels that fold."""
+    smooth = [_box(size, 3).to(field.device) for size in field.shape[2:]]
+    for _ in range(_ROUNDS):
+        folded = (jacobian_determinant(field) <= 0).float()[:, None]
+        folded[..., :-1, :-1, :-1] += forward_jacobian_determinant(field)[:, None] <= 0
+        if not folded.any():
+            break
+        around = _along_axes(smooth, F.max_pool3d(folded, 7, stride=1, padding=3).clamp(max=1))
+        field = torch.lerp(field, _along_axes(smooth, field), around)
+    return field
+
+
+_ROUNDS = 50
+"""Of smoothing, at most; a field that a level ends with needs one or two."""
 
 # images have standard deviation 1; a window of smaller variance counts as constant
 _FLAT = 0.1

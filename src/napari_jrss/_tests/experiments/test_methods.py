@@ -117,8 +117,11 @@ def test_refined_fields_are_those_of_the_last_round_and_better(
     mono: tuple[Path, Trained], tmp_path: Path
 ) -> None:
     jrss = METHODS["jrss"].train(task_of("jrss", tmp_path, mono[0]))
-    for before, trained in (((mono[0],), mono[1]), ((mono[0], tmp_path / "jrss"), jrss)):
-        refined = METHODS["jrss_refined"].train(task_of("jrss_refined", tmp_path, *before))
+    for method, before, trained in (
+        ("mono_two_levels", (mono[0],), mono[1]),
+        ("jrss_refined", (mono[0], tmp_path / "jrss"), jrss),
+    ):
+        refined = METHODS[method].train(task_of(method, tmp_path, *before))
         assert refined.segmentation is None
         assert refined.registration is not None
         assert trained.registration is not None

@@ -17,7 +17,7 @@ from napari_jrss.io.volume import Volume
 from napari_jrss.metrics import (
     dice_per_class,
     folded_in_structures,
-    jacobian_map,
+    folds,
     jacobian_statistics,
 )
 from napari_jrss.preprocess.case_store import DICOM_SOURCE
@@ -50,8 +50,10 @@ class RegistrationReport(BaseModel):
     residual_before, residual
         Root mean square difference of the two images, which are normalised to a standard
         deviation of 1, before and after.
-    std_jacobian, sdlogj_plus3, folded_percent
+    std_jacobian, sdlogj_plus3
         See :class:`~napari_jrss.metrics.JacobianStatistics`.
+    folded_percent
+        Folded voxels, in %, see :func:`~napari_jrss.metrics.folds`.
     folded_in_structures
         Folded voxels of each structure of the warped label, in %; a warped structure with many
         folds is unreliable.
@@ -161,9 +163,8 @@ def register_sides(
     registered = follow(field, moving.image, moving.label)
     regularity = jacobian_statistics(field)
     label = registered.label
-    folds = (
-        [] if label is None else folded_in_structures(jacobian_map(field) <= 0, label, len(names))
-    )
+    folded = folds(field)
+    inside = [] if label is None else folded_in_structures(folded, label, len(names))
 
     def dice(label: Label | None) -> list[float | None]:
         if label is None or fixed.label is None:
@@ -181,8 +182,8 @@ def register_sides(
         residual=_residual(registered.image, fixed.image),
         std_jacobian=regularity.std,
         sdlogj_plus3=regularity.sdlogj_plus3,
-        folded_percent=regularity.folded_percent,
-        folded_in_structures=folds,
+        folded_percent=100 * float(folded.mean()),
+        folded_in_structures=inside,
         seconds=seconds,
         refined=isinstance(network, RefinedRegistration),
         notes=[

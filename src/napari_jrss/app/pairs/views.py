@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_jrss.metrics import jacobian_map
+from napari_jrss.metrics import folds, jacobian_map
 from napari_jrss.snapshot import Image, Label
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def pair_view(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) 
     view
         ``difference``: warped minus fixed image, in standard deviations of the images.
         ``checkerboard``: fixed and warped image in turn. ``jacobian``: see
-        :func:`~napari_jrss.metrics.jacobian_map`. ``folded``: where that is 0 or less.
-        ``grid``: see :func:`deformed_grid`. ``displacement``: see :func:`displacement_vectors`.
+        :func:`~napari_jrss.metrics.jacobian_map`. ``folded``: see
+        :func:`~napari_jrss.metrics.folds`. ``grid``: see :func:`deformed_grid`.
+        ``displacement``: see :func:`displacement_vectors`.
     spacing_mm
         Voxel size (z, y, x) of the training grid.
     across
@@ -58,7 +59,7 @@ def pair_view(pair: Pair, view: View, spacing_mm: Sequence[float], across: int) 
         case "jacobian":
             return jacobian_map(field)
         case "folded":
-            return jacobian_map(field) <= 0
+            return folds(field)
         case "grid":
             finer = max(1, round(GRID_PIXELS / max(fixed.shape)))
             return deformed_grid(field, cells(fixed.shape, spacing_mm, GRID_CELLS), across, finer)

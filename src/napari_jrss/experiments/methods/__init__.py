@@ -58,11 +58,24 @@ _IN_ORDER = (
         "propagation_syn", "Label propagation (SyN)", "propagation:train_with_syn", package="ants"
     ),
     Method("mono_refined", "Mono-Net, refined", "jrss:train_refined", starts_from="mono"),
+    Method(
+        "mono_two_levels",
+        "Mono-Net, refined in two levels",
+        "jrss:train_two_levels",
+        starts_from="mono",
+    ),
     Method("jrss", "JRSS", "jrss:train", needs_unlabelled=True, starts_from="mono"),
     Method(
         "jrss_refined",
         "JRSS, refined",
         "jrss:train_refined",
+        needs_unlabelled=True,
+        starts_from="jrss",
+    ),
+    Method(
+        "jrss_two_levels",
+        "JRSS, refined in two levels",
+        "jrss:train_two_levels",
         needs_unlabelled=True,
         starts_from="jrss",
     ),

@@ -53,14 +53,25 @@ def train(task: Task) -> Trained:
 
 
 def train_refined(task: Task) -> Trained:
+    """On control points two voxels apart alone, as the kept tables of the docs were made."""
+    similarity = task.config.registration.similarity
+    config = RefinementConfig(
+        control_spacings=(2,), steps=(50,), similarity=similarity, lambda_r=2.0
+    )
+    return _refined(task, config)
+
+
+def train_two_levels(task: Task) -> Trained:
+    """Refined as a user's pairs are."""
+    return _refined(task, RefinementConfig())
+
+
+def _refined(task: Task, config: RefinementConfig) -> Trained:
     """Nothing is trained: the last networks of the runs before, each field refined on its pair."""
     *_, last = (path.parent for run in task.before for path in _teachers(run))
     trained = networks_of(task, last)
     assert trained.registration is not None
     assert trained.segmentation is not None
-    config = RefinementConfig(
-        control_spacings=(2,), steps=(50,), similarity=task.config.registration.similarity
-    )
     refined = RefinedRegistration(trained.registration, trained.segmentation, config)
     return replace(trained, segmentation=None, registration=refined)
 

@@ -246,7 +246,8 @@ KINDS = (
     ),
     Kind(
         "Folded voxels",
-        "Where the field folds: a Jacobian determinant of 0 or less (red)",
+        "Where the field folds: a Jacobian determinant of 0 or less, by central or forward "
+        "differences (red)",
         "folded voxels",
         "folded",
         _in(FOLDED_COLOUR),
