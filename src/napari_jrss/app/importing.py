@@ -15,7 +15,6 @@ from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.layouts import labels_of
 from napari_jrss.io.volume import Volume
 from napari_jrss.preprocess.pipeline import on_grid_of
-from napari_jrss.preprocess.resample import resample_label
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.labels import scan_header
 from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_scans
@@ -137,9 +136,9 @@ def _import(project: Project, case: FoundCase, author: str) -> str:
     header = scan_header(transform)
     label = on_grid_of(scan, read_classes(case.label, project.table, image=header))
     name = re.sub(r"\s+", "_", label.source.name) if label.source else case.case_id
-    on_grid = resample_label(label.array, transform.matrix, transform.shape)
+    on_scan = transform.turn_to_scan(label.array)
     before = project.case(case.case_id).label_version
-    changed = None if before is None else int((project.label(case.case_id) != on_grid).sum())
+    changed = None if before is None else int((project.scan_label(case.case_id) != on_scan).sum())
     return project.add_label_version(
-        case.case_id, on_grid, author, draft=f"file:{name}", voxels_changed=changed
+        *(case.case_id, on_scan, author), draft=f"file:{name}", on_scan=True, voxels_changed=changed
     )

@@ -91,7 +91,7 @@ class _Segmented:
 
     def on_scan(self) -> NDArray[np.integer]:
         """Class indices (z, y, x) on the scan's own grid."""
-        return self.transform.label_to_source(self.prediction.label)
+        return self.transform.turn_to_source(self.transform.prediction_to_scan(self.prediction))
 
     def mean_confidence(self) -> float | None:
         """Mean probability of the structures' voxels in the scan; None where there are none."""
@@ -225,7 +225,8 @@ def segment_scans(
             results.append(SegmentedScan(scan, problem=str(error)))
             yield results[-1]
             continue
-        transform, label = found.transform, found.prediction.label
+        transform = found.transform
+        label = transform.prediction_to_scan(found.prediction)
         file = f"{name}_label{ending_for(scan.name, None, volume.affine)}"
         path = folder.write(file, label_bytes(label, transform, project.table, out / file))
         for kind in ("confidence", "uncertainty") if maps else ():
@@ -236,7 +237,7 @@ def segment_scans(
         if dicom_seg and series is not None:
             file = f"{name}_label.dcm"
             folder.write(file, segmentation_bytes(label, transform, project.table, series, file))
-        counts = np.bincount(found.on_scan().ravel(), minlength=len(project.table.names))[1:]
+        counts = np.bincount(label.ravel(), minlength=len(project.table.names))[1:]
         each_ml = voxel_ml(np.array(transform.source_affine))
         volumes = tuple(float(count) * each_ml for count in counts)
         results.append(

@@ -47,6 +47,8 @@ class ProjectStatus(BaseModel):
         Corrections that were neither accepted nor discarded.
     missing_files
         Number of scans and labels that aren't where they were when they were imported.
+    labels_without_source
+        Cases whose label is exported as the training grid holds it.
     writer
         Who said last to be writing into the project, and since when; empty if that one has ended
         in an orderly way.
@@ -69,6 +71,7 @@ class ProjectStatus(BaseModel):
     rounds_left: int
     unsaved: list[UnsavedCorrections]
     missing_files: int
+    labels_without_source: list[str]
     writer: str
     forecast: str
 
@@ -107,6 +110,7 @@ def project_status(project: Project) -> ProjectStatus:
             for entry in unsaved(project)
         ],
         missing_files=len(project.missing_sources()),
+        labels_without_source=project.labels_without_source(),
         writer=project.writer,
         forecast="" if known is None else known.line(),
     )

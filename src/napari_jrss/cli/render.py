@@ -131,6 +131,12 @@ def status_tables(report: ProjectStatus) -> None:
             f"{report.missing_files} files of scans or labels were moved or removed: "
             "'napari-jrss relink' finds moved ones"
         )
+    if report.labels_without_source:
+        console.print(
+            f"{len(report.labels_without_source)} labels are exported with the training grid's "
+            "voxels, as the files they were imported from are gone: "
+            + ", ".join(report.labels_without_source)
+        )
     for left in report.unsaved:
         console.print(
             left.problem

@@ -104,17 +104,28 @@ def predict_case(
         piece, or tiles where the free memory does not hold it.
     """
     teacher_logits = segmentation_logits(teacher, image, device, tile)
-    confidence, label = teacher_logits.softmax(0).max(0)
+    probabilities = teacher_logits.softmax(0)
     uncertainty = None
     if student is not None:
         student_logits = segmentation_logits(student, image, device, tile)
         kl = symmetric_kl(teacher_logits[None], student_logits[None])[0]
         uncertainty = kl.cpu().numpy().astype(np.float16)
-    return Prediction(
-        label.cpu().numpy().astype(np.uint8),
-        confidence.cpu().numpy().astype(np.float16),
-        uncertainty,
-    )
+    return _most_probable(probabilities, uncertainty)
+
+
+def _most_probable(
+    probabilities: Tensor, uncertainty: NDArray[np.float16] | None = None
+) -> Prediction:
+    """The two most probable classes of each voxel; overwrites the probabilities (C, z, y, x)."""
+    found: list[tuple[Label, NDArray[np.float16]]] = []
+    for _ in range(2):  # several times faster than topk along this axis
+        confidence, label = probabilities.max(0)
+        probabilities.scatter_(0, label[None], -1)
+        found.append(
+            (label.cpu().numpy().astype(np.uint8), confidence.cpu().numpy().astype(np.float16))
+        )
+    (first, sure), (second, less_sure) = found
+    return Prediction(first, sure, uncertainty, second, less_sure)
 
 
 @torch.no_grad()
@@ -205,10 +216,7 @@ class Votes:
 
     def prediction(self) -> Prediction:
         """The winner at each voxel; its share of the votes is the confidence."""
-        share = self.shares()
-        return Prediction(
-            share.argmax(0).astype(np.uint8), share.max(0).astype(np.float16), uncertainty=None
-        )
+        return _most_probable(torch.from_numpy(self.shares()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -90,7 +91,8 @@ def read_label_volume(path: Path | str) -> Volume:
     raw, slope, intercept, header = _load(path)
     values = raw if (slope, intercept) == (1, 0) else raw * np.float64(slope) + intercept
     notes = (header.doubt,) if header.doubt else ()
-    return label_of(path, values, header.affine, header, notes)
+    dtype = raw.dtype.name  # without its byte order
+    return replace(label_of(path, values, header.affine, header, notes), dtype=dtype)
 
 
 def label_of(
@@ -105,6 +107,7 @@ def label_of(
     Programs that scale labels store 1.00000006 for 1: values are rounded within 0.001. Raises a
     :class:`ScanError` if a value is infinite, isn't a whole number or doesn't fit 32 bits.
     """
+    dtype = values.dtype.name
     if not np.issubdtype(values.dtype, np.integer):
         nan = np.isnan(values)
         if nan.any():
@@ -117,7 +120,7 @@ def label_of(
     limits = np.iinfo(np.int32)
     if values.min() < limits.min or values.max() > limits.max:
         raise ScanError(f"{path}: label ids don't fit 32 bits")
-    return Volume(values.astype(np.int32), affine, path, header, notes=notes)
+    return Volume(values.astype(np.int32), affine, path, header, notes=notes, dtype=dtype)
 
 
 def write_nifti(path: Path | str, array: NDArray[Any], like: ScanHeader | Volume) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,17 @@ class Prediction:
     uncertainty
         KL divergence between teacher and student (Eq. 5), in nats; None before the first
         joint round.
+    second
+        Second most probable class of each voxel; None in a prediction of an older version.
+    second_confidence
+        Its probability.
     """
 
     label: Label
     confidence: NDArray[np.float16]
     uncertainty: NDArray[np.float16] | None = None
+    second: Label | None = None
+    second_confidence: NDArray[np.float16] | None = None
 
 
 def prediction_path(folder: Path, case_id: str) -> Path:
@@ -47,11 +53,11 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
     path = prediction_path(folder, case_id)
     with new_folder(path) as unfinished:
         group = zarr.open_group(unfinished, mode="w")
-        for name in ("label", "confidence", "uncertainty"):
-            array = getattr(prediction, name)
+        for entry in fields(prediction):
+            array = getattr(prediction, entry.name)
             if array is not None:
                 group.create_array(
-                    name,
+                    entry.name,
                     data=np.ascontiguousarray(array),
                     chunks=array.shape,
                     config={"write_empty_chunks": True},
@@ -68,10 +74,14 @@ def read_prediction(folder: Path, case_id: str) -> Prediction:
     if path.is_symlink():
         raise ScanError(f"{path}: a symbolic link, which is not followed")
     label, confidence = read_array(path / "label"), read_array(path / "confidence")
-    uncertainty = read_array(path / "uncertainty") if (path / "uncertainty").exists() else None
-    for array in (confidence, uncertainty):
+    uncertainty, second, second_confidence = (
+        read_array(path / name) if (path / name).exists() else None
+        for name in ("uncertainty", "second", "second_confidence")
+    )
+    for array in (confidence, uncertainty, second_confidence):
         if array is not None and (array.dtype.kind != "f" or array.shape != label.shape):
             raise ScanError(f"{path}: its arrays don't fit each other")
-    if label.dtype.kind != "u":
-        raise ScanError(f"{path}: its label holds no classes")
-    return Prediction(label, confidence, uncertainty)
+    for array in (label, second):
+        if array is not None and (array.dtype.kind != "u" or array.shape != label.shape):
+            raise ScanError(f"{path}: its label holds no classes")
+    return Prediction(label, confidence, uncertainty, second, second_confidence)

@@ -159,6 +159,8 @@ class Volume:
         What the reader had to decide, a sentence each.
     padding
         Mask of voxels that are no scan, as its file states them; None if it states none.
+    dtype
+        Type of the file's voxels, such as ``int16``, if it is known.
     """
 
     array: NDArray[Any]
@@ -167,6 +169,7 @@ class Volume:
     header: ScanHeader | None = None
     notes: tuple[str, ...] = ()
     padding: NDArray[np.bool_] | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:

@@ -73,7 +73,7 @@ class _Array(BaseModel):
     zarr_format: Literal[3]
     node_type: Literal["array"]
     shape: tuple[int, int, int]
-    data_type: Literal["uint8", "uint16", "float16", "float32"]
+    data_type: Literal["uint8", "uint16", "int16", "float16", "float32"]
     chunk_grid: _Grid
     chunk_key_encoding: _Keys
     codecs: list[_Codec] = Field(min_length=1, max_length=3)

@@ -1,5 +1,9 @@
 """The cases of a project: each an OME-Zarr 0.5 image on the training grid, with its labels.
 
+The folder ``scan`` holds what lies on the scan's own voxels, turned to LPS: the scan itself as
+``image``, and each label under the name of its version. ``labels/<version>`` is the copy of a
+label on the training grid, which can be made of the other.
+
 The metadata is written with zarr itself, not with the ome-zarr package, which would load dask
 and cloud clients into each process. A test validates it with ome-zarr-models.
 """
@@ -9,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from napari_jrss.errors import ScanError, from_validation
-from napari_jrss.geometry import Rows, Triple
+from napari_jrss.geometry import Rows, Triple, spacing_mm
 from napari_jrss.io.atomic import new_folder, temp_path, write_text
 from napari_jrss.io.zarr_check import group_attributes, open_array, read_array
 from napari_jrss.labels import IGNORED, LabelTable
@@ -36,6 +40,7 @@ _ATTRIBUTES = "napari_jrss"
 # only the chunks that it cuts; an axial one cuts the fewest.
 _CHUNKS = (32, 64, 64)
 _LEVEL = "0"  # the only resolution
+_SCAN, _SCAN_IMAGE = "scan", "image"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -52,6 +57,8 @@ class CaseAttributes(BaseModel):
     checksum, label_checksum
         Their SHA-256, see :func:`napari_jrss.io.nifti.file_checksum`. For a DICOM series, that
         of its voxels, see :func:`napari_jrss.io.dicom.checksum`.
+    label_dtype
+        Type of the label file's voxels, such as ``int16``; None where it isn't known.
     transform
         How the scan reached the training grid, and the way back; ``chain`` on disk.
     spacing_mm
@@ -67,6 +74,7 @@ class CaseAttributes(BaseModel):
     checksum: str
     label_source: str | None = None
     label_checksum: str | None = None
+    label_dtype: str | None = None
     transform: GridTransform = Field(alias="chain")
     spacing_mm: Triple
 
@@ -87,6 +95,8 @@ def write_case(
     label: NDArray[Any] | None = None,
     table: LabelTable | None = None,
     version: str = "manual",
+    scan_label: NDArray[Any] | None = None,
+    scan_image: NDArray[Any] | None = None,
 ) -> Path:
     """Write a case under a hidden name, then rename it: a reader never sees half of one.
 
@@ -100,6 +110,9 @@ def write_case(
         (z, y, x) on the training grid.
     label, table, version
         Its first label, class indices (z, y, x), with the classes and the version's name.
+    scan_label, scan_image
+        The same label, and the scan with its own intensities, on the scan's own voxels turned
+        to LPS.
 
     Raises
     ------
@@ -110,6 +123,14 @@ def write_case(
     if label is not None and table is None:
         raise ValueError("a label needs its table")
     folder.mkdir(parents=True, exist_ok=True)
+
+    def write_scan_part(case: Path) -> None:
+        for name, array in ((version, scan_label), (_SCAN_IMAGE, scan_image)):
+            if array is not None:
+                target = case / _SCAN / name
+                target.parent.mkdir(exist_ok=True)
+                _write_on_scan(target, name, array, attributes.transform, table)
+
     return _write_image(
         path,
         image,
@@ -118,6 +139,7 @@ def write_case(
         {} if label is None else {version: label},
         table,
         attributes.model_dump(mode="json"),
+        beside=write_scan_part,
     )
 
 
@@ -152,7 +174,13 @@ def write_scan(
     return _write_image(path, image, name, spacing_mm, labels, table, about, origin_mm)
 
 
-def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) -> None:
+def add_label(
+    path: Path,
+    version: str,
+    label: NDArray[Any],
+    table: LabelTable,
+    scan_label: NDArray[Any] | None = None,
+) -> None:
     """Add a label version to a case; existing versions are never changed.
 
     Parameters
@@ -165,13 +193,15 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
         Class indices (z, y, x) on the training grid.
     table
         The classes.
+    scan_label
+        The same label on the scan's own voxels, turned to LPS.
 
     Raises
     ------
     FileExistsError
         The version exists.
     ScanError
-        The label doesn't fit the case's image.
+        The label doesn't fit the case's image, or its scan.
     """
     _require_name(version)
     if version in label_versions(path):
@@ -179,13 +209,42 @@ def add_label(path: Path, version: str, label: NDArray[Any], table: LabelTable) 
     if label.shape != open_array(path / _LEVEL).shape:
         raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
     spacing = read_attributes(path).spacing_mm
-    target = path / "labels" / version
-    if target.exists():  # a writer was killed after renaming it, before listing it
-        shutil.rmtree(target)
-    with new_folder(target, hidden=temp_path(path)) as unfinished:
+    if scan_label is not None:
+        add_to_scan(path, version, scan_label, table)
+    with _replacing(path, path / "labels" / version) as unfinished:
         _write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
     with _changing(path / "labels") as attributes:
         attributes["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
+
+
+def add_scan_image(path: Path, image: NDArray[Any]) -> None:
+    """Add the scan itself to a case of an older project, see :func:`read_scan_image`."""
+    add_to_scan(path, _SCAN_IMAGE, image)
+
+
+def add_to_scan(
+    path: Path, name: str, array: NDArray[Any], table: LabelTable | None = None
+) -> None:
+    """Add a label version, or ``image``, on the scan's own voxels turned to LPS.
+
+    One that a killed writer left under this name, and that no ledger knows, is replaced.
+    """
+    transform = read_attributes(path).transform
+    if array.shape != transform.scan_shape:
+        raise ScanError(f"{path}: an array of shape {array.shape} doesn't fit the scan")
+    target = path / _SCAN / _require_name(name)
+    target.parent.mkdir(exist_ok=True)
+    with _replacing(path, target) as unfinished:
+        _write_on_scan(unfinished, name, array, transform, table)
+
+
+@contextmanager
+def _replacing(path: Path, target: Path) -> Iterator[Path]:
+    """A new folder, complete or not there, in the place of what a killed writer left."""
+    if target.exists():  # it was renamed, but nothing speaks of it yet
+        shutil.rmtree(target)
+    with new_folder(target, hidden=temp_path(path)) as unfinished:
+        yield unfinished
 
 
 def update_sources(
@@ -201,13 +260,14 @@ def update_sources(
 
 def labels_on_disk(path: Path) -> set[str]:
     """Names of a case's label folders, including those that a killed writer didn't list."""
-    folder = path / "labels"
-    return {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
+    folders = [folder for folder in (path / "labels", path / _SCAN) if folder.is_dir()]
+    names = {p.name for folder in folders for p in folder.iterdir() if p.is_dir()}
+    return names - {_SCAN_IMAGE}
 
 
 def fingerprint(array: NDArray[np.generic]) -> str:
     """SHA-256 (hexadecimal) of an array's voxels in C order."""
-    return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
@@ -219,6 +279,48 @@ def read_label(path: Path, version: str) -> NDArray[Any]:
     """Class indices (z, y, x), uint8, of a label version; a ScanError if it is gone or damaged."""
     _require_version(path, version)
     return read_array(path / "labels" / version / _LEVEL)
+
+
+def has_on_scan(path: Path, name: str) -> bool:
+    """Whether a label version, or ``image``, is there on the scan's own voxels."""
+    return (path / _SCAN / name).is_dir()
+
+
+def read_scan_label(path: Path, version: str) -> NDArray[Any]:
+    """Class indices (z, y, x) of one label version on the scan's own voxels, turned to LPS.
+
+    Raises
+    ------
+    ScanError
+        There is no such label, or it is damaged.
+    """
+    return _read_on_scan(path, version)
+
+
+def read_scan_image(path: Path) -> NDArray[Any] | None:
+    """The scan (z, y, x) with its own intensities, turned to LPS; None where it isn't kept.
+
+    Raises
+    ------
+    ScanError
+        It is damaged.
+    """
+    return _read_on_scan(path, _SCAN_IMAGE) if has_on_scan(path, _SCAN_IMAGE) else None
+
+
+def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
+    """The same intensities as int16 if that holds them, as it does those of CT and most MR."""
+    whole = image.min() >= -(2**15) and image.max() < 2**15
+    if whole and np.array_equal(small := image.astype(np.int16), image):
+        return small
+    return image
+
+
+def _read_on_scan(path: Path, name: str) -> NDArray[Any]:
+    folder = path / _SCAN / _require_name(name)
+    if any(part.is_symlink() for part in (folder, folder.parent)):
+        raise ScanError(f"{folder}: a symbolic link, which is not followed")
+    return read_array(folder / _LEVEL, whole=True)
 
 
 def label_versions(path: Path) -> tuple[str, ...]:
@@ -279,8 +381,12 @@ def _write_image(
     table: LabelTable | None,
     attributes: Mapping[str, Any],
     origin: Triple | None = None,
+    beside: Callable[[Path], None] = lambda _: None,
 ) -> Path:
-    """Write an OME-Zarr image with labels and attributes of ours; it must not exist."""
+    """Write an OME-Zarr image with labels and attributes of ours; it must not exist.
+
+    `beside` writes more into the unfinished folder.
+    """
     if path.exists():
         raise FileExistsError(f"{path} exists")
     with new_folder(path) as unfinished:
@@ -293,7 +399,24 @@ def _write_image(
             assert table is not None
             one = group.create_group(_require_name(version))
             _write_label(one, label, table, spacing, version, origin)
+        beside(unfinished)
     return path
+
+
+def _write_on_scan(
+    target: Path,
+    name: str,
+    array: NDArray[Any],
+    transform: GridTransform,
+    table: LabelTable | None,
+) -> None:
+    """Write the scan itself, or a label of it, into a new folder."""
+    group, spacing = zarr.create_group(target, zarr_format=3), spacing_mm(transform.scan_affine)
+    if name == _SCAN_IMAGE:
+        _write_array(group, array, name, spacing)
+    else:
+        assert table is not None
+        _write_label(group, array, table, spacing, name)
 
 
 def _write_label(

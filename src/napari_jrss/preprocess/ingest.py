@@ -26,6 +26,7 @@ from napari_jrss.preprocess.case_store import (
     CaseAttributes,
     case_path,
     read_attributes,
+    smallest,
     write_case,
 )
 from napari_jrss.preprocess.grid import training_grid
@@ -131,11 +132,21 @@ def _ingest_one(
         checksum=checksum,
         label_source=label_source,
         label_checksum=label_checksum,
+        label_dtype=label.dtype if label else None,
         transform=done.transform,
         spacing_mm=grid.spacing_mm,
     )
     try:
-        path = write_case(folder, attributes, done.image, done.label, table, version)
+        path = write_case(
+            folder,
+            attributes,
+            done.image,
+            done.label,
+            table,
+            version,
+            done.scan_label,
+            smallest(done.transform.turn_to_scan(image.array)),
+        )
     except FileExistsError:
         # An earlier run may have written the same case before it was killed.
         path = case_path(folder, case.case_id)

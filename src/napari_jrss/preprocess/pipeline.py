@@ -54,6 +54,8 @@ class Preprocessed:
         Class indices (z, y, x), if the case has a label.
     transform
         How the scan reached the grid, and the way back.
+    scan_label
+        The label on the scan's own voxels (z, y, x), turned to LPS.
     label_kept
         Fraction of the label's foreground voxels that the training grid covers.
     """
@@ -61,6 +63,7 @@ class Preprocessed:
     image: NDArray[np.float32]
     label: NDArray[Any] | None
     transform: GridTransform
+    scan_label: NDArray[Any] | None = None
     label_kept: float | None = None
 
 
@@ -109,7 +112,13 @@ def preprocess(
     classes = resample_label(label.array, matrix, grid.shape)
     if not (classes % IGNORED).any():
         raise LabelError(f"{label.source or 'label'}: label lies outside the training grid")
-    return Preprocessed(values, classes, transform, _kept(label.array, matrix, grid.shape))
+    return Preprocessed(
+        values,
+        classes,
+        transform,
+        transform.turn_to_scan(label.array),
+        _kept(label.array, matrix, grid.shape),
+    )
 
 
 def on_grid_of(image: Volume, label: Volume) -> Volume:

@@ -3,20 +3,36 @@
 Turning to LPS, pre-alignment, resampling and cropping together are one affine map between two
 voxel grids. A :class:`GridTransform` keeps that map, and the way back is its inverse. If it only
 turns, crops and pads, both ways move voxels unchanged.
+
+There are three grids: the scan's own in its file's axes ("source"), the same voxels with the axes
+nearest to LPS ("scan"), and the training grid. Between the first two no value ever changes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from napari_jrss.geometry import Matrix, Rows, Shape, Triple, is_exact
+from napari_jrss.geometry import (
+    Matrix,
+    Rows,
+    Shape,
+    Triple,
+    is_exact,
+    move_voxels,
+    to_nearest_lps,
+)
 from napari_jrss.io.volume import ScanHeader
-from napari_jrss.preprocess.resample import inside, resample_image, resample_label
+from napari_jrss.preprocess.resample import inside, nearest, resample_image, resample_label
+
+if TYPE_CHECKING:
+    from napari_jrss.io.predictions import Prediction
+
+_NOT_PAINTED = -1
 
 
 class _Record(BaseModel):
@@ -42,6 +58,13 @@ class GridTransform(_Record):
     grid_to_source: Rows  # training-grid voxel (x, y, z, 1) -> the scan's voxel, 4 rows
     intensity: Intensity  # how the scan's intensities were scaled
 
+    @model_validator(mode="after")
+    def _invertible(self) -> GridTransform:
+        for rows in (self.source_affine, self.grid_to_source):
+            if np.linalg.matrix_rank(np.array(rows)[:3, :3]) < 3:
+                raise ValueError("an affine can't be inverted")
+        return self
+
     @property
     def matrix(self) -> Matrix:
         """`grid_to_source` as a 4x4 array."""
@@ -66,6 +89,82 @@ class GridTransform(_Record):
     def _back(self) -> Matrix:
         back = np.linalg.inv(self.matrix)
         return np.asarray(np.rint(back) if self.exact else back)
+
+    @property
+    def _turn(self) -> Matrix:
+        return to_nearest_lps(np.array(self.source_affine), self.source_shape)
+
+    @property
+    def scan_shape(self) -> Shape:
+        """The scan's own voxels (z, y, x) with its axes turned to LPS."""
+        order = np.abs(self._turn[2::-1, 2::-1]).argmax(0)
+        z, y, x = (self.source_shape[i] for i in order)
+        return z, y, x
+
+    @property
+    def scan_affine(self) -> Matrix:
+        """Voxel (x, y, z, 1) of the scan turned to LPS -> LPS mm."""
+        return np.asarray(np.array(self.source_affine) @ self._turn)
+
+    @property
+    def grid_to_scan(self) -> Matrix:
+        """Training-grid voxel (x, y, z, 1) -> voxel of the scan turned to LPS."""
+        return np.asarray(np.rint(np.linalg.inv(self._turn)) @ self.matrix)
+
+    @property
+    def scan_to_grid(self) -> Matrix:
+        """Undo :attr:`grid_to_scan`."""
+        return np.asarray(np.linalg.inv(self.grid_to_scan), dtype=np.float64)
+
+    def turn_to_scan(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array in the axes of the scan's file, turned to LPS; a view."""
+        return move_voxels(array, self._turn, self.scan_shape)
+
+    def turn_to_source(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Undo :meth:`turn_to_scan`."""
+        return move_voxels(array, np.rint(np.linalg.inv(self._turn)), self.source_shape)
+
+    def label_to_grid(self, label: NDArray[Any]) -> NDArray[Any]:
+        """A label of the scan turned to LPS on the training grid, see :func:`resample_label`."""
+        return resample_label(self.turn_to_source(label), self.matrix, self.shape)
+
+    def label_to_scan(self, label: NDArray[Any]) -> NDArray[Any]:
+        """A label of the training grid on the scan turned to LPS; background elsewhere."""
+        return np.ascontiguousarray(self.turn_to_scan(self.label_to_source(label)))
+
+    def prediction_to_scan(self, prediction: Prediction) -> NDArray[Any]:
+        """A teacher's label on the scan turned to LPS; background elsewhere.
+
+        The probabilities of its two most probable classes are interpolated linearly, and the
+        class with the largest wins.
+        """
+        label, second, probability = prediction.label, prediction.second, prediction.confidence
+        self._check(label.shape)
+        if second is not None and prediction.second_confidence is not None:
+            shares = [(label, probability), (second, prediction.second_confidence)]
+        else:  # of an older version
+            shares = [(label, np.ones_like(probability))]
+        return resample_label(label, self.scan_to_grid, self.scan_shape, shares)
+
+    def paint(self, label: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+        """Repeat on the scan's own voxels what was painted on the training grid.
+
+        Parameters
+        ----------
+        label
+            On the scan turned to LPS, as it was before.
+        before, after
+            On the training grid, before and after the painting.
+
+        Returns
+        -------
+        array
+            The label with the class in `after` where the nearest voxel of the training grid was
+            painted; all other voxels are those of `label`.
+        """
+        painted = np.where(before != after, after.astype(np.int16), np.int16(_NOT_PAINTED))
+        values = nearest(painted, self.scan_to_grid, self.scan_shape, _NOT_PAINTED)
+        return np.where(values == _NOT_PAINTED, label, values.astype(label.dtype))
 
     def inside_scan(self) -> NDArray[np.bool_]:
         """Mask (z, y, x) of the training grid's voxels that the scan covers, without padding."""

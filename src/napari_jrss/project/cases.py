@@ -8,12 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from napari_jrss.errors import ProjectError, did_you_mean
-from napari_jrss.geometry import Triple, spacing_mm, voxel_ml
+from napari_jrss.errors import ProjectError, ScanError, did_you_mean, from_os_error
+from napari_jrss.geometry import Triple, spacing_mm
 from napari_jrss.io.layouts import FoundCase
+from napari_jrss.io.nifti import file_checksum
+from napari_jrss.io.read import read_volume
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
@@ -55,10 +59,6 @@ class ProjectCases(ProjectFolder):
         """Where a case came from, and the transform back to its scan's own grid."""
         return store.read_attributes(self.case_path(self.case(case_id).case_id))
 
-    def voxel_ml(self, case_id: str) -> float:
-        """Millilitres of a voxel of the training grid, as the scan itself measures them."""
-        return voxel_ml(self.attributes(case_id).transform.grid_affine)
-
     def spacing_of(self, case_id: str) -> Triple:
         """Voxel size (z, y, x) in mm: of the common frame, else of this scan by itself."""
         if self.grid.affine is not None:
@@ -68,6 +68,32 @@ class ProjectCases(ProjectFolder):
     def image(self, case_id: str) -> Image:
         """Preprocessed image (z, y, x) of a case on the training grid."""
         return store.read_image(self.case_path(self.case(case_id).case_id))
+
+    def scan_image(self, case_id: str) -> NDArray[Any]:
+        """The scan (z, y, x) of a case with its own intensities, turned to LPS.
+
+        A project of an older version doesn't hold it. It is then read from its file and kept, or,
+        where that is gone, made of the image on the training grid.
+        """
+        about, path = self.attributes(case_id), self.case_path(case_id)
+        transform = about.transform
+        image = store.read_scan_image(path)
+        if image is not None:
+            return image
+        source = Path(about.source)
+        try:
+            if about.source != store.DICOM_SOURCE and file_checksum(source) == about.checksum:
+                image = store.smallest(transform.turn_to_scan(read_volume(source).array))
+        except (OSError, ScanError) as error:
+            _logger.warning("scan of %s: %s", case_id, error)
+        if image is None:
+            return transform.turn_to_scan(transform.image_to_source(self.image(case_id)))
+        if not self.read_only:
+            try:
+                store.add_scan_image(path, image)
+            except OSError as error:  # it is only kept to be quick
+                _logger.warning("%s: can't be written (%s)", path, from_os_error(error))
+        return np.ascontiguousarray(image)
 
     def add_cases(
         self,
@@ -159,6 +185,9 @@ class ProjectCases(ProjectFolder):
                 voxels_changed=None,
                 seconds=None,
                 sha256=store.fingerprint(store.read_label(path, version)),
+                scan_sha256=store.fingerprint(store.read_scan_label(path, version))
+                if store.has_on_scan(path, version)
+                else None,
             )
         self._ledger.add_case(case_id, group, label)
         _logger.info("imported %s, %s a label", case_id, "without" if label is None else "with")
@@ -305,15 +334,42 @@ class ProjectCases(ProjectFolder):
         self._ledger.assign(cases, "as the table of the import gives it", {})
 
 
-def read_checked_label(path: Path, version: str, checksum: str) -> Label:
-    """Read a label (z, y, x) of a case's folder, voxel by voxel as somebody accepted it.
+def read_grid_label(path: Path, label: LabelVersion) -> Label:
+    """Read a label (z, y, x) on the training grid.
+
+    Where its copy on this grid is gone or damaged, it is made of the label on the scan's voxels.
 
     Raises
     ------
     ProjectError
         Its voxels aren't what was written.
+    ScanError
+        It can't be read.
     """
-    label = store.read_label(path, version)
-    if store.fingerprint(label) != checksum:
-        raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
-    return label
+    try:
+        array = store.read_label(path, label.version)
+        if store.fingerprint(array) == label.sha256:
+            return array
+        raise ProjectError(f"{path}: label {label.version} isn't what was written; it is damaged")
+    except (ScanError, ProjectError) as error:
+        if label.scan_sha256 is None:
+            raise
+        array = store.read_attributes(path).transform.label_to_grid(read_scan_label(path, label))
+        _logger.warning("%s; made anew of the label on the scan's voxels", error)
+        return array
+
+
+def read_scan_label(path: Path, label: LabelVersion) -> Label:
+    """Read a label (z, y, x) on the scan's own voxels, turned to LPS, as somebody accepted it.
+
+    Raises
+    ------
+    ProjectError
+        Its voxels aren't what was written.
+    ScanError
+        It can't be read.
+    """
+    array = store.read_scan_label(path, label.version)
+    if store.fingerprint(array) != label.scan_sha256:
+        raise ProjectError(f"{path}: label {label.version} isn't what was written; it is damaged")
+    return array

@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
-from napari_jrss.errors import ProjectError, from_os_error, from_validation, one_line
+from napari_jrss.errors import (
+    ProjectError,
+    ScanError,
+    from_os_error,
+    from_validation,
+    one_line,
+)
 from napari_jrss.io.atomic import sync_folder, write_bytes
 from napari_jrss.preprocess.case_store import fingerprint
 from napari_jrss.project import former_journal
@@ -55,12 +61,16 @@ class Recovered:
     info
         Whose they are and how far they got.
     label, base
-        Class indices (z, y, x) on the training grid: as last painted, and as at the beginning.
+        Class indices (z, y, x) on the scan's own voxels, turned to LPS: as last painted, and as
+        at the beginning.
+    carried
+        Whether an older version drew them on the training grid, and its file still says so.
     """
 
     info: CorrectionsInfo
     label: Label
     base: Label
+    carried: bool = False
 
     @property
     def voxels_changed(self) -> int:
@@ -96,7 +106,8 @@ class Corrections:
     draft
         What the corrections start from, as for :meth:`Project.add_label_version`.
     base
-        That label: class indices (z, y, x) on the training grid. It is not copied.
+        That label: class indices (z, y, x) on the scan's own voxels, turned to LPS. It is not
+        copied.
     author
         Who corrects, by the name that the person gave.
     """
@@ -105,7 +116,8 @@ class Corrections:
         self, project: Project, case_id: str, draft: str, base: ArrayLike, author: str
     ) -> None:
         self._project = project
-        self._base = project.checked_label(case_id, base)
+        shape = project.attributes(case_id).transform.scan_shape
+        self._base = project.checked_label(case_id, base, shape)
         self._path = project.corrections_path(case_id)
         self._on_disk = False
         started = now()
@@ -119,6 +131,7 @@ class Corrections:
             accepted=frozenset(),
             shape=self._base.shape,
             classes=len(project.table.names),
+            on_scan=True,
         )
 
     @classmethod
@@ -132,14 +145,12 @@ class Corrections:
         resumed = cls(project, info.case_id, info.draft, found.base, info.author)
         resumed._info = info
         resumed._on_disk = resumed._path.exists()
-        former = _former_path(project, info.case_id)
-        if former.exists():
-            try:
-                if not resumed._on_disk:
-                    resumed._create(dict(enumerate(found.label)), info)
-                former.unlink()
-            except OSError as error:
-                raise resumed._unwritable(error) from error
+        try:
+            if found.carried:
+                resumed._create(dict(enumerate(found.label)), info)
+            _former_path(project, info.case_id).unlink(missing_ok=True)
+        except OSError as error:
+            raise resumed._unwritable(error) from error
         return resumed
 
     @property
@@ -205,7 +216,7 @@ class Corrections:
         label couldn't be kept, that is a :class:`ProjectError`, and the file stays.
         """
         info = self._info
-        array = self._project.checked_label(info.case_id, label)
+        array = self._project.checked_label(info.case_id, label, info.shape)
         seconds = info.seconds if seconds is None else seconds
         changed = int(np.count_nonzero(array != self._base))
         if info.draft == "blank":
@@ -221,6 +232,7 @@ class Corrections:
             array,
             author or info.author,
             draft=info.draft,
+            on_scan=True,
             status=status,
             voxels_changed=changed,
             seconds=round(seconds, 1),
@@ -296,7 +308,7 @@ def recover(project: Project, case_id: str) -> Recovered:
         return (_read_former if path == former else _read)(project, path)
     except OSError as error:
         raise ProjectError(f"{path}: can't be read ({from_os_error(error)})") from error
-    except (ProjectError, sqlite3.Error, UnicodeDecodeError) as error:
+    except (ProjectError, ScanError, sqlite3.Error, UnicodeDecodeError) as error:
         raise ProjectError(f"{path}: {one_line(error)}") from error
 
 
@@ -312,9 +324,12 @@ def recoverable(project: Project, case_id: str) -> Recovered | None:
     found = recover(project, case_id)
     if found.info.accepted:
         return found  # accepting the case takes them out of the file
-    if not found.voxels_changed:
+    if not found.voxels_changed and not found.carried:
         return None
-    kept = {entry.sha256 for entry in project.label_versions(case_id)}
+    kept = {
+        entry.scan_sha256 or fingerprint(project.scan_label(case_id, entry.version))
+        for entry in project.label_versions(case_id)
+    }
     return None if fingerprint(found.label) in kept else found
 
 
@@ -330,7 +345,7 @@ def unsaved(project: Project) -> list[CorrectionsFile]:
     for case_id in sorted({path.stem for path in paths if path.suffix in suffixes}):
         try:
             found = recoverable(project, case_id)
-        except ProjectError as error:
+        except (ProjectError, ScanError) as error:
             path = project.corrections_path(case_id)
             problem = str(error) if str(folder) in str(error) else f"{path}: {error}"
             entries.append(CorrectionsFile(case_id, problem=problem))
@@ -376,7 +391,7 @@ def _read(project: Project, path: Path) -> Recovered:
     except ValidationError as error:
         raise ProjectError(f"damaged ({from_validation(error)})") from error
     _check(project, info, path)
-    depth, *size = project.grid.shape
+    depth, *size = info.shape
     if [z for z, _, _ in rows] != list(range(depth)):
         raise ProjectError("damaged (a slice is missing)")
     dtype = project.table.dtype
@@ -393,14 +408,23 @@ def _read(project: Project, path: Path) -> Recovered:
             target[z] = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(size)
     if max(bases.max(), labels.max()) >= len(project.table.names):
         raise ProjectError("damaged (a class that the project doesn't have)")
-    return Recovered(info, labels, bases)
+    return (
+        Recovered(info, labels, bases) if info.on_scan else _carried(project, info, labels, bases)
+    )
+
+
+def _carried(project: Project, info: CorrectionsInfo, label: Label, base: Label) -> Recovered:
+    """Corrections that an older version drew on the training grid, on the scan's own voxels."""
+    base, label = project.carry_to_scan(info.case_id, info.draft, base, label)
+    info = info.model_copy(update={"shape": base.shape, "on_scan": True})
+    return Recovered(info, label, base, carried=True)
 
 
 def _read_former(project: Project, path: Path) -> Recovered:
     shape, table = project.grid.shape, project.table
     found = former_journal.read_former_journal(path, shape, len(table.names), table.dtype)
     _check(project, found[0], path)
-    return Recovered(*found)
+    return _carried(project, *found)
 
 
 def _check(project: Project, info: CorrectionsInfo, path: Path) -> None:
@@ -408,13 +432,15 @@ def _check(project: Project, info: CorrectionsInfo, path: Path) -> None:
     check_draft(info.draft)
     if not info.author.strip():
         raise ProjectError("doesn't say whose corrections it holds")
-    shape, classes = project.grid.shape, len(project.table.names)
+    if info.case_id != path.stem:
+        raise ProjectError(f"holds the corrections of another case, {info.case_id!r}")
+    transform = project.attributes(info.case_id).transform
+    shape = transform.scan_shape if info.on_scan else project.grid.shape
+    classes = len(project.table.names)
     if info.shape != shape or info.classes != classes:
         raise ProjectError(
             f"made for a grid of {json.dumps(info.shape)} and {info.classes} classes, the project "
             f"has {json.dumps(shape)} and {classes}"
         )
-    if info.case_id != path.stem:
-        raise ProjectError(f"holds the corrections of another case, {info.case_id!r}")
     if not all(0 < index < classes for index in info.accepted):
         raise ProjectError("damaged (an accepted structure that the project doesn't have)")

@@ -248,7 +248,9 @@ class Ledger:
         """All label versions of a case, or of all cases, oldest first."""
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT * FROM label_versions WHERE ?1 IS NULL OR case_id = ?1 ORDER BY rowid",
+                "SELECT v.*, s.sha256 FROM label_versions v "
+                "LEFT JOIN scan_labels s ON s.case_id = v.case_id AND s.version = v.version "
+                "WHERE ?1 IS NULL OR v.case_id = ?1 ORDER BY v.rowid",
                 (case_id,),
             ).fetchall()
             return [LabelVersion(a, b, Status(status), *rest) for a, b, status, *rest in rows]
@@ -269,6 +271,13 @@ class Ledger:
                 author=label.author,
                 case_id=label.case_id,
                 version=label.version,
+            )
+
+    def add_scan_label(self, case_id: str, version: str, sha256: str) -> None:
+        """Register that a label of an older project is in place on its scan's own voxels."""
+        with self.writing() as connection:
+            connection.execute(
+                "INSERT INTO scan_labels VALUES (?, ?, ?)", (case_id, version, sha256)
             )
 
     def decide(
@@ -418,10 +427,13 @@ def _case(row: tuple[str, str, str, str | None, str | None, str | None]) -> Case
 
 
 def _insert_version(connection: sqlite3.Connection, label: LabelVersion) -> None:
-    # The fields of the record are the columns of the table.
-    connection.execute(
-        "INSERT INTO label_versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(label)
-    )
+    # The fields of the record are the columns of the tables.
+    *values, scan_sha256 = astuple(label)
+    connection.execute("INSERT INTO label_versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    if scan_sha256 is not None:
+        connection.execute(
+            "INSERT INTO scan_labels VALUES (?, ?, ?)", (label.case_id, label.version, scan_sha256)
+        )
 
 
 def _end_round(

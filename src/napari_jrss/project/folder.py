@@ -197,7 +197,8 @@ class ProjectFolder:
         """
         check_case_id(case_id)
         name = f"{case_id}{store.SUFFIX}"
-        self._inside(CASES, name, "labels")
+        for part in ("labels", "scan"):
+            self._inside(CASES, name, part)
         return self._inside(CASES, name)
 
     def corrections_path(self, case_id: str, suffix: str = CORRECTIONS_SUFFIX) -> Path:

@@ -106,7 +106,10 @@ class LabelVersion:
     seconds
         Time spent on it, if known.
     sha256
-        Of the voxels in C order, to show that they are still the same.
+        Of its voxels on the training grid in C order, as they were when it was made.
+    scan_sha256
+        Of its voxels on the scan's own grid, turned to LPS; None while they are only known on
+        the training grid, as in a project of an older version whose sources are gone.
     """
 
     case_id: str
@@ -118,6 +121,7 @@ class LabelVersion:
     voxels_changed: int | None
     seconds: float | None
     sha256: str
+    scan_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,9 @@ class CorrectionsInfo(BaseModel):
         Structures, by class index, that the person accepted one by one.
     shape, classes
         Of the label: (z, y, x), and the number of classes with the background.
+    on_scan
+        Whether it lies on the scan's own voxels, turned to LPS; older versions drew on the
+        training grid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -186,6 +193,7 @@ class CorrectionsInfo(BaseModel):
     accepted: frozenset[int]
     shape: tuple[int, int, int]
     classes: int
+    on_scan: bool = False
 
 
 @dataclass(frozen=True)

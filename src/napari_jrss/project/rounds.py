@@ -12,10 +12,16 @@ from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_text
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.cases import read_checked_label
+from napari_jrss.project.cases import read_grid_label
 from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.labels import ProjectLabels
-from napari_jrss.project.records import Round, RoundOutcome, Split, round_folder
+from napari_jrss.project.records import (
+    LabelVersion,
+    Round,
+    RoundOutcome,
+    Split,
+    round_folder,
+)
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
 
 _logger = logging.getLogger(__name__)
@@ -170,9 +176,9 @@ class ProjectRounds(ProjectLabels):
         versions = {case_id: version for case_id, (_, version) in roles.items() if version}
         paths = {case_id: self.case_path(case_id) for case_id in roles}
         grid = self.grid
-        known = {(v.case_id, v.version): v.sha256 for v in self._ledger.versions()}
-        checksums = {case_id: known[case_id, version] for case_id, version in versions.items()}
-        reader = _SnapshotReader(paths, versions, checksums, grid.shape)
+        known = {(v.case_id, v.version): v for v in self._ledger.versions()}
+        labels = {case_id: known[case_id, version] for case_id, version in versions.items()}
+        reader = _SnapshotReader(paths, labels, grid.shape)
         return CohortSnapshot(
             class_names=self.table.names,
             spacing_mm=grid.spacing_mm,
@@ -190,8 +196,7 @@ class _SnapshotReader:
     """Reads a snapshot's volumes; a label that isn't in the snapshot can't be read."""
 
     paths: Mapping[str, Path]
-    versions: Mapping[str, str]
-    checksums: Mapping[str, str]
+    labels: Mapping[str, LabelVersion]
     shape: tuple[int, int, int]
 
     def image(self, case_id: str) -> Image:
@@ -201,10 +206,9 @@ class _SnapshotReader:
         return image
 
     def label(self, case_id: str) -> Label:
-        if case_id not in self.versions:
+        if case_id not in self.labels:
             raise KeyError(f"case {case_id} has no label in this snapshot")
-        path, version = self.paths[case_id], self.versions[case_id]
-        return read_checked_label(path, version, self.checksums[case_id])
+        return read_grid_label(self.paths[case_id], self.labels[case_id])
 
 
 def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:

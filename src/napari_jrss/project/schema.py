@@ -100,7 +100,26 @@ _MAKE_STRICT = "\n".join(
     )
 )
 
-MIGRATIONS: tuple[str, ...] = (_TABLES.replace(") STRICT;", ");"), _MAKE_STRICT)
+# A label of an older project gets its row once it is known on the scan's own voxels.
+_SCAN_LABELS = """
+    CREATE TABLE scan_labels (
+        case_id TEXT NOT NULL COLLATE NOCASE,
+        version TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        PRIMARY KEY (case_id, version),
+        FOREIGN KEY (case_id, version) REFERENCES label_versions (case_id, version)
+    ) STRICT;
+    CREATE TRIGGER scan_label_kept BEFORE DELETE ON scan_labels
+        BEGIN SELECT RAISE(ABORT, 'a label version is never deleted'); END;
+    CREATE TRIGGER scan_label_unchanged BEFORE UPDATE ON scan_labels
+        BEGIN SELECT RAISE(ABORT, 'a label version is never changed'); END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (
+    _TABLES.replace(") STRICT;", ");"),
+    _MAKE_STRICT,
+    _SCAN_LABELS,
+)
 """Script number i brings a ledger of schema version i to i + 1."""
 
 

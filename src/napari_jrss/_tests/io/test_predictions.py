@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ def prediction(seed: int, uncertainty: bool = True, dtype: type = np.uint8) -> P
         rng.integers(0, 9, shape).astype(dtype),
         rng.random(shape).astype(np.float16),
         rng.random(shape).astype(np.float16) if uncertainty else None,
+        rng.integers(0, 9, shape).astype(dtype) if uncertainty else None,
+        rng.random(shape).astype(np.float16) if uncertainty else None,
     )
 
 
 def assert_same(first: Prediction, second: Prediction) -> None:
-    for name in ("label", "confidence", "uncertainty"):
+    for name in (field.name for field in fields(first)):
         one, other = getattr(first, name), getattr(second, name)
         if one is None:
             assert other is None

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
@@ -96,6 +97,22 @@ def decide(where: Where) -> None:
         where.say("event - split")
 
 
+def bring_up(where: Where) -> None:
+    """Labels of a project of an older version, brought to the scans' own voxels."""
+    with Project.open(where.project) as project:
+        for case in project.cases():
+            project.scan_label(case.case_id)
+            where.say(f"scan {case.case_id}")
+
+
+def of_an_older_version(project: Path) -> None:
+    """Make a project what it was when labels lay on the training grid only."""
+    for case in (project / "cases").iterdir():
+        shutil.rmtree(case / "scan", ignore_errors=True)
+    with closing(sqlite3.connect(project / "project.sqlite")) as ledger, ledger:
+        ledger.executescript("DROP TABLE scan_labels; PRAGMA user_version = 2;")
+
+
 def play_round(where: Where) -> None:
     """A round as the engine and the session write one."""
     with Project.open(where.project) as project:
@@ -134,6 +151,7 @@ PROGRAMS: dict[str, Callable[[Where], None]] = {
     "paint": paint,
     "accept": accept,
     "decide": decide,
+    "bring_up": bring_up,
     "play_round": play_round,
     "export": export,
     "replace_exported": replace_exported,

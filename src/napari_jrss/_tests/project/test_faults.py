@@ -33,7 +33,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import Event, RoundOutcome
 
 from .conftest import TABLE, write_scan
-from .faults import ATTEMPTS, PROGRAMS, Where
+from .faults import ATTEMPTS, PROGRAMS, Where, of_an_older_version
 
 pytestmark = [
     pytest.mark.slow,
@@ -104,11 +104,16 @@ def check(where: Where, before: Path) -> None:
             assert project.attributes(case_id).case_id == case_id
             for version in project.label_versions(case_id):
                 project.label(case_id, version.version)  # checks what it reads
+                project.scan_label(case_id, version.version)
         for case in old.cases():
-            versions = project.label_versions(case.case_id)
-            assert versions[: len(old.label_versions(case.case_id))] == old.label_versions(
-                case.case_id
-            )
+            versions = [v.sha256 for v in project.label_versions(case.case_id)]
+            before_ = [v.sha256 for v in old.label_versions(case.case_id)]
+            assert versions[: len(before_)] == before_
+            for version in old.label_versions(case.case_id):
+                np.testing.assert_array_equal(
+                    project.scan_label(case.case_id, version.version),
+                    old.scan_label(case.case_id, version.version),
+                )
         assert project.history()[: len(old.history())] == old.history()
         # A folder that no row speaks of is whole all the same.
         for path in (project.path / "cases").iterdir():
@@ -140,6 +145,8 @@ def check(where: Where, before: Path) -> None:
                 case ["event", case_id, kind]:
                     history = project.history(None if case_id == "-" else case_id)
                     assert Event(kind) in [entry.kind for entry in history]
+                case ["scan", case_id]:
+                    assert project.label_versions(case_id)[0].scan_sha256 is not None
                 case ["round", number]:
                     project.round(int(number))
                 case ["teacher", number]:
@@ -175,6 +182,8 @@ def test_killed_before_any_step_nothing_is_lost(
     def fresh(name: str) -> Where:
         where = Where(tmp_path / f"{name}.jrss", scans, tmp_path / f"{name}.out", tmp_path / name)
         shutil.copytree(small, where.project)
+        if program == "bring_up":
+            of_an_older_version(where.project)
         where.out.mkdir()
         where.done.touch()
         return where

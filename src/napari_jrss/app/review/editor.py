@@ -13,6 +13,7 @@ from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import RLock
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from psygnal import Signal
 
 from napari_jrss.labels import IGNORED
 from napari_jrss.snapshot import Label
+
+Box: TypeAlias = tuple[slice, ...]
 
 BY_HAND = "paint"
 """Name of an action that was painted into the label."""
@@ -104,9 +107,12 @@ class LabelEditor:
         self.label: Label = label.copy()
         self.origin = Origin(draft, (label if base is None else base).copy())
         self._classes = classes
-        # Voxels that are ignored keep their value until somebody paints there.
-        self.counts = np.bincount(self.label.ravel(), minlength=IGNORED + 1)
+        # Voxels that are ignored keep their value until somebody paints there. Slice by slice:
+        # NumPy makes each byte a number of eight bytes first.
+        slices = [np.bincount(each.ravel(), minlength=IGNORED + 1) for each in self.label]
+        self.counts: NDArray[np.int64] = np.sum(slices, axis=0)
         self._known = self.label.copy()
+        self._differing = self._count_differing()
         self._locked = np.zeros(IGNORED + 1, bool)
         self._undo_stack: deque[Edit] = deque()
         self._redo_stack: deque[Edit] = deque()
@@ -119,7 +125,7 @@ class LabelEditor:
     @property
     def voxels_changed(self) -> int:
         """Voxels that differ from the draft."""
-        return int(np.count_nonzero(self._known != self.origin.label))
+        return self._differing
 
     @property
     def undo_name(self) -> str | None:
@@ -170,15 +176,22 @@ class LabelEditor:
 
     # -- changes
 
-    def sync(self, name: str = BY_HAND) -> Edit | None:
+    def sync(self, name: str = BY_HAND, within: Box | None = None) -> Edit | None:
         """Make what was written into :attr:`label` since the last action one action.
 
         Voxels of locked structures, and those that got a class that doesn't exist, get their
         former class back.
+
+        Parameters
+        ----------
+        name
+            Name of the action, for the person.
+        within
+            Where to look, which saves time; None: everywhere.
         """
         with self._lock:
             flat, known = self.label.reshape(-1), self._known.reshape(-1)
-            indices = np.flatnonzero(flat != known)
+            indices = self._written(within)
             if not indices.size:
                 return None
             before, after = known[indices], flat[indices]
@@ -189,8 +202,23 @@ class LabelEditor:
                 allowed = ~forbidden
                 indices, before, after = indices[allowed], before[allowed], after[allowed]
             known[indices] = after
-            self._count(before, after)
+            self._count(indices, before, after)
             return self._finish(Edit(name, indices, before, after, shown=shown))
+
+    def _written(self, within: Box | None) -> NDArray[np.intp]:
+        """Voxels that differ from the last action's, as indices into the flattened label."""
+        if within is not None:
+            box = np.nonzero(self.label[within] != self._known[within])
+            starts = [s.indices(n)[0] for s, n in zip(within, self.label.shape, strict=True)]
+            places = tuple(found + start for found, start in zip(box, starts, strict=True))
+            return np.ravel_multi_index(places, self.label.shape)
+        # Slice by slice, which the processor's cache holds.
+        found = [
+            np.flatnonzero(differs) + z * differs.size
+            for z, (now, before) in enumerate(zip(self.label, self._known, strict=True))
+            if (differs := now != before).any()
+        ]
+        return np.concatenate(found) if found else np.zeros(0, np.intp)
 
     def replace(self, name: str, label: Label, seen: Label | None = None) -> Edit | None:
         """Make the label equal to another one (z, y, x) as one action; locked structures stay.
@@ -214,6 +242,7 @@ class LabelEditor:
         """Count changes from another draft from now on, such as the version just accepted."""
         with self._lock:
             self.origin = Origin(draft, label.copy())
+            self._differing = self._count_differing()
 
     def undo(self) -> Edit | None:
         """Undo the latest action; None if there is none."""
@@ -255,12 +284,19 @@ class LabelEditor:
     def _write(self, edit: Edit) -> None:
         self.label.reshape(-1)[edit.indices] = edit.after
         self._known.reshape(-1)[edit.indices] = edit.after
-        self._count(edit.before, edit.after)
+        self._count(edit.indices, edit.before, edit.after)
         if edit.origins is not None:
             self.origin = edit.origins[1]
+            self._differing = self._count_differing()
 
-    def _count(self, before: Label, after: Label) -> None:
-        classes = self.counts.size
+    def _count_differing(self) -> int:
+        pairs = zip(self._known, self.origin.label, strict=True)
+        return sum(int(np.count_nonzero(now != before)) for now, before in pairs)
+
+    def _count(self, indices: NDArray[np.intp], before: Label, after: Label) -> None:
+        classes, drawn = self.counts.size, self.origin.label.reshape(-1)[indices]
+        self._differing += int(np.count_nonzero(after != drawn))
+        self._differing -= int(np.count_nonzero(before != drawn))
         self.counts += np.bincount(after, minlength=classes)
         self.counts -= np.bincount(before, minlength=classes)
 

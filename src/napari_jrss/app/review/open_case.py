@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_jrss.app.review.autosave import PERIOD_S, Autosave
 from napari_jrss.app.review.editor import LabelEditor
@@ -13,16 +16,19 @@ from napari_jrss.app.review.regions import Region
 from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.app.workspace import Workspace
 from napari_jrss.errors import ProjectError
+from napari_jrss.geometry import Triple, linear_and_shift, spacing_mm, voxel_ml
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.transform import TrainingGrid
+from napari_jrss.preprocess.resample import nearest
+from napari_jrss.preprocess.transform import GridTransform, TrainingGrid
 from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
-from napari_jrss.snapshot import Image, Label
+from napari_jrss.snapshot import Label
 from napari_jrss.training.screening import Screened, Screening
 
 BLANK = "blank"
+_UPRIGHT = 1e-5  # voxels per voxel by which axes may lean and still count as the same
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class StructureRow:
 class CachedCase:
     """What stays in memory of a case that was under review."""
 
-    image: Image
+    image: NDArray[Any]
     teacher: Round | None
     prediction: Prediction | None
     screening: Screening | None
@@ -63,7 +69,10 @@ class CachedCase:
 
 @dataclass(eq=False)
 class OpenCase:
-    """One case under review; volumes are (z, y, x) on the training grid.
+    """One case under review.
+
+    The scan and its labels are (z, y, x) on the scan's own voxels, turned to LPS. What the
+    teacher says of it lies on the training grid.
 
     Attributes
     ----------
@@ -71,10 +80,12 @@ class OpenCase:
         Its entry in the project.
     grid, table
         Training grid and label table of the project.
+    transform
+        The scan's way to the training grid.
     image
-        The preprocessed scan.
-    voxel_ml
-        Volume of a voxel in millilitres, as the scan's own geometry has it.
+        The scan with its own intensities.
+    limits, extremes
+        Its intensities as they are shown, from black to white, and its least and largest.
     versions
         Label versions that the person may see, oldest first; hidden labels are left out.
     editor, autosave
@@ -96,8 +107,10 @@ class OpenCase:
     case: Case
     grid: TrainingGrid
     table: LabelTable
-    image: Image
-    voxel_ml: float
+    transform: GridTransform
+    image: NDArray[Any]
+    limits: tuple[float, float]
+    extremes: tuple[float, float]
     versions: tuple[LabelVersion, ...]
     editor: LabelEditor
     autosave: Autosave
@@ -115,9 +128,53 @@ class OpenCase:
         return self.case.case_id
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size (z, y, x)."""
-        return self.grid.spacing_mm
+    def spacing_mm(self) -> Triple:
+        """Size (z, y, x) of the scan's voxels."""
+        return spacing_mm(self.transform.scan_affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one of the scan's voxels in millilitres."""
+        return voxel_ml(self.transform.scan_affine)
+
+    @cached_property
+    def grid_placement(self) -> tuple[Triple, Triple] | None:
+        """Spacing and place (z, y, x) of the training grid in mm from the scan's first voxel.
+
+        None where its axes aren't those of the scan, as after an affine pre-alignment.
+        """
+        linear, shift = linear_and_shift(self.transform.grid_to_scan)
+        steps = linear.diagonal()
+        if steps.min() <= 0 or not np.allclose(linear, np.diag(steps), rtol=0, atol=_UPRIGHT):
+            return None
+        (z, y, x), (at_z, at_y, at_x) = (np.array([steps, shift]) * self.spacing_mm).tolist()
+        return (z, y, x), (at_z, at_y, at_x)
+
+    @cached_property
+    def _nearest(self) -> NDArray[np.int32]:
+        """The nearest voxel of the flattened training grid; one beyond the last outside of it."""
+        numbers = np.arange(np.prod(self.grid.shape), dtype=np.int32).reshape(self.grid.shape)
+        transform = self.transform
+        return nearest(numbers, transform.scan_to_grid, transform.scan_shape, numbers.size)
+
+    def shown(self, values: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Values (z, y, x) of the training grid as a layer can show them.
+
+        They stay as they are where :attr:`grid_placement` says where they lie; else each of the
+        scan's voxels gets the value of the nearest, and 0 beyond the grid.
+
+        Parameters
+        ----------
+        values
+            On the training grid.
+        out
+            Where to write them if they don't stay as they are; None: a new array.
+        """
+        if self.grid_placement is not None:
+            return values
+        return np.append(values.ravel(), values.dtype.type(0)).take(
+            self._nearest, out=out, mode="clip"
+        )
 
     @property
     def cached(self) -> CachedCase:
@@ -189,19 +246,19 @@ class CurrentCase:
     def label_from(self, case: OpenCase, draft: str) -> Label:
         """Class indices (z, y, x) of one of a case's drafts, by its key."""
         if draft == BLANK:
-            return np.zeros(case.grid.shape, case.table.dtype)
+            return np.zeros(case.transform.scan_shape, case.table.dtype)
         if draft in case.drafts:
             return case.drafts[draft]
         if draft.startswith("version:"):
             version = draft.removeprefix("version:")
-            return self.workspace.open_project.label(case.case_id, version)
+            return self.workspace.open_project.scan_label(case.case_id, version)
         if (
             case.prediction is None
             or case.teacher is None
             or draft != f"round:{case.teacher.number}"
         ):
             raise ProjectError(f"case {case.case_id} has no label from {draft!r}")
-        return case.prediction.label
+        return case.transform.prediction_to_scan(case.prediction)
 
 
 def read_case(
@@ -219,7 +276,8 @@ def read_case(
     """
     case = project.case(case_id)
     teacher = project.teacher
-    image = project.image(case_id) if known is None else known.image
+    image = project.scan_image(case_id) if known is None else known.image
+    transform = project.attributes(case_id).transform
     prediction, screening = None, None
     if known is not None and known.teacher == teacher:
         prediction, screening = known.prediction, known.screening
@@ -233,7 +291,8 @@ def read_case(
         for index in found.info.accepted:
             editor.lock(index)
     else:
-        editor = LabelEditor(*_usual_draft(project, case, teacher, prediction), classes)
+        draft = _usual_draft(project, case, transform, teacher, prediction)
+        editor = LabelEditor(*draft, classes)
     autosave = Autosave(project, case_id, editor, queue, author, corrections, autosave_s)
     if not project.read_only:
         editor.changed.connect(autosave.note)
@@ -241,8 +300,9 @@ def read_case(
         case,
         project.grid,
         project.table,
+        transform,
         image,
-        project.voxel_ml(case_id),
+        *_range(image),
         tuple(visible_versions(project, case)),
         editor,
         autosave,
@@ -261,14 +321,24 @@ def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:
 
 
 def _usual_draft(
-    project: Project, case: Case, teacher: Round | None, prediction: Prediction | None
+    project: Project,
+    case: Case,
+    transform: GridTransform,
+    teacher: Round | None,
+    prediction: Prediction | None,
 ) -> tuple[Label, str]:
     """The draft to start from: the label in force, else the pseudo-label, else a blank one."""
     if case.label_version is not None:
-        return project.label(case.case_id), f"version:{case.label_version}"
+        return project.scan_label(case.case_id), f"version:{case.label_version}"
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
-        return prediction.label, f"round:{teacher.number}"
-    return np.zeros(project.grid.shape, project.table.dtype), BLANK
+        return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
+    return np.zeros(transform.scan_shape, project.table.dtype), BLANK
+
+
+def _range(image: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Intensities from black to white, and the least and the largest."""
+    low, high = (float(v) for v in np.percentile(image[::4, ::4, ::4], (0.5, 99.8)))
+    return (low, max(high, low + 1e-3)), (float(image.min()), float(image.max()))
 
 
 def draft_in_words(draft: str) -> str:

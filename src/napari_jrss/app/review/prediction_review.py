@@ -56,7 +56,7 @@ class PredictionReview:
         def choose() -> None:
             assert case.prediction is not None
             if case.regions is None:
-                case.regions = uncertain_regions(case.prediction, case.spacing_mm)
+                case.regions = uncertain_regions(case.prediction, case.grid.spacing_mm)
             if not case.regions:
                 self._workspace.notified.emit("No region is less certain than the others")
                 return
@@ -79,7 +79,8 @@ class PredictionReview:
                 if cancel.is_set():
                     return
                 if isinstance(found, Prediction):
-                    case.drafts["case:" + ",".join(cases)] = found.label
+                    label = case.transform.prediction_to_scan(found)
+                    case.drafts["case:" + ",".join(cases)] = label
                     self.changed.emit()
                 yield found
 
@@ -116,7 +117,7 @@ class PredictionReview:
             predict = load_predictor(files, self._workspace.device, with_student=joint)
             if cancel.is_set():
                 return
-            prediction = predict(case.image)
+            prediction = predict(project.image(case.case_id))
             if not project.read_only:
                 files.write_prediction(case.case_id, prediction)
             self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))
@@ -134,7 +135,8 @@ class PredictionReview:
         unlabelled = case.case.label_version is None
         touched = editor.undo_name is not None or editor.voxels_changed > 0 or bool(editor.locked)
         if proposed and unlabelled and not touched:
-            editor.begin("new pseudo-label", prediction.label, f"round:{teacher.number}")
+            label = case.transform.prediction_to_scan(prediction)
+            editor.begin("new pseudo-label", label, f"round:{teacher.number}")
         self.screen(case)
 
     def _inference_changed(self, state: JobState) -> None:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from napari_jrss.project.project import Project
 
 CACHED_CASES = 3
-"""Number of cases that stay in memory, so that going back to one is quick."""
+"""Most cases that stay in memory, so that going back to one is quick."""
+CACHED_BYTES = 2**28
+"""Most memory of their scans; the latest stays even if it is larger."""
 
 
 class Leave(StrEnum):
@@ -241,13 +243,13 @@ class Review:
             case = self.open_case
             if case.case_id != wanted:
                 return
-            case.drafts[draft] = array
+            on_scan = case.drafts[draft] = case.transform.label_to_scan(array)
             words = draft_in_words(draft)
             case.editor.sync()
             if case.editor.voxels_changed:
                 message = f"your corrections stay; choose the draft {words!r} to start from it"
             else:
-                case.editor.begin(f"start from {words}", array, draft)
+                case.editor.begin(f"start from {words}", on_scan, draft)
                 message = f"starts from a label {words}"
             self._workspace.notified.emit(f"{case.case_id}: {message}")
             self.prediction.changed.emit()
@@ -419,7 +421,10 @@ class Review:
         self.case.autosave.keep()
         self._cache[self.case.case_id] = self.case.cached
         self._cache.move_to_end(self.case.case_id)
-        while len(self._cache) > CACHED_CASES:
+        while len(self._cache) > 1 and (
+            len(self._cache) > CACHED_CASES
+            or sum(case.image.nbytes for case in self._cache.values()) > CACHED_BYTES
+        ):
             self._cache.popitem(last=False)
 
     def _project_changed(self) -> None:

@@ -17,7 +17,6 @@ from napari_jrss.geometry import rows
 from napari_jrss.io.atomic import new_folder, write_text
 from napari_jrss.io.nifti import file_checksum, write_nifti
 from napari_jrss.io.read import read_volume
-from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED
 from napari_jrss.preprocess.case_store import DICOM_SOURCE, SUFFIX, CaseAttributes, write_scan
 from napari_jrss.project.export.folder import ExportFolder
@@ -56,7 +55,6 @@ def export_ome_zarr(
         out.make()
         for attributes, path in zip(cases, paths, strict=True):
             scan = read_volume(_source(attributes, sources))
-            label = attributes.transform.label_to_source(project.label(attributes.case_id))
             turned = scan.to_lps()
             x, y, z = (float(v) for v in turned.affine[:3, 3])
             try:
@@ -65,7 +63,7 @@ def export_ome_zarr(
                     turned.array,
                     turned.spacing_mm,
                     (z, y, x),
-                    {"label": Volume(label, scan.affine).to_lps().array},
+                    {"label": project.scan_label(attributes.case_id)},
                     project.table,
                     rows(turned.affine),
                 )
@@ -154,7 +152,7 @@ def export_dataset(
                     header = scan_header(attributes.transform)
                     write_nifti(out / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                     if part == "imagesTr":
-                        label = attributes.transform.label_to_source(project.label(case_id))
+                        label = attributes.transform.turn_to_source(project.scan_label(case_id))
                         label = np.where(label == IGNORED, ignored, label).astype(label.dtype)
                         write_nifti(out / "labelsTr" / f"{case_id}.nii.gz", label, header)
             write_text(out / "dataset.json", json.dumps(description, indent=2) + "\n")

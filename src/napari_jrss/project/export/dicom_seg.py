@@ -79,9 +79,10 @@ def export_segmentations(
         for case in cases:
             case_id, name = case.case_id, f"{case.case_id}.dcm"
             if predictions is None:
-                label, made_by = project.label(case_id), _made_by(project, case_id)
+                label, made_by = project.scan_label(case_id), _made_by(project, case_id)
             else:
-                label, made_by = read_prediction(predictions, case_id).label, "AUTOMATIC"
+                predicted = read_prediction(predictions, case_id)
+                label, made_by = case.transform.prediction_to_scan(predicted), "AUTOMATIC"
             content = segmentation_bytes(
                 label, case.transform, project.table, series[case_id], name, made_by
             )
@@ -110,7 +111,7 @@ def segmentation_bytes(
     name: str,
     made_by: str = "AUTOMATIC",
 ) -> bytes:
-    """A label of the training grid as a DICOM SEG on the series that it was drawn on.
+    """A label as a DICOM SEG on the series that it was drawn on.
 
     Each class but the background is a segment of the same number, with its name and colour, and
     the code ``(number, 99JRSS, name)``, since no coding scheme is known to hold it.
@@ -118,7 +119,7 @@ def segmentation_bytes(
     Parameters
     ----------
     label
-        Class indices (z, y, x) on the training grid.
+        Class indices (z, y, x) on the scan's own voxels, turned to LPS.
     transform
         The scan's way to the training grid.
     table
@@ -136,7 +137,7 @@ def segmentation_bytes(
         The series can't be referred to: it lacks attributes, or lies in several files of
         several frames each.
     """
-    on_scan = transform.label_to_source(label)
+    on_scan = transform.turn_to_source(label)
     if on_scan.shape != series.shape:
         raise ValueError(f"a label of {on_scan.shape} for a series of {series.shape}")
     with _one_line(name):

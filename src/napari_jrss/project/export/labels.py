@@ -27,13 +27,19 @@ ITK_SNAP_NAMES = "labels.txt"
 SLICER_NAMES = "labels.ctbl"
 
 
-def label_bytes(label: Label, transform: GridTransform, table: LabelTable, path: Path) -> bytes:
-    """A label of the training grid as a file on its scan's own grid.
+def label_bytes(
+    label: Label,
+    transform: GridTransform,
+    table: LabelTable,
+    path: Path,
+    dtype: str | None = None,
+) -> bytes:
+    """A label as a file on its scan's own grid.
 
     Parameters
     ----------
     label
-        Class indices (z, y, x) on the training grid.
+        Class indices (z, y, x) on the scan's own voxels, turned to LPS.
     transform
         The scan's way to the training grid.
     table
@@ -41,8 +47,13 @@ def label_bytes(label: Label, transform: GridTransform, table: LabelTable, path:
         each class has exactly one, else the class indices.
     path
         What the file is to be called; the ending decides its format, see :func:`ending_for`.
+    dtype
+        Type of the file's voxels; None, or one that can't hold the ids: the smallest that can.
     """
-    ids = table.to_source_ids(transform.label_to_source(label))
+    ids = table.to_source_ids(transform.turn_to_source(label))
+    if dtype is not None and np.can_cast(ids.dtype, dtype, "same_kind"):
+        typed = ids.astype(dtype)
+        ids = typed if np.array_equal(typed, ids) else ids
     if path.name.endswith((".nii", ".nii.gz")):
         return nifti_bytes(path, ids, scan_header(transform))
     names = {
@@ -99,7 +110,7 @@ def export_label_files(
     for case_id in case_ids:
         if project.case(case_id).label_version is None:
             raise ProjectError(f"{project.path}: case {case_id} has no label")
-    return _export(project, folder, case_ids, project.label)
+    return _export(project, folder, case_ids, project.scan_label)
 
 
 def export_prediction_files(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
@@ -110,11 +121,16 @@ def export_prediction_files(project: Project, predictions: Path, folder: Path) -
     """
     cases = [case.case_id for case in project.cases()]
     case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
-    return _export(project, folder, case_ids, lambda c: read_prediction(predictions, c).label)
+
+    def on_scan(case_id: str) -> Label:
+        prediction = read_prediction(predictions, case_id)
+        return project.attributes(case_id).transform.prediction_to_scan(prediction)
+
+    return _export(project, folder, case_ids, on_scan)
 
 
 def _export(
-    project: Project, folder: Path, case_ids: Sequence[str], label: Callable[[str], Label]
+    project: Project, folder: Path, case_ids: Sequence[str], scan_label: Callable[[str], Label]
 ) -> Iterator[Path]:
     names = label_names(project.table)
     about = {case_id: project.attributes(case_id) for case_id in case_ids}
@@ -129,8 +145,10 @@ def _export(
         for name, content in names.items():
             out.write(name, content)
         for case_id, name in files.items():
-            transform = about[case_id].transform
-            content = label_bytes(label(case_id), transform, project.table, folder / name)
+            one, label = about[case_id], scan_label(case_id)
+            content = label_bytes(
+                label, one.transform, project.table, folder / name, one.label_dtype
+            )
             yield out.write(name, content)
 
     return write()

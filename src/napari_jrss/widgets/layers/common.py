@@ -1,7 +1,7 @@
-"""Volumes of the training grid as layers: scale, axes and colours that all of them share."""
+"""Volumes of the training grid or of a scan as layers: their scale, axes and colours."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from napari.components.overlays import BrushCircleOverlay
@@ -10,8 +10,8 @@ from napari.utils.colormaps import DirectLabelColormap
 from napari.viewer import Viewer
 from numpy.typing import NDArray
 
+from napari_jrss.geometry import Triple
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.transform import TrainingGrid
 
 AXES = ("z", "y", "x")
 
@@ -41,20 +41,29 @@ class LayerSet:
             self._names[kind] = layer.name
 
 
-def placement(grid: TrainingGrid) -> dict[str, Any]:
-    """What places a volume (z, y, x) of the training grid in the world, in millimetres."""
+class Grid(Protocol):
+    """Something whose voxels have a size: the training grid, or a scan."""
+
+    @property
+    def spacing_mm(self) -> Triple:
+        """Voxel size (z, y, x)."""
+        ...
+
+
+def placement(grid: Grid) -> dict[str, Any]:
+    """What places a volume (z, y, x) of a grid in the world, in millimetres."""
     return {"scale": grid.spacing_mm, "units": ("mm", "mm", "mm"), "axis_labels": AXES}
 
 
-def image_layer(array: NDArray[Any], grid: TrainingGrid, name: str, **options: Any) -> Image:
-    """An image of the training grid as a layer."""
+def image_layer(array: NDArray[Any], grid: Grid, name: str, **options: Any) -> Image:
+    """An image of a grid as a layer."""
     return Image(array, name=name, **placement(grid), **options)
 
 
 def labels_layer(
-    array: NDArray[Any], grid: TrainingGrid, table: LabelTable, name: str, **options: Any
+    array: NDArray[Any], grid: Grid, table: LabelTable, name: str, **options: Any
 ) -> Labels:
-    """Class indices of the training grid as a layer with the structures' names and colours."""
+    """Class indices of a grid as a layer with the structures' names and colours."""
     return Labels(array, name=name, **look_of(table), **placement(grid), **options)
 
 

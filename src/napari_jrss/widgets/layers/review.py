@@ -1,6 +1,6 @@
 """The layers of the case under review, from the scan to the label that is painted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,9 @@ from napari.layers import Labels, Layer
 from napari.utils.colormaps import Colormap
 from napari.viewer import Viewer
 
-from napari_jrss.app.review.editor import Edit
+from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.geometry import linear_and_shift
 from napari_jrss.labels import LabelTable
 from napari_jrss.widgets.layers.common import (
     LayerSet,
@@ -37,15 +38,16 @@ class ReviewLayers(LayerSet):
     person removed comes back with the next case. Overlays get their voxels once they are seen.
 
     `keys` says what keys do while one of these layers is selected. `painted` is called after
-    each stroke, `chosen` with the index of a structure that is chosen for painting, and `seen`
-    with the kind of an overlay that is shown or hidden, from wherever, and whether it is shown.
+    each stroke, with the box that holds it if it is known, `chosen` with the index of a structure
+    that is chosen for painting, and `seen` with the kind of an overlay that is shown or hidden,
+    from wherever, and whether it is shown.
     """
 
     def __init__(
         self,
         viewer: Viewer,
         keys: dict[str, Callable[[], object]],
-        painted: Callable[[], None],
+        painted: Callable[[Box | None], None],
         chosen: Callable[[int], None],
         seen: Callable[[str, bool], None],
     ) -> None:
@@ -66,27 +68,29 @@ class ReviewLayers(LayerSet):
 
     def show(self, case: OpenCase, read_only: bool) -> None:
         """Put a case in the place of the one before."""
-        fresh = self.layer(IMAGE) is None
+        image, before = self.layer(IMAGE), self._case
+        fresh = image is None
         self._case = case
-        limits = np.percentile(case.image[::4, ::4, ::4], (0.5, 99.8))
-        low, high = float(limits[0]), float(max(limits[1], limits[0] + 1e-3))
-        image = self.layer(IMAGE)
         if image is None:
             image = image_layer(
-                case.image, case.grid, case.case_id, contrast_limits=(low, high), colormap="gray"
+                case.image, case, case.case_id, contrast_limits=case.limits, colormap="gray"
             )
             self._add(IMAGE, image)
         else:
             image.data = case.image
-            image.contrast_limits = (low, high)
+            image.scale = case.spacing_mm
+            image.contrast_limits = case.limits
             self._rename(IMAGE, case.case_id)
-        image.contrast_limits_range = (float(case.image.min()), float(case.image.max()))
+        image.contrast_limits_range = case.extremes
         for kind in OVERLAYS:
-            if (layer := self.layer(kind)) is not None and case.prediction is None:
-                layer.visible = False
+            if (layer := self.layer(kind)) is not None:
+                if case.prediction is None:
+                    layer.visible = False
+                self._place(case, kind, layer)
         self._show_label(case, read_only)
         self.recolour(case)
-        if fresh:
+        # Scans of one frame are looked at in the same place, one after the other.
+        if fresh or before is None or not np.allclose(_extent(before), _extent(case)):
             show_axially(self._viewer.dims, case.image.shape)
             self._viewer.reset_view()
 
@@ -144,11 +148,12 @@ class ReviewLayers(LayerSet):
             layer.visible = visible
 
     def look_at(self, at: tuple[int, int, int]) -> None:
-        """Bring a voxel (z, y, x) to the middle of the view."""
-        image = self.layer(IMAGE) or self.label
-        if image is None:
+        """Bring a voxel (z, y, x) of the training grid to the middle of the view."""
+        case, image = self._case, self.layer(IMAGE) or self.label
+        if image is None or case is None:
             return
-        world = np.asarray(image.data_to_world(at))
+        linear, shift = linear_and_shift(case.transform.grid_to_scan)
+        world = np.asarray(image.data_to_world(linear @ at + shift))
         self._viewer.dims.point = tuple(world)
         centre = np.array(self._viewer.scene.camera.center)
         displayed = list(self._viewer.dims.displayed)
@@ -166,7 +171,7 @@ class ReviewLayers(LayerSet):
     def _show_label(self, case: OpenCase, read_only: bool) -> None:
         label = self.label
         if label is None:
-            label = labels_layer(case.editor.label, case.grid, case.table, LABEL, opacity=0.6)
+            label = labels_layer(case.editor.label, case, case.table, LABEL, opacity=0.6)
             self._add(LABEL, label)
             label.events.paint.connect(self._stroke)
             label.events.data.connect(self._replaced)
@@ -177,6 +182,7 @@ class ReviewLayers(LayerSet):
             # voxels into the next.
             label.editable = False
             label.data = case.editor.label
+            label.scale = case.spacing_mm
             label.editable = True
             label.mode = mode
         label.editable = not read_only
@@ -185,14 +191,14 @@ class ReviewLayers(LayerSet):
     def _add_overlay(self, case: OpenCase, kind: str) -> None:
         """A hidden layer without voxels of its own, below the label and above the scan."""
         if kind in (PSEUDO, ABOVE):
-            nothing = np.broadcast_to(np.zeros((), np.uint8), case.image.shape)
-            layer = labels_layer(nothing, case.grid, case.table, kind, opacity=0.5, visible=False)
+            nothing = np.zeros((1, 1, 1), np.uint8)
+            layer = labels_layer(nothing, case, case.table, kind, opacity=0.5, visible=False)
             layer.editable = False
         else:
             colours: Any = "viridis" if kind == CONFIDENCE else _HEAT
             layer = image_layer(
-                np.broadcast_to(np.zeros((), np.float32), case.image.shape),
-                case.grid,
+                np.zeros((1, 1, 1), np.float32),
+                case,
                 kind,
                 contrast_limits=(0, 1),
                 blending="translucent",
@@ -200,9 +206,18 @@ class ReviewLayers(LayerSet):
                 colormap=colours,
                 opacity=0.5 if kind == CONFIDENCE else 1.0,
             )
+        self._place(case, kind, layer)
         label = self.label
         self._add(kind, layer, None if label is None else self._viewer.layers.index(label))
         layer.events.visible.connect(lambda event: self._shown(kind))
+
+    def _place(self, case: OpenCase, kind: str, layer: Layer) -> None:
+        """Put an overlay where the case's training grid lies, without voxels of its own."""
+        where = case.grid_placement
+        shape = case.image.shape if where is None else case.grid.shape
+        dtype = np.uint8 if kind in (PSEUDO, ABOVE) else np.float32
+        layer.data = np.broadcast_to(np.zeros((), dtype), shape)
+        layer.scale, layer.translate = where or (case.spacing_mm, (0, 0, 0))
 
     def _shown(self, kind: str) -> None:
         self._fill(kind)
@@ -219,18 +234,21 @@ class ReviewLayers(LayerSet):
         self._stale.remove(kind)
         prediction = case.prediction
         if kind == PSEUDO:
-            layer.data = prediction.label
+            layer.data = case.shown(prediction.label)
         elif kind == CONFIDENCE:
-            layer.data = prediction.confidence.astype(np.float32)
+            layer.data = case.shown(prediction.confidence.astype(np.float32))
         elif kind == UNCERTAINTY and prediction.uncertainty is not None:
             doubt = prediction.uncertainty.astype(np.float32)
-            layer.data = doubt
+            layer.data = case.shown(doubt)
             highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
             layer.contrast_limits = (0, max(highest, 1e-3))
         elif kind == ABOVE and case.screening is not None and case.screened is not None:
             if not layer.data.flags.writeable:
-                layer.data = np.zeros(case.image.shape, np.uint8)
-            case.screening.target(case.screened.tau, out=layer.data)
+                layer.data = np.zeros(layer.data.shape, np.uint8)
+            if case.grid_placement is not None:
+                case.screening.target(case.screened.tau, out=layer.data)
+            else:
+                case.shown(case.screening.target(case.screened.tau), out=layer.data)
             layer.refresh()
 
     def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
@@ -245,8 +263,9 @@ class ReviewLayers(LayerSet):
         if selected is not None and selected in self._viewer.layers:
             self._viewer.layers.selection.active = selected
 
-    def _stroke(self, event: object) -> None:
-        self._painted()
+    def _stroke(self, event: Any) -> None:
+        boxes = [getattr(change, "slice_key", None) for change in event.value]
+        self._painted(_around(boxes))
 
     def _choose(self, event: object) -> None:
         if self.label is not None:
@@ -259,5 +278,26 @@ class ReviewLayers(LayerSet):
             return
         if label.data.shape == case.editor.label.shape:
             np.copyto(case.editor.label, label.data, casting="unsafe")
-            self._painted()
+            self._painted(None)
         label.data = case.editor.label
+
+
+def _extent(case: OpenCase) -> list[float]:
+    """Voxels and voxel size (z, y, x) of a case."""
+    return [*case.image.shape, *case.spacing_mm]
+
+
+def _around(boxes: Sequence[Any]) -> Box | None:
+    """The box around several; None where one isn't known."""
+    if not boxes or not all(_is_box(box) for box in boxes):
+        return None
+    sides = zip(*boxes, strict=True)
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, tuple)
+        and len(box) == 3
+        and all(isinstance(s, slice) and s.start is not None and s.stop is not None for s in box)
+    )

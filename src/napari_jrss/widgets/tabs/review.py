@@ -9,7 +9,7 @@ from superqt.utils import qthrottled
 
 from napari_jrss.app.author import known_author, remember_author
 from napari_jrss.app.pairs.registering import RegistrationReport
-from napari_jrss.app.review.editor import Edit
+from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase, draft_in_words
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
@@ -207,11 +207,11 @@ class ReviewTab(Tab):
     def _structure_chosen(self, index: int) -> None:
         self.table.choose(index)
 
-    def _painted(self) -> None:
+    def _painted(self, within: Box | None = None) -> None:
         case = self._review.case
         if case is None:
             return
-        edit = case.editor.sync()
+        edit = case.editor.sync(within=within)
         if edit is not None and not edit.shown:
             self._workspace.notified.emit(
                 "An accepted structure stays as it is; remove its tick to paint on it"
