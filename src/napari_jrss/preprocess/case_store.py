@@ -267,7 +267,7 @@ def labels_on_disk(path: Path) -> set[str]:
 
 def fingerprint(array: NDArray[np.generic]) -> str:
     """SHA-256 (hexadecimal) of an array's voxels in C order."""
-    return sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def read_image(path: Path) -> NDArray[np.float32]:

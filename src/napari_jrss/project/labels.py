@@ -303,8 +303,8 @@ class ProjectLabels(ProjectCases):
                 transform = about.transform
                 voxels = np.broadcast_to(np.False_, transform.source_shape)
                 scan = Volume(voxels, np.array(transform.source_affine), header=transform.header)
-                label = on_grid_of(scan, read_classes(source, self.table))
-                return transform.turn_to_scan(label.array), True
+                found = on_grid_of(scan, read_classes(source, self.table))
+                return transform.turn_to_scan(found.array), True
         except (OSError, ScanError) as error:
             _logger.warning("label %s of %s: %s", label.version, case_id, error)
         return about.transform.label_to_scan(array), False

@@ -61,7 +61,7 @@ def ingest(where: Where) -> None:
 def paint(where: Where) -> None:
     """Corrections of case0, never accepted."""
     with Project.open(where.project) as project:
-        label = project.label("case0")
+        label = project.scan_label("case0")
         corrections = Corrections(project, "case0", "version:v0001", label.copy(), "Ada")
         for i in range(4):
             label.flat[[2 * i, 2 * i + 1]] = 2
@@ -78,7 +78,7 @@ def accept(where: Where) -> None:
         if found is not None:
             corrections, label = Corrections.resume(project, found), found.label
         else:
-            label = project.label("case0")
+            label = project.scan_label("case0")
             corrections = Corrections(project, "case0", "version:v0001", label.copy(), "Ada")
         label[0, 0, :6] = 2
         corrections.save({0: label[0]})
@@ -246,7 +246,8 @@ def _restore(where: Where) -> str:
 
 def _corrections(where: Where) -> str:
     with Project.open(where.project) as project:
-        base = np.random.default_rng(1).integers(0, 3, project.grid.shape)
+        shape = project.attributes("case1").transform.scan_shape
+        base = np.random.default_rng(1).integers(0, 3, shape)
         corrections = Corrections(project, "case1", "blank", base, "Ada")
         try:
             corrections.save(dict(enumerate(base // 2)))

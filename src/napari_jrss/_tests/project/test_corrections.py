@@ -29,11 +29,11 @@ from .former import FORMAT, former_file, record, write_former_file
 @pytest.fixture
 def corrections(project: Project) -> Corrections:
     """Corrections of case0 begun from its imported label."""
-    return Corrections(project, "case0", "version:v0001", project.label("case0"), "Ada")
+    return Corrections(project, "case0", "version:v0001", project.scan_label("case0"), "Ada")
 
 
 def painted(project: Project, *strokes: tuple[list[int], int]) -> np.ndarray:
-    label = project.label("case0", "v0001")
+    label = project.scan_label("case0", "v0001")
     for indices, value in strokes:
         label.flat[indices] = value
     return label
@@ -52,7 +52,7 @@ def test_what_is_saved_is_recovered(project: Project, corrections: Corrections) 
     corrections.save({}, seconds=8.5)
     found = recover(project, "case0")
     np.testing.assert_array_equal(found.label, label)
-    np.testing.assert_array_equal(found.base, project.label("case0"))
+    np.testing.assert_array_equal(found.base, project.scan_label("case0"))
     assert (found.info.draft, found.info.author) == ("version:v0001", "Ada")
     assert (found.info.seconds, found.voxels_changed) == (8.5, 4)
     assert found.info.started <= found.info.last_change
@@ -73,12 +73,12 @@ def test_accepted_structures_are_kept_without_a_change(
         corrections.save({}, accepted={0})
     (entry,) = unsaved(project)
     assert (entry.voxels_changed, entry.accepted) == (0, {2})
-    second = Corrections(project, "case0", "blank", project.label("case0"), "Grace")
+    second = Corrections(project, "case0", "blank", project.scan_label("case0"), "Grace")
     with pytest.raises(ProjectError, match="recover or discard"):
         second.save({}, accepted={1})
     found = recover(project, "case0")
     assert found.info.accepted == {2}
-    Corrections.resume(project, found).accept(project.label("case0"))
+    Corrections.resume(project, found).accept(project.scan_label("case0"))
     assert unsaved(project) == []
 
 
@@ -108,7 +108,7 @@ def test_accepting_makes_a_version_and_removes_the_file(
     last = project.label_versions("case0")[-1]
     assert (last.status, last.author, last.draft) == (Status.CORRECTED, "Ada", "version:v0001")
     assert (last.voxels_changed, last.seconds) == (3, 61.2)
-    np.testing.assert_array_equal(project.label("case0"), label)
+    np.testing.assert_array_equal(project.scan_label("case0"), label)
 
     Corrections(project, "case0", "round:0", label, "Ada").accept(label, "Grace", 5.0)
     last = project.label_versions("case0")[-1]
@@ -154,7 +154,7 @@ def test_corrections_whose_label_is_in_the_ledger_are_not_offered(
 def test_later_corrections_wait_until_the_earlier_ones_are_settled(
     project: Project, corrections: Corrections
 ) -> None:
-    base, label = project.label("case0"), painted(project, ([0], 2))
+    base, label = project.scan_label("case0"), painted(project, ([0], 2))
     saved(corrections, base)
     again = Corrections(project, "case0", "version:v0001", base, "Ada")
     saved(again, label, seconds=12.0)  # nothing was lost
@@ -176,7 +176,7 @@ def test_later_corrections_wait_until_the_earlier_ones_are_settled(
 
 
 def test_what_cannot_be_painted_is_refused(project: Project, corrections: Corrections) -> None:
-    base = project.label("case0")
+    base = project.scan_label("case0")
     for slices in (
         *({len(base): base[0]}, {-1: base[0]}, {0: base[0][1:]}, {0: base[0] + 3}),
         *({0: base[0].astype(int) - 5}, {0: base[0] * 0.5}),
@@ -199,7 +199,7 @@ def test_what_cannot_be_painted_is_refused(project: Project, corrections: Correc
 
 def test_a_project_open_read_only_can_look_but_not_save(project_path: Path) -> None:
     with Project.open(project_path) as project:
-        label = project.label("case0")
+        label = project.scan_label("case0")
         saved(Corrections(project, "case0", "blank", label, "Ada"), 0 * label)
     with Project.open(project_path, read_only=True) as project:
         found = recover(project, "case0")
@@ -218,7 +218,7 @@ def test_a_link_is_not_followed(project: Project, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (project.path / "journal").symlink_to(tmp_path / "outside")
     with pytest.raises(ProjectError, match="a symbolic link"):
-        Corrections(project, "case0", "blank", project.label("case0"), "Ada")
+        Corrections(project, "case0", "blank", project.scan_label("case0"), "Ada")
     with pytest.raises(ProjectError, match="a symbolic link"):
         unsaved(project)
 
@@ -230,7 +230,7 @@ def test_a_link_is_not_followed(project: Project, tmp_path: Path) -> None:
 def with_corrections(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(shutil.copytree(made_once, tmp_path_factory.mktemp("corrected") / "a.jrss"))
     with Project.open(path) as project:
-        label = project.label("case0")
+        label = project.scan_label("case0")
         corrections = Corrections(project, "case0", "blank", label, "Ada")
         for _ in range(3):
             label = (label + 1) % 3
@@ -272,7 +272,7 @@ def test_a_damaged_file_is_read_or_named(data: st.DataObject, reader: Project) -
             (entry,) = unsaved(reader)
             assert "case0.sqlite" in entry.problem
         else:
-            assert label.shape == reader.grid.shape
+            assert label.shape == reader.attributes("case0").transform.scan_shape
             assert label.max() <= 2
     finally:
         path.write_bytes(whole)
@@ -293,7 +293,7 @@ def test_a_file_that_was_cut_is_named(reader: Project) -> None:
 def test_a_file_of_a_newer_version_is_told_from_a_damaged_one(
     project: Project, corrections: Corrections
 ) -> None:
-    saved(corrections, 0 * project.label("case0"))
+    saved(corrections, 0 * project.scan_label("case0"))
     path = project.corrections_path("case0")
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 9")
@@ -305,7 +305,7 @@ def test_a_file_of_a_newer_version_is_told_from_a_damaged_one(
 
 
 def test_a_file_in_the_wrong_place_is_named(project: Project, corrections: Corrections) -> None:
-    saved(corrections, 0 * project.label("case0"))
+    saved(corrections, 0 * project.scan_label("case0"))
     project.corrections_path("case0").rename(project.corrections_path("case1"))
     (project.path / "journal" / "gone.sqlite").write_bytes(b"?")
     (project.path / "journal" / "note.txt").write_text("not ours")
@@ -313,13 +313,16 @@ def test_a_file_in_the_wrong_place_is_named(project: Project, corrections: Corre
     assert set(problems) == {"case1", "gone"}
     assert "of another case, 'case0'" in problems["case1"]
     assert "gone.sqlite" in problems["gone"]
-    label = project.label("case1")
+    label = project.scan_label("case1")
     with pytest.raises(ProjectError, match="of another case"):
         saved(Corrections(project, "case1", "blank", label, "Ada"), label)
     assert len(list((project.path / "journal").iterdir())) == 3
 
 
 # -- the format that came before
+
+
+INSIDE = 8 * 16 * 16 + 8 * 16 + 8  # a voxel of the training grid that the scan covers
 
 
 def former(project: Project, *records: bytes) -> bytes:
@@ -330,16 +333,23 @@ def former(project: Project, *records: bytes) -> bytes:
 def test_a_file_of_the_former_format_is_recovered_and_goes_on_in_the_new_one(
     project: Project,
 ) -> None:
-    records = (record(1.7e9, 2.5, [0, 1], b"\2\1"), record(1.7e9 + 60, 9.5, [1], b"\2", {2, 1}))
+    pair = [INSIDE, INSIDE + 1]
+    records = (
+        record(1.7e9, 2.5, pair, b"\2\1"),
+        record(1.7e9 + 60, 9.5, pair[1:], b"\2", {2, 1}),
+    )
     path = write_former_file(project.path, "case0", former(project, *records))
-    label = painted(project, ([0, 1], 2))
+    base, drawn = project.scan_label("case0"), project.label("case0")
+    drawn.flat[pair] = 2
+    label = project.attributes("case0").transform.paint(base, project.label("case0"), drawn)
     (entry,) = unsaved(project)
-    changed = np.count_nonzero(label != project.label("case0"))
+    changed = np.count_nonzero(label != base)
+    assert changed > 0
     assert (entry.author, entry.voxels_changed, entry.accepted) == ("Ada", changed, {1, 2})
     assert entry.last_change == "2023-11-14T22:14:20+00:00"
     found = recover(project, "case0")
     np.testing.assert_array_equal(found.label, label)
-    np.testing.assert_array_equal(found.base, project.label("case0"))
+    np.testing.assert_array_equal(found.base, base)
     assert (found.info.draft, found.info.seconds) == ("version:v0001", 9.5)
     with pytest.raises(ProjectError, match="recover or discard"):
         Corrections(project, "case0", "blank", label, "Grace").save({0: label[0]})
@@ -354,7 +364,7 @@ def test_a_file_of_the_former_format_is_recovered_and_goes_on_in_the_new_one(
 
 def test_every_cut_of_a_former_file_is_read_up_to_the_last_whole_record(project: Project) -> None:
     blank = np.zeros(project.grid.shape, np.uint8)
-    records = [record(1.7e9 + i, i, [i], b"\2") for i in range(3)]
+    records = [record(1.7e9 + i, i, [INSIDE + i], b"\2") for i in range(3)]
     whole = former_file("case0", "blank", blank, "Ada", 3, *records)
     reached = set()
     for end in range(len(whole) + 1):
@@ -364,7 +374,7 @@ def test_every_cut_of_a_former_file_is_read_up_to_the_last_whole_record(project:
             assert reached == set()
         else:
             count = int(np.count_nonzero(label))
-            assert (label.flat[:count] == 2).all()
+            assert (label[label > 0] == 2).all()
             reached.add(count)
     assert reached == {0, 1, 2, 3}
 
@@ -400,7 +410,7 @@ PAINTER = """
     from napari_jrss.project.project import (Project)
 
     project = Project.open(sys.argv[1])
-    label = np.zeros(project.grid.shape, np.uint8)
+    label = np.zeros(project.attributes("case0").transform.scan_shape, np.uint8)
     corrections = Corrections(project, "case0", "blank", label.copy(), "Ada")
     for i in range(label.size):
         label.flat[i] = 2
@@ -447,7 +457,7 @@ FULL = """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     project = Project.open(sys.argv[1])
     rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, project.grid.shape).astype(np.uint8)
+    label = rng.integers(0, 3, project.attributes("case0").transform.scan_shape).astype(np.uint8)
     corrections = Corrections(project, "case0", "blank", label.copy(), "Ada")
     label[0, 0, :2] = 2
     corrections.save({0: label[0]})

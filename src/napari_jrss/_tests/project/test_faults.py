@@ -339,7 +339,7 @@ def test_a_disk_that_becomes_read_only_under_way_is_told(
 ) -> None:
     path = Path(shutil.copytree(small, disk / "brain.jrss"))
     with Project.open(path) as project:
-        label = project.label("case0")
+        label, scan = project.label("case0"), project.scan_label("case0")
         # Files that are open to be written stand in the way of an ordinary remount.
         freeze = ["mount", "-o", "remount,ro,bind", str(disk), str(disk)]
         subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
@@ -348,7 +348,7 @@ def test_a_disk_that_becomes_read_only_under_way_is_told(
             for change in (
                 lambda: project.add_label_version("case0", label, "Ada"),
                 lambda: project.restore("case0", "v0001", "Ada"),
-                lambda: Corrections(project, "case0", "blank", label, "Ada").save({0: label[0]}),
+                lambda: Corrections(project, "case0", "blank", scan, "Ada").save({0: scan[0]}),
                 lambda: project.start_round(None, "{}", {}),
             ):
                 with pytest.raises(ProjectError, match=r"Read-only file system|readonly"):
@@ -363,14 +363,14 @@ def test_a_disk_that_becomes_read_only_under_way_is_told(
 def test_a_disk_that_is_gone_is_told(small: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(small, tmp_path / "brain.jrss"))
     with Project.open(path) as project:
-        label = project.label("case0")
+        label, scan = project.label("case0"), project.scan_label("case0")
         path.rename(tmp_path / "elsewhere")
         for call in (
             lambda: project.label("case0"),
             lambda: project.add_label_version("case0", label, "Ada"),
             lambda: project.reject("case0", "Ada"),
             lambda: project.start_round(None, "{}", {}),
-            lambda: Corrections(project, "case0", "blank", label, "Ada").save({0: label[0]}),
+            lambda: Corrections(project, "case0", "blank", scan, "Ada").save({0: scan[0]}),
             lambda: list(project.add_cases([FoundCase("new", tmp_path / "new.nii.gz")])),
         ):
             with pytest.raises(ValueError, match=r"brain\.jrss") as caught:

@@ -320,13 +320,15 @@ def test_labels_that_do_not_fit_are_refused(project: Project) -> None:
 
 
 def test_a_damaged_label_is_noticed(project: Project) -> None:
-    path = project.case_path("case0")
-    store.read_label(path, "v0001")  # readable
-    other = project.case_path("case1") / "labels" / "v0001"
-    shutil.rmtree(path / "labels" / "v0001")
-    shutil.copytree(other, path / "labels" / "v0001")
-    with pytest.raises(ProjectError, match=r"case0.*damaged"):
-        project.label("case0")
+    path, other = project.case_path("case0"), project.case_path("case1")
+    before = project.label("case0")
+    for part in ("labels", "scan"):
+        np.testing.assert_array_equal(project.label("case0"), before)  # of the one that is left
+        shutil.rmtree(path / part / "v0001")
+        shutil.copytree(other / part / "v0001", path / part / "v0001")
+    for read in (project.label, project.scan_label):
+        with pytest.raises(ProjectError, match=r"case0.*damaged"):
+            read("case0")
 
 
 def test_rejecting_a_pseudo_label_leaves_a_persons_label(project: Project) -> None:
