@@ -204,8 +204,8 @@ class JointConfig(_Settings):
     """An epoch has K samples, K being the number of training cases."""
     minimum_steps: int = Field(0, ge=0, title="Student steps per round, at least")
     """A round takes at least this many steps, however few cases there are."""
-    learning_rate: float | None = Field(None, gt=0, title="Student's learning rate")
-    """None: that of the pre-training."""
+    learning_rate: float = Field(0.0, ge=0, title="Student's learning rate")
+    """0: that of the pre-training."""
     registration_augmentation: Probability = Field(0.0, title="Labelled scans that are deformed")
     """For perturbed students: fraction of the labelled scans that are warped towards an
     unlabelled scan, with their labels, along a part of the field between the two."""

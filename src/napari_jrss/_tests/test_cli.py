@@ -417,11 +417,12 @@ def test_a_project_of_which_nothing_came_is_not_left_behind(cohort: Path, tmp_pa
     scans = ["--images", cohort / "images", "--labels", cohort / "labels"]
     assert "no case 'nope'" in mistake("init", project, *scans, "--reference", "nope")
     assert not project.exists()
-    empty = tmp_path / "labels"
-    empty.mkdir()
+    flats = tmp_path / "flat"
+    flats.mkdir()
     for image in (cohort / "images").iterdir():
-        nib.save(nib.Nifti1Image(np.zeros((16, 24, 16), np.uint8), np.eye(4)), empty / image.name)
-    wrong = ["--images", cohort / "images", "--labels", empty, "--groups", cohort / "groups.csv"]
+        flat = np.ones((16, 24, 16), np.float32)
+        nib.save(nib.Nifti1Image(flat, nib.load(image).affine), flats / image.name)
+    wrong = ["--images", flats, "--labels", cohort / "labels", "--groups", cohort / "groups.csv"]
     assert "none of 8 scans could be used" in mistake("init", project, *wrong)
     assert not project.exists()
     run("init", project, *scans)

@@ -18,7 +18,12 @@ PROTOCOL = {
     "settings": {
         "segmentation": {"minimum_steps": 20},
         "registration": {"minimum_steps": 5},
-        "joint": {"segmentation_epochs": 1, "registration_epochs": 1, "minimum_steps": 1},
+        "joint": {
+            "student": "registered",  # which changes its teacher in every round
+            "segmentation_epochs": 1,
+            "registration_epochs": 1,
+            "minimum_steps": 1,
+        },
         "screening": {"tau": 0.3, "learned_gate": False},
     },
     "joint_rounds": 2,

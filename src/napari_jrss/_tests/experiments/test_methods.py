@@ -54,7 +54,7 @@ def settings(**registration: object) -> TrainingConfig:
     values = preset("smoke").model_dump() | {"validation_interval": 100}
     values["segmentation"] |= {"minimum_steps": 80}
     values["registration"] |= {"minimum_steps": 60} | registration
-    values["joint"] |= {"segmentation_epochs": 3, "registration_epochs": 6, "minimum_steps": 1}
+    values["joint"] |= {"segmentation_epochs": 3, "registration_epochs": 6, "minimum_steps": 120}
     values["screening"] |= {"tau": 0.3}
     return TrainingConfig.model_validate(values)
 

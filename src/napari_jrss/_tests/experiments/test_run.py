@@ -43,7 +43,7 @@ def test_a_run_says_what_it_was_and_where(experiment: Experiment) -> None:
     out, _ = experiment
     about = json.loads((out / "runs" / "jrss-n2-seed0" / "run.json").read_text())
     assert about["config"]["screening"]["tau"] == 0.3
-    assert about["parameters"] == {"segmentation": 226_529, "registration": 251_213}
+    assert about["parameters"] == {"segmentation": 321_635, "registration": 251_213}
     assert {"torch", "napari-jrss", "python"} <= about["versions"].keys()
     assert about["machine"]["threads"] >= 1
     cases = about["cases"]

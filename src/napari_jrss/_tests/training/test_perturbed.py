@@ -95,7 +95,7 @@ def test_agreement_gets_its_weight_slowly() -> None:
     this.steps = 100
     losses = {step: this.losses(step, np.random.default_rng(0)) for step in (0, 14, 29, 99)}
     weight = {
-        step: float((each["total"] - each["manual"]) / each["agreement"])
+        step: float(((each["total"] - each["manual"]) / each["agreement"]).detach())
         for step, each in losses.items()
     }
     assert weight == pytest.approx({0: 0.5 / 30, 14: 0.25, 29: 0.5, 99: 0.5}, rel=1e-3)
