@@ -186,10 +186,10 @@ def test_what_cannot_be_painted_is_refused(project: Project, corrections: Correc
     assert unsaved(project) == []
     for arguments, message in (
         (("case9", "blank", base, "Ada"), "no case 'case9'"),
-        (("../x", "blank", base, "Ada"), "case id"),
+        (("../x", "blank", base, "Ada"), r"no case '\.\./x'"),
         (("case1", "my head", base, "Ada"), "is no draft"),
         (("case1", "blank", base, " "), "author"),
-        (("case1", "blank", base[1:], "Ada"), "training grid"),
+        (("case1", "blank", base[1:], "Ada"), "the scan has"),
         (("case1", "blank", base + 2, "Ada"), "has class"),
     ):
         with pytest.raises(ProjectError, match=message):

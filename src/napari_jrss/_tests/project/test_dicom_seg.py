@@ -69,7 +69,9 @@ def test_a_segmentation_is_the_label_again(tmp_path: Path, kind: str) -> None:
     made = [enhanced(body(), affine)] if kind == "enhanced" else slices(body(), affine)
     series = series_at(save(tmp_path / "in", made))
     label = block_label()
-    content = segmentation_bytes(label, chain_of(series), TABLE, series, "out.dcm", "SEMIAUTOMATIC")
+    chain = chain_of(series)
+    turned = chain.turn_to_scan(label)
+    content = segmentation_bytes(turned, chain, TABLE, series, "out.dcm", "SEMIAUTOMATIC")
     seg = hd.seg.segread(BytesIO(content))
     np.testing.assert_array_equal(by_source(seg, series), label)
     if kind != "tilted":  # highdicom's volumes have right angles

@@ -94,7 +94,7 @@ def walk(
     assert "teacher of round 1" in dock._heading.text()
     assert dock.rounds.table.rowCount() == 2
     project = dock.session.workspace.open_project
-    np.testing.assert_array_equal(project.label(case_id), painted)
+    np.testing.assert_array_equal(project.scan_label(case_id), painted)
     assert project.case(case_id).status is Status.CORRECTED
     version = project.label_versions(case_id)[-1].version
     assert project.snapshot(1).label_versions[case_id] == version
