@@ -53,6 +53,9 @@ class PreprocessingConfig(_Settings):
     )
     """Lower and upper percentile to which intensities are clipped, before each image is scaled
     to mean 0 and standard deviation 1. None: they are not clipped."""
+    clip_values: tuple[float, float] | None = Field(None, title="Clip intensities (values)")
+    """Lowest and highest intensity in the scans' own unit, such as HU. They are clipped to these,
+    and all scans are scaled alike: the middle becomes 0, and the two become -2 and 2."""
 
     @model_validator(mode="after")
     def _sensible(self) -> PreprocessingConfig:
@@ -64,6 +67,11 @@ class PreprocessingConfig(_Settings):
             low, high = self.clip_percentiles
             if not 0 <= low < high <= 100:
                 raise ValueError("clip_percentiles must satisfy 0 <= low < high <= 100")
+        if self.clip_values is not None:
+            if self.clip_percentiles is not None:
+                raise ValueError("give clip_values or clip_percentiles, not both")
+            if not self.clip_values[0] < self.clip_values[1]:
+                raise ValueError("clip_values must rise")
         if self.resize and self.shape is None:
             raise ValueError("resize needs a shape")
         return self

@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 from typing import Self, TypeVar
 
 from napari_jrss.errors import EXPECTED, JRSSError, one_line
@@ -36,11 +37,7 @@ _POLL_S = 0.05
 _TAIL_BYTES = 2000  # of what a failed child printed; they go to the log
 _GRACE_S = 0.4
 _DIED = "its process died; most likely there was too little memory"
-_NOT_STARTED = (
-    "no worker process can start: a script must make its calls below "
-    '`if __name__ == "__main__":`, since each process imports the script; else there is too '
-    "little memory"
-)
+_NOT_STARTED = "no worker process can start; most likely there is too little memory"
 _START = "import sys; from napari_jrss import processes; processes._run_child(*sys.argv[1:])"
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -323,9 +320,13 @@ class _Worker:
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin)
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
+        # Without this the process would import the program's script, and do all that it does: a
+        # script that opens a window would open one for each worker.
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             self.pid = self.pool.submit(os.getpid)
         finally:
+            sys.modules["__main__"] = script
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

@@ -351,6 +351,29 @@ def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_p
     assert report["rounds"][-1]["parent"] is None
 
 
+def test_what_can_not_end_is_not_begun_and_a_plan_helps(cohort: Path, tmp_path: Path) -> None:
+    """A grid of half a million voxels, and so many steps that they take years."""
+    project, years = tmp_path / "p.jrss", tmp_path / "years.json"
+    made = run(
+        *("init", project, "--images", cohort / "images", "--labels", cohort / "labels"),
+        *("--shape", 80, 80, 80, "--plan", "fine"),
+    )
+    assert "plan fine: 4 mm, 80 x 80 x 80 voxels" in made.stdout
+    years.write_text(json.dumps({"segmentation": {"minimum_steps": 10**9}}))
+    told = mistake("train", project, "--rounds", 0, "--config", years)
+    assert re.search(r"won't end well: about \d+ days.*plan PROJECT --use quick", told)
+    assert not (project / "rounds").exists() or not any((project / "rounds").iterdir())
+
+    shown = json.loads(run("plan", project, "--spacing", 8, 8, 8, "--json").stdout)
+    assert list(shown) == ["quick", "balanced", "fine"]
+    assert shown["quick"]["shape"] == [80, 80, 80]  # was given, so it stays
+    changed = run(*("plan", project, "--use", "quick", "--spacing", 8, 8, 8, "--author", "Ada"))
+    assert "plan quick: 8 mm" in changed.stdout
+    assert "training grid 80 x 80 x 80 voxels of 8 x 8 x 8 mm" in run("status", project).stdout
+    assert "Ada" in run("history", project).stdout
+    assert "a budget is such as 20min" in mistake("plan", project, "--budget", "soon")
+
+
 def test_two_processes_train_one_project(cohort: Path, settings: Path, tmp_path: Path) -> None:
     project = tmp_path / "two.jrss"
     run("init", project, "--images", cohort / "images", "--labels", cohort / "labels")

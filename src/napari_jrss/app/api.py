@@ -22,11 +22,16 @@ from napari_jrss.app.pairs.registering import (
     register_sides,
     registration_network,
 )
+from napari_jrss.app.rounds.estimate import check_fits
 from napari_jrss.app.rounds.progress import Progress, words
-from napari_jrss.app.rounds.train import VALIDATION_DICE
-from napari_jrss.app.rounds.train import train as run_rounds
+from napari_jrss.app.rounds.train import (
+    VALIDATION_DICE,
+    InThisProcess,
+    plan_series,
+    run_series,
+)
+from napari_jrss.app.settings import training_config
 from napari_jrss.config import PresetName, TrainingConfig
-from napari_jrss.config import preset as settings_of
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.progress_bar import Bar, long_call, watching
@@ -81,6 +86,7 @@ def train(
     pretrain: bool = False,
     device: str = "auto",
     devices: int = 1,
+    anyway: bool = False,
     cancel: Cancel | None = None,
 ) -> Generator[Event, None, Round | None]:
     """Pre-train both networks where that wasn't done yet, then run joint rounds.
@@ -96,7 +102,8 @@ def train(
     config
         All settings; None: those of `preset`.
     preset
-        ``paper`` (for a GPU), ``fast`` (for a CPU) or ``smoke`` (only shows that all runs).
+        ``paper`` (for a GPU), ``fast`` (for a CPU) or ``smoke`` (only shows that all runs). The
+        project's plan may change some settings of ``fast``.
     rounds
         Joint rounds after the pre-training, or after the current teacher.
     resume
@@ -110,6 +117,8 @@ def train(
     devices
         Number of GPUs or processes. With more than one, Lightning Fabric starts the calling
         program again for each further one, so use the command line for that.
+    anyway
+        Start also what doesn't fit into the memory, or would take more than a week.
     cancel
         Stops the training at its next step once its ``is_set()`` is true, as that of a
         :class:`threading.Event`.
@@ -125,19 +134,17 @@ def train(
         `resume` doesn't say what to do with an interrupted series, or there is none to resume.
     RoundError
         The project has too few labelled cases for what is asked for.
+    WontFitError
+        The memory of the device isn't enough, or the training would take more than a week.
     OutOfMemoryError
         The memory of the device isn't enough.
     """
-    yield from run_rounds(
-        project,
-        settings_of(preset) if config is None else config,
-        rounds,
-        Flag() if cancel is None else cancel,
-        device=device,
-        devices=devices,
-        resume=resume,
-        pretrain=pretrain,
-    )
+    config = config or training_config(preset, plan=project.plan)
+    cancel = cancel or Flag()
+    planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
+    if not anyway:
+        check_fits(project, planned, device, cancel)
+    yield from run_series(project, planned, cancel, InThisProcess(device, devices))
     return project.teacher
 
 

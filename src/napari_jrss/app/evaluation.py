@@ -145,10 +145,20 @@ def evaluate(
             f"{project.path}: an evaluation needs at least two test cases with labels: split the "
             "cases first"
         )
-    finished = [r for r in project.rounds() if r.outcome is RoundOutcome.FINISHED]
+    finished = [
+        r
+        for r in project.rounds()
+        if r.outcome is RoundOutcome.FINISHED and project.of_this_plan(r)
+    ]
     chosen = finished if rounds is None else [project.round(n) for n in rounds]
     if not chosen or any(r.outcome is not RoundOutcome.FINISHED for r in chosen):
         raise ProjectError(f"{project.path}: an evaluation needs a finished round: train first")
+
+    for entry in chosen:
+        if not project.of_this_plan(entry):
+            raise ProjectError(
+                f"{project.path}: round {entry.number} was trained on the grid of another plan"
+            )
 
     names = tuple(project.table.names)
     arrays = CachedArrays(project.image, project.label)

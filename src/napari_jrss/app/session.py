@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from napari_jrss.app.cohort import Cohort
 from napari_jrss.app.pairs.pairs import Pairs
+from napari_jrss.app.planning import change_plan
 from napari_jrss.app.review.review import Review
 from napari_jrss.app.rounds.control import RoundControl
 from napari_jrss.app.runner import BusyError, JobRunner
@@ -20,7 +22,9 @@ from napari_jrss.app.workspace import Workspace
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.layouts import FoundCohort
 from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.plan import Plan
 from napari_jrss.project.importing import ScanRead, read_first_scans
+from napari_jrss.project.plans import CaseMoved
 from napari_jrss.project.project import Project
 
 _FOR_THE_STEP, _FOR_ITS_END = 0.4, 0.6
@@ -65,6 +69,7 @@ class Session:
         cohort: FoundCohort,
         table: LabelTable,
         config: PreprocessingConfig,
+        plan: Plan | None = None,
         workers: int | None = None,
     ) -> None:
         """Make a project, open it, and read the scans in the background.
@@ -79,12 +84,14 @@ class Session:
             The scans, as :func:`~napari_jrss.project.importing.look_into` finds them.
         table, config
             The structures, and how scans reach the training grid.
+        plan
+            Why so, and how it is trained on; it is kept with the project.
         workers
             Processes; None: one per core.
         """
         self.workspace.require_idle()
         self.workspace.require_no_training()
-        project = Project.create(path, table, config)
+        project = Project.create(path, table, config, plan)
         self._replace(project)
 
         def work(cancel: threading.Event) -> Iterator[ScanRead]:
@@ -95,6 +102,34 @@ class Session:
                     self._replace(None)
 
         self.workspace.inference.start(work)
+
+    def change_plan(self, plan: Plan) -> None:
+        """Bring the cases of the open project to the grid of another plan, in the background.
+
+        See :func:`~napari_jrss.app.planning.change_plan`. The case under review is closed first.
+
+        Raises
+        ------
+        ProjectError
+            The project is read-only.
+        BusyError
+            Another job is running.
+        """
+        workspace, project = self.workspace, self.workspace.writable_project
+        workspace.require_idle()
+        workspace.require_no_training()
+        self.cohort.stop()
+        self.review.leave_project()
+        author = workspace.author or None
+
+        def work(cancel: threading.Event) -> Iterator[CaseMoved]:
+            with closing(change_plan.events(project, plan, author)) as events:
+                for event in events:
+                    yield event
+                    if cancel.is_set():
+                        return
+
+        workspace.inference.start(work)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Stop every job and close the project; whether the jobs stopped within `timeout` seconds.

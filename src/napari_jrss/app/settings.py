@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from napari_jrss.config import PresetName, TrainingConfig, preset
 from napari_jrss.errors import JRSSError, ScanError, from_validation
 from napari_jrss.io.text_files import read_json
+from napari_jrss.preprocess.plan import Plan
 
 
 class SettingsError(JRSSError):
@@ -17,14 +18,21 @@ class SettingsError(JRSSError):
 
 
 def training_config(
-    name: PresetName, changes: Path | None = None, *, seed: int = 0, tau: float | None = None
+    name: PresetName,
+    changes: Path | None = None,
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+    tau: float | None = None,
 ) -> TrainingConfig:
     """Training settings: a preset with the changes of a JSON file, nested as in TrainingConfig.
 
     Raises a :class:`SettingsError` if the file isn't JSON, or has an unknown setting or an
-    impossible value. Without `tau`, the confidence threshold is that of the preset.
+    impossible value. Without `tau`, the confidence threshold is that of the preset. The preset
+    ``fast`` is as the project's `plan` has it.
     """
-    settings: dict[str, Any] = preset(name).model_dump()
+    start = preset(name) if plan is None or name != "fast" else plan.config()
+    settings: dict[str, Any] = start.model_dump()
     if changes is not None:
         try:
             _merge(settings, read_json(changes))

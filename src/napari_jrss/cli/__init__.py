@@ -25,7 +25,7 @@ app = typer.Typer(
 
 COMMANDS = {
     "A project": (
-        *(cohort.sample, cohort.init, cohort.add, cohort.split, cohort.status),
+        *(cohort.sample, cohort.init, cohort.plan, cohort.add, cohort.split, cohort.status),
         cohort.relink,
     ),
     "Rounds": (rounds.train, rounds.teacher, rounds.evaluate, rounds.forecast),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,9 +10,17 @@ import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, ProjectPath, UsageError
+from napari_jrss.cli.options import (
+    AsJson,
+    Author,
+    Budget,
+    PlanLevel,
+    ProjectPath,
+    UsageError,
+)
 
 if TYPE_CHECKING:
+    from napari_jrss.config import PreprocessingConfig
     from napari_jrss.project.importing import Found, ScanRead
 
 Shape = tuple[int, int, int]
@@ -73,16 +82,16 @@ def init(
         ),
     ] = None,
     spacing: Annotated[
-        Triple | None, Option(help="Voxel size z y x in mm.", show_default="reference case's")
+        Triple | None, Option(help="Voxel size z y x in mm.", show_default="planned")
     ] = None,
     shape: Annotated[
         Shape | None,
-        Option(help="Training grid z y x in voxels.", show_default="holds the largest scan"),
+        Option(help="Training grid z y x in voxels.", show_default="planned"),
     ] = None,
     crop: Annotated[
-        Literal["center", "foreground", "labelled"],
-        Option(help="What the training grid is centred on."),
-    ] = "center",
+        Literal["center", "foreground", "labelled"] | None,
+        Option(help="What the training grid is centred on.", show_default="planned"),
+    ] = None,
     resize: Annotated[
         bool, Option("--resize", help="Resample the extent to the grid instead of cropping.")
     ] = False,
@@ -96,14 +105,20 @@ def init(
     clip: Annotated[
         tuple[float, float] | None, Option(help="Percentiles at which to clip intensities.")
     ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        Option(help="Intensities to clip to, such as HU.", show_default="planned for CT"),
+    ] = None,
+    plan: PlanLevel = "balanced",
+    budget: Budget = None,
     workers: Annotated[
         int | None, Option(min=1, help="Number of processes.", show_default="one per core")
     ] = None,
 ) -> None:
     """Make a project of scans and labels: each is checked and brought to the training grid."""
     from napari_jrss.cli.render import found_line, import_report
-    from napari_jrss.config import PreprocessingConfig
-    from napari_jrss.progress_bar import counting, finish, shown
+    from napari_jrss.progress_bar import finish, shown
+    from napari_jrss.project.importing import import_bars
 
     given = [path for path in (folder, images, dicom) if path is not None]
     if len(given) != 1:
@@ -116,15 +131,18 @@ def init(
         dicom=dicom is not None,
         series=series,
         keep_map=keep_map,
-        preprocessing=PreprocessingConfig(
+        preprocessing=_wishes(
             spacing_mm=spacing,
             shape=shape,
             crop=crop,
-            resize=resize,
-            prealign=prealign,
+            resize=resize or None,
+            prealign=None if prealign == "none" else prealign,
             reference_case=reference,
             clip_percentiles=clip,
+            clip_values=window,
         ),
+        plan=plan,
+        budget=budget,
         workers=workers,
     )
     happened: list[Found | ScanRead] = []
@@ -135,12 +153,59 @@ def init(
         happened.append(event)
 
     try:
-        made = finish(shown(events, counting("reading scans")), note)
+        made = finish(shown(events, import_bars()), note)
     except BaseException:
         import_report(happened)
         raise
     with made:
         import_report(happened, made)
+
+
+def _wishes(**given: object) -> PreprocessingConfig:
+    """The settings of the training grid that were given; the plan chooses the others."""
+    from napari_jrss.config import PreprocessingConfig
+
+    return PreprocessingConfig.model_validate(
+        {name: value for name, value in given.items() if value is not None}
+    )
+
+
+def plan(
+    project: ProjectPath,
+    level: Annotated[
+        Literal["quick", "balanced", "fine"] | None,
+        Option("--use", help="Follow this plan from now on.", show_default="only show them"),
+    ] = None,
+    budget: Budget = None,
+    spacing: Annotated[
+        Triple | None, Option(help="Voxel size z y x in mm.", show_default="planned")
+    ] = None,
+    author: Author = None,
+    workers: Annotated[
+        int | None, Option(min=1, help="Number of processes.", show_default="one per core")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what training grids would cost on this computer, or change to one of them.
+
+    Labels, history and decisions stay; the next training begins with a pre-training.
+    """
+    from napari_jrss.app.author import author as known
+    from napari_jrss.app.planning import change_plan, propose
+    from napari_jrss.cli.render import plan_table
+
+    wishes = None if spacing is None else _wishes(spacing_mm=spacing)
+    with jrss.Project.open(project, read_only=level is None) as opened:
+        plans = propose(opened, budget, wishes)
+        if level is not None:
+            chosen = plans[level if budget is None else "balanced"]
+            change_plan(opened, chosen, known(author), workers=workers)
+            plans = {chosen.level: chosen}
+    if as_json:
+        shown = {name: each.model_dump(mode="json") for name, each in plans.items()}
+        typer.echo(json.dumps(shown, indent=1))
+    else:
+        plan_table(plans.values())
 
 
 def add(

@@ -1,7 +1,7 @@
 """Arguments and options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -16,6 +16,11 @@ AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
 Refine = Annotated[
     bool, Option("--refine", help="Improve each displacement field on its own pair of scans.")
 ]
+PlanLevel = Annotated[
+    Literal["quick", "balanced", "fine"],
+    Option(help="Pre-training and a round in at most 20 min, 2 h or 10 h on this computer."),
+]
+Budget = Annotated[str | None, Option(help="That time itself, such as 45min, 3h or night (10 h).")]
 
 
 class UsageError(JRSSError):

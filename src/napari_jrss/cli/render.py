@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from napari_jrss.app.segmenting import SegmentedScan
     from napari_jrss.app.status import HistoryLine, ProjectStatus
     from napari_jrss.doctor import Report
+    from napari_jrss.preprocess.plan import Plan
     from napari_jrss.project.importing import Found, ScanRead
     from napari_jrss.project.project import Project
+
+_LISTED = 12  # structures
 
 
 def found_line(event: Found | ScanRead) -> str:
@@ -48,13 +51,16 @@ def import_report(events: Sequence[Found | ScanRead], project: Project | None = 
     if not events:
         return
     results = [event.result for event in events if isinstance(event, ScanRead)]
-    (cohort,) = (event.cohort for event in events if isinstance(event, Found))
+    found = [event for event in events if isinstance(event, Found)][-1]
+    cohort = found.cohort
     unmatched_labels, left_out = cohort.unmatched_labels, cohort.left_out
     console = Console(markup=False)
     came = [result for result in results if result.ok]
     labelled = sum(result.labelled for result in came)
     console.print(f"{len(came)} cases imported, {labelled} with a label")
     if project is not None:
+        if project.plan is not None:
+            plan_table([project.plan])
         for line in import_summary(project, cohort, came):
             console.print(line, soft_wrap=True)
     noted: dict[str, list[str]] = defaultdict(list)  # the cases of each note
@@ -78,6 +84,19 @@ def import_report(events: Sequence[Found | ScanRead], project: Project | None = 
         for entry in left_out:
             table.add_row(entry.what, f"left out: {entry.reason}")
         console.print(table)
+
+
+def plan_table(plans: Iterable[Plan]) -> None:
+    """Print plans, each with the reasons."""
+    console = Console(markup=False)
+    for plan in plans:
+        console.print(f"plan {plan.line()}", soft_wrap=True)
+        for reason in plan.reasons:
+            console.print(f"  - {reason}", soft_wrap=True)
+        if plan.small:
+            listed = ", ".join(f"{name} {n}" for name, n in list(plan.small.items())[:_LISTED])
+            more = f" and {len(plan.small) - _LISTED} more" if len(plan.small) > _LISTED else ""
+            console.print(f"  - voxels where smallest: {listed}{more}", soft_wrap=True)
 
 
 def status_tables(report: ProjectStatus) -> None:

@@ -41,18 +41,22 @@ def train(
     pretrain: Annotated[
         bool, Option("--pretrain", help="Pre-train again though there is a teacher.")
     ] = False,
+    anyway: Annotated[
+        bool,
+        Option("--anyway", help="Start also what doesn't fit, or would take more than a week."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pre-train where needed, then run joint rounds. Ctrl-C stops, --resume goes on."""
     from napari_jrss.app.settings import training_config
 
-    settings = training_config(preset, config, seed=seed, tau=tau)
     # With several devices, Fabric runs this same command once more for each further one.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with (
         jrss.Project.open(project, read_only=not first) as opened,
         _cancel_on_interrupt() as cancel,
     ):
+        settings = training_config(preset, config, plan=opened.plan, seed=seed, tau=tau)
         import torch
 
         from napari_jrss.app.rounds.train import plan_series, series_in_words
@@ -68,6 +72,7 @@ def train(
             "pretrain": pretrain,
             "device": device,
             "devices": devices,
+            "anyway": anyway or not first,
             "cancel": cancel,
         }
         if as_json or not first:
@@ -129,8 +134,8 @@ def forecast(
     from napari_jrss.app.settings import training_config
     from napari_jrss.project.project import Project
 
-    settings = training_config(preset, config, seed=seed, tau=None)
     with Project.open(project) as opened, _cancel_on_interrupt() as cancel:
+        settings = training_config(preset, config, plan=opened.plan, seed=seed)
         result = run(opened, settings, device=device, cancel=cancel)
     if result is None:
         typer.echo(f"stopped; napari-jrss forecast {project} goes on", err=True)

@@ -63,6 +63,8 @@ class CaseAttributes(BaseModel):
         How the scan reached the training grid, and the way back; ``chain`` on disk.
     spacing_mm
         Voxel size (z, y, x) of the training grid.
+    grid_sha256
+        Of each label that was brought to the grid of another plan: the SHA-256 of its voxels there.
     """
 
     model_config = ConfigDict(
@@ -77,6 +79,7 @@ class CaseAttributes(BaseModel):
     label_dtype: str | None = None
     transform: GridTransform = Field(alias="chain")
     spacing_mm: Triple
+    grid_sha256: Mapping[str, str] = {}
 
 
 def case_path(folder: Path, case_id: str) -> Path:
@@ -256,6 +259,12 @@ def update_sources(
         about["source"] = source or about["source"]
         about["label_source"] = label_source or about["label_source"]
         CaseAttributes.model_validate(about)
+
+
+def note_fingerprints(path: Path, grid_sha256: Mapping[str, str]) -> None:
+    """Store in a case what its labels are on the training grid."""
+    with _changing(path) as attributes:
+        attributes[_ATTRIBUTES]["grid_sha256"] = dict(grid_sha256)
 
 
 def labels_on_disk(path: Path) -> set[str]:

@@ -71,7 +71,7 @@ def ingest(
 
     Yields one result for each case, in the order in which they end. If one fails, even by the death
     of its process, the others go on. Each worker has one case under way, so memory doesn't grow
-    with their number. Processes are spawned: a script needs ``if __name__ == "__main__":``.
+    with their number.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Preprocessed:
     ----------
     image
         float32 (z, y, x), mean 0 and standard deviation 1 over the voxels that the scan covers,
-        without its padding.
+        without its padding; or from -2 to 2 between two given intensities.
     label
         Class indices (z, y, x), if the case has a label.
     transform
@@ -200,6 +200,11 @@ def _snap(matrix: Matrix, shape: Shape, any_shift: bool) -> Matrix:
 def _intensity(values: NDArray[np.float32], config: PreprocessingConfig) -> Intensity | None:
     """The scale for the values of a scan, or None if they are constant."""
     low, high = float(values.min()), float(values.max())
+    if config.clip_values is not None:
+        if low == high:
+            return None
+        low, high = config.clip_values
+        return Intensity(low=low, high=high, mean=(low + high) / 2, std=(high - low) / 4)
     if config.clip_percentiles is not None:
         low, high = map(float, np.percentile(values, config.clip_percentiles))
     kept = np.clip(values, low, high).astype(np.float64)

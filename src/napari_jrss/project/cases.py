@@ -22,7 +22,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import IngestResult, ingest
-from napari_jrss.project.folder import CASES, LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
+from napari_jrss.project.folder import LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
 from napari_jrss.snapshot import Image, Label
@@ -141,7 +141,7 @@ class ProjectCases(ProjectFolder):
             fresh,
             self.preprocessing,
             self.table,
-            self._inside(CASES),
+            self.cases_path,
             workers,
             grid=self.grid,
             version=FIRST_VERSION,
@@ -348,7 +348,7 @@ def read_grid_label(path: Path, label: LabelVersion) -> Label:
     """
     try:
         array = store.read_label(path, label.version)
-        if store.fingerprint(array) == label.sha256:
+        if store.fingerprint(array) in (label.sha256, _of_this_plan(path, label.version)):
             return array
         raise ProjectError(f"{path}: label {label.version} isn't what was written; it is damaged")
     except (ScanError, ProjectError) as error:
@@ -357,6 +357,11 @@ def read_grid_label(path: Path, label: LabelVersion) -> Label:
         array = store.read_attributes(path).transform.label_to_grid(read_scan_label(path, label))
         _logger.warning("%s; made anew of the label on the scan's voxels", error)
         return array
+
+
+def _of_this_plan(path: Path, version: str) -> str | None:
+    """The fingerprint of a label that was brought to the grid of another plan."""
+    return store.read_attributes(path).grid_sha256.get(version)
 
 
 def read_scan_label(path: Path, label: LabelVersion) -> Label:

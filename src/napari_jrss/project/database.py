@@ -63,14 +63,22 @@ class Ledger:
             raise
 
     @classmethod
-    def create(cls, path: Path, label_table: str, preprocessing: str, made_by: str) -> None:
+    def create(
+        cls,
+        path: Path,
+        label_table: str,
+        preprocessing: str,
+        made_by: str,
+        plan: str | None = None,
+    ) -> None:
         """Write an empty ledger of the current schema into a folder that has none."""
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             schema.migrate(connection, 0)
             connection.execute(
-                "INSERT INTO project VALUES (1, ?, ?, ?, ?, NULL)",
-                (now(), made_by, label_table, preprocessing),
+                "INSERT INTO project (only_row, created, made_by, label_table, preprocessing, plan)"
+                " VALUES (1, ?, ?, ?, ?, ?)",
+                (now(), made_by, label_table, preprocessing, plan),
             )
             _log(connection, Event.CREATED, f"by napari-jrss {made_by}")
             write_bytes(path, connection.serialize())
@@ -145,7 +153,7 @@ class Ledger:
     # -- the project itself
 
     def setting(self, name: str) -> str | None:
-        """The text of ``label_table``, ``preprocessing``, ``grid``, ``created`` or ``made_by``."""
+        """A column of the project's row, such as ``label_table``, ``preprocessing`` or ``grid``."""
         with self.reading() as connection:
             row = connection.execute(f"SELECT {name} FROM project").fetchone()
         if row is None:
@@ -156,6 +164,27 @@ class Ledger:
         """Record the training grid that preprocessing settled on for all cases."""
         with self.writing() as connection:
             connection.execute("UPDATE project SET grid = ?", (grid,))
+
+    def change_plan(
+        self, preprocessing: str, grid: str, plan: str, folder: str, author: str | None, detail: str
+    ) -> None:
+        """Let the cases be those of another folder, on another grid. No teacher is in force."""
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE project SET preprocessing = ?, grid = ?, plan = ?, cases_folder = ?",
+                (preprocessing, grid, plan, folder),
+            )
+            _log(connection, Event.PLAN_CHANGED, detail, author=author)
+
+    def first_round(self) -> int:
+        """Number of the first round since the plan was last changed."""
+        with self.reading() as connection:
+            (number,) = connection.execute(
+                "SELECT coalesce(max(round) + 1, 0) FROM events WHERE kind = ? AND number < "
+                "(SELECT max(number) FROM events WHERE kind = ?)",
+                (Event.ROUND_STARTED, Event.PLAN_CHANGED),
+            ).fetchone()
+        return int(number)
 
     def set_label_table(self, table: str, author: str | None, detail: str) -> None:
         """Replace the label table, whose names or colours a person changed."""
@@ -396,13 +425,13 @@ class Ledger:
             _log(connection, Event.PROMOTED, detail, author=author, round_number=number)
 
     def teacher(self) -> int | None:
-        """Number of the round promoted last."""
+        """Number of the round promoted last, since the plan was last changed."""
         with self.reading() as connection:
             row = connection.execute(
-                "SELECT round FROM events WHERE kind = ? ORDER BY number DESC LIMIT 1",
-                (Event.PROMOTED,),
+                "SELECT round FROM events WHERE kind IN (?, ?) ORDER BY number DESC LIMIT 1",
+                (Event.PROMOTED, Event.PLAN_CHANGED),
             ).fetchone()
-        return None if row is None else int(row[0])
+        return None if row is None or row[0] is None else int(row[0])
 
 
 def connect(path: Path) -> sqlite3.Connection:

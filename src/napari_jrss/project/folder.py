@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from napari_jrss.io.atomic import new_folder, sweep
 from napari_jrss.labels import LabelClass, LabelTable
 from napari_jrss.logs import ProjectLog, log_error, versions
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.plan import Plan
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.database import Ledger
 from napari_jrss.project.lock import WriterLock, holder
@@ -32,6 +34,8 @@ CORRECTIONS_SUFFIX = ".sqlite"
 
 _logger = logging.getLogger(__name__)
 
+# The folder of cases of the first plan, and of later ones.
+_CASES = re.compile(rf"{CASES}(?:-[1-9][0-9]*)?")
 _CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
@@ -45,11 +49,21 @@ class ProjectFolder:
         self._lock = lock
         self._log: ProjectLog | None = None
         self.read_only = ledger.read_only
+        self._load()
+
+    def _load(self) -> None:
+        """Take in what the ledger says of the structures and of the plan."""
+        path, ledger = self.path, self._ledger
         try:
             self.table = LabelTable.model_validate_json(ledger.setting("label_table") or "")
             self.preprocessing = PreprocessingConfig.model_validate_json(
                 ledger.setting("preprocessing") or ""
             )
+            plan = ledger.setting("plan")
+            self.plan = None if plan is None else Plan.model_validate_json(plan)
+            self._cases = ledger.setting("cases_folder") or ""
+            if not _CASES.fullmatch(self._cases):
+                raise ValueError(f"{self._cases[:100]!r} can't be the folder of cases")
         except (ValidationError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ProjectError(f"{path / LEDGER}: unreadable settings ({reason})") from error
@@ -63,7 +77,11 @@ class ProjectFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path, table: LabelTable, preprocessing: PreprocessingConfig
+        cls,
+        path: str | Path,
+        table: LabelTable,
+        preprocessing: PreprocessingConfig,
+        plan: Plan | None = None,
     ) -> Self:
         """Make an empty project and open it for writing.
 
@@ -75,6 +93,8 @@ class ProjectFolder:
             Names and colours of the classes.
         preprocessing
             How scans reach the training grid.
+        plan
+            Why so, and what the training costs; it is kept with the project.
 
         Raises
         ------
@@ -100,6 +120,7 @@ class ProjectFolder:
                     table.model_dump_json(),
                     preprocessing.model_dump_json(),
                     __version__,
+                    None if plan is None else plan.model_dump_json(exclude_unset=True),
                 )
                 if path.exists():
                     path.rmdir()
@@ -145,8 +166,9 @@ class ProjectFolder:
             raise
         if not read_only:
             # What a killed program was still writing.
-            for folder in (path, project._inside(CASES), project._inside(CORRECTIONS)):
+            for folder in (path, project.cases_path, project._inside(CORRECTIONS)):
                 sweep(folder)
+            project._remove_other_cases()
             project._log = ProjectLog(path)
             _logger.info("opened %s; %s", path.name, versions())
         return project
@@ -190,6 +212,17 @@ class ProjectFolder:
 
     # -- paths
 
+    @property
+    def cases_path(self) -> Path:
+        """The folder with the cases on the present training grid."""
+        return self._inside(self._cases)
+
+    def _remove_other_cases(self) -> None:
+        """Remove the cases of another plan, which a killed change of the plan left."""
+        for folder in self.path.glob(f"{CASES}*"):
+            if _CASES.fullmatch(folder.name) and folder.name != self._cases:
+                shutil.rmtree(folder)
+
     def case_path(self, case_id: str) -> Path:
         """The OME-Zarr folder of a case, inside the project whatever the id says.
 
@@ -198,8 +231,8 @@ class ProjectFolder:
         check_case_id(case_id)
         name = f"{case_id}{store.SUFFIX}"
         for part in ("labels", "scan"):
-            self._inside(CASES, name, part)
-        return self._inside(CASES, name)
+            self._inside(self._cases, name, part)
+        return self._inside(self._cases, name)
 
     def corrections_path(self, case_id: str, suffix: str = CORRECTIONS_SUFFIX) -> Path:
         """The file with the corrections of a case under way, which need not be there."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
@@ -19,20 +19,16 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.label_files import label_table_from_file, label_table_from_files
 from napari_jrss.io.layouts import FoundCohort, discover, discover_dicom
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.grid import training_grid, widest_scan
+from napari_jrss.preprocess.cost import this_machine
+from napari_jrss.preprocess.facts import ScanFacts, scan_facts
+from napari_jrss.preprocess.grid import widest_scan
 from napari_jrss.preprocess.ingest import IngestResult
+from napari_jrss.preprocess.plan import BUDGETS_S, FEWEST_VOXELS, Level, Plan, make_plan
+from napari_jrss.progress_bar import Bar, counting
 from napari_jrss.project.cases import ProjectCases
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    from napari_jrss.preprocess.transform import TrainingGrid
-
-FEWEST_VOXELS = 30
-"""A structure with fewer voxels on the training grid is hard to learn."""
-
-LARGEST_GRID = 160 * 192 * 160
-"""Voxels of a training grid that ordinary machines train on: the paper's."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,11 @@ class Found:
     cohort: FoundCohort  # the scans and their labels
     # The structures; None while they are being read, or where no scan has a label.
     table: LabelTable | None = None
-    # The training grid that the configuration leads to; None while it isn't known.
-    grid: TrainingGrid | None = None
+    # The plan of each level that was asked for; empty until all scans were looked at, and if none
+    # can be read.
+    plans: Mapping[Level, Plan] = field(default_factory=dict)
+    looked: int = 0  # number of scans that were looked at so far, to plan
     complete: bool = False  # whether everything was looked at
-
-    @property
-    def done(self) -> int:
-        """Number of scans read so far: none."""
-        return 0
 
     @property
     def total(self) -> int:
@@ -118,14 +111,26 @@ class ScanRead:
 
 def look_into(
     folders: ScanFolders,
-    config: PreprocessingConfig | None = None,
+    wishes: PreprocessingConfig | None = None,
     cancel: Event | None = None,
+    *,
+    budget_s: float | None = None,
+    workers: int | None = None,
 ) -> Iterator[Found]:
-    """Find scans, then the structures in their labels, then the training grid.
+    """Find scans, then the structures in their labels, then plan the training grid.
 
     Yields at first the names of the files only, which is quick; the last is complete. `cancel`
-    stops the work between two files. Without `config`, which decides the grid, that isn't wanted.
-    Raises a :class:`ScanError` if there are no scans, or the structures can't be read.
+    stops the work between two files. Raises a :class:`ScanError` if there are no scans, or the
+    structures can't be read.
+
+    Parameters
+    ----------
+    wishes
+        Settings of the training grid that the plans keep; None: no plan is wanted.
+    budget_s
+        Seconds of the pre-training and a round; None: a plan for each level.
+    workers
+        Processes that look at the scans; None: one per core.
     """
     cancel = cancel or Event()
     cohort = folders.discover()
@@ -146,22 +151,24 @@ def look_into(
             return
         found = replace(found, table=table)
         yield found
-    grid = None
-    if config is not None and config.crop == "center" and not cancel.is_set():
-        grid = training_grid(cohort.cases, config, found.table)  # by headers alone, so at once
-    yield replace(found, grid=grid, complete=True)
-
-
-def fitting_spacing(grid: TrainingGrid) -> float | None:
-    """A voxel size in mm at which the grid's extent trains on an ordinary machine.
-
-    None if the grid does so already.
-    """
-    if np.prod(grid.shape, dtype=float) <= LARGEST_GRID:
-        return None
-    extent = np.array(grid.shape) * grid.spacing_mm
-    tenths = np.ceil(10 * (np.prod(extent) / LARGEST_GRID) ** (1 / 3))
-    return float(max(tenths / 10, min(grid.spacing_mm)))
+    if wishes is not None and table is not None:
+        facts: list[ScanFacts] = []
+        with closing(scan_facts(cohort.cases, table, workers)) as looking:
+            for fact in looking:
+                facts += [] if fact is None else [fact]
+                found = replace(found, looked=found.looked + 1)
+                yield found
+                if cancel.is_set():
+                    return
+        levels: tuple[Level, ...] = ("balanced",) if budget_s else tuple(BUDGETS_S)
+        machine = this_machine()
+        plans = {
+            level: make_plan(facts, table, machine, level, budget_s, wishes)
+            for level in levels
+            if facts  # else the import says why no scan can be read
+        }
+        found = replace(found, plans=plans)
+    yield replace(found, complete=True)
 
 
 def import_summary(
@@ -199,7 +206,8 @@ def import_summary(
     if unlisted:
         found = ", ".join(f"{name} ({n} voxels)" for name, n in unlisted.most_common(20))
         lines.append(f"background, since the table of structures doesn't list it: {found}")
-    if config.crop == "center" and config.shape is None:
+    wanted = config if project.plan is None else project.plan.wishes
+    if config.crop == "center" and wanted.shape is None:
         lines += widest_scan(cohort.cases, grid)
     extents = [r.label_extent for r in results if r.label_extent is not None]
     if config.crop == "labelled" and config.prealign == "none" and extents:
@@ -210,6 +218,18 @@ def import_summary(
                 "--prealign center_of_mass may make it smaller"
             )
     return lines
+
+
+def import_bars(*_: object, **__: object) -> Callable[[Found | ScanRead], Bar]:
+    """A bar for the scans that are looked at, to plan, and one for those that are read."""
+    reading, looking = counting("reading scans"), counting("looking at scans")
+
+    def bar(event: Found | ScanRead) -> Bar:
+        if isinstance(event, ScanRead):
+            return reading(event)
+        return looking(event) if event.looked > 0 and not event.complete else Bar("", 0)
+
+    return bar
 
 
 def groups_file_of(folder: Path) -> Path | None:

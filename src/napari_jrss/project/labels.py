@@ -220,6 +220,7 @@ class ProjectLabels(ProjectCases):
             draft=f"version:{version}",
             voxels_changed=0,
             seconds=None,
+            sha256=store.fingerprint(array),  # the plan may have changed since
         )
         return self._put_in_force(path, label, array, scan, Event.RESTORED)
 

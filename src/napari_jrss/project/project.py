@@ -7,20 +7,29 @@ the folder, the cases, their labels, the rounds, and the files that the cases we
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.layouts import write_dicom_map
-from napari_jrss.progress_bar import counting, long_call
+from napari_jrss.preprocess.plan import BUDGETS_S, Level, budget_seconds
+from napari_jrss.progress_bar import long_call
 from napari_jrss.project.folder import check_case_id
-from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_first_scans
-from napari_jrss.project.relocate import ProjectSources
+from napari_jrss.project.importing import (
+    Found,
+    ScanFolders,
+    ScanRead,
+    import_bars,
+    look_into,
+    read_first_scans,
+)
+from napari_jrss.project.plans import ProjectPlans
 
 __all__ = ["Project", "check_case_id"]
 
 
-class Project(ProjectSources):
+class Project(ProjectPlans):
     """One project folder. Make one with :meth:`create` or :meth:`open`; close it when done.
 
     A project open for writing holds its lock until :meth:`close`, so use it as a context
@@ -35,7 +44,7 @@ class Project(ProjectSources):
     """
 
     @staticmethod
-    @long_call(lambda *_, **__: counting("reading scans"))
+    @long_call(import_bars)
     def from_folders(
         path: str | Path,
         images: str | Path,
@@ -46,6 +55,8 @@ class Project(ProjectSources):
         series: str | None = None,
         keep_map: str | Path | None = None,
         preprocessing: PreprocessingConfig | None = None,
+        plan: Level = "balanced",
+        budget: str | None = None,
         workers: int | None = None,
     ) -> Generator[Found | ScanRead, None, Project]:
         """Make a project of a folder of scans and, for some or all of them, their labels.
@@ -53,7 +64,8 @@ class Project(ProjectSources):
         Each scan is checked, brought to the training grid and kept in the project. One that
         can't be used is left out, see :meth:`failed_imports`. The files are only read.
         ``Project.from_folders.events(...)`` yields a :class:`Found` with what the folders hold,
-        then a :class:`ScanRead` for each scan.
+        another as each scan was looked at, the last one with the plan, and then a
+        :class:`ScanRead` for each scan.
 
         Parameters
         ----------
@@ -77,10 +89,15 @@ class Project(ProjectSources):
         keep_map
             CSV file to write which DICOM series each case is; nothing else keeps that.
         preprocessing
-            How scans reach the training grid that all cases share.
+            How scans reach the training grid that all cases share. What isn't set is planned, by
+            the scans, the structures and this machine.
+        plan
+            How fine the training grid is: pre-training and a round are to take at most 20 minutes
+            (``quick``), 2 hours (``balanced``) or 10 hours (``fine``) on this machine.
+        budget
+            That time itself, such as ``45min``, ``3h`` or ``night``, which is 10 hours.
         workers
-            Processes, each of which imports the calling script: its calls must stand below
-            ``if __name__ == "__main__":``. None: one per core.
+            Processes; None: one per core.
 
         Returns
         -------
@@ -101,8 +118,18 @@ class Project(ProjectSources):
             dicom,
             series,
         )
-        *_, found = look_into(folders)
+        budget_s = None if budget is None else budget_seconds(budget)
+        if plan not in BUDGETS_S:
+            raise ProjectError(f"{plan!r} is no plan: quick, balanced or fine")
+        wishes = preprocessing or PreprocessingConfig()
+        for found in look_into(folders, wishes, budget_s=budget_s, workers=workers):
+            if not found.complete:
+                yield found
         table = found.require_table()
+        chosen = found.plans.get(plan if budget_s is None else "balanced")
+        if chosen is not None:
+            wishes = chosen.preprocessing
+            found = replace(found, plans={chosen.level: chosen})
         if keep_map is not None:  # before the cases, which could never be told again
             if found.cohort.layout != "dicom":
                 raise ProjectError(f"{keep_map}: only scans from DICOM have a map")
@@ -111,7 +138,7 @@ class Project(ProjectSources):
                     f"{keep_map}: lies in the project, which holds no patient's identity"
                 )
             write_dicom_map(Path(keep_map), found.cohort.cases)
-        project = Project.create(path, table, preprocessing or PreprocessingConfig())
+        project = Project.create(path, table, wishes, chosen)
         try:
             yield found
             yield from read_first_scans(project, found.cohort, workers=workers)

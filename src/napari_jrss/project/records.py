@@ -64,6 +64,7 @@ class Event(StrEnum):
     ROUND_RESUMED = "round resumed"
     ROUND_ENDED = "round ended"
     PROMOTED = "promoted"
+    PLAN_CHANGED = "plan changed"
 
 
 @dataclass(frozen=True)

@@ -120,13 +120,19 @@ class ProjectRounds(ProjectLabels):
 
     def unfinished_round(self) -> Round | None:
         """The latest round, if it can still be resumed."""
-        rounds = self.rounds()
-        return rounds[-1] if rounds and rounds[-1].outcome is not RoundOutcome.FINISHED else None
+        for entry in self.rounds()[-1:]:
+            if entry.outcome is not RoundOutcome.FINISHED and self.of_this_plan(entry):
+                return entry
+        return None
 
     def promote(self, number: int, author: str | None = None, reason: str = "") -> None:
         """Make a finished round's teacher the current one; an earlier round rolls back."""
         if self.round(number).outcome is not RoundOutcome.FINISHED:
             raise ProjectError(f"{self.path}: round {number} isn't finished, so it has no teacher")
+        if not self.of_this_plan(self.round(number)):
+            raise ProjectError(
+                f"{self.path}: round {number} was trained on the grid of another plan"
+            )
         self._ledger.promote(number, author, reason)
         _logger.info("the teacher is that of round %d", number)
 
@@ -142,6 +148,10 @@ class ProjectRounds(ProjectLabels):
         if entry is None:
             raise ProjectError(f"{self.path}: has no trained networks yet (train)")
         return entry
+
+    def of_this_plan(self, entry: Round) -> bool:
+        """Whether a round was trained on the present training grid, not on that of another plan."""
+        return entry.number >= self._ledger.first_round()
 
     def _unfinished(self, number: int) -> None:
         if self.round(number).outcome is RoundOutcome.FINISHED:

@@ -115,10 +115,17 @@ _SCAN_LABELS = """
         BEGIN SELECT RAISE(ABORT, 'a label version is never changed'); END;
 """
 
+# The plan that a project follows, and the folder with its cases on the grid of that plan.
+_PLAN = """
+    ALTER TABLE project ADD COLUMN plan TEXT;
+    ALTER TABLE project ADD COLUMN cases_folder TEXT NOT NULL DEFAULT 'cases';
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     _TABLES.replace(") STRICT;", ");"),
     _MAKE_STRICT,
     _SCAN_LABELS,
+    _PLAN,
 )
 """Script number i brings a ledger of schema version i to i + 1."""
 

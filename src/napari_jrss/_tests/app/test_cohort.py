@@ -27,7 +27,6 @@ from napari_jrss.project.importing import (
     Found,
     ScanFolders,
     ScanRead,
-    fitting_spacing,
     groups_file_of,
     look_into,
 )
@@ -178,13 +177,14 @@ def test_from_a_folder_to_a_project(tmp_path: Path) -> None:
     assert found.complete
     assert (len(found.cohort.cases), found.labelled) == (7, 5)
     assert found.table is not None
-    assert found.grid is not None
-    assert found.grid.shape == (16, 24, 16)
+    assert found.plans["quick"].shape == (16, 24, 16)
 
     session = Session()
     events: list[ScanRead] = []
     session.workspace.inference.event.connect(events.append)
-    session.make_project(tmp_path / "new.jrss", found.cohort, found.table, config, workers=1)
+    plan = found.plans["quick"]
+    made = found.cohort, found.table, plan.preprocessing, plan
+    session.make_project(tmp_path / "new.jrss", *made, workers=1)
     with pytest.raises(BusyError):
         session.make_project(tmp_path / "other.jrss", found.cohort, found.table, config)
     assert not (tmp_path / "other.jrss").exists()
@@ -207,7 +207,9 @@ def test_a_project_that_no_scan_came_into_is_removed(tmp_path: Path) -> None:
     *_, found = look_into(ScanFolders(folder))
     session = Session()
     path = tmp_path / "new.jrss"
-    session.make_project(path, found.cohort, found.require_table(), PreprocessingConfig(), 1)
+    session.make_project(
+        path, found.cohort, found.require_table(), PreprocessingConfig(), workers=1
+    )
     assert session.workspace.project is not None
     assert session.workspace.inference.wait(60)
     assert "none of 2 scans could be used" in str(session.workspace.inference.error)
@@ -267,15 +269,6 @@ def test_a_split_is_dealt_through_the_session(session: Session) -> None:
     assignment = session.cohort.split(SplitCounts(3, 1, 1), seed=1)
     assert changed
     assert (len(assignment.labelled), len(assignment.test)) == (3, 1)
-
-
-def test_a_grid_that_is_too_large_gets_a_coarser_spacing(session: Session) -> None:
-    grid = session.workspace.open_project.grid
-    assert fitting_spacing(grid) is None
-    large = grid.model_copy(update={"shape": (512, 512, 512), "spacing_mm": (0.5, 0.5, 0.5)})
-    spacing = fitting_spacing(large)
-    assert spacing is not None
-    assert np.prod(np.array(large.shape) * 0.5 / spacing) <= 160 * 192 * 160
 
 
 def test_predicting_needs_a_teacher(session: Session) -> None:

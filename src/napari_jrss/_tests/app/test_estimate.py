@@ -13,8 +13,10 @@ from napari_jrss.app.rounds.estimate import (
     EstimateError,
     Measured,
     StepCost,
+    WontFitError,
     estimated,
     measure_in_own_process,
+    require_fit,
     steps_of,
 )
 from napari_jrss.app.rounds.train import train
@@ -65,6 +67,16 @@ def test_memory_is_the_program_the_volumes_and_a_step(project: Project) -> None:
     assert estimate.memory == 5e8 + 1e6 + 1000 * voxels + 6 * 5 * voxels
     assert estimate.fits
     assert "0.5 of 3.7 GiB of memory" in estimate.line()
+
+
+def test_what_can_not_end_on_this_machine_is_refused(project: Project) -> None:
+    config = tiny_config()
+    require_fit(estimated(project, config, 1, costs()))
+    with pytest.raises(WontFitError, match=r"about \d+ days .*--anyway starts it all the same"):
+        require_fit(estimated(project, config, 1, costs(seconds=1e6)))
+    large = costs().model_copy(update={"program": 8e9})
+    with pytest.raises(WontFitError, match="of memory: too much"):
+        require_fit(estimated(project, config, 1, large))
 
 
 def test_a_real_step_is_measured_in_a_process_of_its_own() -> None:

@@ -44,13 +44,14 @@ def folder(tmp_path):
 
 
 def made(path, *args, **options):
-    """The project, and the events of the import."""
+    """The project, what was found in the end, and the events of the import."""
     events, happened = Project.from_folders.events(path, *args, workers=1, **options), []
     while True:
         try:
             happened.append(next(events))
         except StopIteration as end:
-            return end.value, happened
+            *_, found = (event for event in happened if isinstance(event, Found))
+            return end.value, [found, *(e for e in happened if isinstance(e, ScanRead))]
 
 
 def test_an_import_tells_what_it_led_to(folder, tmp_path):

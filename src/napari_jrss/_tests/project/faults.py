@@ -110,7 +110,10 @@ def of_an_older_version(project: Path) -> None:
     for case in (project / "cases").iterdir():
         shutil.rmtree(case / "scan", ignore_errors=True)
     with closing(sqlite3.connect(project / "project.sqlite")) as ledger, ledger:
-        ledger.executescript("DROP TABLE scan_labels; PRAGMA user_version = 2;")
+        ledger.executescript(
+            "ALTER TABLE project DROP COLUMN plan; ALTER TABLE project DROP COLUMN cases_folder;"
+            "DROP TABLE scan_labels; PRAGMA user_version = 2;"
+        )
 
 
 def play_round(where: Where) -> None:
@@ -128,6 +131,16 @@ def play_round(where: Where) -> None:
             write_prediction(entry.folder / "predictions", case_id, Prediction(label, confidence))
         project.finish_round(entry.number, RoundOutcome.FINISHED, {"dice": 0.5}, promote=True)
         where.say(f"teacher {entry.number}")
+
+
+def replan(where: Where) -> None:
+    """Other cases for a coarser training grid."""
+    with Project.open(where.project) as project:
+        wishes = PreprocessingConfig(spacing_mm=(2.5, 2.5, 2.5))
+        plan = project.propose_plans(7200, wishes)["balanced"]
+        for moved in project.change_plan(plan, "Ada", workers=1):
+            where.say(f"moved {moved.case_id}")
+        where.say("plan 2.5")
 
 
 def export(where: Where) -> None:
@@ -153,6 +166,7 @@ PROGRAMS: dict[str, Callable[[Where], None]] = {
     "decide": decide,
     "bring_up": bring_up,
     "play_round": play_round,
+    "replan": replan,
     "export": export,
     "replace_exported": replace_exported,
 }
@@ -269,6 +283,11 @@ def _ingest(where: Where) -> str:
     return reasons[0] if reasons else "done"
 
 
+def _replan(where: Where) -> str:
+    replan(replace(where, done=Path(os.devnull)))
+    return "done"
+
+
 def _export(where: Where) -> str:
     export(replace(where, done=Path(os.devnull)))
     return "done"
@@ -287,6 +306,7 @@ ATTEMPTS: dict[str, Callable[[Where], str]] = {
     "corrections": _corrections,
     "round": _round,
     "ingest": _ingest,
+    "replan": _replan,
     "export": _export,
     "create": _create,
 }

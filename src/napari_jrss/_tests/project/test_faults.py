@@ -116,7 +116,8 @@ def check(where: Where, before: Path) -> None:
                 )
         assert project.history()[: len(old.history())] == old.history()
         # A folder that no row speaks of is whole all the same.
-        for path in (project.path / "cases").iterdir():
+        assert [path.name for path in project.path.glob("cases*")] == [project.cases_path.name]
+        for path in project.cases_path.iterdir():
             assert path.suffix == ".zarr", "something is left aside"
             store.read_attributes(path)
             store.read_image(path)
@@ -126,7 +127,11 @@ def check(where: Where, before: Path) -> None:
             assert (entry.folder / "config.json").read_text() == "{}"
             for path in (entry.folder / "predictions").glob("[!.]*.zarr"):
                 read_prediction(path.parent, path.stem)
-        finished = [r for r in project.rounds() if r.outcome is RoundOutcome.FINISHED]
+        finished = [
+            r
+            for r in project.rounds()
+            if r.outcome is RoundOutcome.FINISHED and project.of_this_plan(r)
+        ]
         assert project.teacher == (finished[-1] if finished else None)
         painted = [int(words[1]) for words in said if words[0] == "painted"]
         accepted = [v for v in project.label_versions("case0") if v.draft == "version:v0001"]
@@ -153,7 +158,9 @@ def check(where: Where, before: Path) -> None:
                     assert project.round(int(number)).outcome is RoundOutcome.FINISHED
                 case ["file", path]:
                     assert Path(path).exists()
-                case ["case", *_] | ["painted", _]:
+                case ["plan", spacing]:
+                    assert project.grid.spacing_mm == (float(spacing),) * 3
+                case ["case", *_] | ["painted", _] | ["moved", _]:
                     pass
                 case _:
                     raise AssertionError(words)

@@ -19,6 +19,8 @@ from napari_jrss.project.project import Project
 
 NOW = len(schema.MIGRATIONS)
 TABLES = ("project", "cases", "label_versions", "rounds", "round_cases", "events", "failed_imports")
+# Of the tables that got more columns since the first version: how many they had.
+_FIRST_COLUMNS = {"project": 6}
 NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
 
 
@@ -53,6 +55,7 @@ def make_first_version(path: Path) -> dict[str, list[tuple[object, ...]]]:
         connection.execute("PRAGMA user_version = 1")
         for table, content in found.items():
             for row in content:
+                row = row[: _FIRST_COLUMNS.get(table)]
                 places = ", ".join("?" * len(row))
                 connection.execute(f"INSERT INTO {table} VALUES ({places})", row)
     return found

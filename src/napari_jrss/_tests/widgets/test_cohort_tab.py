@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDialog, QPushButton
@@ -23,6 +23,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
+from napari_jrss.widgets.dialogs.plan import PlanDialog
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.preferences import recent_projects
 from napari_jrss.widgets.tables.cases import CASE, CONFIDENCE, DICE, LABEL
@@ -90,7 +91,8 @@ def test_two_clicks_from_a_folder_to_a_project(
     text = dialog.message.text()
     assert "8 scans, 3 with a label" in text
     assert "2 structures: frontal, parietal" in text
-    assert "16 x 24 x 16 voxels" in text
+    assert "16 x 24 x 16 voxels" in dialog.plan.buttons["balanced"].text()
+    assert "as small as the scans' own" in dialog.plan.reasons.text()
     qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: tab._workspace.inference.state.busy, timeout=5_000)
     settled(tab, qtbot)
@@ -104,6 +106,34 @@ def test_two_clicks_from_a_folder_to_a_project(
     problems = dialog_of(tab, ProblemsDialog)
     assert problems.table.item(0, 0).text() == "case_008"
     assert "case_008.nii.gz" in problems.table.item(0, 1).text()
+
+
+def test_another_training_grid_is_chosen_in_the_window(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, taught: Path
+) -> None:
+    dock.cohort.open_project(taught)
+    settled(tab, qtbot)
+    project = tab._workspace.open_project
+    (case, *_) = (c.case_id for c in project.cases() if c.label_version)
+    before, label = project.grid, project.scan_label(case)
+    assert project.teacher is not None
+    tab.open_case(case)
+    qtbot.mouseClick(tab.plan, Qt.MouseButton.LeftButton)
+    dialog = dialog_of(tab, PlanDialog)
+    qtbot.waitUntil(dialog.start.isEnabled, timeout=20_000)
+    assert "voxels; about" in dialog.choice.buttons["fine"].text()
+    qtbot.mouseClick(dialog.choice.buttons["quick"], Qt.MouseButton.LeftButton, pos=QPoint(8, 8))
+    assert dialog.choice.plan is not None
+    assert dialog.choice.plan.level == "quick"
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: project.plan is not None, timeout=60_000)
+    settled(tab, qtbot)
+    assert project.plan is not None
+    assert project.plan.level == "quick"
+    assert project.grid.spacing_mm == before.spacing_mm
+    assert np.array_equal(project.scan_label(case), label)
+    assert project.teacher is None
+    assert tab.findChild(PlanDialog) is None
 
 
 def test_where_every_scan_has_a_label_a_split_is_offered(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from napari_jrss.app.rounds.estimate import (
     Estimate,
     Measured,
+    check_fits,
     cost_settings,
     estimated,
     measure_in_own_process,
@@ -136,7 +137,13 @@ class RoundControl:
     # -- commands
 
     def start(
-        self, config: TrainingConfig, rounds: int, *, anew: bool = False, pretrain: bool = False
+        self,
+        config: TrainingConfig,
+        rounds: int,
+        *,
+        anew: bool = False,
+        pretrain: bool = False,
+        anyway: bool = False,
     ) -> None:
         """Pre-train if that is missing, then run joint rounds. Runs as a job.
 
@@ -148,10 +155,14 @@ class RoundControl:
         pretrain
             Pre-train from scratch although there is a teacher, for example with more labels or
             another network. The teacher stays in force until that is done.
+        anyway
+            Start also what can't end on this machine; if False, that is the job's
+            :class:`~napari_jrss.app.rounds.estimate.WontFitError`.
         """
         project = self._workspace.writable_project
         resume = None if self.resumable and not anew else False
-        self._begin(plan_series(project, config, rounds, resume=resume, pretrain=pretrain))
+        planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
+        self._begin(planned, check=not anyway)
 
     def resume(self) -> None:
         """Go on with the interrupted series, with its own settings. Runs as a job."""
@@ -217,7 +228,7 @@ class RoundControl:
 
     # -- the job
 
-    def _begin(self, planned: PlannedRound) -> None:
+    def _begin(self, planned: PlannedRound, *, check: bool = False) -> None:
         project, device = self._workspace.open_project, self._workspace.device
         leaving, at_once = threading.Event(), threading.Event()
 
@@ -226,6 +237,8 @@ class RoundControl:
             if self.own_process:
                 executor = InOwnProcess(project.path, device, at_once=at_once)
             try:
+                if check:
+                    check_fits(project, planned, device, cancel)
                 yield from run_series(project, planned, cancel, executor)
             finally:
                 if leaving.is_set():

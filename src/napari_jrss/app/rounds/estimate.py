@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.app.rounds.progress import duration
-from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS
+from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS, PlannedRound
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
+from napari_jrss.preprocess.cost import ON_CROPS
 from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel
 
 SMALL_VOXELS, LARGE_VOXELS = 24**3, 40**3
-ON_CROPS = ("mono_segmentation", "student")
-"""Stages whose steps see crops, where the settings want crops."""
+_LONGEST_S = 7 * 24 * 3600
+# Grids that any machine trains on.
+_SMALL_GRID, _FEW_CLASSES = 300_000, 60
 _MULTIPLE = 8
 _BYTES_PER_VOXEL = 5  # a float32 image and its label
 _GIB = 2**30
@@ -50,6 +52,10 @@ _PROMPT_FREE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65
 
 class EstimateError(JRSSError):
     """A step of the training could not be measured."""
+
+
+class WontFitError(JRSSError):
+    """A training that can't end on this machine; the message says what to do."""
 
 
 class StepCost(BaseModel):
@@ -96,7 +102,7 @@ class Estimate:
         return (
             f"about {duration(self.seconds)} on {self.device} ({self.basis}), "
             f"{self.memory / _GIB:.1f} of {self.available / _GIB:.1f} GiB of memory"
-            + ("" if self.fits else ": too much, lower the batch sizes")
+            + ("" if self.fits else ": too much")
         )
 
 
@@ -145,7 +151,7 @@ def estimated(
     }
     costs["mono_registration"] = costs["registration"]
     known: dict[str, float] = {}
-    for entry in project.rounds():
+    for entry in filter(project.of_this_plan, project.rounds()):
         known.update(_step_seconds(entry, config, measured.device))
     basis = "as earlier rounds took"
     if not steps.keys() <= known.keys():
@@ -162,6 +168,37 @@ def estimated(
         + max(memory for _, memory in costs.values())
         + (volumes if measured.device == "cpu" else 0),
         available=measured.total,
+    )
+
+
+def check_fits(project: Project, planned: PlannedRound, device: str, cancel: Cancel) -> None:
+    """Measure a step of each stage, unless the grid is small, and compare with the machine.
+
+    Raises
+    ------
+    WontFitError
+        The memory isn't enough, or the series would take more than a week.
+    """
+    snapshot = project.snapshot()
+    small = math.prod(snapshot.shape) <= _SMALL_GRID and snapshot.classes <= _FEW_CLASSES
+    if small or planned.interrupted is not None:
+        return
+    config = planned.config
+    measured = measure_in_own_process(config, snapshot.classes, snapshot.shape, device, cancel)
+    if measured is None:
+        return
+    rounds = planned.rounds_left + (not planned.pretraining)
+    require_fit(estimated(project, config, rounds, measured, pretrain=planned.pretraining))
+
+
+def require_fit(estimate: Estimate) -> None:
+    """Raise a :class:`WontFitError` for what can't end on this machine."""
+    if estimate.fits and estimate.seconds <= _LONGEST_S:
+        return
+    raise WontFitError(
+        f"this training won't end well: {estimate.line()}. A coarser training grid costs less "
+        "(napari-jrss plan PROJECT --use quick, or Plan in the tab Cohort), and so do a smaller "
+        "batch and fewer rounds; --anyway starts it all the same"
     )
 
 

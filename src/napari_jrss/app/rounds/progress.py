@@ -135,12 +135,14 @@ def words(stage: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    """Such as ``40 s``, ``12 min``, ``3.5 h`` or ``4 days``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
 
 
 def joined(curves: Iterable[Curve], *, relative: bool = False) -> Curve:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.io.round_files import RoundDescription
+from napari_jrss.preprocess.cost import learn_speed
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
 
@@ -277,9 +278,15 @@ def _run(
                 warnings = (event.warning, _behind(project, entry, event.metrics))
                 event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
                 outcome = RoundOutcome.FINISHED
+                seconds = clock.seconds_per_step()
+                if executor.first:
+                    snapshot = project.snapshot(entry.number)
+                    learn_speed(
+                        executor.device, seconds, planned.config, snapshot.shape, snapshot.classes
+                    )
                 metrics = {
                     **event.metrics,
-                    STEP_SECONDS: clock.seconds_per_step(),
+                    STEP_SECONDS: seconds,
                     DEVICE: executor.device,
                     **({WARNING: event.warning} if event.warning else {}),
                     **({UNLEARNED: event.unlearned} if event.unlearned else {}),
@@ -369,7 +376,7 @@ def interrupted_round(project: Project) -> Round | None:
 def rounds_left(project: Project) -> int:
     """How many rounds of the last series are still to come after its latest one."""
     history = project.rounds()
-    if not history or history[-1].metrics.get(LEFT):
+    if not history or history[-1].metrics.get(LEFT) or not project.of_this_plan(history[-1]):
         return 0
     return history[-1].files.description().rounds_left
 

@@ -10,17 +10,17 @@ from qtpy.QtWidgets import QDialog, QDoubleSpinBox, QFormLayout, QSpinBox, QWidg
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, from_validation
 from napari_jrss.project.importing import (
     Found,
     ScanFolders,
-    fitting_spacing,
     groups_file_of,
     look_into,
 )
-from napari_jrss.widgets.bridge import Relay, failure, line_of
+from napari_jrss.widgets.bridge import Relay, failure
 from napari_jrss.widgets.controls import PathField, in_form, in_row
 from napari_jrss.widgets.dialogs.dialog import Dialog
+from napari_jrss.widgets.dialogs.plan import PlanChoice
 from napari_jrss.widgets.forms import editor, folded
 
 _AXES = "zyx"
@@ -70,6 +70,7 @@ class ImportDialog(Dialog):
         rows = {"Scans": self.images, "Labels": self.labels}
         if not adding:
             rows |= {"Structures": self.groups, "Project": self.project}
+        self.plan = PlanChoice()
         self.preparation = Preparation()
         advanced = folded("Grid and alignment")
         advanced.addWidget(self.preparation)
@@ -77,7 +78,7 @@ class ImportDialog(Dialog):
         self.message.setText("Choose a folder of scans.")
         self.message.setMinimumHeight(90)
         self.message.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.lay_out(in_form(rows), *(() if adding else (advanced,)))
+        self.lay_out(in_form(rows), *(() if adding else (self.plan, advanced)))
 
         # Typing a path shouldn't read the disk at every letter.
         self._soon = QTimer(self, singleShot=True, interval=250)
@@ -101,9 +102,10 @@ class ImportDialog(Dialog):
             elif project is None:
                 raise ProjectError("Choose a folder for the project.")
             else:
-                config = self.preparation.config()
+                plan = self.plan.plan
+                config = self.preparation.config() if plan is None else plan.preprocessing
                 table = found.require_table()
-                self._session.make_project(project, found.cohort, table, config)
+                self._session.make_project(project, found.cohort, table, config, plan)
             super().accept()
 
     def done(self, result: int) -> None:
@@ -134,6 +136,7 @@ class ImportDialog(Dialog):
         """Look into the folder, once the look before it has ended."""
         self.found = None
         self.start.setEnabled(False)
+        self.plan.show_plans({})
         if self._runner.state.busy:
             self._stale = True
             self._runner.cancel()
@@ -144,15 +147,14 @@ class ImportDialog(Dialog):
             self.message.setText("Choose a folder of scans.")
             return
         try:
-            config = self._session.workspace.open_project.preprocessing if self._adding else None
-            config = config or self.preparation.config()
+            wishes = None if self._adding else self.preparation.config()
         except ValidationError as error:
-            self.message.setText(line_of(error))
+            self.message.setText(from_validation(error))
             return
         groups = None if self._adding else self.groups.path()
         folders = ScanFolders(images, self.labels.path(), groups)
         self.message.setText("Looking …")
-        self._runner.start(lambda cancel: look_into(folders, config, cancel))
+        self._runner.start(lambda cancel: look_into(folders, wishes, cancel))
 
     def _show_found(self, found: Found) -> None:
         from napari_jrss.io.dicom import most_telling
@@ -183,16 +185,9 @@ class ImportDialog(Dialog):
             lines.append(_NO_LABEL)
         else:
             lines.append("Reading the numbers in the labels …")
-        if found.grid is not None and not self._adding:
-            shape = " x ".join(str(n) for n in found.grid.shape)
-            spacing = " x ".join(f"{s:.3g}" for s in found.grid.spacing_mm)
-            lines.append(f"Training grid {shape} voxels of {spacing} mm (z y x)")
-            coarser = fitting_spacing(found.grid)
-            if coarser is not None:
-                lines.append(
-                    "Most computers can't train on so many voxels: under Grid and alignment, set "
-                    f"a spacing of {coarser:g} mm, or a smaller shape."
-                )
+        if found.looked and not found.complete:
+            lines.append(f"Looking at scan {found.looked} of {scans} …")
+        self.plan.show_plans(found.plans)
         self.message.setText("\n".join(lines))
         self.start.setEnabled(self.found is not None)
 
@@ -227,14 +222,13 @@ class Preparation(QWidget):
             form.addRow(fields[name].title, each.widget)
 
     def config(self) -> PreprocessingConfig:
-        """The settings; pydantic's ValidationError if they are invalid."""
-        spacing = [box.value() or None for box in self.spacing]
-        shape = [box.value() or None for box in self.shape]
-        return PreprocessingConfig.model_validate(
-            {
-                "spacing_mm": spacing if any(spacing) else None,
-                "shape": shape if any(shape) else None,
-                "crop": self.crop.get(),
-                "prealign": self.prealign.get(),
-            }
-        )
+        """The settings that were changed; pydantic's ValidationError if they are invalid."""
+        given: dict[str, object] = {}
+        for name, boxes in (("spacing_mm", self.spacing), ("shape", self.shape)):
+            values = [box.value() or None for box in boxes]
+            if any(values):
+                given[name] = values
+        for name, each in (("crop", self.crop), ("prealign", self.prealign)):
+            if each.get() != PreprocessingConfig.model_fields[name].default:
+                given[name] = each.get()
+        return PreprocessingConfig.model_validate(given)

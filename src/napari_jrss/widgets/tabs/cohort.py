@@ -29,6 +29,7 @@ from napari_jrss.widgets.bridge import failure
 from napari_jrss.widgets.controls import ask_folder, button, choice, in_column, in_row, wrapped
 from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
+from napari_jrss.widgets.dialogs.plan import PlanDialog
 from napari_jrss.widgets.preferences import recent_projects, remember
 from napari_jrss.widgets.tables.cases import FILTERS, CaseTable
 from napari_jrss.widgets.tabs.tab import Tab, next_case_text
@@ -85,6 +86,11 @@ class CohortTab(Tab):
             "Structures…",
             "Names and colours of the structures",
             lambda: StructuresDialog(session, self).open(),
+        )
+        self.plan = button(
+            "Training grid…",
+            "What training grids would cost on this computer, and the change to one of them",
+            lambda: PlanDialog(session, self).open(),
         )
         self.predict = button("Predict", "", self._do(session.cohort.predict))
         self.export = button(
@@ -143,6 +149,7 @@ class CohortTab(Tab):
         for column, each in enumerate((self.split, self.structures, self.predict, self.problems)):
             foot.addWidget(each, 1, column)
         foot.addWidget(self.bring, 2, 0, 1, 2)
+        foot.addWidget(self.plan, 2, 2, 1, 2)
         in_column(page, filters, self.table, foot).setContentsMargins(0, 0, 0, 0)
         return page
 
@@ -266,6 +273,7 @@ class CohortTab(Tab):
                 each.setEnabled(writable)
             self.predict.setEnabled(writable and missing > 0)
             self.export.setEnabled(bool(rows))
+            self.plan.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))
             failed = len(cohort.failed_imports()) + len(cohort.import_notes)

@@ -21,10 +21,11 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import qthrottled
 
+from napari_jrss.app.rounds.estimate import WontFitError, require_fit
 from napari_jrss.app.rounds.progress import Curve, Progress, joined, words
 from napari_jrss.app.runner import JobState
-from napari_jrss.app.settings import SettingsError
-from napari_jrss.config import ScreeningConfig, TrainingConfig, preset
+from napari_jrss.app.settings import SettingsError, training_config
+from napari_jrss.config import ScreeningConfig, TrainingConfig
 from napari_jrss.errors import from_validation
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Event
@@ -55,6 +56,7 @@ class RoundsTab(Tab):
         self._progress = Progress()
         self._activity: progress | None = None
         self._followed: TrainingConfig | None = None
+        self._wont_fit = False  # whether these settings were found to be too much
 
         fields = TrainingConfig.model_fields
         self.preset = editor(fields["preset"])
@@ -166,7 +168,9 @@ class RoundsTab(Tab):
             raise SettingsError(from_validation(error)) from None
 
     def _show_preset(self, name: str) -> None:
-        settings = preset(name)  # type: ignore[arg-type]
+        project = self._workspace.project
+        plan = None if project is None else project.plan
+        settings = training_config(name, plan=plan)  # type: ignore[arg-type]
         self.advanced.show_values(settings)
         self.tau.set(settings.screening.tau)
 
@@ -209,6 +213,7 @@ class RoundsTab(Tab):
                 self.rounds.value(),
                 anew=anew,
                 pretrain=self.pretrain.isChecked(),
+                anyway=self._wont_fit,
             )
             self.pretrain.setChecked(False)
 
@@ -238,6 +243,9 @@ class RoundsTab(Tab):
     def _show_project(self) -> None:
         self._progress = self._curves()
         self.device.setCurrentText(self._workspace.device)
+        if self.preset.get() == "fast":  # as the project's plan has it
+            self._show_preset("fast")
+            self.tau.set(default_tau())
         self._forget_estimate()
         say(self.status, self._warning())
         self._show_rounds()
@@ -296,6 +304,9 @@ class RoundsTab(Tab):
                 say(self.status, "Starting …")
             case JobState.CANCELLING:
                 say(self.status, "Stopping after this step …")
+            case JobState.FAILED if isinstance(error, WontFitError):
+                say(self.status, line_of(error))
+                self._show_fit(False)
             case JobState.FAILED if error is not None:
                 say(self.status, f"Failed: {line_of(error)}. The teacher has not changed.")
             case JobState.CANCELLED:
@@ -358,6 +369,8 @@ class RoundsTab(Tab):
 
     def _show_estimate(self, estimate: Estimate) -> None:
         say(self.estimate, estimate.line())
+        with self._reporting():
+            require_fit(estimate)
 
     def _estimator_changed(self, state: JobState) -> None:
         error = self._session.rounds.estimator.error
@@ -368,6 +381,12 @@ class RoundsTab(Tab):
 
     def _forget_estimate(self, *_: object) -> None:
         say(self.estimate, "")
+        self._show_fit(True)
+
+    def _show_fit(self, fits: bool) -> None:
+        """Let Start say that it starts what can't end, once that is known."""
+        self._wont_fit = not fits
+        self.start.setText("Start" if fits else "Start anyway")
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Draw no more."""

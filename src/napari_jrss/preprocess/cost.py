@@ -1,0 +1,212 @@
+"""What a training with the settings ``fast`` costs, before anything was trained.
+
+The seconds and bytes of a step are linear in its voxels and in the number of classes. The factors
+were measured on one core of an AMD EPYC with AVX2 (docs/benchmarks.md); what this machine has
+trained since says how much faster or slower it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from napari_jrss.config import Shape, TrainingConfig
+from napari_jrss.errors import from_os_error
+from napari_jrss.io.atomic import write_text
+from napari_jrss.processes import available_cores
+
+_logger = logging.getLogger(__name__)
+
+# Of a step with two crops or scans: seconds per million voxels, and the same for each class.
+_SECONDS = {
+    "mono_segmentation": (7.5, 0.063),
+    "student": (16.5, 0.2),
+    "registration": (4.6, 0.085),
+    "prediction": (2.0, 0.0),
+    "deformation": (3.0, 0.0),
+}
+# Bytes per voxel, and the same for each class.
+_BYTES = {
+    "mono_segmentation": (1850, 52),
+    "student": (3750, 90),
+    "registration": (1150, 45),
+    "prediction": (450, 8),
+    "deformation": (100, 0),
+}
+ON_CROPS = ("mono_segmentation", "student")
+"""Stages whose steps see crops, where the settings want crops."""
+
+_PROGRAM_BYTES = 600e6  # Python with PyTorch, before any step
+_VOLUME_BYTES = 5  # of a voxel that is kept in memory: a float32 image and its label
+_KEPT_BYTES = 2**30  # what a training keeps in memory at most
+# Seconds on n cores fall as n to this power (docs/benchmarks.md).
+_CORES = 0.75
+# Seconds on a GPU for each on one core; what was trained there replaces it.
+_GPU = 0.01
+_LEAST_GRID = 50_000  # voxels
+_WEIGHT = 0.5  # of the newest training in the machine's speed
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains: ``cpu`` or ``cuda``, its memory in bytes, and its speed.
+
+    Attributes
+    ----------
+    speed
+        Seconds that it needs for each second of the model's one core.
+    known
+        Whether the speed comes from what it has trained.
+    """
+
+    device: str
+    cores: int
+    memory: float
+    speed: float
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of the pre-training and of one round, and bytes at the peak."""
+
+    pretraining_s: float
+    round_s: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the pre-training and one round."""
+        return self.pretraining_s + self.round_s
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """The GPU if there is one and `device` allows it, else the CPU."""
+    cores = available_cores()
+    memory = float(psutil.virtual_memory().total)
+    if device in ("auto", "cuda") and shutil.which("nvidia-smi"):
+        import torch  # slow, so only where there may be a GPU
+
+        if torch.cuda.is_available():
+            memory = float(torch.cuda.get_device_properties(0).total_memory)
+            speed = _speeds().get("cuda")
+            return Machine("cuda", cores, memory, speed or _GPU, known=speed is not None)
+    speed = _speeds().get("cpu")
+    return Machine("cpu", cores, memory, speed or cores**-_CORES, known=speed is not None)
+
+
+def step_seconds(stage: str, voxels: int, classes: int) -> float:
+    """Seconds of one step on the model's core; `voxels` are those of the crop or the grid."""
+    fixed, per_class = _SECONDS[stage]
+    return 0.01 + (fixed + per_class * classes) * voxels / 1e6
+
+
+def training_cost(
+    config: TrainingConfig,
+    shape: Shape,
+    classes: int,
+    cases: int,
+    unlabelled: int,
+    machine: Machine,
+) -> Cost:
+    """What the pre-training and one round will cost.
+
+    Parameters
+    ----------
+    config
+        Settings of the kind ``fast``.
+    shape
+        Training grid (z, y, x).
+    classes
+        Number of structures and the background.
+    cases, unlabelled
+        Training cases, K, and those of them without a label, J.
+    machine
+        What trains.
+    """
+    grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
+    per_epoch = max(1, round(cases / config.segmentation.batch_size))
+    pairs = max(1, round(cases / config.registration.batch_size))
+    joint, registration = config.joint, config.registration
+    pretraining = {
+        "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
+        "registration": max(registration.epochs * pairs, registration.minimum_steps),
+        "prediction": unlabelled,
+    }
+    one_round = {
+        "student": joint.steps(per_epoch),
+        "registration": joint.registration_epochs * pairs,
+        "deformation": 24 if joint.registration_augmentation else 0,
+        "prediction": unlabelled,
+    }
+
+    def seconds(steps: Mapping[str, int]) -> float:
+        return machine.speed * sum(
+            n * step_seconds(stage, crop if stage in ON_CROPS else grid, classes)
+            for stage, n in steps.items()
+        )
+
+    step = max(
+        (fixed + per_class * classes) * (crop if stage in ON_CROPS else grid)
+        for stage, (fixed, per_class) in _BYTES.items()
+    )
+    kept = min(cases * grid * _VOLUME_BYTES, _KEPT_BYTES) if machine.device == "cpu" else 0
+    return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + step + kept)
+
+
+def learn_speed(
+    device: str, seconds: Mapping[str, float], config: TrainingConfig, shape: Shape, classes: int
+) -> None:
+    """Keep how fast this machine has just trained, for the next plan.
+
+    Parameters
+    ----------
+    device
+        What trained: ``cpu`` or ``cuda``.
+    seconds
+        Of a step, by stage.
+    config, shape, classes
+        Of the training. Other networks than that of the settings ``fast`` teach nothing, nor do
+        grids on which a step takes no time.
+    """
+    if config.segmentation_network.name != "unet" or math.prod(shape) < _LEAST_GRID:
+        return
+    grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
+    model = {
+        stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes)
+        for stage in seconds
+        if stage in _SECONDS
+    }
+    if not model:
+        return
+    speed = sum(seconds[stage] for stage in model) / sum(model.values())
+    speeds = _speeds()
+    before = speeds.get(device, speed)
+    speeds[device] = _WEIGHT * speed + (1 - _WEIGHT) * before
+    path = _speeds_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(speeds))
+    except OSError as error:
+        _logger.warning("the speed of this machine isn't kept: %s", from_os_error(error))
+
+
+def _speeds_path() -> Path:
+    return platformdirs.user_cache_path("napari-jrss", appauthor=False) / "speed.json"
+
+
+def _speeds() -> dict[str, float]:
+    """Seconds for each of the model's, by device, as this machine has trained so far."""
+    try:
+        found = json.loads(_speeds_path().read_text(encoding="utf-8"))
+        return {str(k): float(v) for k, v in found.items() if float(v) > 0}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}  # nothing was trained yet, or the file is damaged and will be written anew
