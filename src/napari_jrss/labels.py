@@ -6,6 +6,7 @@ Inside a project a label holds class indices 0 to C - 1, where 0 is the backgrou
 
 import colorsys
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -47,7 +48,8 @@ class LabelClass(BaseModel):
     """One class of a project: its value in the project's labels, where 0 is the background.
 
     Its name has at most 200 printable characters, its colour is ``#rrggbb``, and `source_ids`
-    are its ids in label files.
+    are its ids in label files. In files that name their structures, `source_names` stand for it
+    too, such as its name before it was renamed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,7 @@ class LabelClass(BaseModel):
     name: str = Field(min_length=1, max_length=200)
     colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
     source_ids: tuple[Annotated[int, Field(ge=-(2**31), lt=2**31)], ...]
+    source_names: tuple[str, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -98,6 +101,46 @@ class LabelTable(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Names of the C classes, background first."""
         return tuple(c.name for c in self.classes)
+
+    def index_of(self, name: str) -> int | None:
+        """Index of the class that a file's name stands for; None if it stands for none."""
+        for names in ((c.name,) for c in self.classes), (c.source_names for c in self.classes):
+            for index, known in enumerate(names):
+                if name in known:
+                    return index
+        return None
+
+    def renamed(self, chosen: Mapping[int, tuple[str, str]]) -> Self:
+        """Table of some of the classes; those of one name become one class.
+
+        Parameters
+        ----------
+        chosen
+            Name and colour (#rrggbb) of each class to keep, by its index here. What is left out is
+            background.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            No class is kept, or a name or colour can't be.
+        """
+        merged: dict[str, LabelClass] = {}
+        for index, (name, colour) in chosen.items():
+            old = self.classes[index]
+            names = {old.name, *old.source_names} - {name}
+            before = merged.get(name)
+            merged[name] = LabelClass(
+                index=len(merged) + 1 if before is None else before.index,
+                name=name,
+                colour=colour if before is None else before.colour,
+                source_ids=(*(before.source_ids if before else ()), *old.source_ids),
+                source_names=tuple(sorted({*(before.source_names if before else ()), *names})),
+            )
+        return type(self)(
+            classes=(self.classes[0], *merged.values()),
+            unlisted_is_background=True,
+            ignored_id=self.ignored_id,
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -162,6 +205,17 @@ class LabelTable(BaseModel):
         """One class per id other than 0, in ascending order."""
         names = names or {}
         return cls.of_groups({names.get(i, f"label {i}"): (i,) for i in sorted(set(ids) - {0})})
+
+
+# Left or right as a word of its own, or as a letter set apart: Left-Caudate, lh.caudate, caudate_L.
+_SIDE = re.compile(
+    r"(?i)^(?:left|right|lh|rh|l|r)[\W_]+|[\W_]+(?:left|right)(?=[\W_]|$)[)\]]?|[\W_]+[lr]$"
+)
+
+
+def without_side(name: str) -> str:
+    """The name of a structure without left or right; the name itself if nothing else is left."""
+    return _SIDE.sub("", name).strip() or name
 
 
 BACKGROUND = LabelClass(index=0, name="background", colour=default_colour(0), source_ids=(0,))

@@ -22,6 +22,7 @@ from napari_jrss.labels import (
     LabelTable,
     default_colour,
     tcia_table,
+    without_side,
 )
 
 GROUPS = "label,name,class_id,class_name\n3,a,1,left\n9,b,2,right\n4,c,1,left\n"
@@ -188,3 +189,33 @@ def test_default_colours_differ_and_keep_their_place():
     for colour in colours[1:]:
         red, green, blue = bytes.fromhex(colour[1:])
         assert colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)[1] > 0.15
+
+
+def test_structures_are_chosen_renamed_and_merged() -> None:
+    table = LabelTable.of_groups({"Left-Caudate": (11,), "Right-Caudate": (50,), "CSF": (24,)})
+    made = table.renamed({1: ("caudate", "#112233"), 2: ("caudate", "#445566")})
+    assert made.names == ("background", "caudate")
+    assert made.classes[1].source_ids == (11, 50)
+    assert made.classes[1].colour == "#112233"
+    assert made.to_classes(np.array([0, 11, 24, 50])).tolist() == [0, 1, 0, 1]
+    # a file that names its structures is still understood
+    assert made.index_of("Right-Caudate") == made.index_of("caudate") == 1
+    assert made.index_of("CSF") is None
+    with pytest.raises(ValueError, match="at least one class"):
+        table.renamed({})
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("Left-Caudate", "Caudate"),
+        ("lh.caudate", "caudate"),
+        ("caudate_R", "caudate"),
+        ("Hippocampus (left)", "Hippocampus"),
+        ("rib_left_3", "rib_3"),
+        ("lateral ventricle", "lateral ventricle"),
+        ("left", "left"),
+    ],
+)
+def test_names_without_their_side(name: str, stem: str) -> None:
+    assert without_side(name) == stem

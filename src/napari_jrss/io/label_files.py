@@ -237,11 +237,12 @@ def read_classes(
     label, names = read_label(source, image)
     if table is None:
         return label
-    if names is not None and set(names.values()) & set(table.names):
+    if names is not None and any(table.index_of(name) is not None for name in names.values()):
         classes = np.zeros(max(names) + 1, table.dtype)
         for number, name in names.items():
-            if name in table.names:
-                classes[number] = table.names.index(name)
+            index = table.index_of(name)
+            if index is not None:
+                classes[number] = index
             elif unlisted is not None and (voxels := int((label.array == number).sum())):
                 unlisted[name] += voxels
         return replace(label, array=classes[label.array])

@@ -265,13 +265,16 @@ class ProjectFolder:
         name = " ".join(name.split())
         if name in (c.name for c in self.table.classes if c.index != index):
             raise ProjectError(f"{self.path}: another structure is named {name!r}")
-        self._change_structure(index, author, name=name)
+        before = self.table.classes[index] if 0 < index < len(self.table.classes) else None
+        names = () if before is None else (*before.source_names, before.name)
+        kept = tuple(dict.fromkeys(each for each in names if each != name))
+        self._change_structure(index, author, name=name, source_names=kept)
 
     def recolour_structure(self, index: int, colour: str, author: str | None = None) -> None:
         """Give a structure another colour, #rrggbb; a :class:`ProjectError` if it is none."""
         self._change_structure(index, author, colour=colour.lower())
 
-    def _change_structure(self, index: int, author: str | None, **changes: str) -> None:
+    def _change_structure(self, index: int, author: str | None, **changes: object) -> None:
         if not 1 <= index < len(self.table.classes):
             raise ProjectError(f"{self.path}: has no structure {index}")
         classes = list(self.table.classes)

@@ -114,6 +114,7 @@ def look_into(
     wishes: PreprocessingConfig | None = None,
     cancel: Event | None = None,
     *,
+    table: LabelTable | None = None,
     budget_s: float | None = None,
     workers: int | None = None,
 ) -> Iterator[Found]:
@@ -127,6 +128,8 @@ def look_into(
     ----------
     wishes
         Settings of the training grid that the plans keep; None: no plan is wanted.
+    table
+        The structures that a person chose; None: those that the folders have.
     budget_s
         Seconds of the pre-training and a round; None: a plan for each level.
     workers
@@ -134,8 +137,8 @@ def look_into(
     """
     cancel = cancel or Event()
     cohort = folders.discover()
-    table = cohort.table
-    if folders.groups is not None:
+    table = table or cohort.table
+    if folders.groups is not None and table is cohort.table:
         labels = (case.label for case in cohort.cases if case.label is not None)
         table = label_table_from_file(folders.groups, labels)
     found = Found(cohort, table)

@@ -21,6 +21,7 @@ from napari_jrss.io.predictions import prediction_path
 from napari_jrss.project.export.labels import export_label_files
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
+from napari_jrss.widgets.dialogs.choose_structures import ChooseStructures
 from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
 from napari_jrss.widgets.dialogs.plan import PlanDialog
@@ -106,6 +107,33 @@ def test_two_clicks_from_a_folder_to_a_project(
     problems = dialog_of(tab, ProblemsDialog)
     assert problems.table.item(0, 0).text() == "case_008"
     assert "case_008.nii.gz" in problems.table.item(0, 1).text()
+
+
+def test_structures_are_ticked_and_joined_at_the_import(
+    dock: MainWidget, tab: CohortTab, qtbot: QtBot, tmp_path: Path
+) -> None:
+    folder = make_cohort(tmp_path / "scans", cases=2, shape=(16, 24, 16), structures=4)
+    names = ["left a", "right a", "b", "c"]
+    rows = "".join(f"{i},{name}\n" for i, name in enumerate(names, start=1))
+    (folder / "groups.csv").write_text(f"label,name\n{rows}")
+    tab.take(folder)
+    dialog = dialog_of(tab, ImportDialog)
+    qtbot.waitUntil(dialog.start.isEnabled, timeout=20_000)
+    qtbot.mouseClick(dialog.choose, Qt.MouseButton.LeftButton)
+    structures = dialog_of(dialog, ChooseStructures)
+    qtbot.mouseClick(structures.pairs, Qt.MouseButton.LeftButton)
+    qtbot.keyClicks(structures.filter, "c")
+    qtbot.mouseClick(structures.none, Qt.MouseButton.LeftButton)
+    assert "2 structures, of 4 found" in structures.message.text()
+    qtbot.mouseClick(structures.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "2 structures: a, b" in dialog.message.text(), timeout=20_000)
+    qtbot.waitUntil(dialog.start.isEnabled, timeout=20_000)
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: len(shown(tab)) == 2, timeout=60_000)
+    settled(tab, qtbot)
+    project = tab._workspace.open_project
+    assert project.table.names == ("background", "a", "b")
+    assert project.table.classes[1].source_ids == (1, 2)
 
 
 def test_another_training_grid_is_chosen_in_the_window(

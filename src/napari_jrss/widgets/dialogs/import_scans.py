@@ -11,6 +11,7 @@ from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, from_validation
+from napari_jrss.labels import LabelTable
 from napari_jrss.project.importing import (
     Found,
     ScanFolders,
@@ -18,7 +19,8 @@ from napari_jrss.project.importing import (
     look_into,
 )
 from napari_jrss.widgets.bridge import Relay, failure
-from napari_jrss.widgets.controls import PathField, in_form, in_row
+from napari_jrss.widgets.controls import PathField, button, in_form, in_row
+from napari_jrss.widgets.dialogs.choose_structures import ChooseStructures
 from napari_jrss.widgets.dialogs.dialog import Dialog
 from napari_jrss.widgets.dialogs.plan import PlanChoice
 from napari_jrss.widgets.forms import editor, folded
@@ -66,10 +68,19 @@ class ImportDialog(Dialog):
             "for each number or name in the labels",
             "Tables (*.csv *.tsv *.txt *.ctbl *.json)",
         )
+        self.choose = button(
+            "Choose structures…",
+            "Tick, rename, merge and colour the structures of the labels",
+            self._choose_structures,
+        )
+        self.choose.setEnabled(False)
+        self.choose.setAutoDefault(False)
+        self._all_structures: LabelTable | None = None  # as they are in the labels
+        self._chosen: LabelTable | None = None  # by a person
         self.project = PathField("Project folder", "A new folder for the project, <name>.jrss")
         rows = {"Scans": self.images, "Labels": self.labels}
         if not adding:
-            rows |= {"Structures": self.groups, "Project": self.project}
+            rows |= {"Structures": self.groups, "": self.choose, "Project": self.project}
         self.plan = PlanChoice()
         self.preparation = Preparation()
         advanced = folded("Grid and alignment")
@@ -85,7 +96,8 @@ class ImportDialog(Dialog):
         self._soon.timeout.connect(self._look)
         self.images.changed.connect(self._folder_changed)
         self.project.edit.textEdited.connect(self._name_given)
-        for field in (self.labels, self.groups):
+        for field in (self.images, self.labels, self.groups):
+            field.changed.connect(self._forget_structures)
             field.changed.connect(self._soon.start)
         self.preparation.changed.connect(self._soon.start)
         if folder is not None:
@@ -154,7 +166,8 @@ class ImportDialog(Dialog):
         groups = None if self._adding else self.groups.path()
         folders = ScanFolders(images, self.labels.path(), groups)
         self.message.setText("Looking …")
-        self._runner.start(lambda cancel: look_into(folders, wishes, cancel))
+        chosen = self._chosen
+        self._runner.start(lambda cancel: look_into(folders, wishes, cancel, table=chosen))
 
     def _show_found(self, found: Found) -> None:
         from napari_jrss.io.dicom import most_telling
@@ -181,6 +194,8 @@ class ImportDialog(Dialog):
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
             lines.append(f"{len(names)} structures: {', '.join(names[:12])}{more}")
             self.found = found if found.complete else None
+            self._all_structures = self._all_structures or found.table
+            self.choose.setEnabled(True)
         elif not found.labelled:
             lines.append(_NO_LABEL)
         else:
@@ -190,6 +205,19 @@ class ImportDialog(Dialog):
         self.plan.show_plans(found.plans)
         self.message.setText("\n".join(lines))
         self.start.setEnabled(self.found is not None)
+
+    def _forget_structures(self) -> None:
+        self._all_structures = self._chosen = None
+        self.choose.setEnabled(False)
+
+    def _choose_structures(self) -> None:
+        found = self._all_structures
+        if found is not None:
+            ChooseStructures(found, self._chosen or found, self._use_structures, self).open()
+
+    def _use_structures(self, table: LabelTable) -> None:
+        self._chosen = table
+        self._look()
 
     def _preview_ended(self, state: JobState) -> None:
         if self._stale and not state.busy:
