@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QButtonGroup, QDialog, QProgressBar, QRadioButton, QVBoxLayout, QWidget
 
 from napari_jrss.app.planning import propose
@@ -16,6 +16,7 @@ from napari_jrss.widgets.bridge import Relay, failure
 from napari_jrss.widgets.controls import wrapped
 from napari_jrss.widgets.dialogs.dialog import Dialog
 
+_LINES = 6  # of reasons
 _BUDGETS: dict[Level, str] = {"quick": "20 min", "balanced": "2 h", "fine": "10 h"}
 
 
@@ -39,6 +40,8 @@ class PlanChoice(QWidget):
             layout.addWidget(radio)
         self.buttons["balanced"].setChecked(True)
         self.reasons = wrapped()
+        self.reasons.setMinimumHeight(_LINES * self.fontMetrics().lineSpacing())
+        self.reasons.setAlignment(Qt.AlignmentFlag.AlignTop)
         layout.addWidget(self.reasons)
         self._group.buttonToggled.connect(self._show_reasons)
         self.show_plans({})
@@ -64,10 +67,11 @@ class PlanChoice(QWidget):
         plan = self.plan
         text = ""
         if plan is not None:
-            text = "; ".join((*plan.reasons, f"needs {plan.memory / 2**30:.1f} GiB of memory"))
+            reasons = [*plan.reasons, f"needs {plan.memory / 2**30:.1f} GiB of memory"]
             if plan.small:
                 names = ", ".join(f"{name} ({n})" for name, n in list(plan.small.items())[:8])
-                text += f". Voxels where smallest: {names}"
+                reasons.append(f"voxels where smallest: {names}")
+            text = " ".join(f"{each[0].upper()}{each[1:]}." for each in reasons)
         self.reasons.setText(text)
         self.changed.emit()
 
