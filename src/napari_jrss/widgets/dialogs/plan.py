@@ -69,7 +69,7 @@ class PlanChoice(QWidget):
         if plan is not None:
             reasons = [*plan.reasons, f"needs {plan.memory / 2**30:.1f} GiB of memory"]
             if plan.small:
-                names = ", ".join(f"{name} ({n})" for name, n in list(plan.small.items())[:8])
+                names = ", ".join(f"{name} ({n})" for name, n in list(plan.small.items())[:4])
                 reasons.append(f"voxels where smallest: {names}")
             text = " ".join(f"{each[0].upper()}{each[1:]}." for each in reasons)
         self.reasons.setText(text)
