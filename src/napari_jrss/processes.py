@@ -26,7 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self, TypeVar
 
-from napari_jrss.errors import EXPECTED, JRSSError, one_line
+import psutil
+
+from napari_jrss.errors import EXPECTED, JRSSError, from_os_error, one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +73,111 @@ def thread_limits(threads: int) -> dict[str, str]:
 # -- one child, and lines of JSON
 
 
-class Child:
+class ChildProcess:
+    """A process that is ended when it is closed, and whose streams are taken.
+
+    Error messages call it by its `name`. What it prints to its standard error goes to `log`, or is
+    dropped. It has the variables of `environment` beside those of this process. With `apart` no
+    Ctrl-C reaches it, and the processes that it has started end with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        apart: bool = False,
+    ) -> None:
+        self._name = name
+        self._see = "" if log is None else f"see {log.name}"
+        self._apart = apart and os.name != "nt"
+        self._log = Path(log or os.devnull).open("wb")  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, **(environment or {})},
+                start_new_session=self._apart,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            self._log.close()
+            reason = from_os_error(error)
+            raise ProcessError(f"the {name} can't start: {command[0]}: {reason}") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.stdin, self.stdout = self._process.stdin, self._process.stdout
+        _logger.info("the %s %d starts", name, self.pid)
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
+    def end(self, grace: float = _GRACE_S) -> None:
+        """Hang up, which ends the process; else terminate it, else kill it. Safe to call again.
+
+        It is given `grace` seconds each time.
+        """
+        with suppress(OSError):  # there may be nobody left to read what is unsent
+            self.stdin.close()
+        below = []
+        if self._apart:
+            with suppress(psutil.Error):
+                below = psutil.Process(self.pid).children(recursive=True)
+        for insist in (self.terminate, self.kill):
+            try:
+                self._process.wait(grace)
+                break
+            except subprocess.TimeoutExpired:
+                insist()
+        code = self._process.wait()
+        for process in below:
+            with suppress(psutil.Error):  # it knows a process that has ended by its start
+                process.kill()
+        if not self._log.closed:
+            self._log.close()
+            text = f"; it printed:\n{printed}" if code and (printed := self.printed()) else ""
+            text = f"the {self._name} {self.pid} ends with code {code}{text}"
+            _logger.log(logging.WARNING if code else logging.INFO, text)
+
+    def terminate(self) -> None:
+        """Ask the process to end, and those with it in a session apart."""
+        if self._apart:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGTERM)
+        else:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process at once, and those with it in a session apart."""
+        if self._apart:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+
+    def printed(self) -> str:
+        """The end of what the process has printed to its standard error."""
+        with suppress(OSError):
+            return Path(self._log.name).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip()
+        return ""
+
+    def ending(self) -> str:
+        """How the process ended, once it does, as the end of a sentence about it."""
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            reason = ", perhaps because memory ran short" if name == "SIGKILL" else ""
+            return f"was killed ({name}{reason})"
+        return f"ended unexpectedly ({', '.join(filter(None, (f'exit code {code}', self._see)))})"
+
+
+class Child(ChildProcess):
     """A function in a process of its own; each side sends the other lines of JSON.
 
     The function is importable by name and called with a :class:`Parent`. Nothing else of this
@@ -88,25 +194,16 @@ class Child:
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._name = name
-        self._see = "" if log is None else f"see {log.name}"
-        self._log = Path(log or os.devnull).open("wb")  # noqa: SIM115
-        self._process = subprocess.Popen(
+        super().__init__(
+            f"{name} process",
             # -P: no module is taken from the folder that the program happens to run in.
             [sys.executable, "-P", "-c", _START, function.__module__, function.__name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, **(environment or {}), "PYTHONPATH": _import_path()},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            log=log,
+            environment={**(environment or {}), "PYTHONPATH": import_path()},
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to_child, self._from_child = self._process.stdin, self._process.stdout
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name=f"{name} messages", daemon=True)
         self._reader.start()
-        _logger.info("the %s process %d starts", name, self.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -114,16 +211,11 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def pid(self) -> int:
-        """Id of the process."""
-        return self._process.pid
-
     def send(self, message: str) -> None:
         """Send a line of JSON; that the child is gone is noticed by :meth:`receive`."""
         with suppress(OSError):
-            self._to_child.write(f"{message}\n".encode())
-            self._to_child.flush()
+            self.stdin.write(f"{message}\n".encode())
+            self.stdin.flush()
 
     def stop(self) -> None:
         """Ask the child to stop: sets its :attr:`Parent.stop`."""
@@ -140,7 +232,7 @@ class Child:
         except queue.Empty:
             return None
         if not line:
-            raise ProcessError(f"the {self._name} process {self._ending(self._process.wait())}")
+            raise ProcessError(f"the {self._name} {self.ending()}")
         message = json.loads(line)
         if isinstance(message, dict) and "error" in message:
             see = f" ({self._see})" if message["fault"] and self._see else ""
@@ -149,43 +241,17 @@ class Child:
 
     def close(self) -> None:
         """Hang up, which ends the process; else terminate it, else kill it. Safe to call again."""
-        with suppress(OSError):  # there may be nobody left to read what is unsent
-            self._to_child.close()
-        for insist in (self._process.terminate, self._process.kill):
-            try:
-                self._process.wait(_GRACE_S)
-                break
-            except subprocess.TimeoutExpired:
-                insist()
-        code = self._process.wait()
+        self.end()
         self._reader.join()
-        self._from_child.close()
-        if not self._log.closed:
-            self._log.close()
-            end = f"the {self._name} process {self.pid} ends with code {code}"
-            _logger.log(logging.WARNING if code else logging.INFO, end + self._printed(code))
-
-    def _printed(self, code: int) -> str:
-        """The end of what a child that failed has printed."""
-        text = ""
-        with suppress(OSError):
-            text = Path(self._log.name).read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
-        return f"; it printed:\n{text.strip()}" if code and text.strip() else ""
+        self.stdout.close()
 
     def _read(self) -> None:
-        for line in self._from_child:
+        for line in self.stdout:
             self._lines.put(line)
         self._lines.put(b"")
 
-    def _ending(self, code: int) -> str:
-        if code < 0:
-            name = signal.Signals(-code).name
-            reason = ", perhaps because memory ran short" if name == "SIGKILL" else ""
-            return f"was killed ({name}{reason})"
-        return f"ended unexpectedly ({', '.join(filter(None, (f'exit code {code}', self._see)))})"
 
-
-def _import_path() -> str:
+def import_path() -> str:
     """What this process imports from, without the working folder."""
     return os.pathsep.join(path for path in sys.path if path)
 

@@ -26,6 +26,7 @@ from napari_jrss.app.rounds.estimate import check_fits
 from napari_jrss.app.rounds.progress import Progress, words
 from napari_jrss.app.rounds.train import (
     VALIDATION_DICE,
+    Executor,
     InThisProcess,
     plan_series,
     run_series,
@@ -40,6 +41,7 @@ from napari_jrss.project.records import Round
 from napari_jrss.training.events import EpochEnd, Event, RoundFinished
 
 if TYPE_CHECKING:
+    from napari_jrss.app.rounds.launch import RunOn
     from napari_jrss.training.loop import Cancel
 
 
@@ -87,6 +89,8 @@ def train(
     device: str = "auto",
     devices: int = 1,
     anyway: bool = False,
+    on: RunOn | str | None = None,
+    log_to: str | None = None,
     cancel: Cancel | None = None,
 ) -> Generator[Event, None, Round | None]:
     """Pre-train both networks where that wasn't done yet, then run joint rounds.
@@ -118,7 +122,14 @@ def train(
         Number of GPUs or processes. With more than one, Lightning Fabric starts the calling
         program again for each further one, so use the command line for that.
     anyway
-        Start also what doesn't fit into the memory, or would take more than a week.
+        Start also what doesn't fit into the memory, or would take more than a week; with `on`,
+        that isn't looked at.
+    on
+        Another computer to train on: what stands before the training process, such as ``ssh gpu``
+        or ``srun --gres=gpu:1``; or a :class:`~napari_jrss.app.rounds.launch.RunOn`, which also
+        says what is where on it.
+    log_to
+        ``csv:FOLDER`` or ``tensorboard:FOLDER``: log the losses and the validation Dice there, too.
     cancel
         Stops the training at its next step once its ``is_set()`` is true, as that of a
         :class:`threading.Event`.
@@ -138,13 +149,28 @@ def train(
         The memory of the device isn't enough, or the training would take more than a week.
     OutOfMemoryError
         The memory of the device isn't enough.
+    ProcessError
+        The training on another computer failed, or the connection broke.
     """
     config = config or training_config(preset, plan=project.plan)
     cancel = cancel or Flag()
     planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
-    if not anyway:
+    executor: Executor = InThisProcess(device, devices)
+    if on is not None:
+        from napari_jrss.app.rounds.launch import InLaunchedProcess, LaunchError, RunOn
+
+        if devices != 1:
+            raise LaunchError("several devices are for this computer only: leave out one of both")
+        run_on = RunOn(on) if isinstance(on, str) else on
+        executor = InLaunchedProcess(project.path, run_on, device)
+    elif not anyway:
         check_fits(project, planned, device, cancel)
-    yield from run_series(project, planned, cancel, InThisProcess(device, devices))
+    events = run_series(project, planned, cancel, executor)
+    if log_to is not None:
+        from napari_jrss.app.rounds.logged import logged, open_logger
+
+        events = logged(events, open_logger(log_to))
+    yield from events
     return project.teacher
 
 

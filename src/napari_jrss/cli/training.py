@@ -7,14 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, Refine
+from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, Refine, UsageError
 from napari_jrss.config import PresetName, TrainingConfig
+
+if TYPE_CHECKING:
+    from napari_jrss.app.rounds.launch import RunOn
 
 
 def train(
@@ -45,26 +48,46 @@ def train(
         bool,
         Option("--anyway", help="Start also what doesn't fit, or would take more than a week."),
     ] = False,
+    on: Annotated[
+        str | None,
+        Option(
+            metavar="COMMAND",
+            help="Train on another computer: what stands before the training process, such as "
+            "'ssh gpu' or 'srun --gres=gpu:1'.",
+        ),
+    ] = None,
+    remote_python: Annotated[
+        str, Option(help="With --on: Python there, in which napari-jrss is installed.")
+    ] = "",
+    remote_folder: Annotated[
+        str,
+        Option(help="With --on: the project's folder as it is seen there, if both share it."),
+    ] = "",
+    log_to: Annotated[
+        str | None,
+        Option(help="csv:FOLDER or tensorboard:FOLDER: log losses and Dice there, too."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pre-train where needed, then run joint rounds. Ctrl-C stops, --resume goes on."""
     from napari_jrss.app.settings import training_config
 
+    run_on = _run_on(on, remote_python, remote_folder, threads)
     # With several devices, Fabric runs this same command once more for each further one.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with (
         jrss.Project.open(project, read_only=not first) as opened,
         _cancel_on_interrupt() as cancel,
     ):
-        settings = training_config(preset, config, plan=opened.plan, seed=seed, tau=tau)
-        import torch
-
         from napari_jrss.app.rounds.train import plan_series, series_in_words
 
+        settings = training_config(preset, config, plan=opened.plan, seed=seed, tau=tau)
         if resume and first:
             plan_series(opened, settings, rounds, resume=resume, pretrain=pretrain)
             typer.echo(series_in_words(opened), err=True)
-        if threads is not None:
+        if threads is not None and run_on is None:
+            import torch
+
             torch.set_num_threads(threads)
         options: dict[str, Any] = {
             "rounds": rounds,
@@ -73,6 +96,8 @@ def train(
             "device": device,
             "devices": devices,
             "anyway": anyway or not first,
+            "on": run_on,
+            "log_to": log_to if first else None,
             "cancel": cancel,
         }
         if as_json or not first:
@@ -84,6 +109,17 @@ def train(
     if cancel.is_set() and first:
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
         raise typer.Exit(130)
+
+
+def _run_on(command: str | None, python: str, folder: str, threads: int | None) -> "RunOn | None":
+    """Where to train, if not on this computer."""
+    if command is None:
+        if python or folder:
+            raise UsageError("--remote-python and --remote-folder go with --on")
+        return None
+    from napari_jrss.app.rounds.launch import RunOn
+
+    return RunOn(command, python, folder, threads)
 
 
 @contextmanager

@@ -281,13 +281,23 @@ def fingerprint(array: NDArray[np.generic]) -> str:
 
 def read_image(path: Path) -> NDArray[np.float32]:
     """Image float32 (z, y, x) of a case; a ScanError if there is none, or it is damaged."""
-    return read_array(path / _LEVEL, whole=True).astype(np.float32, copy=False)
+    return read_array(image_folder(path), whole=True).astype(np.float32, copy=False)
 
 
 def read_label(path: Path, version: str) -> NDArray[Any]:
     """Class indices (z, y, x), uint8, of a label version; a ScanError if it is gone or damaged."""
     _require_version(path, version)
-    return read_array(path / "labels" / version / _LEVEL)
+    return read_array(label_folder(path, version))
+
+
+def image_folder(path: Path) -> Path:
+    """The array of a case's image: nothing in it tells where the scan came from."""
+    return path / _LEVEL
+
+
+def label_folder(path: Path, version: str) -> Path:
+    """The array of a label version on the training grid."""
+    return path / "labels" / _require_name(version) / _LEVEL
 
 
 def has_on_scan(path: Path, name: str) -> bool:

@@ -86,6 +86,14 @@ class PairRegistered(_Event):
     fixed: str
 
 
+class FileSent(_Event):
+    """A file that the round needs has reached the other computer, where the round runs."""
+
+    kind: Literal["file_sent"] = "file_sent"
+    stage: str
+    file: str
+
+
 class StageFinished(_Event):
     """A stage is done and its result is on disk."""
 
@@ -123,6 +131,7 @@ Event = (
     | CaseScreened
     | CaseJudged
     | PairRegistered
+    | FileSent
     | StageFinished
     | RoundFinished
     | Cancelled

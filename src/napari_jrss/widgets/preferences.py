@@ -1,6 +1,9 @@
 """What the window remembers: napari's Preferences, and the projects that were opened last."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,12 @@ from napari.settings import get_plugin_settings
 from qtpy.QtCore import QSettings
 
 from napari_jrss.app.author import known_author
+from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.app.session import Session
 
 PLUGIN = "napari-jrss"
 _RECENT, _MOST = "recent_projects", 8
+_RUN_ON = "run_on"
 
 
 def default_tau() -> float:
@@ -66,8 +71,24 @@ def remember(path: Path) -> None:
     _settings().setValue(_RECENT, [str(path), *others][:_MOST])
 
 
-def _stored() -> list[str]:
-    value = _settings().value(_RECENT, [])
+def recent_run_on() -> list[RunOn]:
+    """Where rounds ran last, if not on this computer; the latest first."""
+    known = []
+    for text in _stored(_RUN_ON):
+        with suppress(ValueError, TypeError):  # as another version wrote it
+            known.append(RunOn(**json.loads(text)))
+    return known
+
+
+def remember_run_on(run_on: RunOn) -> None:
+    """Put another computer at the head of the list, and forget what was said of it before."""
+    others = [each for each in recent_run_on() if each.command != run_on.command]
+    texts = [json.dumps(asdict(each)) for each in (run_on, *others)]
+    _settings().setValue(_RUN_ON, texts[:_MOST])
+
+
+def _stored(key: str = _RECENT) -> list[str]:
+    value = _settings().value(key, [])
     # A list of one comes back as a plain text.
     return [value] if isinstance(value, str) else [str(each) for each in value or []]
 

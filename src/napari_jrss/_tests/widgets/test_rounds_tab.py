@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from napari.utils import progress
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QColor, QWheelEvent
-from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QSpinBox
+from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QLineEdit, QSpinBox
 
+import napari_jrss
+from napari_jrss._tests.app import sshd
 from napari_jrss._tests.app.conftest import trainable_once as trainable_once
 from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
@@ -28,6 +31,7 @@ from napari_jrss.training.events import RoundFinished, StepEnd
 from napari_jrss.widgets.curves import COLOURS, Line, Plot
 from napari_jrss.widgets.forms import Form, NumberBox
 from napari_jrss.widgets.main_widget import MainWidget
+from napari_jrss.widgets.preferences import recent_run_on
 from napari_jrss.widgets.tabs.rounds import BASIC, RoundsTab
 
 WAIT_MS = 150_000
@@ -370,3 +374,29 @@ def test_it_draws_ten_times_a_second_at_most(
         tab._workspace.training.event.emit(event)
     qtbot.wait(450)
     assert 1 <= len(drawn) <= 6
+
+
+@pytest.mark.skipif(bool(sshd.MISSING), reason=sshd.MISSING)
+def test_rounds_are_sent_to_another_computer_and_the_teacher_comes_back(
+    tab: RoundsTab, qtbot: QtBot, tmp_path: Path
+) -> None:
+    def type_into(field: QLineEdit, text: str) -> None:
+        field.selectAll()
+        qtbot.keyClicks(field, text)
+
+    assert tab.remote_python.isHidden()
+    type_into(tab.run_on.lineEdit(), "ssh 'gpu")
+    assert not tab.remote_python.isHidden()
+    click(qtbot, tab.start)
+    assert tab._session.rounds.history() == []  # it was told that a quote is missing
+    environment = {"PYTHONPATH": str(Path(napari_jrss.__file__).parents[1])}
+    with sshd.serving(tmp_path, environment) as server:
+        type_into(tab.run_on.lineEdit(), server.command)
+        type_into(tab.remote_python, sys.executable)
+        click(qtbot, tab.start)
+        wait_for(qtbot, tab, "Finished")
+    teacher = tab._workspace.project.teacher
+    assert teacher.metrics["device"] == "cpu by ssh"
+    assert teacher.files.teacher.exists()
+    (remembered,) = recent_run_on()
+    assert (remembered.command, remembered.python) == (server.command, sys.executable)

@@ -15,6 +15,7 @@ from napari_jrss.app.rounds.estimate import (
     estimated,
     measure_in_own_process,
 )
+from napari_jrss.app.rounds.launch import InLaunchedProcess, RunOn
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.progress import Progress
 from napari_jrss.app.rounds.train import (
@@ -73,6 +74,7 @@ class RoundControl:
 
     def __init__(self, workspace: Workspace) -> None:
         self.own_process = True  # whether each round runs in a process of its own, or in this one
+        self.run_on: RunOn | None = None  # where rounds run; None: on this computer
         self.estimator = JobRunner("estimate")  # runs the job of `estimate`
         self._measured: dict[str, Measured] = {}
         self._workspace = workspace
@@ -230,14 +232,16 @@ class RoundControl:
 
     def _begin(self, planned: PlannedRound, *, check: bool = False) -> None:
         project, device = self._workspace.open_project, self._workspace.device
-        leaving, at_once = threading.Event(), threading.Event()
+        leaving, at_once, run_on = threading.Event(), threading.Event(), self.run_on
 
         def work(cancel: threading.Event) -> Iterator[Event]:
             executor: Executor = InThisProcess(device)
-            if self.own_process:
+            if run_on is not None:
+                executor = InLaunchedProcess(project.path, run_on, device, at_once=at_once)
+            elif self.own_process:
                 executor = InOwnProcess(project.path, device, at_once=at_once)
             try:
-                if check:
+                if check and run_on is None:
                     check_fits(project, planned, device, cancel)
                 yield from run_series(project, planned, cancel, executor)
             finally:

@@ -23,7 +23,7 @@ from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
 
 if TYPE_CHECKING:
-    from napari_jrss.training.events import Event
+    from napari_jrss.training.events import Cancelled, Event
     from napari_jrss.training.loop import Cancel
 
 _logger = logging.getLogger(__name__)
@@ -106,18 +106,12 @@ class InOwnProcess:
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Relay the events of the round; a ``ProcessError`` if it fails."""
-        from napari_jrss.training.events import (
-            Cancelled,
-            EpochEnd,
-            RoundFinished,
-            StageStarted,
-            parse_event,
-        )
+        from napari_jrss.training.events import Cancelled, RoundFinished, parse_event
 
         child = self._child
         assert child is not None
         child.send(str(entry.number))
-        stage, saved = "", 0
+        position = Position()
         asked: float | None = None
         try:
             while True:
@@ -128,16 +122,13 @@ class InOwnProcess:
                     (self._at_once is not None and self._at_once.is_set())
                     or time.monotonic() - asked > self._patience
                 ):
-                    yield Cancelled(stage=stage, step=saved)
+                    yield position.cancelled()
                     return
                 line = child.receive()
                 if line is None:
                     continue
                 event = parse_event(line)
-                if isinstance(event, StageStarted):
-                    stage, saved = event.stage, event.first_step
-                elif isinstance(event, EpochEnd) and event.validation is not None:
-                    saved = event.step
+                position.add(event)
                 yield event
                 if isinstance(event, RoundFinished | Cancelled):
                     return
@@ -151,6 +142,28 @@ class InOwnProcess:
             self._child = None
 
 
+class Position:
+    """Where a round stands on the disk, for the end of a process that can't tell."""
+
+    def __init__(self) -> None:
+        self._stage, self._saved = "", 0
+
+    def add(self, event: Event) -> None:
+        """Take an event in."""
+        from napari_jrss.training.events import EpochEnd, StageStarted
+
+        if isinstance(event, StageStarted):
+            self._stage, self._saved = event.stage, event.first_step
+        elif isinstance(event, EpochEnd) and event.validation is not None:
+            self._saved = event.step
+
+    def cancelled(self) -> Cancelled:
+        """The event of a round that was stopped in the middle of a step."""
+        from napari_jrss.training.events import Cancelled
+
+        return Cancelled(stage=self._stage, step=self._saved)
+
+
 def _train(parent: Parent) -> None:
     """The process: get ready, wait for a round's number, run the round."""
     import torch
@@ -159,7 +172,7 @@ def _train(parent: Parent) -> None:
 
     settings = _Settings.model_validate_json(parent.receive())
     torch.set_num_threads(settings.threads)
-    _step_back()
+    step_back()
     executor = InThisProcess(settings.device)
     executor.prepare(settings.config, parent.stop)
     parent.send(json.dumps(executor.device))
@@ -169,7 +182,7 @@ def _train(parent: Parent) -> None:
             parent.send(event.model_dump_json())
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """Lower this process's priority: the window, and a person's other programs, go first."""
     process, windows = psutil.Process(), getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", None)
     process.nice(min(19, process.nice() + NICENESS) if windows is None else windows)

@@ -11,6 +11,7 @@ from napari_jrss.training.events import (
     CaseScreened,
     EpochEnd,
     Event,
+    FileSent,
     PairRegistered,
     RoundFinished,
     StageFinished,
@@ -65,7 +66,9 @@ class Progress:
             case StepEnd():
                 self.loss = event.losses["total"]
                 self._advance(event.step)
-            case CaseScreened() | CaseJudged() | PairRegistered() if event.stage == self.stage:
+            case CaseScreened() | CaseJudged() | PairRegistered() | FileSent() if (
+                event.stage == self.stage
+            ):
                 self._advance(self.step + 1)
             case EpochEnd():
                 self.epoch, self.best = event.epoch, event.best

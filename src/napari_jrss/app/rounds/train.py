@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from napari_jrss.training.events import Event
     from napari_jrss.training.loop import Cancel
+    from napari_jrss.training.round import RoundTask
 
 LEFT = "left"
 STEP_SECONDS = "step_seconds"
@@ -106,14 +107,20 @@ class InThisProcess:
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Run the round here; :class:`OutOfMemoryError` if the memory is not enough."""
-        from napari_jrss.training.round import RoundTask, run_round
+        from napari_jrss.training.round import RoundTask
 
-        config = self._config
-        assert self._fabric is not None
-        assert config is not None
+        assert self._config is not None
         snapshot = project.snapshot(entry.number)
         parent = None if entry.parent is None else project.round(entry.parent).folder
-        task = RoundTask(entry.number, snapshot, config, entry.folder, parent)
+        task = RoundTask(entry.number, snapshot, self._config, entry.folder, parent)
+        yield from self.run_task(task, cancel)
+
+    def run_task(self, task: RoundTask, cancel: Cancel) -> Iterator[Event]:
+        """Run a round that is described without its project; errors as of :meth:`run`."""
+        from napari_jrss.training.round import run_round
+
+        assert self._fabric is not None
+        config, shape = task.config, task.snapshot.shape
         try:
             yield from run_round(task, self._fabric, cancel)
         except (RuntimeError, MemoryError) as error:
@@ -121,7 +128,7 @@ class InThisProcess:
                 raise
             raise OutOfMemoryError(
                 f"the memory of {'this computer' if self.device == 'cpu' else 'the GPU'} is not "
-                f"enough for round {entry.number} at {' x '.join(map(str, snapshot.shape))} "
+                f"enough for round {task.number} at {' x '.join(map(str, shape))} "
                 f"voxels: lower the batch sizes (now {config.segmentation.batch_size} and "
                 f"{config.registration.batch_size}), or close other programs"
                 + ("" if self.device == "cpu" else ", use bf16-mixed precision, or train on cpu")

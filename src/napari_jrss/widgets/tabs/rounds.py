@@ -13,6 +13,7 @@ from qtpy.QtWidgets import (
     QComboBox,
     QGridLayout,
     QLabel,
+    QLineEdit,
     QMessageBox,
     QProgressBar,
     QSpinBox,
@@ -22,6 +23,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import qthrottled
 
 from napari_jrss.app.rounds.estimate import WontFitError, require_fit
+from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.app.rounds.progress import Curve, Progress, joined, words
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError, training_config
@@ -33,7 +35,7 @@ from napari_jrss.widgets.bridge import line_of
 from napari_jrss.widgets.controls import button, in_row, say, scrolled, wrapped
 from napari_jrss.widgets.curves import Line, Plot
 from napari_jrss.widgets.forms import Form, editor, folded, label_of
-from napari_jrss.widgets.preferences import default_tau
+from napari_jrss.widgets.preferences import default_tau, recent_run_on, remember_run_on
 from napari_jrss.widgets.tables.rounds import RoundsTable
 from napari_jrss.widgets.tabs.tab import Tab
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from napari_jrss.app.session import Session
 
 REDRAW_MS = 100
+HERE = "this computer"
 BASIC = ("preset", "seed", "screening.tau")
 
 
@@ -74,15 +77,30 @@ class RoundsTab(Tab):
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu", "mps" if sys.platform == "darwin" else "cuda"])
         self.device.setToolTip("Where the networks run; auto: on a CUDA GPU if there is one")
+        self.run_on = QComboBox()
+        self.run_on.setEditable(True)
+        self.run_on.addItems([HERE, *(each.command for each in recent_run_on())])
+        self.run_on.setToolTip(
+            "Where the rounds run: this computer, or what stands before the training process,\n"
+            "such as: ssh gpu, or: srun --gres=gpu:1"
+        )
+        self.remote_python = QLineEdit()
+        self.remote_python.setToolTip(
+            "Python on the other computer, in which napari-jrss is installed.\n"
+            "Empty: python3 for ssh, else the Python of this window"
+        )
+        self.remote_folder = QLineEdit()
+        self.remote_folder.setToolTip(
+            "The project's folder as the other computer sees it, if both share it.\n"
+            "Empty: for ssh, copies of the arrays go there, and the networks come back"
+        )
         self.advanced = Form(TrainingConfig, BASIC)
         self.estimate = wrapped()
         self.start = button("Start", "Pre-train if needed, then run the rounds", self._start)
         self.pause = button(
             "Pause", "Stop after the present step; Resume continues later", session.rounds.pause
         )
-        self.resume = button(
-            "Resume", "Continue where the training stopped", self._do(session.rounds.resume)
-        )
+        self.resume = button("Resume", "Continue where the training stopped", self._resume)
         self.cancel = button("Cancel", "Stop these rounds for good", self._cancel)
         self.measure = button(
             "Estimate", "Estimate the time and memory that these settings need", self._estimate
@@ -106,6 +124,9 @@ class RoundsTab(Tab):
             signal.connect(self._forget_estimate)
         self.device.currentTextChanged.connect(self._set_device)
         self.table.itemSelectionChanged.connect(self._show_buttons)
+        self.run_on.currentTextChanged.connect(self._show_run_on)
+        self.run_on.currentTextChanged.connect(self._forget_estimate)
+        self._show_run_on(HERE)
         self.preset.set("fast")
         self.tau.set(default_tau())
 
@@ -135,7 +156,20 @@ class RoundsTab(Tab):
             basic.addWidget(label, row, 2 * column)
             basic.addWidget(widget, row, 2 * column + 1)
         basic.addWidget(self.measure, 2, 2, 1, 2)
-        basic.addWidget(self.pretrain, 3, 0, 1, 4)
+        for row, (name, field) in enumerate(
+            (
+                ("Run on", self.run_on),
+                ("Python there", self.remote_python),
+                ("Folder there", self.remote_folder),
+            ),
+            start=3,
+        ):
+            basic.addWidget(QLabel(name), row, 0)
+            basic.addWidget(field, row, 1, 1, 3)
+        self._elsewhere = [
+            basic.itemAtPosition(row, column).widget() for row in (4, 5) for column in (0, 1)
+        ]
+        basic.addWidget(self.pretrain, 6, 0, 1, 4)
         basic.setColumnStretch(1, 1)
         basic.setColumnStretch(3, 1)
         fold = folded("Advanced settings")
@@ -189,6 +223,28 @@ class RoundsTab(Tab):
             self._followed = config
             self.show_config(config)
 
+    def _show_run_on(self, command: str) -> None:
+        """Show what another computer needs, as it was said last."""
+        elsewhere = command.strip() not in ("", HERE)
+        for widget in self._elsewhere:
+            widget.setVisible(elsewhere)
+        for known in recent_run_on():
+            if known.command == command.strip():
+                self.remote_python.setText(known.python)
+                self.remote_folder.setText(known.folder)
+
+    def _place(self) -> RunOn | None:
+        """Where the rounds are to run, None for this computer; it is remembered."""
+        command = self.run_on.currentText().strip()
+        if command in ("", HERE):
+            return None
+        python, folder = self.remote_python.text().strip(), self.remote_folder.text().strip()
+        run_on = RunOn(command, python, folder)
+        remember_run_on(run_on)
+        if self.run_on.findText(command) < 0:
+            self.run_on.addItem(command)
+        return run_on
+
     def _set_device(self, name: str) -> None:
         self._workspace.device = name
         self._forget_estimate()
@@ -208,6 +264,7 @@ class RoundsTab(Tab):
                 f"{unfinished} and can be resumed. Give it up and start new rounds?"
             ):
                 return
+            rounds.run_on = self._place()
             rounds.start(
                 self.config(),
                 self.rounds.value(),
@@ -216,6 +273,11 @@ class RoundsTab(Tab):
                 anyway=self._wont_fit,
             )
             self.pretrain.setChecked(False)
+
+    def _resume(self) -> None:
+        with self._reporting():
+            self._session.rounds.run_on = self._place()
+            self._session.rounds.resume()
 
     def _cancel(self) -> None:
         if self._sure("Stop these rounds for good? Pause stops them so that you can resume."):
