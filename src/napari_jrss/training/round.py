@@ -332,10 +332,12 @@ def _conclude(
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=judged + i)
             return
-        if fabric.is_global_zero and not task.files.has_prediction(case):
-            made = predict_case(teacher, snapshot.arrays.image(case), fabric.device, student)
-            task.files.write_prediction(case, made)
-        fabric.barrier()
+        if i % fabric.world_size == 0:  # each process predicts and writes one of the next cases
+            for own in cases[i + fabric.global_rank : i + fabric.global_rank + 1]:
+                if not task.files.has_prediction(own):
+                    made = predict_case(teacher, snapshot.arrays.image(own), fabric.device, student)
+                    task.files.write_prediction(own, made)
+            fabric.barrier()
         held_back = unlearned if screening.learned_gate else ()
         prediction = task.files.prediction(case)
         assert prediction is not None
@@ -347,7 +349,9 @@ def _conclude(
         ("segmentation", teacher, segmentation_validation),
         ("registration", registration, registration_validation),
     ):
-        ended, dice = run_validation(validate(network, snapshot, fabric.device), fabric, cancel)
+        ended, dice = run_validation(
+            validate(network, snapshot, fabric.device, fabric), fabric, cancel
+        )
         if not ended:
             yield Cancelled(stage=stage, step=judged + len(cases))
             return

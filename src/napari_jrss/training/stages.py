@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, permutations
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ from napari_jrss.training.steps import (
 )
 
 VALIDATION_PAIRS = 12
+
+Item = TypeVar("Item")
 
 
 class TrainingTensors:
@@ -123,14 +126,20 @@ class TrainingTensors:
 
 
 def segmentation_validation(
-    network: nn.Module, snapshot: CohortSnapshot, device: torch.device
+    network: nn.Module,
+    snapshot: CohortSnapshot,
+    device: torch.device,
+    fabric: Fabric | None = None,
 ) -> Validation:
-    """Mean foreground Dice on the validation cases; None without such cases."""
-    scores = []
-    for case in snapshot.validation:
-        scores.append(segmentation_dice(network, snapshot, case, device))
-        yield
-    return _mean_dice(scores)
+    """Mean foreground Dice on the validation cases; None without such cases.
+
+    The processes of `fabric` share the cases, and all return the same.
+    """
+
+    def measure(case: str) -> NDArray[np.float64]:
+        return segmentation_dice(network, snapshot, case, device)
+
+    return _mean_dice((yield from _shared(snapshot.validation, measure, snapshot, fabric)))
 
 
 def segmentation_dice(
@@ -142,16 +151,41 @@ def segmentation_dice(
 
 
 def registration_validation(
-    network: nn.Module, snapshot: CohortSnapshot, device: torch.device
+    network: nn.Module,
+    snapshot: CohortSnapshot,
+    device: torch.device,
+    fabric: Fabric | None = None,
 ) -> Validation:
-    """Mean foreground Dice over ordered validation pairs; None with fewer than two cases."""
-    scores = []
-    for moving, fixed in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS):
-        label = warp_label(network, snapshot.arrays, moving, fixed, device)
-        truth = snapshot.arrays.label(fixed)
-        scores.append(dice_per_class(label, truth, snapshot.classes))
+    """Mean foreground Dice over ordered validation pairs; None with fewer than two cases.
+
+    The processes of `fabric` share the pairs, and all return the same.
+    """
+
+    def measure(pair: tuple[str, str]) -> NDArray[np.float64]:
+        label = warp_label(network, snapshot.arrays, *pair, device)
+        return dice_per_class(label, snapshot.arrays.label(pair[1]), snapshot.classes)
+
+    pairs = [(m, f) for m, f in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS)]
+    return _mean_dice((yield from _shared(pairs, measure, snapshot, fabric)))
+
+
+def _shared(
+    items: Sequence[Item],
+    measure: Callable[[Item], NDArray[np.float64]],
+    snapshot: CohortSnapshot,
+    fabric: Fabric | None,
+) -> Generator[None, None, list[NDArray[np.float64]]]:
+    """The Dice (C - 1,) of each item; each process measures its part, and all get all."""
+    rank, processes = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    own = []
+    for first in range(0, len(items), processes):  # as many yields in each process
+        part = items[first + rank : first + rank + 1]
+        own += [measure(item) for item in part] or [np.zeros(snapshot.classes - 1)]
         yield
-    return _mean_dice(scores)
+    if fabric is None or processes == 1 or not own:
+        return own
+    every = torch.as_tensor(fabric.all_gather(torch.from_numpy(np.array(own)).to(fabric.device)))
+    return [every[i % processes, i // processes].cpu().numpy() for i in range(len(items))]
 
 
 def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
@@ -174,7 +208,7 @@ class _CohortStage:
         fabric: Fabric,
     ) -> None:
         self.name = name
-        self.tensors, self.config = tensors, config
+        self.tensors, self.config, self._fabric = tensors, config, fabric
         self.modules = {"network": network}
         self.learning_rate = settings.learning_rate
         decoupled = isinstance(settings, SegmentationTraining) and settings.optimizer == "adamw"
@@ -186,6 +220,14 @@ class _CohortStage:
 
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""
+
+    def _judged(self, name: str) -> nn.Module:
+        """A network to be validated: the first process's averages of the batches count."""
+        network = self.modules[name]
+        if self._fabric.world_size > 1:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return network
 
     def _grid(self, batch: int, std: float, rng: np.random.Generator) -> Tensor:
         """Random affine sampling grid for each image, (batch, z, y, x, 3)."""
@@ -243,9 +285,9 @@ class MonoSegmentationStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""
-        return segmentation_validation(
-            self.modules["network"], self.tensors.snapshot, self.tensors.device
-        )
+        network = self._judged("network")
+        tensors = self.tensors
+        return segmentation_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
 
 class RegistrationStage(_CohortStage):
@@ -316,9 +358,9 @@ class RegistrationStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of warped labels on pairs of validation cases."""
-        return registration_validation(
-            self.modules["network"], self.tensors.snapshot, self.tensors.device
-        )
+        network = self._judged("network")
+        tensors = self.tensors
+        return registration_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
 
 class TeacherStage(_CohortStage):
@@ -346,9 +388,9 @@ class TeacherStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of the teacher on the validation cases."""
-        return segmentation_validation(
-            self.modules["teacher"], self.tensors.snapshot, self.tensors.device
-        )
+        network = self._judged("teacher")
+        tensors = self.tensors
+        return segmentation_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
 
 class StudentStage(TeacherStage):

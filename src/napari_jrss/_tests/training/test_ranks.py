@@ -1,4 +1,4 @@
-"""Two processes on the CPU (DDP over gloo) train together; the first alone writes."""
+"""Two CPU processes (DDP over gloo) train together, and share validation and predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from napari_jrss._tests.training.phantoms import UNLABELLED, weights
+from napari_jrss._tests.training.phantoms import (
+    NAMES,
+    UNLABELLED,
+    Never,
+    cpu,
+    snapshot,
+    tiny_config,
+    weights,
+)
+from napari_jrss.networks.build import build_segmentation_network
+from napari_jrss.networks.weights import load_tensors
+from napari_jrss.training.loop import run_validation
+from napari_jrss.training.stages import segmentation_validation
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +55,14 @@ sys.addaudithook(watch)
 looks = AfterSteps(2) if fabric.is_global_zero else Never()
 pretraining = RoundTask(0, snapshot(), tiny_config(), folder / "0")
 stopped = [event.kind for event in run_round(pretraining, fabric, looks)][-1]
-kinds = [event.kind for event in run_round(pretraining, fabric, Never())]
+events = list(run_round(pretraining, fabric, Never()))
 this = RoundTask(1, snapshot(), tiny_config(), folder / "1", folder / "0")
-kinds += [event.kind for event in run_round(this, fabric, Never())]
-inside = sorted({Path(name).name for name in written if name.startswith(str(folder))})
-told = {"stopped": stopped, "kinds": kinds, "written": inside}
+events += run_round(this, fabric, Never())
+kinds = [event.kind for event in events]
+validated = [event.validation for event in events if event.kind == "epoch_end"]
+validated += [list(event.metrics.values()) for event in events if event.kind == "round_finished"]
+inside = sorted({name[len(str(folder)) + 1 :] for name in written if name.startswith(str(folder))})
+told = {"stopped": stopped, "kinds": kinds, "written": inside, "validated": validated}
 # A file each: what two processes print comes out mixed.
 Path(sys.argv[2], f"told{fabric.global_rank}.json").write_text(json.dumps(told))
 """
@@ -77,8 +92,16 @@ def test_two_processes_run_a_pretraining_and_a_round(tmp_path: Path) -> None:
     assert told[0]["stopped"] == told[1]["stopped"] == "cancelled"
     assert told[0]["kinds"] == told[1]["kinds"]
     assert told[0]["kinds"].count("round_finished") == 2
-    assert told[1]["written"] == []
-    assert "metrics.jsonl" in told[0]["written"]
+    # They share the predictions; the first alone writes all else.
+    assert {Path(name).parts[1] for name in told[1]["written"]} == {"predictions"}
+    assert "0/metrics.jsonl" in told[0]["written"]
+    assert told[0]["validated"] == told[1]["validated"]
+    teacher, _ = load_tensors(folder / "1" / "teacher.safetensors")
+    network = build_segmentation_network(tiny_config().segmentation_network, len(NAMES))
+    network.load_state_dict(teacher)
+    validation = segmentation_validation(network, snapshot(), torch.device("cpu"))
+    _, by_one = run_validation(validation, cpu(), Never())
+    assert by_one in [pytest.approx(value) for value in told[0]["validated"][-1]]
     for name, networks in (
         ("0", {"teacher", "registration"}),
         ("1", {"teacher", "student", "registration"}),
