@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_jrss.config import RefinementConfig
+from napari_jrss.inference.engines import Watch, to_the_end
 from napari_jrss.inference.predict import segmentation_logits
 from napari_jrss.losses import diffusion_regulariser, folding, mean_squared_error, mind_ssc
 from napari_jrss.networks.spatial import (
@@ -31,9 +32,6 @@ from napari_jrss.networks.spatial import (
     warp,
 )
 
-Watch = Callable[[float], bool]
-"""Called before each step with the share of the work that is done; returns whether to go on."""
-
 IMAGES_ALONE = RefinementConfig(
     control_spacings=(4, 2),
     steps=(20, 20),
@@ -42,11 +40,6 @@ IMAGES_ALONE = RefinementConfig(
     lambda_r=1.0,
 )
 """What :func:`register_images` does by default: about a second on a core at 80x96x80."""
-
-
-def to_the_end(done: float) -> bool:
-    """A :data:`Watch` that never stops the work."""
-    return True
 
 
 class RefinedRegistration(nn.Module):
