@@ -14,6 +14,7 @@ from psygnal import Signal
 from napari_jrss.app.pairs.files import ScanWarp, on_fixed_scan, write_pair
 from napari_jrss.app.pairs.registering import (
     NETWORK,
+    WITHOUT_NETWORK,
     Pair,
     Registrar,
     RegistrationReport,
@@ -23,13 +24,13 @@ from napari_jrss.app.pairs.registering import (
     read_registration_input,
     register_labelled,
     register_sides,
+    require_engine,
 )
 from napari_jrss.app.pairs.scans import register_scans
 from napari_jrss.app.pairs.views import View, pair_view
 from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.config import Prealign
 from napari_jrss.errors import ProjectError
-from napari_jrss.inference.engines import engine_named
 from napari_jrss.io.volume import Volume
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Label
@@ -229,19 +230,22 @@ class Pairs:
         moving: Volume,
         fixed: Volume,
         names: tuple[str, str],
+        *,
+        engine: str = "",
         prealign: Prealign = "affine",
     ) -> None:
         """Register two volumes that aren't cases; emits :attr:`volumes_registered`.
 
         Their affines (LPS mm) say where they lie; `names` are for the report. The network of the
-        open project, where that is the engine, sees them on its training grid. Any other engine
+        open project, where that is the `engine`, sees them on its training grid. Any other engine
         needs no project, and `prealign` says what comes before it.
         """
         opened = self._workspace.project
-        engine = self.engine or (NETWORK if opened is not None and opened.teacher else "refine")
-        project = self._ready()[0] if engine == NETWORK else None
-        if project is None:
-            engine_named(engine)
+        engine = engine or self.engine
+        if not engine:
+            engine = WITHOUT_NETWORK if opened is None else engine_of(opened)
+        project = self._workspace.open_project if engine == NETWORK else None
+        require_engine(engine, project)
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             if project is None:
@@ -349,10 +353,7 @@ class Pairs:
     def _ready(self) -> tuple[Project, str]:
         """The open project and the engine, which can be used."""
         project, engine = self._workspace.open_project, self.engine_in_use
-        if engine == NETWORK:
-            project.require_teacher()
-        else:
-            engine_named(engine)
+        require_engine(engine, project)
         return project, engine
 
     def _present(self) -> Pair:

@@ -155,6 +155,19 @@ def engine_of(project: Project, engine: str = "") -> str:
     return engine or (NETWORK if project.teacher is not None else WITHOUT_NETWORK)
 
 
+def require_engine(engine: str, project: Project | None) -> None:
+    """Raise a ``JRSSError`` of one line if the engine can't be used; it isn't loaded."""
+    if engine != NETWORK:
+        engine_named(engine)
+    elif project is None:
+        raise ProjectError(
+            f"the engine {NETWORK} is the trained network of a project: name the project, or "
+            "choose another engine"
+        )
+    else:
+        project.require_teacher()
+
+
 def project_registrar(
     project: Project,
     engine: str = "",
@@ -198,11 +211,7 @@ def engine_registrar(
     EngineError
         There is no such engine, or its package isn't installed.
     """
-    if engine == NETWORK:
-        raise ProjectError(
-            f"the engine {NETWORK} is the trained network of a project: name the project, or "
-            "choose another engine"
-        )
+    require_engine(engine, None)
     chosen = engine_named(engine)
 
     from napari_jrss.inference.device import make_fabric

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_jrss.app.pairs.registering import (
-    NETWORK,
     engine_of,
     project_registrar,
     register_labelled,
+    require_engine,
 )
 from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase
 from napari_jrss.app.review.regions import Region, uncertain_regions
@@ -20,7 +20,6 @@ from napari_jrss.app.rounds.train import UNLEARNED
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.config import ScreeningConfig
 from napari_jrss.errors import ProjectError
-from napari_jrss.inference.engines import engine_named
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.training.screening import Screened, Screening
 
@@ -83,8 +82,7 @@ class PredictionReview:
         if not cases:
             raise ProjectError("label another case first: its label can be propagated to this one")
         engine = engine_of(project, self._workspace.engine)
-        if engine != NETWORK:
-            engine_named(engine)
+        require_engine(engine, project)
 
         def work(cancel: threading.Event) -> Iterator[object]:
             registrar = project_registrar(
