@@ -49,7 +49,7 @@ class Report:
     python: str
     platform: str
     versions: dict[str, str | None]  # of each required package; None if it isn't installed
-    engines: dict[str, str]  # each registration engine: "ready", or how to install it
+    engines: dict[str, str]  # each registration engine: "ready", or what to do
     devices: tuple[Device, ...]  # the fastest last
     memory_gib: float
     free_memory_gib: float
@@ -118,7 +118,7 @@ def _engines() -> dict[str, str]:
 
     found = {}
     for name, engine in engines().items():
-        found[name] = f"pip install {engine.install}" if engine.problem else "ready"
+        found[name] = engine.state
         if engine.module and not engine.problem:
             try:
                 with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

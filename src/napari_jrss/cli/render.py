@@ -231,15 +231,14 @@ def registration_table(report: RegistrationReport, out: Path) -> None:
 
 
 def engine_list(engines: Sequence[Engine], as_json: bool) -> None:
-    """Print the registration engines, what they are, and whether they are installed."""
+    """Print the registration engines, what they are, and what to install for them."""
     if as_json:
-        lines = [{"name": e.name, "about": e.about, "problem": e.problem} for e in engines]
+        lines = [{"name": e.name, "about": e.about, "state": e.state} for e in engines]
         print(json.dumps(lines, indent=1))
         return
     table = Table("engine", "what it is", "")
     for engine in engines:
-        state = f"pip install {engine.install}" if engine.problem else "ready"
-        table.add_row(engine.name, engine.about, escape(state))
+        table.add_row(engine.name, engine.about, escape(engine.state))
     console = Console()
     console.print(table)
     console.print("napari-jrss engines PROJECT measures which is best on your labelled cases")

@@ -108,15 +108,20 @@ def register(
     """Register a moving scan to a fixed one, with or without a project."""
     from napari_jrss.cli.render import registration_table
 
-    given = [*scans, *(each for each in (moving, fixed) if each is not None)]
-    if len(given) not in (2, 3) or (len(scans) > 1 and len(given) > len(scans)):
+    named = [each for each in (moving, fixed) if each is not None]
+    given = [*scans, *named]
+    if len(given) not in (2, 3) or (named and len(scans) > 1):
         raise UsageError("give two scans, MOVING FIXED, or a project and two of its cases")
     here, there = given[-2:]
     if len(given) == 3:
+        if prealign is not None:
+            raise UsageError("a project has its own pre-alignment: leave --prealign out")
         with jrss.Project.open(Path(given[0]), read_only=True) as opened:
             pair = jrss.register(opened, here, there, engine=engine, refine=refine, device=device)
             pair.save(out)
     else:
+        if refine:
+            raise UsageError("--refine improves the field of a project's network: name the project")
         pair = jrss.register(
             here, there, engine=engine, prealign=prealign or "affine", device=device
         )

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_jrss.config import RefinementConfig
-from napari_jrss.inference.engines import Watch, to_the_end
 from napari_jrss.inference.predict import segmentation_logits
+from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.losses import diffusion_regulariser, folding, mean_squared_error, mind_ssc
 from napari_jrss.networks.spatial import (
     forward_jacobian_determinant,

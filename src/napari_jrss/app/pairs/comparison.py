@@ -23,7 +23,6 @@ from napari_jrss.errors import JRSSError, ProjectError
 from napari_jrss.inference.engines import engine_named, engines
 from napari_jrss.progress_bar import Bar, counting, long_call
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Split
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def compare_engines(
     Parameters
     ----------
     project
-        With at least two labelled cases besides the test cases.
+        With at least two labelled cases; those for validation count.
     names
         Of the engines; None: all that are installed.
     pairs
@@ -191,7 +190,8 @@ def compare_engines(
     EngineError
         There is no such engine, or its package isn't installed.
     """
-    labelled = [c.case_id for c in project.cases() if c.labelled and c.split is not Split.TEST]
+    snapshot = project.snapshot()
+    labelled = [*snapshot.labelled, *snapshot.validation]
     if len(labelled) < 2:
         raise ProjectError(f"{project.path}: comparing engines needs two labelled cases")
     if names is None:

@@ -38,7 +38,7 @@ from napari_jrss.snapshot import Label
 if TYPE_CHECKING:
     from napari_jrss.app.review.review import Review
     from napari_jrss.app.workspace import Workspace
-    from napari_jrss.inference.engines import Watch
+    from napari_jrss.inference.watch import Watch
     from napari_jrss.io.predictions import Prediction
 
 

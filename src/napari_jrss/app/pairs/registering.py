@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.errors import ProjectError, did_you_mean
 from napari_jrss.geometry import Triple
-from napari_jrss.inference.engines import Field, Watch, engine_named, to_the_end
+from napari_jrss.inference.engines import engine_named
+from napari_jrss.inference.partners import Field
+from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.metrics import (

@@ -17,7 +17,7 @@ from napari_jrss.app.pairs.registering import (
 from napari_jrss.config import Prealign, PreprocessingConfig
 from napari_jrss.errors import ScanError
 from napari_jrss.geometry import Matrix, Shape, rows, spacing_mm, to_upright_lps
-from napari_jrss.inference.engines import Watch
+from napari_jrss.inference.watch import Watch
 from napari_jrss.io.found import stem
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume

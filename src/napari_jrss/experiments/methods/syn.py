@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from napari_jrss.experiments.recipe import FieldModule, Task, Trained
-from napari_jrss.inference.engines import syn
+from napari_jrss.inference.partners import syn
 
 
 def train_initial(task: Task) -> Trained:
