@@ -244,7 +244,7 @@ def test_two_scans_are_registered_without_a_project(cohort: Path, tmp_path: Path
     scans = sorted((cohort / "images").iterdir())[:2]
     result = run("register", *scans, "--engine", "refine", "--out", tmp_path / "pair", "--json")
     report = json.loads(result.stdout)
-    assert (report["engine"], report["moving"]) == ("refine", "case_000")
+    assert (report["engine"], report["moving"]) == ("refine", scans[0].name.removesuffix(".nii.gz"))
     assert report["residual"] < report["residual_before"]
     assert nib.load(tmp_path / "pair" / "displacement.nii.gz").shape[-1] == 3
     out = ("--out", tmp_path / "none")
@@ -256,11 +256,13 @@ def test_two_scans_are_registered_without_a_project(cohort: Path, tmp_path: Path
 
 
 def test_a_projects_cases_are_named_after_it(trained: Path, tmp_path: Path) -> None:
-    cases = ("case_000", "case_001", "--out", tmp_path)
+    with Project.open(trained, read_only=True) as project:
+        moving, fixed = project.snapshot().labelled
+    cases = (moving, fixed, "--out", tmp_path)
     assert "s, jrss;" in run("register", trained, *cases).stdout
     assert "s, refine;" in run("register", trained, *cases, "--engine", "refine").stdout
     assert "its own pre-alignment" in mistake("register", trained, *cases, "--prealign", "none")
-    given = ("--moving", "case_000", "--fixed", "case_001")
+    given = ("--moving", moving, "--fixed", fixed)
     assert "give two scans" in mistake("register", trained, *cases, *given)
 
 

@@ -139,11 +139,8 @@ def engine_named(name: str) -> Engine:
     return known[name]
 
 
-REFINE = Engine(
-    "refine", "gradient descent on local correlation, part of napari-jrss", partners.refine
-)
 BUILT_IN = (
-    REFINE,
+    Engine("refine", "gradient descent on local correlation, ours", partners.refine),
     Engine(
         "greedy",
         "greedy diffeomorphic registration by local correlation (PICSL)",
@@ -153,14 +150,14 @@ BUILT_IN = (
     ),
     Engine(
         "ants",
-        "affine and SyN (ANTs), its defaults",
+        "SyN by mutual information (ANTs)",
         partners.ants_syn,
         "ants",
         '"napari-jrss[ants]"',
     ),
     Engine(
         "convexadam",
-        "ConvexAdam on MIND features, its defaults",
+        "ConvexAdam on MIND features",
         partners.convexadam,
         "convexAdam",
         '"napari-jrss[convexadam]"',

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -60,13 +61,27 @@ def _itk_image(image: Image, spacing_mm: Triple) -> Any:
 
 
 SHORTEST = 32
-"""Voxels: the coarsest level of ANTs leaves nothing of an axis that is much shorter."""
+"""Voxels: the coarsest levels of ANTs and FireANTs leave too little of a shorter axis."""
+
+
+def _margins(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Voxels to add before and after each axis, so that none is too short."""
+    missing = [max(0, SHORTEST - size) for size in shape]
+    return [(each // 2, each - each // 2) for each in missing]
+
+
+def _without(margins: Sequence[tuple[int, int]], field: NDArray[Any]) -> Field:
+    """A field (3, z, y, x) without the margins."""
+    inner = (
+        slice(low, size - high) for (low, high), size in zip(margins, field.shape[1:], strict=True)
+    )
+    return np.ascontiguousarray(field[(slice(None), *inner)], dtype=np.float32)
 
 
 def syn(
     moving: Image, fixed: Image, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), **options: Any
 ) -> Field:
-    """SyN of ANTs (Avants et al. 2008): affine and warp as one field (3, z, y, x) in voxels.
+    """SyN of ANTs (Avants et al. 2008), with its affine step, as a field (3, z, y, x) in voxels.
 
     `options` are those of ``ants.registration``. The same input gives the same field.
     """
@@ -74,8 +89,7 @@ def syn(
 
     # Its sampling is random otherwise. On one thread, as sums depend on the order, too.
     ants.config.set_ants_deterministic(on=True, seed_value=1)
-    missing = [max(0, SHORTEST - size) for size in fixed.shape]
-    margins = [(each // 2, each - each // 2) for each in missing]
+    margins = _margins(fixed.shape)
     # Axis 0 is the x of ANTs, so that its fields have our components. It starts from the centres
     # of mass, which images of mean 0 don't have.
     fixed_image, moving_image = (
@@ -86,33 +100,31 @@ def syn(
         for image in (fixed, moving)
     )
     with tempfile.TemporaryDirectory() as folder:
-        found = ants.registration(
-            fixed_image, moving_image, type_of_transform="SyN", outprefix=f"{folder}/", **options
-        )
+        options = {"type_of_transform": "SyN", **options}
+        found = ants.registration(fixed_image, moving_image, outprefix=f"{folder}/", **options)
         composed = ants.apply_transforms(
             fixed_image, moving_image, found["fwdtransforms"], compose=f"{folder}/all_"
         )
         field = np.moveaxis(ants.image_read(composed).numpy() / np.array(spacing_mm), -1, 0)
-    inner = tuple(slice(m[0], m[0] + size) for m, size in zip(margins, fixed.shape, strict=True))
-    return np.ascontiguousarray(field[(slice(None), *inner)], dtype=np.float32)
+    return _without(margins, field)
 
 
 def ants_syn(moving: Image, fixed: Image, spacing_mm: Triple, device: str, watch: Watch) -> Field:
-    """Affine and SyN of antspyx, with its defaults."""
-    return syn(moving, fixed, spacing_mm)
+    """SyN of antspyx with its defaults, without its affine step, as for :func:`greedy`."""
+    return syn(moving, fixed, spacing_mm, type_of_transform="SyNOnly", initial_transform="Identity")
 
 
 def convexadam(moving: Image, fixed: Image, spacing_mm: Triple, device: str, watch: Watch) -> Field:
     """ConvexAdam (Siebert et al. 2024) of the package convexAdam, with its defaults."""
     import torch
 
-    with warnings.catch_warnings():  # it switches all warnings off
-        from convexAdam.convex_adam_MIND import convex_adam_pt
-
     # Its grids hold every sixth and every second voxel; what is left over would be stretched.
     margins = [(0, -size % CONVEX_GRID) for size in fixed.shape]
     images = [torch.from_numpy(np.pad(image, margins, mode="edge")) for image in (fixed, moving)]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from convexAdam.convex_adam_MIND import convex_adam_pt  # switches all warnings off
+
         moved = convex_adam_pt(*images, grid_sp=CONVEX_GRID, device=torch.device(device))
     inner = tuple(slice(size) for size in fixed.shape)
     field: Field = np.moveaxis(moved[inner], -1, 0).astype(np.float32)
@@ -125,25 +137,31 @@ CONVEX_GRID = 6
 
 def fireants(moving: Image, fixed: Image, spacing_mm: Triple, device: str, watch: Watch) -> Field:
     """Greedy diffeomorphic registration of FireANTs (Jena et al. 2024)."""
-    from fireants.io import BatchedImages
-    from fireants.io import Image as FireImage
-    from fireants.registration.greedy import GreedyRegistration
+    margins = _margins(fixed.shape)
+    moving, fixed = (np.pad(image, margins, mode="edge") for image in (moving, fixed))
+    log = logging.getLogger("fireants")
+    log.propagate = False  # it tells the terminal about every step
+    log.addHandler(logging.NullHandler())
+    with contextlib.redirect_stdout(io.StringIO()):
+        from fireants.io import BatchedImages
+        from fireants.io import Image as FireImage
+        from fireants.registration.greedy import GreedyRegistration
 
-    fixed_batch, moving_batch = (
-        BatchedImages([FireImage(_itk_image(image, spacing_mm), device=device)])
-        for image in (fixed, moving)
-    )
-    registration = GreedyRegistration(
-        scales=[4, 2, 1],
-        iterations=[200, 100, 50],
-        fixed_images=fixed_batch,
-        moving_images=moving_batch,
-        cc_kernel_size=5,
-        progress_bar=False,
-    )
-    registration.optimize()
-    places = registration.get_warped_coordinates(fixed_batch, moving_batch)
-    found = places.detach().cpu().numpy()[0]
+        fixed_batch, moving_batch = (
+            BatchedImages([FireImage(_itk_image(image, spacing_mm), device=device)])
+            for image in (fixed, moving)
+        )
+        registration = GreedyRegistration(
+            scales=[4, 2, 1],
+            iterations=[200, 100, 50],
+            fixed_images=fixed_batch,
+            moving_images=moving_batch,
+            cc_kernel_size=5,
+            progress_bar=False,
+        )
+        registration.optimize()
+        places = registration.get_warped_coordinates(fixed_batch, moving_batch)
+    found = places.detach().cpu().numpy()[0]  # (z, y, x, 3) from -1 to 1, order x, y, z
     sizes = np.array(fixed.shape[::-1])
     voxels = np.moveaxis((found + 1) / 2 * (sizes - 1), -1, 0)[::-1]
-    return np.asarray(voxels - np.indices(fixed.shape), dtype=np.float32)
+    return _without(margins, voxels - np.indices(fixed.shape))

@@ -33,13 +33,23 @@ from napari_jrss.networks.spatial import (
 )
 
 IMAGES_ALONE = RefinementConfig(
+    control_spacings=(8, 4, 2, 1),
+    image_spacings=(4, 2, 1, 1),
+    steps=(40, 20, 20, 20),
+    similarity="lncc",
+    lambda_d=0.0,
+    lambda_r=1.0,
+)
+"""What :func:`register_images` does by default: half a second on a core at 40x56x40."""
+
+IMAGES_QUICKLY = RefinementConfig(
     control_spacings=(4, 2),
     steps=(20, 20),
     similarity="lncc",
     lambda_d=0.0,
     lambda_r=1.0,
 )
-"""What :func:`register_images` does by default: about a second on a core at 80x96x80."""
+"""Less exact, in a third of the time, and smoother: for fields that training augments by."""
 
 
 class RefinedRegistration(nn.Module):
@@ -123,7 +133,10 @@ def refine(
         zip(config.control_spacings, config.steps, strict=True)
     ):
         apart = _per_axis(coarser * control, spacing)
-        before, grid = grid, _grid(shape, [min(2, each) for each in apart])
+        sampled = [min(2, each) for each in apart]
+        if config.image_spacings is not None:
+            sampled = list(_per_axis(coarser * config.image_spacings[level], spacing))
+        before, grid = grid, _grid(shape, sampled)
         if grid != before:
             here, there = (_seen(side, grid, config.similarity) for side in (moving, fixed))
         follow = partial(_follow, watch, sum(config.steps[:level]), total)

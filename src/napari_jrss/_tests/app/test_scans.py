@@ -79,7 +79,7 @@ def test_the_field_is_in_mm_between_the_two_worlds_also_on_coarser_voxels(
     there[:3, 3] += (200, -100, 50)
     found = jrss.register(Volume(fixed.array, there), fixed, device="cpu")
     off = found.field - np.reshape((200, -100, 50), (3, 1, 1, 1))
-    assert np.abs(off).mean() < 0.3
+    assert np.abs(off).mean() < 0.5
     assert np.abs(off).max() < 3
     grid = found.pair.fixed.image.shape
     assert (np.prod(grid) < np.prod(SHAPE)) == (most == 4000)

@@ -112,6 +112,7 @@ def add_package(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> N
     (about / "entry_points.txt").write_text(f"[{GROUP}]\ntheirs = their_engines:ENGINE\n")
     (folder / "their_engines.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "their_engines", raising=False)
 
 
 def test_another_package_adds_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,6 @@ def test_another_package_adds_an_engine(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_package_with_a_broken_engine_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "their_engines", raising=False)
     add_package(tmp_path, "raise OSError('libgone.so:\\n not found')\n", monkeypatch)
     with pytest.raises(EngineError, match=r"theirs can't be used: their_engines.*libgone.so: not"):
         engine_named("theirs")

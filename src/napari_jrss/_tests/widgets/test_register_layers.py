@@ -97,6 +97,7 @@ def test_two_images_are_registered_without_a_project(
     viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]
 ) -> None:
     moving, fixed = two_images(viewer, translate=(100, -40, 7))
+    moving.data = np.roll(fixed.data, (2, -1), (1, 2))
     open_form(viewer)
     form = form_of(viewer)
     assert [name for name in form.engine.choices][:3] == ["", "jrss", "refine"]

@@ -456,7 +456,7 @@ def test_without_networks_a_pair_is_registered_by_the_engine_in_the_box(
     tab = person.tab
     assert tab.engine.currentText() == "Automatic"
     assert not tab.refine.isEnabled()
-    person.choose("case_00", "case_01")
+    person.choose(*person.session.workspace.open_project.snapshot().labelled[:2])
     person.click(tab.register)
     assert "s, refine" in tab.figures.text()
     assert tab.layers.has("Warped contours")
