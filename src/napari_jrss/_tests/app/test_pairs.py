@@ -510,7 +510,10 @@ def test_engines_are_compared_on_the_labelled_pairs(untrained: Session) -> None:
     found = compare_engines(project, ["refine"], pairs=3, seed=1, device="cpu")
     assert len(found.pairs) == 3
     (figures,) = found.figures
-    assert figures.mean_dice > found.dice_before
+    reports = {(e.moving, e.fixed): e.report for e in events}
+    measured = [reports[pair] for pair in found.pairs]
+    assert figures.dice == tuple(report.mean_dice for report in measured)
+    assert found.dice_before == pytest.approx(np.mean([r.mean_dice_before for r in measured]))
     assert figures.mean_dice == pytest.approx(np.mean(figures.dice))
     assert found.best == "refine"
     assert found.verdict() == f"best here: refine, Dice {figures.mean_dice:.3f}"

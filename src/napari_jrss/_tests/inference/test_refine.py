@@ -213,6 +213,13 @@ def test_finer_images_and_more_levels_fit_better_than_the_quick_ones() -> None:
     assert dice[1] > dice[0] + 0.1
 
 
+def test_a_level_that_is_too_coarse_for_a_small_grid_is_left_out() -> None:
+    image, target = (make_case(number, (12, 16, 14)).image for number in (3, 4))
+    field = register_images(image, target)
+    assert field.abs().max() < 4
+    assert register_images(image[:4], target[:4]).isfinite().all()
+
+
 def test_images_start_from_a_pre_alignment_and_need_one_grid() -> None:
     image, _ = phantom("a")
     start = torch.zeros(3, *SHAPE)

@@ -475,4 +475,4 @@ def test_without_networks_a_pair_is_registered_by_the_engine_in_the_box(
     assert tab.register.isEnabled()
     person.click(tab.register)
     person.click(tab.draft)
-    assert person.dock.tabs.currentWidget() is dock.review
+    person.wait(lambda: dock.tabs.currentWidget() is dock.review)
