@@ -21,11 +21,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from napari_jrss.config import RefinementConfig
 from napari_jrss.experiments.cohort import assign, prepare_cohort
 from napari_jrss.experiments.protocol import load_protocol, plan
 from napari_jrss.inference.engines import engine_named, engines
 from napari_jrss.inference.partners import Field
 from napari_jrss.inference.predict import warp_array
+from napari_jrss.inference.refine import IMAGES_ALONE, register_images
 from napari_jrss.metrics import dice_per_class, folds, jacobian_statistics
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Image
@@ -40,13 +42,17 @@ def main() -> None:
     parser.add_argument("--side", choices=("training", "test"), default="training")
     parser.add_argument("--pairs", type=int, default=40, help="at most")
     parser.add_argument("--engines", nargs="*", help="names; by default all that are installed")
+    parser.add_argument(
+        "--refine", nargs="*", default=(), help='changes to IMAGES_ALONE, such as {"lambda_r": 2}'
+    )
     parser.add_argument("--json", type=Path, help="file for the figures of each pair")
     wanted = parser.parse_args()
     ready = [name for name, engine in engines().items() if not engine.problem]
     rows: dict[str, list[dict[str, float]]] = {}
     with TemporaryDirectory() as folder:
         cases = list(read(wanted.data, Path(folder), wanted.side))
-    for name in ("identity", *(wanted.engines or ready)):
+    names = ready if wanted.engines is None else wanted.engines
+    for name in ("identity", *names, *wanted.refine):
         rows[name] = [
             pair(field_of(name), cases[(i + APART) % len(cases)], fixed)
             for i, fixed in enumerate(cases[: wanted.pairs])
@@ -66,14 +72,17 @@ def read(data: Path, out: Path, side: str) -> Iterator[tuple[Image, np.ndarray]]
     run = next(run for run in plan(protocol) if run.seed == 0)
     with Project.open(prepare_cohort(protocol, out, [run]), read_only=True) as project:
         sides = assign(protocol, run, project)
-        for case in sides.test if side == "test" else sides.train:
+        for case in {"test": sides.test, "training": sides.train}[side]:
             yield project.image(case), project.label(case)
 
 
 def field_of(name: str) -> Callable[[Image, Image], Field]:
-    """What registers; loaded once before any time is taken."""
+    """What registers: an engine, or ours with other settings. Loaded before any time is taken."""
     if name == "identity":
         return lambda moving, fixed: np.zeros((3, *fixed.shape), np.float32)
+    if name.startswith("{"):
+        config = RefinementConfig.model_validate(IMAGES_ALONE.model_dump() | json.loads(name))
+        return lambda moving, fixed: register_images(moving, fixed, config=config).numpy()
     engine = engine_named(name)
     small = np.random.default_rng(0).normal(size=(2, 32, 32, 32)).astype(np.float32)
     engine.register(*small)

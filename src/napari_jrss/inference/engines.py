@@ -116,10 +116,13 @@ def engines() -> dict[str, Engine]:
         if entry.name in found:
             continue
         try:
-            found[entry.name] = entry.load()
+            engine = entry.load()
+            if not isinstance(engine, Engine):
+                raise TypeError("it is no Engine")
         except Exception as error:  # of a package that is broken
             reason = f"{entry.value} can't be loaded ({one_line(error)})"
-            found[entry.name] = Engine(entry.name, entry.value, partners.refine, broken=reason)
+            engine = Engine(entry.name, entry.value, partners.refine, broken=reason)
+        found[entry.name] = engine
     return found
 
 

@@ -127,10 +127,17 @@ def test_another_package_adds_an_engine(tmp_path: Path, monkeypatch: pytest.Monk
     assert not engine_named("theirs").register(moving, fixed).any()
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise OSError('libgone.so:\\n not found')\n", "libgone.so: not found"),
+        ("ENGINE = 'mine'\n", "it is no Engine"),
+    ],
+)
 def test_a_package_with_a_broken_engine_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_package(tmp_path, "raise OSError('libgone.so:\\n not found')\n", monkeypatch)
-    with pytest.raises(EngineError, match=r"theirs can't be used: their_engines.*libgone.so: not"):
+    add_package(tmp_path, source, monkeypatch)
+    with pytest.raises(EngineError, match=f"theirs can't be used: their_engines.*{reason}"):
         engine_named("theirs")
     assert not engine_named("refine").problem
