@@ -13,6 +13,7 @@ from napari_jrss.app.pairs.registering import (
     RegistrationInput,
     engine_registrar,
     register_sides,
+    require_engine,
 )
 from napari_jrss.config import Prealign, PreprocessingConfig
 from napari_jrss.errors import ScanError
@@ -59,6 +60,7 @@ def register_scans(
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
+    require_engine(engine, None)
     volumes = [each if isinstance(each, Volume) else read_volume(each) for each in (moving, fixed)]
     called = [
         name if isinstance(each, Volume) else stem(Path(each))
