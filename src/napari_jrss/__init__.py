@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_jrss.app.evaluation import evaluate
     from napari_jrss.app.exporting import export_labels
     from napari_jrss.app.forecast import forecast
+    from napari_jrss.app.pairs.comparison import compare_engines
     from napari_jrss.app.segmenting import segment, segment_scans
     from napari_jrss.config import TrainingConfig, preset
     from napari_jrss.errors import JRSSError
@@ -31,6 +32,7 @@ __all__ = [
     "Project",
     "TrainingConfig",
     "Volume",
+    "compare_engines",
     "evaluate",
     "export_labels",
     "forecast",
@@ -48,6 +50,7 @@ _MODULES = {
     "Project": "project.project",
     "TrainingConfig": "config",
     "Volume": "io.volume",
+    "compare_engines": "app.pairs.comparison",
     "evaluate": "app.evaluation",
     "export_labels": "app.exporting",
     "forecast": "app.forecast",

@@ -251,8 +251,13 @@ class RefinementConfig(_Settings):
     control_spacings: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (2, 1), min_length=1, title="Voxels between two control points, level by level"
     )
-    """The larger, the smoother the improvement. Above 1, the images are halved. Grids of more than
-    two million voxels take twice these values."""
+    """The larger, the smoother the improvement. Grids of more than two million voxels take twice
+    these values."""
+    image_spacings: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, title="Voxels between two samples of the images, level by level"
+    )
+    """None: as many as between two control points, but two at most. Grids of more than two million
+    voxels take twice these values."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30, 15), title="Steps of each level")
     """Steps of Adam."""
     learning_rate: float = Field(0.3, gt=0, title="Learning rate")
@@ -272,6 +277,8 @@ class RefinementConfig(_Settings):
     def _steps_of_each_level(self) -> RefinementConfig:
         if len(self.steps) != len(self.control_spacings):
             raise ValueError("steps: give as many as control_spacings")
+        if self.image_spacings and len(self.image_spacings) != len(self.control_spacings):
+            raise ValueError("image_spacings: give as many as control_spacings")
         return self
 
 

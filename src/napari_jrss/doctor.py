@@ -4,10 +4,13 @@ Heavy packages are imported only inside :func:`examine`, so that a broken one be
 the report.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import platform
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import metadata, util
 
@@ -46,6 +49,7 @@ class Report:
     python: str
     platform: str
     versions: dict[str, str | None]  # of each required package; None if it isn't installed
+    engines: dict[str, str]  # each registration engine: "ready", or what to do
     devices: tuple[Device, ...]  # the fastest last
     memory_gib: float
     free_memory_gib: float
@@ -74,6 +78,7 @@ def examine() -> Report:
         python=platform.python_version(),
         platform=platform.platform(),
         versions=versions,
+        engines=_engines(),
         devices=_devices() if "torch" in sys.modules else (),
         memory_gib=memory.total / _GIB,
         free_memory_gib=memory.available / _GIB,
@@ -105,6 +110,22 @@ def _check(requirement: Requirement) -> tuple[str | None, str | None]:
         reason = " ".join(str(error).split())
         return version, f"{name} {version} can't be imported ({reason}): reinstall it"
     return version, None
+
+
+def _engines() -> dict[str, str]:
+    """Each registration engine, and whether the package that it drives can be imported."""
+    from napari_jrss.inference.engines import engines
+
+    found = {}
+    for name, engine in engines().items():
+        found[name] = engine.state
+        if engine.module and not engine.problem:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                    importlib.import_module(engine.module)
+            except Exception as error:  # a broken installation may raise any error
+                found[name] = f"can't be imported: {' '.join(str(error).split())}"
+    return found
 
 
 def _devices() -> tuple[Device, ...]:

@@ -92,7 +92,7 @@ def test_what_needs_networks_says_so_before_there_are_any(cohort: Path, tmp_path
     out = ["--out", tmp_path / "out"]
     for command in (
         ["segment", project, scan, *out],
-        ["register", project, "--moving", scan, "--fixed", scan, *out],
+        ["register", project, "--moving", scan, "--fixed", scan, *out, "--engine", "jrss"],
         ["next", project, "--propagate"],
     ):
         result = run(*command, code=2)
@@ -235,9 +235,46 @@ def test_register_cases_and_files(trained: Path, cohort: Path, tmp_path: Path) -
     plain = nib.load(tmp_path / "files" / "displacement.nii.gz")
     assert plain.shape[-1] == 3
     pair = ("--moving", files[0], "--fixed", files[1], "--out", tmp_path / "refined")
-    assert "s, refined;" in run("register", trained, *pair, "--refine").stdout
+    assert "s, jrss, refined;" in run("register", trained, *pair, "--refine").stdout
     refined = nib.load(tmp_path / "refined" / "displacement.nii.gz")
     assert np.abs(refined.get_fdata() - plain.get_fdata()).max() > 0.1
+
+
+def test_two_scans_are_registered_without_a_project(cohort: Path, tmp_path: Path) -> None:
+    scans = sorted((cohort / "images").iterdir())[:2]
+    result = run("register", *scans, "--engine", "refine", "--out", tmp_path / "pair", "--json")
+    report = json.loads(result.stdout)
+    assert (report["engine"], report["moving"]) == ("refine", scans[0].name.removesuffix(".nii.gz"))
+    assert report["residual"] < report["residual_before"]
+    assert nib.load(tmp_path / "pair" / "displacement.nii.gz").shape[-1] == 3
+    out = ("--out", tmp_path / "none")
+    assert "unknown engine 'refin'" in mistake("register", *scans, *out, "--engine", "refin")
+    assert "network of a project" in mistake("register", *scans, *out, "--engine", "jrss")
+    assert "--refine improves the field" in mistake("register", *scans, *out, "--refine")
+    assert "give two scans" in mistake("register", scans[0], *out)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_projects_cases_are_named_after_it(trained: Path, tmp_path: Path) -> None:
+    with Project.open(trained, read_only=True) as project:
+        moving, fixed = project.snapshot().labelled
+    cases = (moving, fixed, "--out", tmp_path)
+    assert "s, jrss;" in run("register", trained, *cases).stdout
+    assert "s, refine;" in run("register", trained, *cases, "--engine", "refine").stdout
+    assert "its own pre-alignment" in mistake("register", trained, *cases, "--prealign", "none")
+    given = ("--moving", moving, "--fixed", fixed)
+    assert "give two scans" in mistake("register", trained, *cases, *given)
+
+
+def test_engines_are_listed_and_measured_on_a_project(trained: Path) -> None:
+    listed = json.loads(run("engines", "--json").stdout)
+    assert listed[0] == {"name": "refine", "about": listed[0]["about"], "state": "ready"}
+    assert "convexadam" in run("engines").stdout
+    table = run("engines", trained, "--engine", "refine", "--pairs", 2).stdout
+    assert "best here: refine" in table
+    assert "over 2 pairs" in table
+    found = json.loads(run("engines", trained, "--engine", "refine", "--pairs", 1, "--json").stdout)
+    assert found["figures"][0]["engine"] == "refine"
 
 
 def test_a_dicom_series_is_segmented_and_registered_like_its_nifti(

@@ -51,3 +51,16 @@ def test_a_package_that_cannot_be_imported_is_a_finding(
     assert version == "1.0"
     assert problem is not None
     assert "libgone.so.1: no such file" in problem
+
+
+def test_each_registration_engine_is_ready_or_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picsl_greedy.py").write_text("raise OSError('libgone.so.1: no such file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    engines = doctor.examine().engines
+    assert engines["refine"] == "ready"
+    assert engines["greedy"] == "can't be imported: libgone.so.1: no such file"
+    assert set(engines) >= {"ants", "convexadam", "fireants"}
+    for state in engines.values():
+        assert state == "ready" or "import" in state or state.startswith("pip install ")

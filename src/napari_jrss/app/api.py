@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Event as Flag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_jrss.app.pairs.files import ScanWarp, on_fixed_scan, write_pair
 from napari_jrss.app.pairs.registering import (
+    NETWORK,
+    WITHOUT_NETWORK,
     Pair,
     RegistrationReport,
+    engine_of,
     prepare_registration_input,
+    project_registrar,
     read_registration_input,
     register_sides,
-    registration_network,
 )
+from napari_jrss.app.pairs.scans import register_scans
 from napari_jrss.app.rounds.estimate import check_fits
 from napari_jrss.app.rounds.progress import Progress, words
 from napari_jrss.app.rounds.train import (
@@ -32,7 +36,8 @@ from napari_jrss.app.rounds.train import (
     run_series,
 )
 from napari_jrss.app.settings import training_config
-from napari_jrss.config import PresetName, TrainingConfig
+from napari_jrss.config import Prealign, PresetName, TrainingConfig
+from napari_jrss.errors import ProjectError
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.progress_bar import Bar, long_call, watching
@@ -179,7 +184,7 @@ class Registration:
     """A moving scan registered to a fixed one, on the grid of the fixed scan."""
 
     pair: Pair
-    table: LabelTable
+    table: LabelTable | None  # of the project; None without one
 
     @cached_property
     def _warp(self) -> ScanWarp:
@@ -201,7 +206,7 @@ class Registration:
     @property
     def warped_label(self) -> Volume | None:
         """The label of the moving case, as :func:`segment` gives labels; None without one."""
-        if self._warp.label is None:
+        if self._warp.label is None or self.table is None:
             return None
         return Volume(self.table.to_source_ids(self._warp.label), self._warp.affine)
 
@@ -234,25 +239,51 @@ class Registration:
         return write_pair(self.pair, self.table, Path(out), self._warp)
 
 
+Scan = str | Path | Volume
+
+
+@overload
 def register(
     project: Project,
-    moving: str | Path | Volume,
-    fixed: str | Path | Volume,
+    moving: Scan,
+    fixed: Scan,
+    /,
     *,
+    engine: str = ...,
+    refine: bool = ...,
+    device: str = ...,
+) -> Registration: ...
+@overload
+def register(
+    moving: Scan, fixed: Scan, /, *, engine: str = ..., prealign: Prealign = ..., device: str = ...
+) -> Registration: ...
+def register(
+    *scans: Project | Scan,
+    engine: str = "",
     refine: bool = False,
+    prealign: Prealign | None = None,
     device: str = "auto",
 ) -> Registration:
-    """Register a moving case or scan to a fixed one with the current registration network.
+    """Register a moving scan to a fixed one: ``register(moving, fixed)``, without a project.
+
+    ``register(project, moving, fixed)`` registers cases or scans on the grid of a project, by its
+    current registration network or by an engine.
 
     Parameters
     ----------
-    project
-        With trained networks.
-    moving, fixed
-        Case id, NIfTI file, folder of one DICOM series, or a scan in memory.
+    *scans
+        A project where there is one, then the moving and the fixed scan. Each is a NIfTI file, a
+        folder of one DICOM series, a scan in memory or, in a project, the id of a case.
+    engine
+        ``jrss`` is the network of a project. Without training: ``refine``, which is always there,
+        ``greedy``, ``ants``, ``convexadam``, ``fireants``, and what other packages add. By default
+        the network of a project that has one, else ``refine``.
     refine
-        Whether the displacement field is improved on this pair, by what the teacher sees in both
+        Whether the network's field is improved on this pair, by what the teacher sees in both
         scans. Takes half a second on small volumes, 20 s on whole heads.
+    prealign
+        Without a project, what comes before the engine: ``affine`` (the default),
+        ``center_of_mass``, or ``none`` for scans that lie in one frame.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
@@ -264,14 +295,39 @@ def register(
 
     Raises
     ------
+    EngineError
+        There is no such engine, its package isn't installed, or it failed.
     ProjectError
-        There are no trained networks, no such case or file, or the file of a case isn't where it
-        was.
+        There are no trained networks for the engine ``jrss``, no such case or file, or the file of
+        a case isn't where it was.
     ScanError
-        A scan can't be read or used.
+        A scan can't be read or used, or the pre-alignment fails.
     """
-    with watching("refining") if refine else nullcontext() as watch:
-        network, torch_device = registration_network(project, device, watch)
+    project = scans[0] if scans and isinstance(scans[0], Project) else None
+    pair = [each for each in scans if not isinstance(each, Project)]
+    if len(pair) != 2:
+        raise TypeError("register takes a moving and a fixed scan, and a project before them")
+    moving, fixed = pair
+    if project is not None:
+        if prealign is not None:
+            raise ProjectError("a project has its own pre-alignment: leave prealign out")
+        return _register_in_project(project, moving, fixed, engine, refine, device)
+    if refine:
+        raise ProjectError(f"refine improves the field of a project's network: engine={NETWORK!r}")
+    engine = engine or WITHOUT_NETWORK
+    with watching("registering") if engine == WITHOUT_NETWORK else nullcontext() as watch:
+        registered = register_scans(
+            moving, fixed, engine, prealign=prealign or "affine", watch=watch, device=device
+        )
+    return Registration(registered, None)
+
+
+def _register_in_project(
+    project: Project, moving: Scan, fixed: Scan, engine: str, refine: bool, device: str
+) -> Registration:
+    engine = engine_of(project, engine)
+    with watching("refining") if refine or engine == WITHOUT_NETWORK else nullcontext() as watch:
+        registrar = project_registrar(project, engine, refined=refine, watch=watch, device=device)
         here, there = (
             prepare_registration_input(project, name, side)
             if isinstance(side, Volume)
@@ -280,5 +336,5 @@ def register(
         )
         for side in (here, there):
             side.require_scan()
-        pair = register_sides(network, here, there, project.table.names, torch_device)
+        pair = register_sides(registrar, here, there, project.table.names)
     return Registration(pair, project.table)

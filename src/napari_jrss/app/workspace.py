@@ -22,6 +22,8 @@ class Workspace:
     def __init__(self, author: str = "", device: str = "auto") -> None:
         self.author = author  # the person's name, which every label version needs
         self.device = device  # where networks run: `auto`, `cpu`, `cuda` or `mps`
+        # What registers pairs and propagates labels, see Pairs.engine.
+        self.engine = ""
         # Seconds after which a correction is on the disk; for cases that are opened from then on.
         self.autosave_s = PERIOD_S
         self.project: Project | None = None  # the open project, or None

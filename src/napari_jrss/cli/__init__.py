@@ -36,7 +36,7 @@ COMMANDS = {
         labels.recover,
         labels.import_labels,
     ),
-    "Scans": (scans.export, scans.segment, scans.register),
+    "Scans": (scans.export, scans.segment, scans.register, scans.engines),
     "Experiments": (experiments.experiment, experiments.report),
     "This computer": (computer.author, computer.doctor),
 }

@@ -13,8 +13,18 @@ Author = Annotated[
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+Engine = Annotated[
+    str,
+    Option(
+        help="jrss (the project's network), or a name that 'napari-jrss engines' lists.",
+        show_default="jrss if the project is trained, else refine",
+    ),
+]
 Refine = Annotated[
-    bool, Option("--refine", help="Improve each displacement field on its own pair of scans.")
+    bool,
+    Option(
+        "--refine", help="Improve each displacement field of the network on its own pair of scans."
+    ),
 ]
 PlanLevel = Annotated[
     Literal["quick", "balanced", "fine"],

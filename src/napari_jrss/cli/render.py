@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from napari_jrss.app.segmenting import SegmentedScan
     from napari_jrss.app.status import HistoryLine, ProjectStatus
     from napari_jrss.doctor import Report
+    from napari_jrss.inference.engines import Engine
     from napari_jrss.preprocess.plan import Plan
     from napari_jrss.project.importing import Found, ScanRead
     from napari_jrss.project.project import Project
@@ -219,13 +221,27 @@ def registration_table(report: RegistrationReport, out: Path) -> None:
         for row in zip(report.structures, report.dice_before, report.dice, strict=True):
             table.add_row(row[0], _figure(row[1]), _figure(row[2]))
         console.print(table)
-    seconds = f"{report.seconds:.2f} s" + (", refined" if report.refined else "")
     console.print(
         f"std(Jac) {report.std_jacobian:.3f}, folded voxels {report.folded_percent:.2f} %, "
-        f"{seconds}; warped scan and displacement field in {out}"
+        f"residual {report.residual_before:.2f} -> {report.residual:.2f} SD, "
+        f"{report.seconds:.2f} s, {report.method}; warped scan and displacement field in {out}"
     )
     for note in report.notes:
         console.print(note, soft_wrap=True)
+
+
+def engine_list(engines: Sequence[Engine], as_json: bool) -> None:
+    """Print the registration engines, what they are, and what to install for them."""
+    if as_json:
+        lines = [{"name": e.name, "about": e.about, "state": e.state} for e in engines]
+        print(json.dumps(lines, indent=1))
+        return
+    table = Table("engine", "what it is", "")
+    for engine in engines:
+        table.add_row(engine.name, engine.about, escape(engine.state))
+    console = Console()
+    console.print(table)
+    console.print("napari-jrss engines PROJECT measures which is best on your labelled cases")
 
 
 def doctor_report(report: Report) -> None:
@@ -236,6 +252,8 @@ def doctor_report(report: Report) -> None:
     for name, version in report.versions.items():
         table.add_row(name, version or "missing")
     console.print(table)
+    engines = (f"{name} ({state})" for name, state in report.engines.items())
+    console.print(f"registration engines: {escape(', '.join(engines))}", soft_wrap=True)
     for device in report.devices:
         console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
     console.print(

@@ -10,7 +10,8 @@ import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, Device, ProjectPath, Refine, UsageError
+from napari_jrss.cli.options import AsJson, Device, Engine, ProjectPath, Refine, UsageError
+from napari_jrss.config import Prealign
 
 
 def export(
@@ -85,21 +86,72 @@ def segment(
 
 
 def register(
-    project: ProjectPath,
-    moving: Annotated[str, Option(help="Case id, NIfTI file or DICOM folder.")],
-    fixed: Annotated[str, Option(help="Case id, NIfTI file or DICOM folder.")],
+    scans: Annotated[
+        list[str],
+        Argument(
+            metavar="[PROJECT] MOVING FIXED",
+            help="Scans: NIfTI files, DICOM folders or, after a project, ids of its cases.",
+        ),
+    ],
     out: Annotated[Path, Option(help="Folder for the warped scan and the field.")],
+    moving: Annotated[str | None, Option(help="The moving case or scan, after PROJECT.")] = None,
+    fixed: Annotated[str | None, Option(help="The fixed case or scan, after PROJECT.")] = None,
+    engine: Engine = "",
     refine: Refine = False,
+    prealign: Annotated[
+        Prealign | None,
+        Option(help="What comes before the engine, without a project.", show_default="affine"),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Register a moving case or scan to a fixed one."""
+    """Register a moving scan to a fixed one, with or without a project."""
     from napari_jrss.cli.render import registration_table
 
-    with jrss.Project.open(project, read_only=True) as opened:
-        pair = jrss.register(opened, moving, fixed, refine=refine, device=device)
+    named = [each for each in (moving, fixed) if each is not None]
+    given = [*scans, *named]
+    if len(given) not in (2, 3) or (named and len(scans) > 1):
+        raise UsageError("give two scans, MOVING FIXED, or a project and two of its cases")
+    here, there = given[-2:]
+    if len(given) == 3:
+        if prealign is not None:
+            raise UsageError("a project has its own pre-alignment: leave --prealign out")
+        with jrss.Project.open(Path(given[0]), read_only=True) as opened:
+            pair = jrss.register(opened, here, there, engine=engine, refine=refine, device=device)
+            pair.save(out)
+    else:
+        if refine:
+            raise UsageError("--refine improves the field of a project's network: name the project")
+        pair = jrss.register(
+            here, there, engine=engine, prealign=prealign or "affine", device=device
+        )
         pair.save(out)
     if as_json:
         typer.echo(pair.figures.model_dump_json(indent=1))
     else:
         registration_table(pair.figures, out)
+
+
+def engines(
+    project: Annotated[
+        Path | None,
+        Argument(metavar="[PROJECT]", help="Measure the engines on its labelled cases."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        Option(help="Measure this one; may be given several times.", show_default="all"),
+    ] = None,
+    pairs: Annotated[int, Option(min=1, help="Most pairs to register by each engine.")] = 20,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """List the registration engines, or measure which is best for a project."""
+    from napari_jrss.cli.render import engine_list
+    from napari_jrss.inference.engines import engines as known
+
+    if project is None:
+        engine_list(list(known().values()), as_json)
+        return
+    with jrss.Project.open(project, read_only=True) as opened:
+        found = jrss.compare_engines(opened, engine, pairs=pairs, device=device)
+    typer.echo(json.dumps(asdict(found), indent=1) if as_json else found.summary())

@@ -15,7 +15,8 @@ from torch import nn
 
 from napari_jrss.inference.device import make_fabric
 from napari_jrss.inference.predict import predict_case
-from napari_jrss.inference.refine import RefinedRegistration, Watch, to_the_end
+from napari_jrss.inference.refine import RefinedRegistration
+from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network

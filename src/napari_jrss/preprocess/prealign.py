@@ -47,19 +47,28 @@ def foreground(image: Volume) -> NDArray[np.bool_]:
 
 
 def align(image: Volume, reference: Scan | None, method: Prealign) -> Matrix:
-    """Affine map (4x4) from the reference's world to the scan's own, both in LPS mm.
+    """Affine map (4x4) from the reference's world to the scan's own, see :func:`align_volumes`.
 
-    The reference itself is mapped by the identity. By `method`: with ``none`` the scans lie in one
-    frame already; ``center_of_mass`` is a shift that brings the centres of the foregrounds
-    together; ``affine`` starts from there and finds the twelve parameters that maximise Mattes'
-    mutual information, on one thread and with samples on a regular lattice, so that it is
-    deterministic.
-
-    A :class:`ScanError` if the reference can't be read, a scan is constant, or the alignment fails.
+    The reference itself is mapped by the identity. A :class:`ScanError` if it can't be read.
     """
     if method == "none" or reference is None or image.source == reference:
         return np.eye(4)
-    fixed, image = without_padding(read_volume(reference)), without_padding(image)
+    return align_volumes(read_volume(reference), image, method)
+
+
+def align_volumes(fixed: Volume, image: Volume, method: Prealign) -> Matrix:
+    """Affine map (4x4) from the world of a fixed scan to that of another, both in LPS mm.
+
+    By `method`: with ``none`` the scans lie in one frame already; ``center_of_mass`` is a shift
+    that brings the centres of the foregrounds together; ``affine`` starts from there and finds the
+    twelve parameters that maximise Mattes' mutual information, on one thread and with samples on a
+    regular lattice, so that it is deterministic.
+
+    A :class:`ScanError` if a scan is constant, or the alignment fails.
+    """
+    if method == "none":
+        return np.eye(4)
+    fixed, image = without_padding(fixed), without_padding(image)
     if np.array_equal(fixed.array, image.array) and np.allclose(
         fixed.affine, image.affine, atol=1e-3
     ):

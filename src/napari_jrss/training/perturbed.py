@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.predict import evaluation
-from napari_jrss.inference.refine import register_images
+from napari_jrss.inference.refine import IMAGES_QUICKLY, register_images
 from napari_jrss.snapshot import CohortSnapshot, Image
 from napari_jrss.training.augment import (
     follow_field,
@@ -135,7 +135,7 @@ def field_between(
     On large grids it is found, and kept, at half the resolution or less, in voxels of that.
     """
     here, there = (_coarse(snapshot.arrays.image(case), device) for case in (moving, fixed))
-    return register_images(here, there, snapshot.spacing_mm, device=device).half()
+    return register_images(here, there, snapshot.spacing_mm, IMAGES_QUICKLY, device=device).half()
 
 
 def _coarse(image: Image, device: torch.device) -> Tensor:

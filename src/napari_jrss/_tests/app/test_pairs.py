@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from napari_jrss._tests.app.translating import add_translating_round
+from napari_jrss._tests.inference.test_engines import add_package
+from napari_jrss.app.pairs.comparison import compare_engines
 from napari_jrss.app.pairs.files import write_pair
 from napari_jrss.app.pairs.pairs import Comparison, RegisteredVolumes
 from napari_jrss.app.pairs.registering import RegistrationReport, propagate
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
+from napari_jrss.inference.engines import EngineError
 from napari_jrss.inference.predict import warp_array
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
@@ -26,6 +30,17 @@ from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.project import Project
 
 SHIFT = (0, 2, -1)
+FAILING = """
+import numpy as np
+from napari_jrss.inference.engines import Engine
+CALLS = []
+def field(moving, fixed, *_):
+    CALLS.append(fixed)
+    if len(CALLS) % 2:
+        raise RuntimeError("no luck")
+    return np.zeros((3, *fixed.shape), np.float32)
+ENGINE = Engine("theirs", "fails on every other pair", field)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -406,12 +421,116 @@ def test_what_is_missing_is_said_in_a_line(
         session.pairs.export(tmp_path)
     with pytest.raises(ProjectError, match="two different cases"):
         session.pairs.register("case_001", "case_001")
+    volume = Volume(np.zeros((16, 16, 16), np.float32), np.eye(4))
+    nobody.pairs.engine = "jrss"
+    with pytest.raises(ProjectError, match="no project is open"):
+        nobody.pairs.register_volumes(volume, volume, ("a", "b"))
     session.open(shutil.copytree(trainable_once, tmp_path / "untrained.jrss"))
+    session.pairs.engine = "jrss"
     with pytest.raises(ProjectError, match="no trained networks yet"):
         session.pairs.register(*two_labelled(session))
-    volume = Volume(np.zeros((16, 16, 16), np.float32), np.eye(4))
     with pytest.raises(ProjectError, match="no trained networks yet"):
         session.pairs.register_volumes(volume, volume, ("a", "b"))
+    session.pairs.engine = "gready"
+    with pytest.raises(EngineError, match="unknown engine 'gready'; did you mean 'greedy'"):
+        session.pairs.register(*two_labelled(session))
+
+
+@pytest.fixture
+def untrained(trainable_once: Path, tmp_path: Path) -> Iterator[Session]:
+    """A session on a project with two labelled cases and no networks."""
+    session = Session(author="Ada", device="cpu")
+    session.open(shutil.copytree(trainable_once, tmp_path / "untrained.jrss"))
+    yield session
+    session.close()
+
+
+def test_without_networks_pairs_are_registered_by_their_images(untrained: Session) -> None:
+    moving, fixed = two_labelled(untrained)
+    pairs, seen = untrained.pairs, []
+    pairs.refining.connect(seen.append)
+    assert pairs.engine_in_use == "refine"
+    pairs.refined = True  # has no say here
+    run(untrained, lambda: pairs.register(moving, fixed))
+    assert pairs.pair is not None
+    report = pairs.pair.report
+    assert (report.engine, report.refined, report.method) == ("refine", False, "refine")
+    assert report.residual < report.residual_before
+    assert report.mean_dice is not None
+    assert report.mean_dice_before is not None
+    assert report.mean_dice > report.mean_dice_before
+    assert seen == sorted(set(seen))
+    run(untrained, lambda: pairs.compare(fixed))
+    assert pairs.comparison is not None
+    assert pairs.comparison.draft is not None
+    pairs.send_to_review()
+
+
+def test_images_registered_by_themselves_outlive_a_round_but_no_label(
+    untrained: Session,
+) -> None:
+    moving, fixed = two_labelled(untrained)
+    pairs, project = untrained.pairs, untrained.workspace.open_project
+    run(untrained, lambda: pairs.register(moving, fixed))
+    add_translating_round(project, SHIFT)
+    pairs.forget_outdated()
+    assert pairs.pair is not None
+    assert pairs.engine_in_use == "jrss"
+    pairs.engine = "refine"
+    assert pairs.engine_in_use == "refine"
+    correct(untrained, moving)
+    pairs.forget_outdated()
+    assert pairs.pair is None
+    assert f"{moving} has a new label" in pairs.outdated
+
+
+def test_the_first_label_is_propagated_before_anything_is_trained(untrained: Session) -> None:
+    project, review = untrained.workspace.open_project, untrained.review
+    case = next(c.case_id for c in project.cases() if not c.labelled)
+    assert review.open(case)
+    assert review.wait(20)
+    run(untrained, review.prediction.propagate)
+    labelled = ",".join(project.snapshot().labelled)
+    draft = review.open_case.drafts[f"case:{labelled}"]
+    attributes = project.attributes(case)
+    truth = read_volume(Path(attributes.source.replace("images", "labels"))).array
+    carried = project.table.to_source_ids(attributes.transform.turn_to_source(draft))
+    for number in (1, 2):
+        one, other = carried == number, truth == number
+        assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.5
+
+
+def test_engines_are_compared_on_the_labelled_pairs(untrained: Session) -> None:
+    project = untrained.workspace.open_project
+    events = list(compare_engines.events(project, ["refine"], device="cpu"))
+    snapshot = project.snapshot()
+    labelled = [*snapshot.labelled, *snapshot.validation]
+    assert {(e.moving, e.fixed) for e in events} == set(permutations(labelled, 2))
+    assert [e.done for e in events] == list(range(1, events[0].total + 1))
+    found = compare_engines(project, ["refine"], pairs=3, seed=1, device="cpu")
+    assert len(found.pairs) == 3
+    (figures,) = found.figures
+    reports = {(e.moving, e.fixed): e.report for e in events}
+    measured = [reports[pair] for pair in found.pairs]
+    assert figures.dice == tuple(report.mean_dice for report in measured)
+    assert found.dice_before == pytest.approx(np.mean([r.mean_dice_before for r in measured]))
+    assert figures.mean_dice == pytest.approx(np.mean(figures.dice))
+    assert found.best == "refine"
+    assert found.verdict() == f"best here: refine, Dice {figures.mean_dice:.3f}"
+    assert max(map(len, found.summary().splitlines())) <= 100
+    with pytest.raises(EngineError, match="unknown engine"):
+        compare_engines(project, ["gready"])
+
+
+def test_an_engine_that_fails_on_a_pair_is_no_best_one(
+    untrained: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_package(tmp_path, FAILING, monkeypatch)
+    project = untrained.workspace.open_project
+    found = compare_engines(project, ["theirs", "refine"], pairs=4, device="cpu")
+    assert [each.engine for each in found.figures] == ["refine", "theirs"]
+    assert [each.failed for each in found.figures] == [0, 2]
+    assert "theirs: the engine theirs failed: no luck" in found.summary()
 
 
 def test_an_unknown_case_fails_the_job_with_a_line(session: Session) -> None:

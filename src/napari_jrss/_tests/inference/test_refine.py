@@ -12,6 +12,7 @@ from napari_jrss.config import NetworkConfig, RefinementConfig
 from napari_jrss.inference.predict import displacement_field, warp_array
 from napari_jrss.inference.refine import (
     IMAGES_ALONE,
+    IMAGES_QUICKLY,
     RefinedRegistration,
     disagreement,
     refine,
@@ -21,6 +22,7 @@ from napari_jrss.losses import folding, one_hot, soft_dice_loss
 from napari_jrss.metrics import dice_per_class, jacobian_statistics
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.spatial import jacobian_determinant
+from napari_jrss.sample_data import make_case
 from napari_jrss.snapshot import Label
 
 C = len(NAMES)
@@ -181,6 +183,8 @@ def test_a_large_volume_of_which_a_step_sees_an_eighth_is_aligned_in_all_parts()
 def test_each_level_needs_its_steps() -> None:
     with pytest.raises(ValueError, match="as many"):
         RefinementConfig(steps=(5,))
+    with pytest.raises(ValueError, match="image_spacings: give as many"):
+        RefinementConfig(image_spacings=(1,))
 
 
 @pytest.mark.parametrize("similarity", ["mse", "lncc", "mind"])
@@ -198,6 +202,24 @@ def test_two_images_alone_are_registered_and_always_the_same(similarity: str) ->
     assert torch.equal(field, register_images(torch.from_numpy(image), target, config=config))
 
 
+def test_finer_images_and_more_levels_fit_better_than_the_quick_ones() -> None:
+    moving, fixed = (make_case(number, (24, 32, 24)) for number in (0, 1))
+    dice = []
+    for config in (IMAGES_QUICKLY, IMAGES_ALONE):
+        field = register_images(moving.image, fixed.image, config=config).numpy()
+        warped = warp_array(moving.labels, field, nearest=True)
+        dice.append(np.nanmean(dice_per_class(warped, fixed.labels, 11)))
+        assert jacobian_statistics(field).folded_percent_forward == 0
+    assert dice[1] > dice[0] + 0.1
+
+
+def test_a_level_that_is_too_coarse_for_a_small_grid_is_left_out() -> None:
+    image, target = (make_case(number, (12, 16, 14)).image for number in (3, 4))
+    field = register_images(image, target)
+    assert field.abs().max() < 4
+    assert register_images(image[:4], target[:4]).isfinite().all()
+
+
 def test_images_start_from_a_pre_alignment_and_need_one_grid() -> None:
     image, _ = phantom("a")
     start = torch.zeros(3, *SHAPE)
@@ -211,8 +233,8 @@ def test_images_start_from_a_pre_alignment_and_need_one_grid() -> None:
 def test_long_voxels_hold_more_control_points() -> None:
     """Along an axis of long voxels the field may bend within fewer of them."""
     image, target = phantom("a")[0], phantom("v")[0]
-    cubes = register_images(image, target)
-    long = register_images(image, target, spacing=(4, 1, 1))
+    cubes = register_images(image, target, config=IMAGES_QUICKLY)
+    long = register_images(image, target, (4, 1, 1), IMAGES_QUICKLY)
     bend = [field.diff(n=2, dim=1).abs().mean() for field in (cubes, long)]
     assert bend[1] > 1.2 * bend[0]
 

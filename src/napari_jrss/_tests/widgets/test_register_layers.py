@@ -69,11 +69,17 @@ def warped(viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]) -> Imag
     return layer
 
 
+def form_of(viewer: Any) -> Any:
+    return viewer.window.dock_widgets[f"{TITLE} (napari-jrss)"]
+
+
 def test_what_is_missing_is_one_line(
     viewer: Any, dock: MainWidget, said: list[str], tmp_path: Path
 ) -> None:
     register(viewer)
     two_images(viewer)
+    open_form(viewer)
+    form_of(viewer).engine.value = "jrss"
     register(viewer)
     dock.session.open(make_project(tmp_path))
     register(viewer)
@@ -85,6 +91,28 @@ def test_what_is_missing_is_one_line(
     assert "no project is open" in said[1]
     assert "no trained networks" in said[2]
     assert "layer 'flat' is no scan with three axes" in said[3]
+
+
+def test_two_images_are_registered_without_a_project(
+    viewer: Any, dock: MainWidget, qtbot: QtBot, said: list[str]
+) -> None:
+    moving, fixed = two_images(viewer, translate=(100, -40, 7))
+    moving.data = np.roll(fixed.data, (2, -1), (1, 2))
+    open_form(viewer)
+    form = form_of(viewer)
+    assert [name for name in form.engine.choices][:3] == ["", "jrss", "refine"]
+    form.engine.value, form.start.value = "refine", "none"
+    layer = warped(viewer, dock, qtbot, said)
+    assert "s, refine" in said[0]
+    assert layer.data.shape == fixed.data.shape
+    for corner in ((0, 0, 0), (15, 23, 15)):
+        np.testing.assert_allclose(
+            layer.data_to_world(corner), fixed.data_to_world(corner), rtol=1e-6, atol=1e-6
+        )
+    before, after = (
+        np.corrcoef(each.data.ravel(), fixed.data.ravel())[0, 1] for each in (moving, layer)
+    )
+    assert after > before + 0.2
 
 
 @pytest.mark.parametrize(

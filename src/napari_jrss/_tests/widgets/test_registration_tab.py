@@ -101,6 +101,7 @@ def test_what_is_missing_is_said(dock: MainWidget, qtbot: QtBot, tmp_path: Path)
     person = Person(dock, qtbot)
     assert "Open a project" in person.tab.message.text()
     assert not person.tab.register.isEnabled()
+    person.session.pairs.engine = "jrss"
     person.open(make_project(tmp_path))
     assert "no trained networks" in person.tab.message.text()
     assert not person.tab.register.isEnabled()
@@ -445,3 +446,33 @@ def test_another_project_takes_the_layers_away(
     person.choose(*person.session.workspace.open_project.snapshot().labelled[:2])
     person.click(person.tab.register)
     assert "Warped image" in person.shown()
+
+
+def test_without_networks_a_pair_is_registered_by_the_engine_in_the_box(
+    dock: MainWidget, qtbot: QtBot, tmp_path: Path
+) -> None:
+    person = Person(dock, qtbot)
+    person.open(make_project(tmp_path))
+    tab = person.tab
+    assert tab.engine.currentText() == "Automatic"
+    assert not tab.refine.isEnabled()
+    person.choose(*person.session.workspace.open_project.snapshot().labelled[:2])
+    person.click(tab.register)
+    assert "s, refine" in tab.figures.text()
+    assert tab.layers.has("Warped contours")
+
+    def choose_engine(name: str) -> None:
+        index = tab.engine.findData(name)
+        tab.engine.setCurrentIndex(index)
+        tab.engine.activated.emit(index)
+        person.settle()
+
+    choose_engine("jrss")
+    assert person.session.pairs.engine == "jrss"
+    assert not tab.register.isEnabled()
+    assert "choose another engine" in tab.message.text()
+    choose_engine("refine")
+    assert tab.register.isEnabled()
+    person.click(tab.register)
+    person.click(tab.draft)
+    person.wait(lambda: dock.tabs.currentWidget() is dock.review)

@@ -46,7 +46,7 @@ def on_fixed_scan(pair: Pair) -> ScanWarp:
 
 
 def write_pair(
-    pair: Pair, table: LabelTable, out: Path, warp: ScanWarp | None = None
+    pair: Pair, table: LabelTable | None, out: Path, warp: ScanWarp | None = None
 ) -> list[Path]:
     """Write a registered pair on the fixed scan's own grid; the files.
 
@@ -57,7 +57,7 @@ def write_pair(
     ``displacement.nii.gz`` is a transform for SimpleITK too:
     ``DisplacementFieldTransform(ReadImage(path, sitkVectorFloat64))``.
     """
-    about = label_names(table) if pair.moving.label is not None else {}
+    about = {} if table is None or pair.moving.label is None else label_names(table)
     folder = ExportFolder(out, [*about, "warped_label.nii.gz"] if about else [])
     files = [out / "displacement.nii.gz", out / "warped_image.nii.gz", out / "report.json"]
     warp, scan = warp or on_fixed_scan(pair), pair.fixed.volume()
@@ -66,7 +66,7 @@ def write_pair(
     shape = warp.image.shape
     like = scan if shape == scan.shape else Volume(np.zeros(shape, np.float32), warp.affine)
     write_nifti(files[1], warp.image, like)
-    if warp.label is not None:
+    if warp.label is not None and table is not None:
         ids = table.to_source_ids(warp.label)
         content = nifti_bytes(out / "warped_label.nii.gz", ids, like)
         files.append(folder.write("warped_label.nii.gz", content))

@@ -13,28 +13,32 @@ from psygnal import Signal
 
 from napari_jrss.app.pairs.files import ScanWarp, on_fixed_scan, write_pair
 from napari_jrss.app.pairs.registering import (
+    NETWORK,
+    WITHOUT_NETWORK,
     Pair,
+    Registrar,
     RegistrationReport,
+    engine_of,
     prepare_registration_input,
+    project_registrar,
     read_registration_input,
     register_labelled,
     register_sides,
-    registration_network,
+    require_engine,
 )
+from napari_jrss.app.pairs.scans import register_scans
 from napari_jrss.app.pairs.views import View, pair_view
 from napari_jrss.app.work_queue import WorkQueue
+from napari_jrss.config import Prealign
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.volume import Volume
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Label
 
 if TYPE_CHECKING:
-    from torch import device as Device
-    from torch.nn import Module
-
     from napari_jrss.app.review.review import Review
     from napari_jrss.app.workspace import Workspace
-    from napari_jrss.inference.refine import Watch
+    from napari_jrss.inference.watch import Watch
     from napari_jrss.io.predictions import Prediction
 
 
@@ -67,23 +71,26 @@ class RegisteredVolumes:
 class Provenance:
     """What a registration was made from: the round of the networks, and the labels of the cases."""
 
-    round_number: int | None
+    round_number: int | None  # None for an engine that needs no networks
     versions: Mapping[str, str | None]
 
     @classmethod
-    def of(cls, project: Project, case_ids: Collection[str]) -> Self:
-        """The present teacher's round and the labels in force of some cases."""
-        teacher = project.teacher
+    def of(cls, project: Project, case_ids: Collection[str], engine: str) -> Self:
+        """The present teacher's round, if it counts, and the labels in force of some cases."""
         versions = {c.case_id: c.label_version for c in project.cases() if c.case_id in case_ids}
-        return cls(None if teacher is None else teacher.number, versions)
+        return cls(_round_of(project) if engine == NETWORK else None, versions)
 
     def outdated(self, project: Project) -> str:
         """What has changed in the project since then, in words; empty if nothing has."""
-        now = self.of(project, self.versions)
-        if now.round_number != self.round_number:
-            return f"the networks are now those of round {now.round_number}"
-        changed = [name for name in self.versions if now.versions[name] != self.versions[name]]
+        if self.round_number is not None and self.round_number != _round_of(project):
+            return f"the networks are now those of round {_round_of(project)}"
+        now = self.of(project, self.versions, "").versions
+        changed = [name for name in self.versions if now[name] != self.versions[name]]
         return f"{changed[0]} has a new label" if changed else ""
+
+
+def _round_of(project: Project) -> int | None:
+    return None if project.teacher is None else project.teacher.number
 
 
 class Pairs:
@@ -100,6 +107,7 @@ class Pairs:
     # Carries the result of `register_volumes`, a `RegisteredVolumes`.
     volumes_registered = Signal(object)
     refined_changed = Signal(bool)  # carries the new value of `refined`
+    engine_changed = Signal(str)  # carries the new value of `engine`
 
     def __init__(self, workspace: Workspace, review: Review) -> None:
         self._workspace = workspace
@@ -116,8 +124,28 @@ class Pairs:
         workspace.project_changed.connect(self._forget)
 
     @property
+    def engine(self) -> str:
+        """The engine that registers from now on, also for Propagate; empty: the project's network.
+
+        A project without networks has :data:`napari_jrss.app.pairs.registering.WITHOUT_NETWORK`
+        in their place.
+        """
+        return self._workspace.engine
+
+    @engine.setter
+    def engine(self, engine: str) -> None:
+        if engine != self._workspace.engine:
+            self._workspace.engine = engine
+            self.engine_changed.emit(engine)
+
+    @property
+    def engine_in_use(self) -> str:
+        """Name of the engine that the open project's pairs are registered by."""
+        return engine_of(self._workspace.open_project, self.engine)
+
+    @property
     def refined(self) -> bool:
-        """Whether registrations from now on refine each field on its pair.
+        """Whether registrations from now on refine each field of the network on its pair.
 
         See :mod:`napari_jrss.inference.refine`.
         """
@@ -132,20 +160,21 @@ class Pairs:
     def register(self, moving: str, fixed: str) -> None:
         """Register one case of the project to another.
 
-        A :class:`ProjectError` if the project has no networks, or the two are the same case.
+        A :class:`ProjectError` if the two are the same case, or the engine is the network and
+        the project has none; an ``EngineError`` if it isn't installed.
         """
-        project = self._ready()
+        project, engine = self._ready()
         if moving == fixed:
             raise ProjectError(f"{moving}: choose two different cases")
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            basis = Provenance.of(project, (moving, fixed))
-            network, device = self._network(project, cancel)
+            basis = Provenance.of(project, (moving, fixed), engine)
+            registrar = self._registrar(project, engine, cancel)
             sides = (
                 read_registration_input(project, moving),
                 read_registration_input(project, fixed),
             )
-            pair = register_sides(network, *sides, project.table.names, device)
+            pair = register_sides(registrar, *sides, project.table.names)
             if not cancel.is_set() and self._workspace.project is project:
                 self.outdated, self._pair_basis = "", basis
                 self.pair, self._views = pair, {}
@@ -175,15 +204,14 @@ class Pairs:
 
     def compare(self, case_id: str) -> None:
         """Register every other labelled case to a case; their labels vote for a draft."""
-        project = self._ready()
+        project, engine = self._ready()
         atlases = set(project.snapshot().labelled) - {case_id}
-        device = self._workspace.device
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
             comparison = Comparison(case_id, len(atlases))
-            basis = Provenance.of(project, {case_id, *atlases})
-            refine = self._watch(cancel)
-            for each in register_labelled(project, case_id, refine=refine, device=device):
+            basis = Provenance.of(project, {case_id, *atlases}, engine)
+            registrar = self._registrar(project, engine, cancel)
+            for each in register_labelled(project, case_id, registrar):
                 if cancel.is_set() or self._workspace.project is not project:
                     return
                 if isinstance(each, RegistrationReport):
@@ -197,18 +225,42 @@ class Pairs:
 
         self._workspace.inference.start(work)
 
-    def register_volumes(self, moving: Volume, fixed: Volume, names: tuple[str, str]) -> None:
+    def register_volumes(
+        self,
+        moving: Volume,
+        fixed: Volume,
+        names: tuple[str, str],
+        *,
+        engine: str = "",
+        prealign: Prealign = "affine",
+    ) -> None:
         """Register two volumes that aren't cases; emits :attr:`volumes_registered`.
 
-        Their affines (LPS mm) say where they lie; `names` are for the report.
+        Their affines (LPS mm) say where they lie; `names` are for the report. The network of the
+        open project, where that is the `engine`, sees them on its training grid. Any other engine
+        needs no project, and `prealign` says what comes before it.
         """
-        project = self._ready()
+        opened = self._workspace.project
+        engine = engine or self.engine
+        if not engine:
+            engine = WITHOUT_NETWORK if opened is None else engine_of(opened)
+        project = self._workspace.open_project if engine == NETWORK else None
+        require_engine(engine, project)
 
         def work(cancel: threading.Event) -> Iterator[RegistrationReport]:
-            network, device = self._network(project, cancel)
-            here = prepare_registration_input(project, names[0], moving)
-            there = prepare_registration_input(project, names[1], fixed)
-            pair = register_sides(network, here, there, project.table.names, device)
+            if project is None:
+                pair = register_scans(
+                    *(moving, fixed, engine),
+                    prealign=prealign,
+                    names=names,
+                    watch=self._watch(cancel),
+                    device=self._workspace.device,
+                )
+            else:
+                registrar = self._registrar(project, engine, cancel)
+                here = prepare_registration_input(project, names[0], moving)
+                there = prepare_registration_input(project, names[1], fixed)
+                pair = register_sides(registrar, here, there, project.table.names)
             warp = on_fixed_scan(pair)
             if not cancel.is_set():
                 self.volumes_registered.emit(RegisteredVolumes(pair, warp))
@@ -280,13 +332,17 @@ class Pairs:
 
         self._workspace.inference.start(work)
 
-    def _network(self, project: Project, cancel: threading.Event) -> tuple[Module, Device]:
-        return registration_network(project, self._workspace.device, self._watch(cancel))
+    def _registrar(self, project: Project, engine: str, cancel: threading.Event) -> Registrar:
+        return project_registrar(
+            project,
+            engine,
+            refined=self.refined and engine == NETWORK,
+            watch=self._watch(cancel),
+            device=self._workspace.device,
+        )
 
-    def _watch(self, cancel: threading.Event) -> Watch | None:
-        """What follows a pair's refinement and can stop it; None if pairs aren't refined."""
-        if not self.refined:
-            return None
+    def _watch(self, cancel: threading.Event) -> Watch:
+        """What follows a pair's refinement and can stop it."""
 
         def watch(done: float) -> bool:
             self.refining.emit(done)
@@ -294,10 +350,11 @@ class Pairs:
 
         return watch
 
-    def _ready(self) -> Project:
-        project = self._workspace.open_project
-        project.require_teacher()
-        return project
+    def _ready(self) -> tuple[Project, str]:
+        """The open project and the engine, which can be used."""
+        project, engine = self._workspace.open_project, self.engine_in_use
+        require_engine(engine, project)
+        return project, engine
 
     def _present(self) -> Pair:
         if self.pair is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.errors import ProjectError, did_you_mean
+from napari_jrss.geometry import Triple
+from napari_jrss.inference.engines import engine_named
+from napari_jrss.inference.partners import Field
+from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.metrics import (
@@ -27,12 +32,13 @@ from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Image, Label
 
 if TYPE_CHECKING:
-    from torch import device as Device
-    from torch.nn import Module
-
     from napari_jrss.inference.predict import RegisteredPair
-    from napari_jrss.inference.refine import Watch
     from napari_jrss.io.predictions import Prediction
+
+NETWORK = "jrss"
+"""The engine that is the project's own registration network."""
+WITHOUT_NETWORK = "refine"
+"""The engine where none is asked for and there is no network."""
 
 
 class RegistrationReport(BaseModel):
@@ -59,8 +65,10 @@ class RegistrationReport(BaseModel):
         folds is unreliable.
     seconds
         Time of the registration alone.
+    engine
+        Name of the engine that registered them.
     refined
-        Whether the field was refined on the pair.
+        Whether the network's field was refined on the pair.
     notes
         What a scan's header leaves open, and what was decided.
     """
@@ -78,6 +86,7 @@ class RegistrationReport(BaseModel):
     folded_percent: float
     folded_in_structures: list[float | None]
     seconds: float
+    engine: str = NETWORK
     refined: bool = False
     notes: list[str] = []
 
@@ -90,6 +99,11 @@ class RegistrationReport(BaseModel):
     def mean_dice_before(self) -> float | None:
         """Mean Dice before the registration."""
         return _mean(self.dice_before)
+
+    @property
+    def method(self) -> str:
+        """The engine, and whether it refined, in words."""
+        return f"{self.engine}, refined" if self.refined else self.engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,37 +142,102 @@ class Pair:
     report: RegistrationReport
 
 
-def registration_network(
-    project: Project, device: str = "auto", refine: Watch | None = None
-) -> tuple[Module, Device]:
-    """Load the present registration network; returns it and its device.
+@dataclass(frozen=True)
+class Registrar:
+    """What registers pairs of images on one grid: a project's network, or an engine."""
 
-    With `refine` each field is refined on its pair, and this follows the refinement, see
-    :mod:`napari_jrss.inference.refine`.
+    engine: str
+    # Moving and fixed image (z, y, x) -> displacement (3, z, y, x), in voxels of their grid.
+    field: Callable[[Image, Image], Field]
+    refined: bool = False  # whether the network's field is refined on each pair
+
+
+def engine_of(project: Project, engine: str = "") -> str:
+    """The engine that is asked for; if none is, the network, or :data:`WITHOUT_NETWORK`."""
+    return engine or (NETWORK if project.teacher is not None else WITHOUT_NETWORK)
+
+
+def require_engine(engine: str, project: Project | None) -> None:
+    """Raise a ``JRSSError`` of one line if the engine can't be used; it isn't loaded."""
+    if engine != NETWORK:
+        engine_named(engine)
+    elif project is None:
+        raise ProjectError(
+            f"the engine {NETWORK} is the trained network of a project: name the project, or "
+            "choose another engine"
+        )
+    else:
+        project.require_teacher()
+
+
+def project_registrar(
+    project: Project,
+    engine: str = "",
+    *,
+    refined: bool = False,
+    watch: Watch | None = None,
+    device: str = "auto",
+) -> Registrar:
+    """Load what registers pairs of a project's cases, see :func:`engine_of`.
+
+    With `refined` the network's field is refined on each pair. `watch` follows a refinement.
     """
+    engine = engine_of(project, engine)
+    if engine != NETWORK:
+        if refined:
+            raise ProjectError(
+                f"refining a pair improves the field of the network; the engine {engine} has none"
+            )
+        return engine_registrar(engine, project.grid.spacing_mm, watch=watch, device=device)
+
     from napari_jrss.inference.device import make_fabric
     from napari_jrss.inference.load import load_refined, load_registration
+    from napari_jrss.inference.predict import displacement_field
 
-    entry = project.require_teacher()
+    files = project.require_teacher().files
     torch_device = make_fabric(device).device
-    if refine is None:
-        return load_registration(entry.files, torch_device), torch_device
-    return load_refined(entry.files, torch_device, refine), torch_device
+    if refined:
+        network = load_refined(files, torch_device, watch or to_the_end)
+    else:
+        network = load_registration(files, torch_device)
+    return Registrar(NETWORK, partial(displacement_field, network, device=torch_device), refined)
+
+
+def engine_registrar(
+    engine: str, spacing_mm: Triple, *, watch: Watch | None = None, device: str = "auto"
+) -> Registrar:
+    """What registers images whose voxels have a spacing (z, y, x), by an engine.
+
+    Raises
+    ------
+    EngineError
+        There is no such engine, or its package isn't installed.
+    """
+    require_engine(engine, None)
+    chosen = engine_named(engine)
+
+    from napari_jrss.inference.device import make_fabric
+
+    field = partial(
+        chosen.register,
+        spacing_mm=spacing_mm,
+        device=str(make_fabric(device).device),
+        watch=watch or to_the_end,
+    )
+    return Registrar(engine, field)
 
 
 def register_sides(
-    network: Module,
+    registrar: Registrar,
     moving: RegistrationInput,
     fixed: RegistrationInput,
     names: Sequence[str],
-    device: Device,
 ) -> Pair:
     """Register one scan to another, in memory; `names` of the C classes, background first."""
-    from napari_jrss.inference.predict import displacement_field, follow
-    from napari_jrss.inference.refine import RefinedRegistration
+    from napari_jrss.inference.predict import follow
 
     started = time.perf_counter()
-    field = displacement_field(network, moving.image, fixed.image, device)
+    field = registrar.field(moving.image, fixed.image)
     seconds = time.perf_counter() - started
     registered = follow(field, moving.image, moving.label)
     regularity = jacobian_statistics(field)
@@ -185,7 +264,8 @@ def register_sides(
         folded_percent=100 * float(folded.mean()),
         folded_in_structures=inside,
         seconds=seconds,
-        refined=isinstance(network, RefinedRegistration),
+        engine=registrar.engine,
+        refined=registrar.refined,
         notes=[
             f"{side.name}: {side.transform.header.doubt}"
             for side in (moving, fixed)
@@ -195,15 +275,18 @@ def register_sides(
     return Pair(moving, fixed, registered, report)
 
 
-def propagate(project: Project, case_id: str, *, device: str = "auto") -> Prediction:
+def propagate(
+    project: Project, case_id: str, *, engine: str = "", device: str = "auto"
+) -> Prediction:
     """Let the labelled cases vote for a case's label: each of them is registered to it."""
-    *_, draft = register_labelled(project, case_id, device=device)
+    registrar = project_registrar(project, engine, device=device)
+    *_, draft = register_labelled(project, case_id, registrar)
     assert not isinstance(draft, RegistrationReport)
     return draft
 
 
 def register_labelled(
-    project: Project, case_id: str, *, refine: Watch | None = None, device: str = "auto"
+    project: Project, case_id: str, registrar: Registrar
 ) -> Iterator[RegistrationReport | Prediction]:
     """Register every other labelled case to a case.
 
@@ -211,7 +294,6 @@ def register_labelled(
     """
     from napari_jrss.inference.predict import Votes
 
-    network, torch_device = registration_network(project, device, refine)
     atlases = [case for case in project.snapshot().labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no other labelled case to register")
@@ -219,9 +301,7 @@ def register_labelled(
     fixed = read_registration_input(project, case_id)
     votes = Votes(fixed.image, len(names))
     for atlas in atlases:
-        pair = register_sides(
-            network, read_registration_input(project, atlas), fixed, names, torch_device
-        )
+        pair = register_sides(registrar, read_registration_input(project, atlas), fixed, names)
         votes.add(pair.registered)
         yield pair.report
     yield votes.prediction()

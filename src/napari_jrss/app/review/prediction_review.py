@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
+from napari_jrss.app.pairs.registering import (
+    engine_of,
+    project_registrar,
+    register_labelled,
+    require_engine,
+)
 from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
@@ -67,15 +73,25 @@ class PredictionReview:
         self._current.queue.submit(choose)
 
     def propagate(self) -> None:
-        """Register all labelled cases to this one; their vote becomes a draft. Runs as a job."""
+        """Register all labelled cases to this one; their vote becomes a draft. Runs as a job.
+
+        By the engine of :attr:`napari_jrss.app.pairs.pairs.Pairs.engine`.
+        """
         case, project = self._current.open_case, self._workspace.open_project
-        project.require_teacher()
+        cases = [c for c in project.snapshot().labelled if c != case.case_id]
+        if not cases:
+            raise ProjectError("label another case first: its label can be propagated to this one")
+        engine = engine_of(project, self._workspace.engine)
+        require_engine(engine, project)
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.app.pairs.registering import register_labelled
-
-            cases = [c for c in project.snapshot().labelled if c != case.case_id]
-            for found in register_labelled(project, case.case_id, device=self._workspace.device):
+            registrar = project_registrar(
+                project,
+                engine,
+                watch=lambda done: not cancel.is_set(),
+                device=self._workspace.device,
+            )
+            for found in register_labelled(project, case.case_id, registrar):
                 if cancel.is_set():
                     return
                 if isinstance(found, Prediction):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from napari_jrss.experiments.methods.jrss import ROUND, networks_of
-from napari_jrss.experiments.methods.syn import syn
 from napari_jrss.experiments.recipe import FieldModule, Task, Trained
+from napari_jrss.inference.partners import syn
 from napari_jrss.inference.predict import Votes, displacement_field, follow
 from napari_jrss.snapshot import CohortSnapshot
 

@@ -1,4 +1,4 @@
-"""Layers > Register: any two scans on the screen, by the registration network of the project."""
+"""Layers > Register: any two scans on the screen, by the project's network or an engine."""
 
 # magicgui makes the form from annotations, so here they aren't put off.
 from typing import Any
@@ -15,6 +15,7 @@ from napari_jrss.errors import ScanError
 from napari_jrss.io.volume import Volume
 from napari_jrss.widgets.bridge import report_errors
 from napari_jrss.widgets.contributions import Arriving, dock_of
+from napari_jrss.widgets.engine_box import engine_choices
 from napari_jrss.widgets.main_widget import MainWidget
 
 TITLE = "Register two scans"
@@ -37,19 +38,39 @@ def open_form(viewer: Viewer) -> None:
     call_button="Register",
     moving={"tooltip": "The image to be warped"},
     fixed={"tooltip": "The image that it is warped onto, and whose grid the result has"},
+    engine={
+        "choices": engine_choices,
+        "tooltip": "Automatic: the network of the open project, if it is trained, else refine. "
+        "All but the network need neither a project nor training.",
+    },
+    start={
+        "choices": [
+            ("affine alignment", "affine"),
+            ("shift of the centres", "center_of_mass"),
+            ("as they lie", "none"),
+        ],
+        "tooltip": "What comes before the engine. The network starts as its project does.",
+    },
 )
-def register_layers(viewer: Viewer, moving: Image, fixed: Image) -> None:
-    """Register one image on the screen to another, by the project's registration network.
+def register_layers(
+    viewer: Viewer, moving: Image, fixed: Image, engine: str = "", start: str = "affine"
+) -> None:
+    """Register one image on the screen to another, by an engine or the project's network.
 
-    The warped image becomes a layer on the grid of the fixed one. What is missing, such as a
-    project with trained networks, is said in one line.
+    The warped image becomes a layer on the grid of the fixed one. What is missing, such as the
+    package of an engine, is said in one line.
     """
     with report_errors(show_error):
         if moving is None or fixed is None or moving is fixed:
             raise ScanError("registering needs two different images in the layer list")
         widget = dock_of(viewer)
         volumes = volume_of_layer(moving), volume_of_layer(fixed)
-        widget.session.pairs.register_volumes(*volumes, (moving.name, fixed.name))
+        widget.session.pairs.register_volumes(
+            *volumes,
+            (moving.name, fixed.name),
+            engine=engine,
+            prealign=start,  # type: ignore[arg-type]
+        )
         _WarpArriving(viewer, widget, moving, fixed)
 
 
@@ -110,5 +131,5 @@ class _WarpArriving(Arriving):
         show_info(
             f"{report.moving} on {report.fixed}: residual {report.residual_before:.2f} → "
             f"{report.residual:.2f} SD, folded {report.folded_percent:.2f} %, "
-            f"{report.seconds:.1f} s" + (", refined" if report.refined else "")
+            f"{report.seconds:.1f} s, {report.method}"
         )

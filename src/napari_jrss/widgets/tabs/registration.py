@@ -8,16 +8,21 @@ from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QGroupBox, QTabWidget
 
-from napari_jrss.app.pairs.registering import RegistrationReport
+from napari_jrss.app.pairs.registering import NETWORK, RegistrationReport
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.project.records import Case
 from napari_jrss.widgets.bridge import failure
 from napari_jrss.widgets.controls import ask_folder, button, in_column, in_form, in_row, wrapped
+from napari_jrss.widgets.engine_box import EngineBox
 from napari_jrss.widgets.layers.pair import KINDS, PairLayers, Scene
 from napari_jrss.widgets.tables.pairs import ComparisonTable, DiceTable
 from napari_jrss.widgets.tabs.tab import Tab
 
+ENGINE_TIP = (
+    "What registers pairs here, and labels that Propagate in Review carries. Automatic: the "
+    "project's network, or refine while it has none. All but the network work without training."
+)
 SHOWN_AT_FIRST = ("Fixed image", "Warped image", "Fixed contours", "Warped contours")
 
 
@@ -37,6 +42,7 @@ class RegistrationTab(Tab):
         )
         self.swap = button("Swap", "Register in the other direction", self._swap, "Alt+S")
         self.next = button("Next pair", "Register the next moving case", self._next, "Alt+N")
+        self.engine = EngineBox(ENGINE_TIP)
         self.refine = QCheckBox("Refine each pair", checked=self._pairs.refined)
         self.refine.setToolTip(
             "Improve the field of the network on this pair, by its images and the teacher's "
@@ -162,6 +168,8 @@ class RegistrationTab(Tab):
             missing = self._missing()
         for each in (self.register, self.swap, self.next, self.compare):
             each.setEnabled(not busy and not missing)
+        in_use = NETWORK if project is None else self._pairs.engine_in_use
+        self.refine.setEnabled(in_use == NETWORK)
         self.stop.setEnabled(busy and bool(self._asked))
         pair, comparison = self._pairs.pair, self._pairs.comparison
         writable = project is not None and not project.read_only
@@ -176,8 +184,11 @@ class RegistrationTab(Tab):
         project = self._workspace.project
         if project is None:
             return "Open a project in Cohort first."
-        if project.teacher is None:
-            return "The project has no trained networks yet: train them in Rounds."
+        if project.teacher is None and self._pairs.engine_in_use == NETWORK:
+            return (
+                "The project has no trained networks yet: train them in Rounds, or choose another "
+                "engine."
+            )
         return "" if self.fixed.count() > 1 else "Registration needs two cases."
 
     def _show_pair(self) -> None:
@@ -210,7 +221,7 @@ class RegistrationTab(Tab):
 
     def _show_refining(self, done: float) -> None:
         if self._asked:
-            self.message.setText(f"{self._asked} … refining, {done:.0%}")
+            self.message.setText(f"{self._asked} … {done:.0%}")
 
     def _show_state(self, state: JobState) -> None:
         ended = "" if state.busy else self._asked
@@ -234,7 +245,8 @@ class RegistrationTab(Tab):
         grid.addWidget(self.key, len(self.boxes) // 3 + 1, 0, 1, 3)
         layout = in_column(
             self,
-            in_form({"Moving": self.moving, "Fixed": self.fixed, "": self.refine}),
+            in_form({"Moving": self.moving, "Fixed": self.fixed, "Engine": self.engine}),
+            self.refine,
             in_row(self.register, self.swap, self.next, self.stop),
             *(self.compare, self.message, layers, self.figures, self.tables),
             in_row(self.draft, self.vote),
@@ -244,6 +256,7 @@ class RegistrationTab(Tab):
 
     def _connect(self) -> None:
         self.refine.toggled.connect(partial(setattr, self._pairs, "refined"))
+        self.engine.chosen.connect(partial(setattr, self._pairs, "engine"))
         self.ranking.chosen.connect(self._open_from_table)
         for title, box in self.boxes.items():
             box.toggled.connect(partial(self.layers.show, title))
@@ -259,6 +272,11 @@ class RegistrationTab(Tab):
         self._relay.connect(self._pairs.comparison_changed, self._show_comparison)
         self._relay.connect(self._pairs.refining, self._show_refining)
         self._relay.connect(self._pairs.refined_changed, self._show_refined)
+        self._relay.connect(self._pairs.engine_changed, self._show_engine)
+
+    def _show_engine(self, _engine: str) -> None:
+        self.engine.choose(self._pairs.engine)
+        self._show_what_can_be_done()
 
     def _show_refined(self, _refined: bool) -> None:
         # what it was when this was queued may be another by now
@@ -281,5 +299,5 @@ def _figures(report: RegistrationReport) -> str:
     return (
         f"{dice}residual {report.residual_before:.2f} → {report.residual:.2f} SD\n"
         f"std(Jac) {report.std_jacobian:.3f},  folded {report.folded_percent:.2f} %,  "
-        f"{report.seconds:.2f} s" + (", refined" if report.refined else "")
+        f"{report.seconds:.2f} s, {report.method}"
     )

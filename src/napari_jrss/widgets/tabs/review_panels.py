@@ -86,7 +86,9 @@ class PredictionPanel(QGroupBox):
         elif case is None:
             self.words.setText("")
         elif case.teacher is None:
-            self.words.setText("There is no teacher yet: train one in Rounds, or paint a label.")
+            self.words.setText(
+                "There is no teacher yet: train one in Rounds, paint a label, or propagate others."
+            )
         else:
             self.words.setText(f"The teacher of round {case.teacher.number} predicts the case …")
         for kind, box in self.boxes.items():
