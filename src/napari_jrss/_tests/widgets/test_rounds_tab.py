@@ -1,4 +1,4 @@
-"""The tab Rounds, clicked and typed in as a person would."""
+"""The tab Training, clicked and typed in as a person would."""
 
 from __future__ import annotations
 
