@@ -94,7 +94,7 @@ class Pictures:
         return [d for d in self.dock.findChildren(QDialog) if d.isVisible()]
 
     def train(self, rounds: int, picture: str = "") -> None:
-        """Fill in the form of the tab Rounds and press Start."""
+        """Fill in the form of the tab Training and press Start."""
         tab = self.dock.rounds
         self.dock.tabs.setCurrentWidget(tab)
         tab.preset.set("smoke")
@@ -178,7 +178,7 @@ class Pictures:
         session = self.session
         case = session.review.open_case
         version = session.workspace.open_project.case(case.case_id).reference_version
-        truth = session.workspace.open_project.label(case.case_id, version)
+        truth = session.workspace.open_project.scan_label(case.case_id, version)
         layer = self.viewer.layers[LABEL]
         wrong = np.nonzero(np.asarray(layer.data) != truth)
         with layer.block_history():  # one stroke

@@ -106,7 +106,7 @@ class Demo:
         else:
             self.session.rounds.start(self.training, rounds=0)
             self.say(
-                "Both networks learn from five labelled scans; Rounds shows how far they are and "
+                "Both networks learn from five labelled scans; Training shows how far they are and "
                 "how long it takes. The first pseudo-labels open by themselves."
             )
         self.picture("1-cohort", after=3000)
@@ -138,7 +138,7 @@ class Demo:
         print(f"pseudo-labels on the screen after {seconds:.0f} s")
         self.say(
             "This is the teacher's proposal. Mend what is wrong with napari's brush, press Accept, "
-            "then Start on the tab Rounds: the next teacher learns from your correction."
+            "then Start on the tab Training: the next teacher learns from your correction."
         )
         self.picture("2-pseudo-labels", after=1500)
         if SCREENSHOTS:

@@ -80,7 +80,11 @@ class PreprocessingConfig(_Settings):
 class NetworkConfig(_Settings):
     """Which network, and its options."""
 
-    name: str = Field("obelisk", title="Network")
+    name: str = Field(
+        "obelisk",
+        title="Network",
+        examples=["unet", "obelisk", "vm_unet", "voxelmorph", "monai_unet"],
+    )
     """unet, obelisk, vm_unet, voxelmorph, monai_unet, or a function of yours as
     module:function."""
     leaky_slope: float = Field(0.2, ge=0, title="LeakyReLU slope")
@@ -113,8 +117,8 @@ class AugmentationConfig(_Settings):
 class ScreeningConfig(_Settings):
     """Which of the teacher's predictions become pseudo-labels (Eq. 3)."""
 
-    tau: Probability = Field(0.7, title="Confidence threshold tau")
-    """0.7 for brains, 0.6 for the abdomen."""
+    tau: Probability = Field(0.7, title="Confidence threshold")
+    """What the paper calls tau: 0.7 for brains, 0.6 for the abdomen."""
     voxel_gate: bool = Field(True, title="Screen voxels")
     """Ignore voxels with a confidence of at most tau; they don't count as background."""
     class_gate: Literal["mean", "max", "none"] = Field("mean", title="Screen classes")
@@ -287,7 +291,7 @@ class TrainingConfig(_Settings):
 
     preset: PresetName = Field("paper", title="Preset it started from")
     """paper: as published, for a GPU. fast: for a CPU. smoke: shows that everything runs."""
-    seed: int = Field(0, ge=0, lt=2**32, title="Seed")
+    seed: int = Field(0, ge=0, lt=2**32, title="Random seed")
     """Decides everything that is random."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", title="Precision")
     """bf16-mixed needs about three quarters of the memory. It is faster on CPUs with AMX; on a

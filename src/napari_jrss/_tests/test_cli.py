@@ -106,7 +106,9 @@ def test_status_names_rounds_and_teacher(trained: Path) -> None:
     assert report["unlabelled"] == 2
     assert [entry["outcome"] for entry in report["rounds"]] == ["finished", "finished"]
     assert report["teacher"] == 1
-    assert "round" in run("status", trained).stdout
+    shown = run("status", trained).stdout
+    assert "round" in shown
+    assert f"next: {report['next_step']}" in shown
 
 
 def test_evaluate_gives_every_figure_for_every_round(trained: Path) -> None:
@@ -382,7 +384,9 @@ def test_a_project_can_be_pre_trained_again(trained: Path, settings: Path, tmp_p
         "train", project, *options, "--pretrain", "--resume"
     )
     told = run("train", project, *(each for each in options if each != "--json"), "--pretrain")
-    assert re.search(r"^Mono-Seg 0/\d+", told.stderr, re.MULTILINE)  # a log has lines
+    assert re.search(
+        r"^first training, segmentation 0/\d+", told.stderr, re.MULTILINE
+    )  # a log has lines
     report = json.loads(run("status", project, "--json").stdout)
     assert report["teacher"] == 2
     assert report["rounds"][-1]["parent"] is None

@@ -28,6 +28,7 @@ LAYERS = {
     "losses": 1,
     "metrics": 3,
     "progress_bar": 1,
+    "times": 1,
     "labels": 2,
     "logs": 2,
     "io": 3,

@@ -41,7 +41,7 @@ class CaseRow:
     case_id: str
     split: Split
     status: Status
-    labels: int  # number of label versions
+    labels: int  # number of label versions, without a hidden one
     # Figures of the present teacher's prediction; None while they aren't known.
     figures: PredictionFigures | None
     problem: str = ""  # why the case can't be read; empty if it can
@@ -92,12 +92,13 @@ class Cohort:
             return []
         counts = project.label_counts()
         teacher = project.teacher
+        hidden = {c.case_id for c in project.cases() if c.reference_version and not c.label_version}
         return [
             CaseRow(
                 case.case_id,
                 case.split,
                 case.status,
-                counts.get(case.case_id, 0),
+                counts.get(case.case_id, 0) - (case.case_id in hidden),
                 self._known(case, teacher),
                 self._problems.get(case.case_id, ""),
             )

@@ -154,9 +154,17 @@ def _disagreement(candidates: Sequence[str], figures: Mapping[str, PredictionFig
     need = {case_id: value for case_id, value in known.items() if value is not None}
     median = float(np.median(list(need.values()))) if need else 0.0
     return {
-        case_id: (value, f"teacher and student disagree by {value:.3f} nats (median {median:.3f})")
-        for case_id, value in need.items()
+        case_id: (value, _disagreement_in_words(value, median)) for case_id, value in need.items()
     }
+
+
+def _disagreement_in_words(value: float, median: float) -> str:
+    """Disagreement of one case beside that of a typical one."""
+    if median <= 0:
+        return "teacher and student disagree"
+    if value < 1.05 * median:
+        return "teacher and student disagree about as much as usual"
+    return f"teacher and student disagree {value / median:.1f} times as much as usual"
 
 
 def _least_sure(

@@ -7,6 +7,7 @@ from collections import Counter
 from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.app.forecast import last_forecast
+from napari_jrss.app.next_step import work_state
 from napari_jrss.app.rounds.train import interrupted_round, rounds_left
 from napari_jrss.project.corrections import unsaved
 from napari_jrss.project.project import Project
@@ -54,6 +55,8 @@ class ProjectStatus(BaseModel):
         in an orderly way.
     forecast
         What Dice to expect on unlabelled scans; empty if it wasn't made with today's labels.
+    next_step
+        What to do next, in one sentence.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +77,7 @@ class ProjectStatus(BaseModel):
     labels_without_source: list[str]
     writer: str
     forecast: str
+    next_step: str
 
 
 def project_status(project: Project) -> ProjectStatus:
@@ -113,6 +117,7 @@ def project_status(project: Project) -> ProjectStatus:
         labels_without_source=project.labels_without_source(),
         writer=project.writer,
         forecast="" if known is None else known.line(),
+        next_step=work_state(project).action,
     )
 
 

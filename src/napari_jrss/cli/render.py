@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from napari_jrss.app.rounds.train import VALIDATION_DICE, WARNING
+from napari_jrss.times import duration, local_time
 
 if TYPE_CHECKING:
     from napari_jrss.app.pairs.registering import RegistrationReport
@@ -162,9 +163,11 @@ def status_tables(report: ProjectStatus) -> None:
         console.print(
             left.problem
             or f"case {left.case_id}: {left.author} changed {left.voxels_changed} voxels and "
-            f"accepted {left.structures_accepted} structures (last at {left.last_change}), but "
-            "never accepted the label: 'napari-jrss recover' keeps it"
+            f"accepted {left.structures_accepted} structures (last at "
+            f"{local_time(left.last_change)}), but never "
+            "accepted the label: 'napari-jrss recover' keeps it"
         )
+    console.print(f"next: {report.next_step}", soft_wrap=True)
 
 
 def history_table(lines: Sequence[HistoryLine]) -> None:
@@ -179,7 +182,7 @@ def history_table(lines: Sequence[HistoryLine]) -> None:
         if line.voxels_changed is not None:
             notes.append(f"{line.voxels_changed} voxels changed")
         if line.seconds is not None:
-            notes.append(f"{line.seconds:.0f} s")
+            notes.append(duration(line.seconds))
         if line.detail:
             notes.append(line.detail)
         when = datetime.fromisoformat(line.at).astimezone()

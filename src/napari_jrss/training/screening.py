@@ -114,11 +114,11 @@ class Screened:
 
     @property
     def words(self) -> str:
-        """A sentence, such as "83 % of voxels and 9 of 11 structures would enter training"."""
+        """Such as "83 % of voxels and 9 of 11 structures are sure enough to train on"."""
         structures = self.classes_passed[1:]
         return (
             f"{100 * self.kept_fraction:.0f} % of voxels and {np.count_nonzero(structures)} of "
-            f"{structures.size} structures would enter training"
+            f"{structures.size} structures are sure enough to train on"
             + (f"; not learned yet: {', '.join(self.held_back)}" if self.held_back else "")
         )
 

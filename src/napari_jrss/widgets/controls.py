@@ -1,11 +1,10 @@
 """Small parts that tabs and dialogs are made of: buttons, texts, rows, and a field for a path."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QComboBox,
@@ -47,11 +46,6 @@ def say(label: QLabel, text: str) -> None:
     label.setVisible(bool(text))
 
 
-def local_time(utc: str) -> str:
-    """A time of the project, ISO 8601 in UTC, as the clock on the wall had it."""
-    return datetime.fromisoformat(utc).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
 def choice(tooltip: str, *texts: str) -> QComboBox:
     """A box that offers some texts."""
     box = QComboBox(toolTip=tooltip)
@@ -83,11 +77,29 @@ def in_form(rows: Mapping[str, QWidget]) -> QFormLayout:
     return form
 
 
+class Scroller(QScrollArea):
+    """A page with a scroll bar where the window is too low for it; it is as wide as it needs."""
+
+    def __init__(self, page: QWidget) -> None:
+        super().__init__(widgetResizable=True, frameShape=QScrollArea.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(page)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """The width of the page with its scroll bar; any height."""
+        bar = self.verticalScrollBar().sizeHint().width()
+        return QSize(self.widget().minimumSizeHint().width() + bar, 0)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
+        """Ask for more width when the page needs more."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
+
 def scrolled(page: QWidget, tab: QWidget) -> None:
     """Let a page fill a tab, with a scroll bar where the window is too low for it."""
-    scroll = QScrollArea(widgetResizable=True, frameShape=QScrollArea.Shape.NoFrame)
-    scroll.setWidget(page)
-    in_column(tab, scroll).setContentsMargins(0, 0, 0, 0)
+    in_column(tab, Scroller(page)).setContentsMargins(0, 0, 0, 0)
 
 
 def ask_folder(parent: QWidget, title: str, use: Callable[[Path], object]) -> None:

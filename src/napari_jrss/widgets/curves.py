@@ -28,6 +28,7 @@ class Plot(QWidget):
 
     def __init__(self, title: str, x_name: str, y_range: tuple[float, float] | None = None) -> None:
         super().__init__()
+        self.nothing = "No data yet"  # what is said where there is no curve
         self._title, self._x_name, self._y_range = title, x_name, y_range
         self.lines: Sequence[Line] = ()
         self.setMinimumHeight(110)
@@ -62,7 +63,8 @@ class Plot(QWidget):
         painter.setPen(faint)
         painter.drawRect(frame)
         if not self.lines:
-            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "No data yet")
+            wrapped = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
+            painter.drawText(frame, int(wrapped), self.nothing)
             return
         start = min(line.curve.x[0] for line in self.lines)
         end = max(line.curve.x[-1] for line in self.lines)

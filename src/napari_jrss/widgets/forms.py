@@ -23,6 +23,18 @@ from superqt import QCollapsible
 
 from napari_jrss.widgets.controls import in_column
 
+_WORDS = {
+    **{"paper": "paper (original)", "fast": "fast (usual)", "smoke": "smoke (trial)"},
+    **{"32-true": "32 bit", "bf16-mixed": "16 bit (bfloat16)", "16-mixed": "16 bit (float16)"},
+    **{"exp_kl": "less where teacher and student disagree"},
+    **{"inverse_sqrt": "more for small ones", "dice_ce": "Dice and cross-entropy", "dice": "Dice"},
+    **{"mse": "squared difference", "lncc": "local correlation", "adam": "Adam", "adamw": "AdamW"},
+    **{"mean": "by their mean confidence", "max": "by their largest confidence"},
+    **{"both": "both images", "fixed": "the fixed image"},
+    **{"registered": "pairs, registered", "perturbed": "scans, strongly changed"},
+    **{"center_of_mass": "centre of mass", "labelled": "labelled part"},
+}
+"""What the choices of a field are called; others are shown as they are."""
 _LARGEST = 2**31 - 1
 _NEXT = 1e-9
 """What an open bound is moved by: `greater than 0` begins here."""
@@ -71,9 +83,16 @@ def editor(field: FieldInfo) -> Editor:
     """The widget for a field of a simple type; a TypeError if there is none for it."""
     kind = field.annotation
     if get_origin(kind) is Literal:
-        box = QComboBox()
-        box.addItems([str(choice) for choice in get_args(kind)])
-        made = Editor(box, box.currentText, box.setCurrentText, box.currentTextChanged)
+        box = QComboBox(minimumContentsLength=12)
+        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        for choice in get_args(kind):
+            box.addItem(_WORDS.get(choice, str(choice)), choice)
+        made = Editor(
+            box,
+            box.currentData,
+            lambda value: box.setCurrentIndex(box.findData(value)),
+            box.currentTextChanged,
+        )
     elif kind is bool:
         check = QCheckBox()
         made = Editor(check, check.isChecked, check.setChecked, check.toggled)
@@ -86,6 +105,10 @@ def editor(field: FieldInfo) -> Editor:
         number = NumberBox()
         number.setRange(*_bounds(field, _NEXT))
         made = Editor(number, number.value, number.setValue, number.valueChanged)
+    elif kind is str and field.examples:
+        known = QComboBox(editable=True)
+        known.addItems([str(each) for each in field.examples])
+        made = Editor(known, known.currentText, known.setCurrentText, known.currentTextChanged)
     elif kind is str:
         line = QLineEdit()
         made = Editor(line, line.text, line.setText, line.textChanged)

@@ -1,26 +1,34 @@
-"""The dock widget: a line that says what is open and at work, and four tabs on one session."""
+"""The dock widget: what is open, the steps of the work, and four tabs on one session."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from napari.utils.notifications import show_info
 from napari.viewer import Viewer
-from qtpy.QtCore import QSize
-from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
+from qtpy.QtCore import QSize, QTimer
+from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShortcut
 from qtpy.QtWidgets import QTabWidget, QWidget
 
+from napari_jrss.app.next_step import Step, work_state
+from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
-from napari_jrss.widgets.bridge import Relay, report_errors
+from napari_jrss.widgets import keys
+from napari_jrss.widgets.bridge import Relay, failure, report_errors
 from napari_jrss.widgets.closing import WindowWatch
-from napari_jrss.widgets.controls import in_column, say, wrapped
+from napari_jrss.widgets.controls import button, in_column, in_row, say, wrapped
+from napari_jrss.widgets.dialogs.keys import KeySheet
 from napari_jrss.widgets.layers.common import turn_head_up
+from napari_jrss.widgets.layers.orientation import OrientationLetters
 from napari_jrss.widgets.preferences import follow_preferences
+from napari_jrss.widgets.steps import StepStrip
 from napari_jrss.widgets.tabs.cohort import CohortTab
 from napari_jrss.widgets.tabs.registration import RegistrationTab
 from napari_jrss.widgets.tabs.review import ReviewTab
 from napari_jrss.widgets.tabs.rounds import RoundsTab
 
-_WIDTH_PIXELS = 500
+_WIDTH_PIXELS = 420
+_MESSAGE_MS, _LETTER_MS = 10_000, 80
+"""How long a message stays, and how much longer for each letter."""
 
 
 class MainWidget(QWidget):
@@ -41,10 +49,26 @@ class MainWidget(QWidget):
         self._message.hide()
         self.tabs = QTabWidget()
         self.tabs.addTab(self.cohort, "Cohort")
+        self.tabs.addTab(self.rounds, "Training")
         self.tabs.addTab(self.review, "Review")
-        self.tabs.addTab(self.rounds, "Rounds")
         self.tabs.addTab(self.registration, "Registration")
-        in_column(self, self._heading, self.tabs, self._message)
+        self.steps = StepStrip()
+        self.steps.asked.connect(self._show_step)
+        self.steps.go.connect(self._do_step)
+        self.keys = button("?", "Keys of this window (?)", self.show_keys)
+        self.keys.setFixedWidth(28)
+        for key in keys.SHEET.split(" or "):
+            QShortcut(QKeySequence(key), self).activated.connect(self.show_keys)
+        for place in range(self.tabs.count()):
+            shortcut = QShortcut(QKeySequence(f"Alt+{place + 1}"), self)
+            shortcut.activated.connect(lambda place=place: self.tabs.setCurrentIndex(place))
+        head = in_row(self._heading, self.keys, stretch=(1,))
+        column = in_column(self, head, self.steps, self.tabs, self._message)
+        column.setStretchFactor(self.tabs, 1)
+        column.setSpacing(4)
+        self._silence = QTimer(self, singleShot=True)
+        self._silence.timeout.connect(lambda: self._tell(""))
+        self._letters = OrientationLetters(napari_viewer)
         self.setAcceptDrops(True)
         self._watch = WindowWatch(self, self._question)
         self._viewer = napari_viewer
@@ -56,6 +80,9 @@ class MainWidget(QWidget):
         work = self._workspace
         for signal in (work.project_changed, work.cases_changed, work.rounds_changed):
             self._relay.connect(signal, self._show_heading)
+        for runner in (work.training, work.inference):
+            self._relay.connect(runner.state_changed, self._show_heading)
+        self._relay.connect(work.training.state_changed, self._training_changed)
         self._relay.connect(work.project_changed, lambda: self._tell(""))
         self._relay.connect(work.notified, self._tell)
         self._relay.connect(self.session.review.case_changed, self._show_review)
@@ -66,9 +93,17 @@ class MainWidget(QWidget):
                 self._end_preferences = follow_preferences(self.session)
         self._show_heading()
 
-    def _show_heading(self) -> None:
+    def _show_heading(self, _state: object = None) -> None:
         with report_errors(self._workspace.notified.emit):
             self._heading.setText(self._summary())
+            work = self._workspace
+            self.steps.show_state(
+                work_state(
+                    work.project,
+                    importing=work.inference.state.busy and self.cohort.importing,
+                    training=work.training.state.busy,
+                )
+            )
 
     def _summary(self) -> str:
         project = self._workspace.project
@@ -79,17 +114,51 @@ class MainWidget(QWidget):
         training = sum(case.split == "train" for case in cases)
         teacher = project.teacher
         return (
-            f"{project.path.name}: N = {labelled} labelled, J = {training - labelled} unlabelled, "
+            f"{project.path.name}: {labelled} labelled, {training - labelled} to label, "
             + ("no teacher yet" if teacher is None else f"teacher of round {teacher.number}")
             + (" (read-only)" if project.read_only else "")
         )
 
+    def show_keys(self) -> None:
+        """Show the sheet of keys."""
+        KeySheet(self).open()
+
+    def _show_step(self, step: Step) -> None:
+        """Go to the tab where a step is done."""
+        tabs = {Step.TRAIN: self.rounds, Step.LABEL: self.review, Step.REVIEW: self.review}
+        self.tabs.setCurrentWidget(tabs.get(step, self.cohort))
+
+    def _do_step(self, step: Step) -> None:
+        """Do the next action, or go to where a person does it."""
+        self._show_step(step)
+        if step in (Step.LABEL, Step.REVIEW):
+            self.review.open_suggested()
+        elif step is Step.EXPORT:
+            self.cohort.export.click()
+        elif step is Step.IMPORT:
+            self.cohort.add_or_import()
+
+    def _training_changed(self, state: JobState) -> None:
+        """Say in every tab how a training has ended."""
+        with report_errors(self._workspace.notified.emit):
+            project = self._workspace.project
+            teacher = None if project is None else project.teacher
+            if state is JobState.FINISHED and teacher is not None:
+                self._workspace.notified.emit(
+                    f"The training has finished. The teacher of round {teacher.number} drafts the "
+                    "labels now."
+                )
+            elif why := failure(state, self._workspace.training):
+                self._workspace.notified.emit(f"The training has failed: {why}")
+
     def _show_review(self) -> None:
+        self._show_letters()
         if self.session.review.case is not None:
             self.tabs.setCurrentWidget(self.review)
 
     def _show_tabs_layers(self) -> None:
         """Show either the case under review or the pair on the canvas, by the current tab."""
+        self._show_letters()
         current = self.tabs.currentWidget()
         if current is self.review:
             self.registration.layers.put_aside(True)
@@ -98,6 +167,11 @@ class MainWidget(QWidget):
             self.review.layers.put_aside()
             self.registration.layers.put_aside(False)
 
+    def _show_letters(self) -> None:
+        """Say where right and left are once there is a scan of ours to look at."""
+        session = self.session
+        self._letters.show(session.review.case is not None or session.pairs.pair is not None)
+
     def _turned(self) -> None:
         if self._workspace.project is not None:
             turn_head_up(self._viewer)
@@ -105,11 +179,13 @@ class MainWidget(QWidget):
     def _tell(self, line: str) -> None:
         say(self._message, line)
         self._message.setToolTip(line)
+        if line:
+            self._silence.start(_MESSAGE_MS + _LETTER_MS * len(line))
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Wide enough for the names of cases; the scan keeps the rest of the window."""
         hint = super().sizeHint()
-        return QSize(max(hint.width(), _WIDTH_PIXELS), hint.height())
+        return QSize(max(self.minimumSizeHint().width(), _WIDTH_PIXELS), hint.height())
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
         """A folder may be dropped anywhere on the dock."""
@@ -144,10 +220,12 @@ class MainWidget(QWidget):
         """Stop what runs so that it can be resumed, and close the project."""
         if self._workspace.training.state.busy:
             show_info(
-                "The round is paused: to continue, open the project again and press Resume in the "
-                "tab Rounds."
+                "The training is paused: to continue, open the project again and press Resume in "
+                "the tab Training."
             )
         self._watch.stop()
+        self._silence.stop()
+        self._letters.close()
         self._viewer.dims.events.order.disconnect(self._turned)
         for tab in (self.cohort, self.review, self.rounds, self.registration):
             tab.close()

@@ -79,7 +79,7 @@ def test_stages_are_joined_one_after_the_other() -> None:
 
 
 def test_words_and_durations() -> None:
-    assert words("mono_registration") == "Mono-Reg"
+    assert words("mono_registration") == "first training, registration"
     assert words("registration_12") == "registration, round 12"
     assert words("screening") == "screening"
     assert [duration(s) for s in (40, 600, 12_600)] == ["40 s", "10 min", "3.5 h"]

@@ -326,7 +326,7 @@ def test_closing_the_project_keeps_the_corrections(session: Session, leave: str)
 def test_tau_says_what_would_enter_training(session: Session) -> None:
     review = opened(session)
     everything = review.prediction.set_tau(0.0)
-    assert everything.words == "100 % of voxels and 2 of 2 structures would enter training"
+    assert everything.words == "100 % of voxels and 2 of 2 structures are sure enough to train on"
     assert not review.prediction.set_tau(1.0).classes_passed.any()
     assert review.open_case.structures()[0].passes is False
 
@@ -668,3 +668,48 @@ def test_the_case_on_the_table_follows_a_split_and_new_names(
     assert [source.draft for source in review.open_case.draft_choices] == ["blank"]
     assert not review.open_case.editor.label.any()
     session.close()
+
+
+def test_after_a_decision_the_suggested_case_opens_if_that_is_wanted(session: Session) -> None:
+    review = opened(session)
+    first = review.open_case.case_id
+    review.skip("later")
+    assert review.wait(10)
+    assert review.open_case.case_id == first
+    review.accept(go_on=True)
+    assert review.wait(10)
+    assert review.open_case.case_id != first
+    assert review.open_case.awaited
+
+
+def test_structures_that_are_missing_are_those_of_the_draft_or_all_of_an_empty_one(
+    session: Session,
+) -> None:
+    case = opened(session).open_case
+    assert case.missing() == []
+    case.editor.label[case.editor.label == 1] = 0
+    case.editor.sync()
+    assert case.missing() == [case.table.names[1]]
+    session.review.start_from("blank", replace=True)
+    assert session.review.wait(10)
+    assert case.missing() == list(case.table.names[1:])
+
+
+def test_a_structure_is_found_in_its_largest_slice(session: Session) -> None:
+    case = opened(session).open_case
+    case.editor.label[:] = 0
+    case.editor.label[3, 2:4, 2:4] = 1
+    case.editor.label[5, 4:9, 6:9] = 1
+    case.editor.sync()
+    assert case.middle_of(1, axis=0) == (5, 6, 7)
+    assert case.middle_of(1, axis=1) == (5, 4, 7)
+    assert case.structures_in(0, 5) == {1}
+    assert case.structures_in(0, 6) == set()
+    assert case.middle_of(2, axis=0) is None
+
+
+def test_a_ct_can_be_seen_through_its_windows(session: Session) -> None:
+    case = opened(session).open_case
+    assert list(case.windows) == ["Automatic", "Whole range"]
+    case.extremes = (-1024.0, 2000.0)
+    assert case.windows["CT soft tissue"] == (-160, 240)

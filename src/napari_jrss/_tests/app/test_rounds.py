@@ -1,4 +1,4 @@
-"""The commands of the tab Rounds, from a script, with the real engine."""
+"""The commands of the tab Training, from a script, with the real engine."""
 
 from __future__ import annotations
 

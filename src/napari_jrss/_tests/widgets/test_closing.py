@@ -143,7 +143,7 @@ def test_a_hidden_or_floating_dock_goes_on_and_a_closed_one_pauses(
     panel.destroyOnClose()  # what the dock's cross calls
     qtbot.waitUntil(lambda: session.workspace.project is None)
     assert session.workspace.training.state is JobState.CANCELLED
-    assert "The round is paused" in notification_manager.records[-1].message
+    assert "The training is paused" in notification_manager.records[-1].message
 
 
 @pytest.mark.usefixtures("nothing_left")

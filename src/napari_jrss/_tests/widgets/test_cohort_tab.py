@@ -100,7 +100,7 @@ def test_two_clicks_from_a_folder_to_a_project(
     assert (tmp_path / "scans.jrss" / "project.sqlite").is_file()
     assert len(shown(tab)) == 7
     assert shown(tab, LABEL).count("manual") == 3
-    assert "N = 3 labelled, J = 4 unlabelled" in dock._heading.text()
+    assert "3 labelled, 4 to label" in dock._heading.text()
     assert tab.problems.text() == "Problems (1)"
     assert tab.findChild(SplitDialog) is None  # few labels: all of them train
     qtbot.mouseClick(tab.problems, Qt.MouseButton.LeftButton)
@@ -181,7 +181,7 @@ def test_where_every_scan_has_a_label_a_split_is_offered(
     split.test.setValue(2)
     qtbot.mouseClick(split.start, Qt.MouseButton.LeftButton)
     settled(tab, qtbot)
-    assert "N = 5 labelled, J = 1 unlabelled" in dock._heading.text()
+    assert "5 labelled, 1 to label" in dock._heading.text()
 
 
 def test_a_folder_without_scans_says_so(tab: CohortTab, qtbot: QtBot, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_table_shows_sorts_and_filters(
     assert len(known) == len([text for text in confidence if text])
     assert any(shown(tab, DICE))  # hidden labels are there to measure by
     tab.table.sortByColumn(CASE, Qt.SortOrder.AscendingOrder)
-    tab.group.setCurrentText("Labelled (N)")
+    tab.group.setCurrentText("Labelled")
     labelled = [
         case.case_id for case in dock.session.workspace.open_project.cases() if case.labelled
     ]

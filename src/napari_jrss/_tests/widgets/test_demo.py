@@ -89,7 +89,7 @@ def test_lpba40_becomes_the_papers_project(
     assert len(labelled) == 5
     assert set(np.unique(project.label(labelled[0]))) == set(range(11))
     assert project.grid.shape in ((80, 96, 80), (160, 192, 160))
-    qtbot.waitUntil(lambda: "N = 5 labelled, J = 1 unlabelled" in dock._heading.text())
+    qtbot.waitUntil(lambda: "5 labelled, 1 to label" in dock._heading.text())
     assert session.close()
 
 
@@ -113,7 +113,7 @@ def test_from_scans_to_the_second_teacher(
     assert "pseudo-labels on the screen after" in capsys.readouterr().out
     assert dock.tabs.currentWidget() is dock.review
     until(lambda: "press Accept" in dock._message.text())
-    assert "N = 2 labelled, J = 2 unlabelled" in dock._heading.text()
+    assert "2 labelled, 2 to label" in dock._heading.text()
     assert demo_script.mean_dice(session) >= 0
 
     corrected = session.review.open_case.case_id

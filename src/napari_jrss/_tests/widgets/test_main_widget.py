@@ -22,7 +22,7 @@ def test_the_manifest_is_valid() -> None:
 
 def test_the_dock_has_four_tabs_and_says_that_nothing_is_open(dock: MainWidget) -> None:
     titles = [dock.tabs.tabText(i) for i in range(dock.tabs.count())]
-    assert titles == ["Cohort", "Review", "Rounds", "Registration"]
+    assert titles == ["Cohort", "Training", "Review", "Registration"]
     assert dock.session.workspace.project is None
 
 

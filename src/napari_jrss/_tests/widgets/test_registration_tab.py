@@ -121,7 +121,7 @@ def test_a_pair_is_shown_with_its_figures(person: Person) -> None:
     # from the bottom to the top, in the order of the boxes
     names = [layer.name for layer in person.viewer.layers]
     assert [name.split()[0] for name in names] == ["fixed", "warped", "fixed", "warped"]
-    assert "std(Jac) 0.000" in person.tab.figures.text()
+    assert "roughness 0.000" in person.tab.figures.text()
     assert "folded 0.00 %" in person.tab.figures.text()
     assert person.tab.dice.rowCount() == 2
     after = pair.report.dice[0]
@@ -144,7 +144,7 @@ def test_a_pair_is_refined_when_the_box_is_ticked(person: Person) -> None:
     layer = person.tab.layers.layer("Warped image")
     assert layer is not None
     np.testing.assert_array_equal(layer.data, pair.registered.image)
-    assert "std(Jac) 0.000" not in person.tab.figures.text()
+    assert "roughness 0.000" not in person.tab.figures.text()
 
 
 def test_fixed_moving_and_warped_contours_are_told_apart(person: Person) -> None:

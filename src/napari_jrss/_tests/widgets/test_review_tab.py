@@ -22,7 +22,7 @@ from napari_jrss.project.records import Status
 from napari_jrss.training.events import Event, StageStarted
 from napari_jrss.widgets.layers.review import ABOVE, IMAGE, LABEL, PSEUDO, UNCERTAINTY
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.tables.structures import NAME, StructureTable
+from napari_jrss.widgets.tables.structures import ACCEPTED, NAME, StructureTable
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
@@ -48,7 +48,7 @@ def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> Non
     try:
         case_id = person.open()
         assert person.dock.tabs.currentWidget() is person.tab
-        assert "N = 5" in person.dock._heading.text()
+        assert "5 labelled" in person.dock._heading.text()
         proposed = person.label.copy()
         person.stroke(2)
         changed = int(np.count_nonzero(person.label != proposed))
@@ -57,12 +57,12 @@ def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> Non
         assert f"{changed:,} voxels differ" in person.tab.status.text()
         painted = person.label.copy()
         person.click(person.tab.accept)
-        assert "N = 6" in person.dock._heading.text()
+        assert "6 labelled" in person.dock._heading.text()
         assert session.workspace.training.state.busy
         np.testing.assert_array_equal(project.label(case_id), painted)
         version = project.label_versions(case_id)[-1]
         assert (version.status, version.voxels_changed) == (Status.CORRECTED, changed)
-        assert person.tab.suggestion.text().startswith("Next: ")
+        assert person.tab.suggestion.text().startswith("To label next: ")
         assert case_id not in person.tab.suggestion.text()
     finally:
         stop.set()
@@ -71,7 +71,7 @@ def test_open_paint_accept_and_n_grows_while_a_round_runs(person: Person) -> Non
 
 def test_the_layers_lie_in_the_world_as_the_scan_does(person: Person) -> None:
     case_id = person.open()
-    kinds = [case_id, PSEUDO, ABOVE, "confidence", UNCERTAINTY, LABEL]
+    kinds = [case_id, PSEUDO, "confidence", LABEL, UNCERTAINTY, ABOVE]
     assert person.names() == kinds
     spacing = person.review.open_case.spacing_mm
     for layer in person.viewer.layers:
@@ -106,8 +106,8 @@ def test_keys_undo_strokes_and_tools_alike(person: Person) -> None:
     np.testing.assert_array_equal(person.label, stroke)
     person.press(Qt.Key.Key_Z, CONTROL | SHIFT)
     np.testing.assert_array_equal(person.label, both)
-    person.click(person.tab.tools.buttons["Undo"])
-    person.click(person.tab.tools.buttons["Undo"])
+    person.click(person.tab.steps.buttons["Undo"])
+    person.click(person.tab.steps.buttons["Undo"])
     np.testing.assert_array_equal(person.label, start)
     # What the layer shows is what the editor holds.
     assert person.layer.data is person.label
@@ -212,8 +212,7 @@ def test_an_accepted_structure_stays_under_the_brush(person: Person) -> None:
     person.label[:] = 1  # whatever the brush will hit
     person.tab._painted()
     before = person.label.copy()
-    box = person.tab.table.cellWidget(0, 3)
-    box.setChecked(True)
+    person.tab.table.item(0, ACCEPTED).setCheckState(Qt.CheckState.Checked)
     person.settle()
     person.stroke(2)
     np.testing.assert_array_equal(person.label == 1, before == 1)
@@ -360,9 +359,11 @@ def test_a_draft_takes_the_place_of_corrections_only_if_the_person_says_so(perso
 
 
 def test_an_accepted_version_is_a_source_at_once(person: Person) -> None:
-    person.open()
+    case_id = person.open()
     person.stroke(2)
     person.click(person.tab.accept)
+    person.review.open(case_id)
+    person.settle()
     version = person.review.open_case.versions[-1].version
     assert person.tab.draft.sources.findData(f"version:{version}") >= 0
     assert "are back" not in person.tab.notice.text()

@@ -1,4 +1,4 @@
-"""The tab Rounds, clicked and typed in as a person would."""
+"""The tab Training, clicked and typed in as a person would."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_titles_descriptions_and_bounds_come_from_the_settings(qtbot: QtBot) -> 
     assert isinstance(form.editors["registration_warp"].widget, QCheckBox)
     weighting = form.editors["uncertainty_weighting"].widget
     assert isinstance(weighting, QComboBox)
-    assert [weighting.itemText(i) for i in range(weighting.count())] == ["exp_kl", "none"]
+    assert [weighting.itemData(i) for i in range(weighting.count())] == ["exp_kl", "none"]
+    assert weighting.itemText(0) == "less where teacher and student disagree"
 
 
 def test_a_small_number_is_typed_as_it_is_written(qtbot: QtBot) -> None:
@@ -149,7 +150,7 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
         lambda e: seen.append(e) if isinstance(e, StepEnd) else None
     )
     click(qtbot, tab.start)
-    wait_for(qtbot, tab, "Mono-Seg: ")
+    wait_for(qtbot, tab, "first training, segmentation: ")
     assert enabled(tab) == {"Pause", "Cancel"}
     [bar] = [p for p in progress._all_instances if p.desc.startswith("JRSS")]
     qtbot.waitUntil(lambda: tab.bar.value() > 3 and bar.n > 3, timeout=WAIT_MS)
@@ -176,7 +177,7 @@ def test_start_pause_resume_finish(tab: RoundsTab, qtbot: QtBot) -> None:
 def test_start_anew_and_cancel_ask_first(tab: RoundsTab, qtbot: QtBot) -> None:
     fill(tab, tiny_config(segmentation={"epochs": 1, "minimum_steps": 100_000}))
     click(qtbot, tab.start)
-    wait_for(qtbot, tab, "Mono-Seg: ")
+    wait_for(qtbot, tab, "first training, segmentation: ")
     with answering(press("No")) as asked:
         click(qtbot, tab.cancel)
     assert "Stop these rounds for good?" in asked[0]
@@ -253,7 +254,7 @@ def test_the_form_shows_the_settings_of_a_round_that_a_script_started(
     )
     assert tab.config() != config
     tab._session.rounds.start(config, 0)
-    wait_for(qtbot, tab, "Mono-Seg: ")
+    wait_for(qtbot, tab, "first training, segmentation: ")
     assert tab.config() == config
     tab.seed.set(8)  # for the next series
     click(qtbot, tab.pause)
@@ -268,7 +269,7 @@ def test_a_failed_round_says_why_and_an_earlier_teacher_can_be_used(
     fill(tab, tiny_config(), rounds=1)
     click(qtbot, tab.start)
     wait_for(qtbot, tab, "Finished")
-    assert [line.name for line in tab.counts.lines] == ["N", "accepted"]
+    assert [line.name for line in tab.counts.lines] == ["labelled", "drafts used"]
     tab.table.selectRow(1)  # the latest is first
     click(qtbot, tab.promote)
     qtbot.waitUntil(lambda: tab.table.item(1, 0).font().bold())

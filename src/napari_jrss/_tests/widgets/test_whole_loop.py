@@ -75,7 +75,7 @@ def walk(
     """
     person = Person(dock, qtbot)
     import_scans(dock, qtbot, folder, spacing_mm)
-    assert "N = 3 labelled, J = 4 unlabelled, no teacher yet" in dock._heading.text()
+    assert "3 labelled, 4 to label, no teacher yet" in dock._heading.text()
 
     train(dock, qtbot, joint_rounds=0)
     assert "teacher of round 0" in dock._heading.text()
@@ -88,7 +88,7 @@ def walk(
     assert np.count_nonzero(painted != proposed) > 0
     with answering(write("berta")):
         person.click(person.tab.accept)
-    assert "N = 4 labelled, J = 3 unlabelled" in dock._heading.text()
+    assert "4 labelled, 3 to label" in dock._heading.text()
 
     train(dock, qtbot, joint_rounds=1)
     assert "teacher of round 1" in dock._heading.text()
@@ -161,7 +161,7 @@ def choose(box: Any, text: str) -> None:
     """Choose an entry of a combo box by its first letters, as the keyboard does."""
     assert isinstance(box, QComboBox)
     QTest.keyClicks(box, text)
-    assert box.currentText() == text
+    assert box.currentText().startswith(text)
 
 
 def open_by_double_click(dock: MainWidget, person: Person) -> str:

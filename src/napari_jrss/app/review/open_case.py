@@ -18,16 +18,25 @@ from napari_jrss.app.workspace import Workspace
 from napari_jrss.errors import ProjectError
 from napari_jrss.geometry import Triple, linear_and_shift, spacing_mm, voxel_ml
 from napari_jrss.io.predictions import Prediction
-from napari_jrss.labels import LabelTable
+from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.preprocess.resample import nearest
 from napari_jrss.preprocess.transform import GridTransform, TrainingGrid
 from napari_jrss.project.corrections import Corrections, recoverable
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
 from napari_jrss.snapshot import Label
+from napari_jrss.times import local_time
 from napari_jrss.training.screening import Screened, Screening
 
 BLANK = "blank"
+_LIKE_AIR_HU = -200  # intensities as low as this: a CT in Hounsfield units
+_CT_WINDOWS: dict[str, tuple[float, float]] = {  # level and width in Hounsfield units
+    "soft tissue": (40, 400),
+    "liver": (60, 160),
+    "brain": (40, 80),
+    "lung": (-600, 1500),
+    "bone": (400, 1800),
+}
 _UPRIGHT = 1e-5  # voxels per voxel by which axes may lean and still count as the same
 
 
@@ -65,6 +74,7 @@ class CachedCase:
     teacher: Round | None
     prediction: Prediction | None
     screening: Screening | None
+    drafts: dict[str, Label]
 
 
 @dataclass(eq=False)
@@ -177,9 +187,25 @@ class OpenCase:
         )
 
     @property
+    def windows(self) -> dict[str, tuple[float, float]]:
+        """Intensities from black to white, by name; those in Hounsfield units for a CT only."""
+        known = {"Automatic": self.limits, "Whole range": self.extremes}
+        if self.extremes[0] > _LIKE_AIR_HU:
+            return known
+        return known | {
+            f"CT {name}": (level - width / 2, level + width / 2)
+            for name, (level, width) in _CT_WINDOWS.items()
+        }
+
+    @property
     def cached(self) -> CachedCase:
         """What stays in memory when the case is left."""
-        return CachedCase(self.image, self.teacher, self.prediction, self.screening)
+        return CachedCase(self.image, self.teacher, self.prediction, self.screening, self.drafts)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether training waits for a label of this case."""
+        return self.case.split is Split.TRAIN and not self.case.status.has_label
 
     @property
     def purpose(self) -> str:
@@ -200,12 +226,53 @@ class OpenCase:
         found += [
             DraftChoice(
                 f"version:{version.version}",
-                f"{version.version}: {version.status}, {version.author}, {version.created[:16]}",
+                f"{version_in_words(version.version)}: {version.status}, {version.author}, "
+                f"{local_time(version.created)}",
             )
             for version in reversed(self.versions)
         ]
         found += [_draft_choice(draft) for draft in (*self.drafts, BLANK)]
         return found
+
+    def missing(self) -> list[str]:
+        """Names of structures without a voxel in the label, though they are expected.
+
+        They are in the draft that the label began from, or the teacher finds them. Where the label
+        began empty, every structure is expected.
+        """
+        drawn = self.editor.origin
+        expected = np.zeros(len(self.table.names), bool)
+        expected[[i for i in np.unique(drawn.label).tolist() if i < expected.size]] = True
+        if drawn.draft == BLANK:
+            expected[:] = True
+        elif self.screening is not None:
+            expected |= ~np.isnan(self.screening.mean_confidence)
+        return [
+            each.name
+            for each in self.table.classes[1:]
+            if expected[each.index] and not self.editor.counts[each.index]
+        ]
+
+    def middle_of(self, index: int, axis: int) -> tuple[int, int, int] | None:
+        """Voxel (z, y, x) amid one structure, in its largest slice across an axis.
+
+        None if the label doesn't hold it.
+        """
+        if not self.editor.counts[index]:
+            return None
+        slices = np.moveaxis(self.editor.label, axis, 0)
+        areas = [np.count_nonzero(each == index) for each in slices]
+        largest = int(np.argmax(areas))
+        rows, columns = (int(np.median(each)) for each in np.nonzero(slices[largest] == index))
+        at = [rows, columns]
+        at.insert(axis, largest)
+        z, y, x = at
+        return z, y, x
+
+    def structures_in(self, axis: int, number: int) -> set[int]:
+        """Structures that the label has in one slice across an axis."""
+        found = np.unique(np.moveaxis(self.editor.label, axis, 0)[number])
+        return set(found.tolist()) - {0, IGNORED}
 
     def structures(self) -> list[StructureRow]:
         """The rows of the table of structures."""
@@ -310,6 +377,7 @@ def read_case(
         teacher,
         prediction,
         screening,
+        drafts={} if known is None else known.drafts,
     )
 
 
@@ -342,12 +410,12 @@ def _range(image: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float
 
 
 def draft_in_words(draft: str) -> str:
-    """What a label was drawn from, for a person, such as "pseudo-label of round 3"."""
+    """What a label was drawn from, for a person, such as "teacher's draft of round 3"."""
     kind, _, what = draft.partition(":")
     if kind == "round":
-        return f"pseudo-label of round {what}"
+        return f"teacher's draft of round {what}"
     if kind == "version":
-        return what
+        return version_in_words(what)
     if kind == "file":
         return f"imported from {what}"
     if kind == "case":
@@ -356,7 +424,13 @@ def draft_in_words(draft: str) -> str:
         return "propagated from " + (
             f"{len(cases)} labelled cases" if several else ", ".join(cases)
         )
-    return draft
+    return "empty label" if draft == BLANK else draft
+
+
+def version_in_words(version: str) -> str:
+    """Such as "label 3" for ``v0003``."""
+    number = version.removeprefix("v")
+    return f"label {int(number)}" if number.isdigit() else version
 
 
 def _draft_choice(draft: str) -> DraftChoice:

@@ -14,7 +14,7 @@ from napari_jrss.app.pairs.registering import (
     register_labelled,
     require_engine,
 )
-from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase
+from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase, draft_in_words
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
 from napari_jrss.app.runner import BusyError, JobState
@@ -33,6 +33,7 @@ class PredictionReview:
     changed = Signal()  # the prediction, its screening, or the drafts to start from changed
     screened = Signal()  # another tau was chosen
     region_changed = Signal()  # another uncertain region was chosen
+    draft_made = Signal(str, str)  # a case has a new draft: their ids
 
     def __init__(self, current: CurrentCase) -> None:
         self._workspace = workspace = current.workspace
@@ -96,8 +97,13 @@ class PredictionReview:
                     return
                 if isinstance(found, Prediction):
                     label = case.transform.prediction_to_scan(found)
-                    case.drafts["case:" + ",".join(cases)] = label
+                    draft = "case:" + ",".join(cases)
+                    case.drafts[draft] = label
                     self.changed.emit()
+                    self.draft_made.emit(case.case_id, draft)
+                    self._workspace.notified.emit(
+                        f"{case.case_id}: a draft {draft_in_words(draft)} is ready, see Draft"
+                    )
                 yield found
 
         self._workspace.inference.start(work)
@@ -152,7 +158,12 @@ class PredictionReview:
         touched = editor.undo_name is not None or editor.voxels_changed > 0 or bool(editor.locked)
         if proposed and unlabelled and not touched:
             label = case.transform.prediction_to_scan(prediction)
-            editor.begin("new pseudo-label", label, f"round:{teacher.number}")
+            editor.begin("new draft of the teacher", label, f"round:{teacher.number}")
+        elif touched:
+            self._workspace.notified.emit(
+                f"{case.case_id}: the teacher of round {teacher.number} has a new draft. Your "
+                "label stays; choose the draft under Draft to start from it or to copy structures"
+            )
         self.screen(case)
 
     def _inference_changed(self, state: JobState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ class Region:
     volume_ml: float  # volume of the uncertain voxels around the peak, in millilitres
     # Mean uncertainty: KL divergence in nats, or 1 - confidence before there is a student.
     mean: float
+    # The box around the peak, and which of its voxels (z, y, x) are uncertain.
+    box: tuple[slice, ...] = ()
+    uncertain: NDArray[np.bool_] | None = field(default=None, compare=False)
 
 
 def uncertain_regions(
@@ -70,6 +73,8 @@ def uncertain_regions(
                 int(prediction.label[z, y, x]),
                 int(np.count_nonzero(uncertain)) * voxel_ml,
                 float(doubt[around][uncertain].mean()),
+                around,
+                uncertain,
             )
         )
     regions.sort(key=lambda region: -region.volume_ml * region.mean)

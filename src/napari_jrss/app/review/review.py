@@ -17,6 +17,7 @@ from napari_jrss.app.review.open_case import (
     OpenCase,
     draft_in_words,
     read_case,
+    version_in_words,
     visible_versions,
 )
 from napari_jrss.app.review.prediction_review import PredictionReview
@@ -285,11 +286,12 @@ class Review:
         case.autosave.note_accepted()
         self.status_changed.emit()
 
-    def accept(self) -> None:
+    def accept(self, *, go_on: bool = False) -> None:
         """Save the label as the version in force: ACCEPTED if unchanged, else CORRECTED.
 
-        The next round trains on it; a round that runs now doesn't. A :class:`ProjectError` if the
-        author has no name, or there is nothing to accept.
+        The next round trains on it; a round that runs now doesn't. With `go_on`, the case that is
+        suggested next opens if this one had no label before. A :class:`ProjectError` if the author
+        has no name, or there is nothing to accept.
         """
         author = self._require_author()
         case = self.open_case
@@ -300,6 +302,7 @@ class Review:
                 f"case {case.case_id}: the label is empty; paint, or start from a draft"
             )
         in_force = case.case.label_version
+        go_on = go_on and case.awaited
         if origin.draft == f"version:{in_force}" and np.array_equal(label, origin.label):
             raise ProjectError(f"case {case.case_id}: nothing was changed since {in_force}")
 
@@ -311,21 +314,26 @@ class Review:
             case.recovered = None
             self._refresh(case)
             changed = case.versions[-1].voxels_changed or 0
-            how = f"{changed} voxels corrected" if changed else "unchanged"
-            self._workspace.notified.emit(f"{case.case_id}: {version} is in force ({how})")
-            self._decided(case)
+            how = f"{changed:,} voxels corrected" if changed else "unchanged"
+            self._workspace.notified.emit(
+                f"{case.case_id}: saved as {version_in_words(version)} ({how})"
+            )
+            self._decided(go_on)
 
         self.queue.submit(accept)
 
-    def reject(self, reason: str = "") -> None:
-        """Record that the pseudo-label is unusable; a label in force stays."""
-        self._decide("reject", reason)
+    def reject(self, reason: str = "", *, go_on: bool = False) -> None:
+        """Record that the pseudo-label is unusable; a label in force stays.
 
-    def skip(self, reason: str) -> None:
-        """Leave the case for later, with a reason."""
+        `go_on` as in :meth:`accept`.
+        """
+        self._decide("reject", reason, go_on)
+
+    def skip(self, reason: str, *, go_on: bool = False) -> None:
+        """Leave the case for later, with a reason; `go_on` as in :meth:`accept`."""
         if not reason.strip():
             raise ProjectError("skipping a case needs a reason")
-        self._decide("skip", reason)
+        self._decide("skip", reason, go_on)
 
     def suggest_next(self, *, tell: bool = False) -> None:
         """Find the case to label next; :attr:`suggestion_changed` is emitted once it is known.
@@ -354,8 +362,9 @@ class Review:
 
         self.queue.submit(give_up)
 
-    def _decide(self, kind: str, reason: str) -> None:
+    def _decide(self, kind: str, reason: str, go_on: bool) -> None:
         author = self._require_author()
+        go_on = go_on and self.open_case.awaited
         case, project = self._current.open_case, self._workspace.open_project
         number = None if case.teacher is None else case.teacher.number
 
@@ -363,14 +372,23 @@ class Review:
             record = project.reject if kind == "reject" else project.skip
             record(case.case_id, author, reason.strip(), number)
             self._refresh(case)
-            self._decided(case)
+            self._decided(go_on)
 
         self.queue.submit(decide)
 
-    def _decided(self, case: OpenCase) -> None:
+    def _decided(self, go_on: bool) -> None:
         self.status_changed.emit()
         self._workspace.cases_changed.emit()
         self.suggest_next()
+        if go_on:
+            self.queue.submit(self._open_suggested)
+
+    def _open_suggested(self) -> None:
+        """Open the next case, unless the person paints or has opened another one meanwhile."""
+        if self.suggestion is None:
+            self._workspace.notified.emit("Every other training case has a label")
+        elif self.case is not None and self._wanted == self.case.case_id and not self.unsaved:
+            self.open(self.suggestion.case_id, Leave.KEEP)
 
     def _refresh(self, case: OpenCase) -> None:
         project = self._workspace.open_project

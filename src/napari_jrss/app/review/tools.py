@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from psygnal import Signal
+
 from napari_jrss.app.review import repairs
 from napari_jrss.app.review.open_case import CurrentCase, draft_in_words
 from napari_jrss.errors import ProjectError
@@ -16,9 +18,12 @@ class Tools:
     A tool computes on the review's queue; a voxel that is painted meanwhile stays as painted.
     """
 
+    working_changed = Signal()  # a tool began or ended, see `working`
+
     def __init__(self, current: CurrentCase) -> None:
         self._workspace = current.workspace
         self._current = current
+        self.working = ""  # what the tools are at, such as "smooth: liver"; empty if at nothing
 
     def smooth(self, index: int) -> None:
         """Round off one structure's surface."""
@@ -74,10 +79,18 @@ class Tools:
             raise ProjectError(f"{names[index]} is accepted; withdraw that before changing it")
 
         def work() -> None:
-            seen = case.editor.snapshot()
-            edit = case.editor.replace(f"{name}: {names[index]}", tool(seen), seen)
+            try:
+                seen = case.editor.snapshot()
+                edit = case.editor.replace(f"{name}: {names[index]}", tool(seen), seen)
+            finally:
+                self._work_at("")
             if edit is None:
                 self._workspace.notified.emit(f"{name}: nothing to change in {names[index]}")
 
         case.editor.sync()
+        self._work_at(f"{name}: {names[index]}")
         self._current.queue.submit(work)
+
+    def _work_at(self, what: str) -> None:
+        self.working = what
+        self.working_changed.emit()

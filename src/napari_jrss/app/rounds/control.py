@@ -70,7 +70,7 @@ class RoundRow:
 
 
 class RoundControl:
-    """The commands of the tab Rounds."""
+    """The commands of the tab Training."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.own_process = True  # whether each round runs in a process of its own, or in this one
@@ -193,7 +193,7 @@ class RoundControl:
         project = self._workspace.writable_project
         project.promote(number, self._workspace.author or None, reason)
         self._workspace.rounds_changed.emit()
-        self._workspace.notified.emit(f"the teacher of round {number} is in force")
+        self._workspace.notified.emit(f"the teacher of round {number} is in use now")
 
     def estimate(self, config: TrainingConfig, rounds: int, *, pretrain: bool = False) -> None:
         """Estimate the time and memory of a series. Runs as a job of :attr:`estimator`.

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+# `duration` is known from here, too.
+from napari_jrss.times import duration as duration
 from napari_jrss.training.events import (
     CaseJudged,
     CaseScreened,
@@ -133,19 +135,11 @@ def words(stage: str) -> str:
     name, _, number = stage.rpartition("_")
     if number.isdigit():
         return f"{name.replace('_', ' ')}, round {number}"
-    known = {"mono_segmentation": "Mono-Seg", "mono_registration": "Mono-Reg"}
+    known = {
+        "mono_segmentation": "first training, segmentation",
+        "mono_registration": "first training, registration",
+    }
     return known.get(stage, stage.replace("_", " "))
-
-
-def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``12 min``, ``3.5 h`` or ``4 days``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
 
 
 def joined(curves: Iterable[Curve], *, relative: bool = False) -> Curve:

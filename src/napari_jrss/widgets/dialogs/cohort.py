@@ -34,7 +34,7 @@ class SplitDialog(Dialog):
             "cases beyond the labelled set; they only measure the results. Nothing is deleted."
         )
         self.labelled = _count(
-            _ALL, with_label, usual.labelled, "N: number of training cases with a label"
+            _ALL, with_label, usual.labelled, "Training cases that keep their label (the paper's N)"
         )
         self.labelled.setSpecialValueText("all")
         self.validation = _count(
@@ -45,7 +45,7 @@ class SplitDialog(Dialog):
             _ALL,
             len(cases),
             None,
-            "K = N + J: number of training cases, labelled and unlabelled; the rest are unused",
+            "Training cases, labelled and unlabelled (the paper's K = N + J); the rest are unused",
         )
         self.training.setSpecialValueText("all others")
         self.seed = _count(0, 2**31 - 1, 0, "The same seed gives the same split")
@@ -59,10 +59,10 @@ class SplitDialog(Dialog):
         self.column.setEnabled(False)
         self.file.changed.connect(self._read_columns)
         rows = {
-            "Labelled (N)": self.labelled,
+            "Labelled": self.labelled,
             "Validation": self.validation,
             "Test": self.test,
-            "Training (K)": self.training,
+            "Training": self.training,
             "Seed": self.seed,
             "Subjects": self.file,
             "Column": self.column,

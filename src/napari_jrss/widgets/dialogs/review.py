@@ -1,5 +1,6 @@
 """What Review asks a person: their name, a reason, and what to do with unsaved corrections."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from qtpy.QtWidgets import QComboBox, QInputDialog, QLineEdit, QMessageBox, QWidget
@@ -8,6 +9,7 @@ from napari_jrss.app.review.open_case import OpenCase
 from napari_jrss.app.review.review import Leave
 
 T = TypeVar("T")
+_NAMED = 12  # structures that a question names
 
 
 def ask_leave(parent: QWidget, case: OpenCase) -> Leave | None:
@@ -31,6 +33,22 @@ def ask_replace(parent: QWidget, case: OpenCase) -> bool:
     return _ask_of_corrections(parent, case, "Start from another draft", question, choices) is True
 
 
+def ask_missing(parent: QWidget, case: OpenCase, missing: Sequence[str]) -> bool:
+    """Whether to accept a label although structures are empty in it."""
+    shown = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
+    which = "1 structure is" if len(missing) == 1 else f"{len(missing)} structures are"
+    return (
+        _ask(
+            parent,
+            "Empty structures",
+            f"{case.case_id}: {which} empty.",
+            f"{shown}\n\nTraining would learn that this scan has none of it.",
+            {"Accept all the same": (QMessageBox.ButtonRole.AcceptRole, True)},
+        )
+        is True
+    )
+
+
 def _ask_of_corrections(
     parent: QWidget,
     case: OpenCase,
@@ -38,8 +56,18 @@ def _ask_of_corrections(
     question: str,
     choices: dict[str, tuple[QMessageBox.ButtonRole, T]],
 ) -> T | None:
-    """The meaning of the button that was clicked; None for "Stay here"."""
     text = f"{case.case_id} has {case.editor.voxels_changed:,} corrected voxels."
+    return _ask(parent, title, text, question, choices)
+
+
+def _ask(
+    parent: QWidget,
+    title: str,
+    text: str,
+    question: str,
+    choices: dict[str, tuple[QMessageBox.ButtonRole, T]],
+) -> T | None:
+    """The meaning of the button that was clicked; None for "Stay here"."""
     box = QMessageBox(QMessageBox.Icon.Question, title, text, parent=parent)
     box.setInformativeText(question)
     meanings = {box.addButton(text, role): meaning for text, (role, meaning) in choices.items()}

@@ -84,6 +84,21 @@ def colormap(table: LabelTable) -> DirectLabelColormap:
     return DirectLabelColormap(color_dict=colours)
 
 
+def tell_intensity(label: Labels, image: Image) -> None:
+    """Let napari's status bar tell the scan's own intensity beside the label's structure."""
+    own = label.get_status
+
+    def status(position: Any = None, **view: Any) -> dict[str, str]:
+        told = own(position, **view)
+        if position is not None and image.visible:
+            value = image.get_value(position, **view)
+            if isinstance(value, np.generic):
+                told["coordinates"] += f"; intensity {value:.6g}"
+        return told
+
+    label.get_status = status
+
+
 def show_axially(dims: Any, shape: Sequence[int]) -> None:
     """Look at the middle axial slice: anterior is up, the patient's left on the right."""
     dims.ndisplay = 2

@@ -332,6 +332,10 @@ class PairLayers(LayerSet):
         A layer that a person shows meanwhile is shown.
         """
         self._aside = aside
+        layers = self._viewer.layers
+        ours = sorted(layers.index(layer) for layer in self._layers.values())
+        if ours:  # nothing of a pair lies upon what is worked on
+            layers.move_multiple(ours, 0 if aside else len(layers))
         for title, layer in list(self._layers.items()):
             with layer.events.visible.blocker(self._visible):
                 layer.visible = not aside and title in self._wanted

@@ -5,29 +5,39 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Layer
-from napari.utils.colormaps import Colormap
+from napari.utils.colormaps import Colormap, DirectLabelColormap
 from napari.viewer import Viewer
 
 from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.regions import Region
 from napari_jrss.geometry import linear_and_shift
-from napari_jrss.labels import LabelTable
+from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.widgets.layers.common import (
     LayerSet,
     image_layer,
     labels_layer,
     look_of,
     show_axially,
+    tell_intensity,
     without_brush_box,
 )
 
-IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL = (
-    *("scan", "pseudo-label", "pseudo-label above tau"),
-    *("confidence", "uncertainty", "label"),
+IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL, OUTLINE = (
+    *("scan", "teacher's draft", "left out of training"),
+    *("confidence", "uncertainty", "label", "uncertain region"),
 )
 OVERLAYS = (PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY)
-# Nothing where the networks agree, so that the scan shows through.
-_HEAT = Colormap([[0, 0, 0, 0], [0.8, 0.1, 0.1, 0.6], [1, 0.9, 0.2, 0.95]], name="uncertainty")
+_INDICES = (PSEUDO, ABOVE, OUTLINE)
+_OVER_LABEL = (ABOVE, UNCERTAINTY)  # they say what to look at in the label, so they lie on it
+# Nothing where the networks agree, so that the scan shows through. No structure has these colours.
+_HEAT = Colormap([[0, 0, 0, 0], [0.9, 0, 0.9, 0.55], [1, 0.85, 1, 0.95]], name="uncertainty")
+_LEFT_OUT = DirectLabelColormap(
+    color_dict={None: "transparent", 0: "transparent", IGNORED: "white"}
+)
+_OUTLINE = DirectLabelColormap(color_dict={None: "transparent", 0: "transparent", 1: "#ff40ff"})
+_FIELD_MM = 60.0
+"""Width of what is seen at least around an uncertain region."""
 
 
 class ReviewLayers(LayerSet):
@@ -40,7 +50,8 @@ class ReviewLayers(LayerSet):
     `keys` says what keys do while one of these layers is selected. `painted` is called after
     each stroke, with the box that holds it if it is known, `chosen` with the index of a structure
     that is chosen for painting, and `seen` with the kind of an overlay that is shown or hidden,
-    from wherever, and whether it is shown.
+    from wherever, and whether it is shown. `brush` is called with the label's mode and the width
+    of the brush when one of them changes.
     """
 
     def __init__(
@@ -50,16 +61,21 @@ class ReviewLayers(LayerSet):
         painted: Callable[[Box | None], None],
         chosen: Callable[[int], None],
         seen: Callable[[str, bool], None],
+        brush: Callable[[str, int], None],
     ) -> None:
         super().__init__(viewer)
         self._keys = keys
         self._painted = painted
         self._chosen = chosen
         self._seen = seen
+        self._brush = brush
         self._case: OpenCase | None = None
         self._table: LabelTable | None = None
         self._aside: list[Layer] = []
         without_brush_box(viewer)
+        self._outlines = False
+        # Before the layers follow: napari draws no outlines in 3D, and warns of each.
+        viewer.dims.events.ndisplay.connect(self._turn_outlines, position="first")
 
     @property
     def label(self) -> Labels | None:
@@ -82,9 +98,9 @@ class ReviewLayers(LayerSet):
             image.contrast_limits = case.limits
             self._rename(IMAGE, case.case_id)
         image.contrast_limits_range = case.extremes
-        for kind in OVERLAYS:
+        for kind in (*OVERLAYS, OUTLINE):
             if (layer := self.layer(kind)) is not None:
-                if case.prediction is None:
+                if case.prediction is None or kind == OUTLINE:
                     layer.visible = False
                 self._place(case, kind, layer)
         self._show_label(case, read_only)
@@ -137,7 +153,7 @@ class ReviewLayers(LayerSet):
         if case.table == self._table:
             return
         self._table = case.table
-        for kind in (PSEUDO, ABOVE, LABEL):
+        for kind in (PSEUDO, LABEL):
             if (layer := self.layer(kind)) is not None:
                 for name, value in look_of(case.table).items():
                     setattr(layer, name, value)
@@ -147,18 +163,64 @@ class ReviewLayers(LayerSet):
         if (layer := self.layer(kind)) is not None:
             layer.visible = visible
 
-    def look_at(self, at: tuple[int, int, int]) -> None:
-        """Bring a voxel (z, y, x) of the training grid to the middle of the view."""
-        case, image = self._case, self.layer(IMAGE) or self.label
-        if image is None or case is None:
+    def show_region(self, region: Region) -> None:
+        """Outline an uncertain region, and bring it near."""
+        case = self._case
+        if case is None:
             return
+        if region.uncertain is not None:
+            marked = np.zeros(case.grid.shape, np.uint8)
+            marked[region.box] = region.uncertain
+            layer = self.layer(OUTLINE)
+            if layer is None:
+                layer = self._add_overlay(case, OUTLINE)
+            layer.data = case.shown(marked)
+            layer.visible = self._viewer.dims.ndisplay == 2
         linear, shift = linear_and_shift(case.transform.grid_to_scan)
-        world = np.asarray(image.data_to_world(linear @ at + shift))
+        z, y, x = linear @ region.at + shift
+        self.look_at((z, y, x))
+        camera = self._viewer.scene.camera
+        camera.zoom = max(camera.zoom, min(self._viewer.canvas.size) / _FIELD_MM)
+
+    def _turn_outlines(self, event: object = None) -> None:
+        flat = self._viewer.dims.ndisplay == 2
+        if not flat and (layer := self.layer(OUTLINE)) is not None:
+            layer.visible = False
+        wanted = 2 if self._outlines and flat else 0
+        if self.label is not None and self.label.contour != wanted:
+            self.label.contour = wanted
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        self._viewer.dims.events.ndisplay.disconnect(self._turn_outlines)
+        self.clear()
+
+    def look_at(self, at: tuple[float, float, float]) -> None:
+        """Bring a voxel (z, y, x) of the scan to the middle of the view."""
+        image = self.layer(IMAGE) or self.label
+        if image is None:
+            return
+        world = np.asarray(image.data_to_world(at))
         self._viewer.dims.point = tuple(world)
         centre = np.array(self._viewer.scene.camera.center)
         displayed = list(self._viewer.dims.displayed)
         centre[-len(displayed) :] = world[displayed]
         self._viewer.scene.camera.center = tuple(centre)
+
+    def set_outlines(self, outlines: bool) -> None:
+        """Draw only the label's outlines, or fill it."""
+        self._outlines = outlines
+        self._turn_outlines()
+
+    def set_alone(self, alone: bool) -> None:
+        """Show only the structure that is chosen, or all of them."""
+        if self.label is not None and self.label.show_selected_label != alone:
+            self.label.show_selected_label = alone
+
+    def set_limits(self, limits: tuple[float, float]) -> None:
+        """Show the scan's intensities between black and white from now on, of this case."""
+        if (layer := self.layer(IMAGE)) is not None and tuple(layer.contrast_limits) != limits:
+            layer.contrast_limits = limits
 
     def clear(self) -> None:
         """Remove the layers, and nothing that isn't ours."""
@@ -171,8 +233,21 @@ class ReviewLayers(LayerSet):
     def _show_label(self, case: OpenCase, read_only: bool) -> None:
         label = self.label
         if label is None:
-            label = labels_layer(case.editor.label, case, case.table, LABEL, opacity=0.6)
+            label = labels_layer(
+                case.editor.label,
+                case,
+                case.table,
+                LABEL,
+                opacity=0.6,
+                blending="translucent_no_depth",  # or the scan hides it in 3D
+            )
             self._add(LABEL, label)
+            tell_intensity(label, self.layer(IMAGE))
+            for changed in (label.events.mode, label.events.brush_size):
+                changed.connect(self._tell_brush)
+            label.brush_size = _brush(case)
+            if not read_only:
+                label.mode = "paint"
             label.events.paint.connect(self._stroke)
             label.events.data.connect(self._replaced)
             label.events.selected_label.connect(self._choose)
@@ -188,12 +263,16 @@ class ReviewLayers(LayerSet):
         label.editable = not read_only
         self._viewer.layers.selection.active = label
 
-    def _add_overlay(self, case: OpenCase, kind: str) -> None:
-        """A hidden layer without voxels of its own, below the label and above the scan."""
-        if kind in (PSEUDO, ABOVE):
+    def _add_overlay(self, case: OpenCase, kind: str) -> Layer:
+        """A hidden layer without voxels of its own, below the label or upon it."""
+        if kind in _INDICES:
             nothing = np.zeros((1, 1, 1), np.uint8)
             layer = labels_layer(nothing, case, case.table, kind, opacity=0.5, visible=False)
             layer.editable = False
+            if kind == ABOVE:
+                layer.colormap = _LEFT_OUT
+            elif kind == OUTLINE:
+                layer.colormap, layer.contour, layer.opacity = _OUTLINE, 1, 1.0
         else:
             colours: Any = "viridis" if kind == CONFIDENCE else _HEAT
             layer = image_layer(
@@ -208,14 +287,18 @@ class ReviewLayers(LayerSet):
             )
         self._place(case, kind, layer)
         label = self.label
-        self._add(kind, layer, None if label is None else self._viewer.layers.index(label))
-        layer.events.visible.connect(lambda event: self._shown(kind))
+        above = kind in (*_OVER_LABEL, OUTLINE)
+        place = None if label is None else self._viewer.layers.index(label) + int(above)
+        self._add(kind, layer, place)
+        if kind in OVERLAYS:
+            layer.events.visible.connect(lambda event: self._shown(kind))
+        return layer
 
     def _place(self, case: OpenCase, kind: str, layer: Layer) -> None:
         """Put an overlay where the case's training grid lies, without voxels of its own."""
         where = case.grid_placement
         shape = case.image.shape if where is None else case.grid.shape
-        dtype = np.uint8 if kind in (PSEUDO, ABOVE) else np.float32
+        dtype = np.uint8 if kind in _INDICES else np.float32
         layer.data = np.broadcast_to(np.zeros((), dtype), shape)
         layer.scale, layer.translate = where or (case.spacing_mm, (0, 0, 0))
 
@@ -263,6 +346,22 @@ class ReviewLayers(LayerSet):
         if selected is not None and selected in self._viewer.layers:
             self._viewer.layers.selection.active = selected
 
+    def _tell_brush(self, event: object = None) -> None:
+        if self.label is not None:
+            self._brush(str(self.label.mode), int(self.label.brush_size))
+
+    def set_mode(self, mode: str) -> None:
+        """Choose what the mouse does on the label."""
+        if self.label is not None and self.label.editable:
+            self._viewer.layers.selection.active = self.label
+            self.label.mode = mode
+        self._tell_brush()
+
+    def set_brush(self, size: int) -> None:
+        """Choose the width of the brush in voxels."""
+        if self.label is not None:
+            self.label.brush_size = size
+
     def _stroke(self, event: Any) -> None:
         boxes = [getattr(change, "slice_key", None) for change in event.value]
         self._painted(_around(boxes))
@@ -280,6 +379,11 @@ class ReviewLayers(LayerSet):
             np.copyto(case.editor.label, label.data, casting="unsafe")
             self._painted(None)
         label.data = case.editor.label
+
+
+def _brush(case: OpenCase) -> int:
+    """A brush, in voxels, for the first case: a twentieth of the shorter side of an axial slice."""
+    return max(1, round(min(case.image.shape[1:]) / 20))
 
 
 def _extent(case: OpenCase) -> list[float]:

@@ -21,12 +21,13 @@ from napari_jrss.app.case_summary import THUMBNAIL_PIXELS, Appearance
 from napari_jrss.app.cohort import CaseRow
 from napari_jrss.project.records import Split, Status
 from napari_jrss.widgets.tables.rows import RIGHT, show_whole_rows
+from napari_jrss.widgets.words import SPLITS, STATUSES
 
 _COLUMNS = {
     "Case": "The case and its middle axial slice: anterior is up, the patient's left on the "
     "right.\nA double click or Enter opens the case in Review.",
     "Split": "What the case is used for: training, validation, test, or unused",
-    "Label": "Where the current label comes from; a training case with a label counts in N",
+    "Label": "Where the current label comes from; a training case with a label trains the teacher",
     "Ver.": "Number of label versions; no version is ever overwritten",
     "Conf.": "The teacher's mean confidence in the voxels of the structures, 0 to 1",
     "Dice": "Mean Dice of the teacher's label and a label that it never trained on, 0 to 1",
@@ -38,7 +39,7 @@ SORT_ROLE = int(Qt.ItemDataRole.UserRole)
 FILTERS: dict[str, Callable[[CaseRow], bool]] = {
     "All cases": lambda row: True,
     "To label": lambda row: row.split is Split.TRAIN and not row.status.has_label,
-    "Labelled (N)": lambda row: row.split is Split.TRAIN and row.status.has_label,
+    "Labelled": lambda row: row.split is Split.TRAIN and row.status.has_label,
     "Validation": lambda row: row.split is Split.VALIDATION,
     "Test": lambda row: row.split is Split.TEST,
     "Unused": lambda row: row.split is Split.UNUSED,
@@ -74,6 +75,13 @@ class CaseTableModel(QAbstractTableModel):
         self._rows = rows
         self._icons.clear()
         self.endResetModel()
+
+    def is_known(self, column: int) -> bool:
+        """Whether a column has something to say of any case."""
+        least = 1 if column == VERSIONS else 0
+        return any(
+            isinstance(value := _sort_key(row, column), str) or value > least for row in self._rows
+        )
 
     def row_at(self, row: int) -> CaseRow:
         """The case of a row."""
@@ -179,6 +187,12 @@ class CaseTable(QTableView):
         self.horizontalHeader().setMinimumSectionSize(30)
         self.doubleClicked.connect(self._open)
 
+    def set_rows(self, rows: list[CaseRow]) -> None:
+        """Show these cases; columns that have nothing to say of any are hidden."""
+        self.cases.set_rows(rows)
+        for column in (VERSIONS, CONFIDENCE, DICE):
+            self.setColumnHidden(column, not self.cases.is_known(column))
+
     def case_at(self, index: QModelIndex) -> str:
         """The case of a cell that is shown."""
         return self.cases.row_at(self.shown.mapToSource(index).row()).case_id
@@ -197,7 +211,7 @@ class CaseTable(QTableView):
 
 def _text(row: CaseRow, column: int) -> str:
     if column <= VERSIONS:
-        return (row.case_id, str(row.split), str(row.status), str(row.labels or ""))[column]
+        return (row.case_id, SPLITS[row.split], STATUSES[row.status], str(row.labels or ""))[column]
     value = _sort_key(row, column)
     return "" if isinstance(value, str) or value < 0 else f"{value:.3f}"
 
@@ -220,7 +234,7 @@ def _tooltip(row: CaseRow, column: int) -> str:
     if column == CONFIDENCE and row.figures is not None:
         kl = row.figures.uncertainty
         return _TOOLTIPS[column] + (
-            "" if kl is None else f"\nDisagreement of teacher and student (KL): {kl:.4f} nats"
+            "" if kl is None else f"\nDisagreement of teacher and student (KL divergence): {kl:.4f}"
         )
     return row.case_id if column == CASE else _TOOLTIPS[column]
 

@@ -6,19 +6,19 @@ from qtpy.QtWidgets import QTableWidgetItem
 
 from napari_jrss.app.rounds.control import RoundRow
 from napari_jrss.project.records import RoundOutcome
-from napari_jrss.widgets.controls import local_time
+from napari_jrss.times import local_time
 from napari_jrss.widgets.tables.rows import RIGHT, RowTable
 
 _COLUMNS = {
     "Round": "Number of the round; bold: its teacher is the one in use",
     "From": "The round whose teacher this round started from",
     "Outcome": "How the round ended",
-    "N": "Number of labelled training cases",
-    "Acc.": "Number of unlabelled cases whose pseudo-label passed the screening",
+    "Labels": "Number of labelled training cases (the paper's N)",
+    "Drafts": "Number of unlabelled cases whose draft was sure enough to train on (pseudo-labels)",
     "Seg.": "Mean Dice of the segmentation on the validation cases, 0 to 1; (!): some structures "
     "are not learned yet, see the tooltip of the row",
     "Reg.": "Mean Dice of the registration on the validation pairs, 0 to 1",
-    "Settings": "Preset, confidence threshold tau, and seed",
+    "Settings": "Preset, confidence threshold (tau), and seed of what is random",
 }
 _TEXTS = ("Outcome", "Settings")  # the other columns are numbers
 
@@ -85,7 +85,7 @@ def _shown(value: float | None, form: str = "") -> str:
 
 
 def _settings(row: RoundRow) -> str:
-    return "" if row.preset is None else f"{row.preset}, tau {row.tau:g}, seed {row.seed}"
+    return "" if row.preset is None else f"{row.preset}, threshold {row.tau:g}, seed {row.seed}"
 
 
 def _tooltip(row: RoundRow) -> str:

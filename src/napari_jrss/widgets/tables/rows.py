@@ -26,6 +26,7 @@ def show_whole_rows(view: QTableView, stretch: int) -> None:
     """
     view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     view.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+    view.setTabKeyNavigation(False)  # Tab goes on to the next part of the window
     view.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
     view.verticalHeader().hide()
     columns = view.horizontalHeader()

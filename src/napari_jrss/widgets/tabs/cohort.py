@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from napari.viewer import Viewer
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QCloseEvent
+from qtpy.QtCore import Qt, QUrl
+from qtpy.QtGui import QCloseEvent, QDesktopServices
 from qtpy.QtWidgets import (
     QGridLayout,
     QLineEdit,
@@ -25,6 +25,7 @@ from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.project.folder import LEDGER
 from napari_jrss.project.importing import ScanRead
+from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.bridge import failure
 from napari_jrss.widgets.controls import ask_folder, button, choice, in_column, in_row, wrapped
 from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
@@ -37,9 +38,13 @@ from napari_jrss.widgets.tabs.tab import Tab, next_case_text
 _WELCOME = (
     "Drop a folder here.\n\n"
     "A project (.jrss) opens. A folder of scans starts a new project: a few labelled scans and "
-    "any number of unlabelled ones."
+    "any number of unlabelled ones.\n\n"
+    "Then: train a teacher on the labels, correct what it drafts for the other scans, train again, "
+    "and export the labels."
 )
+_SAMPLE, _SAMPLE_CASES, _SAMPLE_SHAPE, _SAMPLE_STRUCTURES = "jrss-sample", 14, (32, 40, 32), 6
 
+_DOCS = QUrl("https://napari-jrss.github.io/napari-jrss/tutorials/first_project_window/")
 _DONE = {
     **{ScanRead: "read", CasePredicted: "predicted"},
     **{LabelWritten: "written", LabelImported: "read"},
@@ -53,7 +58,7 @@ class CohortTab(Tab):
         super().__init__(viewer, session)
         workspace = self._workspace
         self._suggested: str | None = None
-        self._importing = False
+        self.importing = False
 
         self.new = button("New…", "Make a project from a folder of scans", self.ask_import)
         self.open = button("Open…", "Open a project folder (.jrss)", self._ask_open)
@@ -120,7 +125,19 @@ class CohortTab(Tab):
         welcome.setAlignment(Qt.AlignmentFlag.AlignCenter)
         # The text wraps: that it could be one long line must not take width from the scan
         welcome.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        self._pages.addWidget(welcome)
+        self.sample = button(
+            "Try it with sample scans…",
+            "Write 14 synthetic brain-like scans with labels into a folder, and import them",
+            self._ask_sample,
+        )
+        self.help = button(
+            "Tutorial", "Open the tutorial in the browser", lambda: QDesktopServices.openUrl(_DOCS)
+        )
+        empty = QWidget()
+        column = in_column(empty, welcome, in_row(self.sample, self.help))
+        column.insertStretch(0, 1)
+        column.addStretch(2)
+        self._pages.addWidget(empty)
         self._pages.addWidget(self._page())
         head = in_row(self.new, self.open, self.recent, self.add, self.export)
         head.setSpacing(4)
@@ -189,6 +206,24 @@ class CohortTab(Tab):
             self._require_quiet()
             ImportDialog(self._session, self, folder or None).open()
 
+    def _ask_sample(self) -> None:
+        ask_folder(self, "Folder for the sample scans", self.make_sample)
+
+    def make_sample(self, folder: Path) -> None:
+        """Write sample scans into a folder of that folder, and begin their import."""
+        with self._reporting():
+            cohort = make_cohort(
+                folder / _SAMPLE, _SAMPLE_CASES, _SAMPLE_SHAPE, structures=_SAMPLE_STRUCTURES
+            )
+            self.ask_import(cohort)
+
+    def add_or_import(self) -> None:
+        """Add scans to the project that is open; without one, make one."""
+        if self._workspace.project is None:
+            self.ask_import()
+        else:
+            self.add.click()
+
     def show_problems(self) -> None:
         """List the scans that couldn't become cases, with the reasons."""
         cohort = self._session.cohort
@@ -236,7 +271,7 @@ class CohortTab(Tab):
         self.add.setEnabled(project is not None)
         self.filter.clear()
         self.group.setCurrentIndex(0)
-        self.table.cases.set_rows([])  # nor their thumbnails: another project's may have the ids
+        self.table.set_rows([])  # nor their thumbnails: another project's may have the ids
         if project is not None:
             remember(project.path)
         self._show_news()
@@ -250,7 +285,7 @@ class CohortTab(Tab):
         rows: list[CaseRow] = []
         with self._reporting():
             rows = self._session.cohort.rows()
-            self.table.cases.set_rows(rows)
+            self.table.set_rows(rows)
         return rows
 
     def _redraw(self) -> None:
@@ -276,6 +311,11 @@ class CohortTab(Tab):
             self.plan.setEnabled(bool(rows))
             untrained = project is not None and not project.rounds()
             self.split.setEnabled(writable and untrained and bool(rows))
+            self.split.setToolTip(
+                "Divide the cases into training, validation and test"
+                if untrained or project is None
+                else "The split can't change any more: a teacher was trained with it"
+            )
             failed = len(cohort.failed_imports()) + len(cohort.import_notes)
             failed += sum(bool(row.problem) for row in rows)
             self.problems.setText(f"Problems ({failed})" if failed else "Problems")
@@ -289,7 +329,7 @@ class CohortTab(Tab):
 
     def _show_progress(self, event: object) -> None:
         if isinstance(event, ScanRead | CasePredicted | LabelWritten | LabelImported):
-            self._importing = isinstance(event, ScanRead)
+            self.importing = isinstance(event, ScanRead)
             self._busy.show()
             self.progress.setRange(0, event.total)
             self.progress.setValue(event.done)
@@ -302,8 +342,8 @@ class CohortTab(Tab):
         self._redraw()
         if why := failure(state, self._workspace.inference):
             self._workspace.notified.emit(why)
-        if self._importing:
-            self._importing = False
+        if self.importing:
+            self.importing = False
             self._import_ended(state)
 
     def _import_ended(self, state: JobState) -> None:

@@ -6,18 +6,27 @@ from pathlib import Path
 
 from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QGroupBox, QTabWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QGroupBox, QTabWidget, QWidget
 
 from napari_jrss.app.pairs.registering import NETWORK, RegistrationReport
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.project.records import Case
 from napari_jrss.widgets.bridge import failure
-from napari_jrss.widgets.controls import ask_folder, button, in_column, in_form, in_row, wrapped
+from napari_jrss.widgets.controls import (
+    ask_folder,
+    button,
+    in_column,
+    in_form,
+    in_row,
+    scrolled,
+    wrapped,
+)
 from napari_jrss.widgets.engine_box import EngineBox
 from napari_jrss.widgets.layers.pair import KINDS, PairLayers, Scene
 from napari_jrss.widgets.tables.pairs import ComparisonTable, DiceTable
 from napari_jrss.widgets.tabs.tab import Tab
+from napari_jrss.widgets.words import SPLITS, STATUSES
 
 ENGINE_TIP = (
     "What registers pairs here, and labels that Propagate in Review carries. Automatic: the "
@@ -62,9 +71,10 @@ class RegistrationTab(Tab):
         )
         self.message, self.figures = wrapped(), wrapped()
         self.figures.setToolTip(
-            "std(Jac): standard deviation of the Jacobian determinant. Folded: share of voxels "
-            "where it is 0 or less. Residual: root mean square difference of the images, in "
-            "standard deviations (SD), before → after. Time: for the field alone."
+            "Image difference: root mean square difference of the images before → after, in "
+            "standard deviations of their intensities. Roughness: standard deviation of the "
+            "Jacobian determinant, std(Jac). Folded: share of voxels where the determinant is 0 or "
+            "less, so that tissue would turn inside out. Time: for the field alone."
         )
         self.boxes = {kind.title: QCheckBox(kind.title, toolTip=kind.tip) for kind in KINDS}
         self.key = wrapped(
@@ -186,8 +196,8 @@ class RegistrationTab(Tab):
             return "Open a project in Cohort first."
         if project.teacher is None and self._pairs.engine_in_use == NETWORK:
             return (
-                "The project has no trained networks yet: train them in Rounds, or choose another "
-                "engine."
+                "The project has no trained networks yet: train them in Training, or choose "
+                "another engine."
             )
         return "" if self.fixed.count() > 1 else "Registration needs two cases."
 
@@ -239,20 +249,26 @@ class RegistrationTab(Tab):
         grid = QGridLayout(layers)
         grid.setContentsMargins(6, 4, 6, 4)
         grid.setVerticalSpacing(2)
+        grid.setHorizontalSpacing(2)
         for place, box in enumerate(self.boxes.values()):
             grid.addWidget(box, place // 3, place % 3)
         grid.addWidget(self.clear, len(self.boxes) // 3, 1, 1, 2)
         grid.addWidget(self.key, len(self.boxes) // 3 + 1, 0, 1, 3)
+        page = QWidget()
         layout = in_column(
-            self,
-            in_form({"Moving": self.moving, "Fixed": self.fixed, "Engine": self.engine}),
-            self.refine,
+            page,
+            in_form(
+                {"Moving": self.moving, "Fixed": self.fixed, "Engine": self.engine, "": self.refine}
+            ),
             in_row(self.register, self.swap, self.next, self.stop),
             *(self.compare, self.message, layers, self.figures, self.tables),
             in_row(self.draft, self.vote),
             self.export,
         )
         layout.setStretchFactor(self.tables, 1)
+        self.tables.setMinimumHeight(130)
+        layout.setContentsMargins(4, 4, 4, 4)
+        scrolled(page, self)
 
     def _connect(self) -> None:
         self.refine.toggled.connect(partial(setattr, self._pairs, "refined"))
@@ -289,7 +305,7 @@ class RegistrationTab(Tab):
 
 
 def _in_words(case: Case) -> str:
-    return f"{case.case_id}  ({case.split}, {case.status})"
+    return f"{case.case_id}  ({SPLITS[case.split]}, {STATUSES[case.status]})"
 
 
 def _figures(report: RegistrationReport) -> str:
@@ -297,7 +313,7 @@ def _figures(report: RegistrationReport) -> str:
     if report.mean_dice is not None and report.mean_dice_before is not None:
         dice = f"Dice {report.mean_dice_before:.3f} → {report.mean_dice:.3f},  "
     return (
-        f"{dice}residual {report.residual_before:.2f} → {report.residual:.2f} SD\n"
-        f"std(Jac) {report.std_jacobian:.3f},  folded {report.folded_percent:.2f} %,  "
+        f"{dice}image difference {report.residual_before:.2f} → {report.residual:.2f}\n"
+        f"roughness {report.std_jacobian:.3f},  folded {report.folded_percent:.2f} %,  "
         f"{report.seconds:.2f} s, {report.method}"
     )

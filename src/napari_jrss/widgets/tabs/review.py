@@ -10,27 +10,40 @@ from superqt.utils import qthrottled
 from napari_jrss.app.author import known_author, remember_author
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.review.editor import Box, Edit
-from napari_jrss.app.review.open_case import OpenCase, draft_in_words
+from napari_jrss.app.review.open_case import OpenCase
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
+from napari_jrss.project.project import Project
+from napari_jrss.times import duration, local_time
 from napari_jrss.training.screening import Screened
-from napari_jrss.widgets.controls import button, in_column, in_row, local_time, scrolled, wrapped
-from napari_jrss.widgets.dialogs.review import ask_leave, ask_name, ask_reason, ask_replace
+from napari_jrss.widgets import keys
+from napari_jrss.widgets.controls import Scroller, button, in_column, in_row, say, wrapped
+from napari_jrss.widgets.dialogs.review import (
+    ask_leave,
+    ask_missing,
+    ask_name,
+    ask_reason,
+    ask_replace,
+)
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
-from napari_jrss.widgets.tables.structures import StructureTable
+from napari_jrss.widgets.tables.structures import StructurePanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
-    REPAIRS,
+    REVERT,
+    BrushPanel,
     DraftPanel,
     PredictionPanel,
+    StepsPanel,
     ToolsPanel,
     UnfinishedPanel,
+    ViewPanel,
 )
 from napari_jrss.widgets.tabs.tab import Tab, next_case_text
+from napari_jrss.widgets.words import SPLITS, STATUSES
 
 _REASONS = ["motion or artefacts", "anatomy unlike the others", "too hard for now"]
-_REJECTIONS = ["the pseudo-label is wrong", "structures are mixed up"]
+_REJECTIONS = ["the teacher's draft is wrong", "structures are mixed up"]
 
 
 class ReviewTab(Tab):
@@ -44,15 +57,20 @@ class ReviewTab(Tab):
         self.layers = ReviewLayers(
             viewer,
             {
-                "Control-Z": self._do(review.tools.undo),
-                "Control-Shift-Z": self._do(review.tools.redo),
-                "U": self._do(review.prediction.next_uncertain),
-                "I": self._do(self._interpolate),
-                "Shift-A": self.accept_case,
+                keys.UNDO: self._do(review.tools.undo),
+                keys.REDO: self._do(review.tools.redo),
+                keys.NEXT_UNCERTAIN: self._do(review.prediction.next_uncertain),
+                keys.INTERPOLATE: self._do(self._interpolate),
+                keys.ALONE: lambda: self.view.alone.toggle(),
+                keys.CONTOURS: lambda: self.view.outlines.toggle(),
+                keys.SEARCH: lambda: self.structures.search.setFocus(),
+                keys.ACCEPT: self.accept_case,
+                keys.NEXT_CASE: self._open_next,
             },
             self._painted,
             self._structure_chosen,
             lambda kind, visible: self.prediction.show_overlay(kind, visible),
+            lambda mode, size: self.brush.show_brush(mode, size),
         )
         self._build()
         self._redraw_soon = qthrottled(self._redraw_numbers, timeout=100)
@@ -69,7 +87,10 @@ class ReviewTab(Tab):
         connect(review.queue.failed, self._tell_error)
         connect(workspace.inference.event, self._show_progress)
         connect(workspace.inference.state_changed, self._inference_changed)
+        connect(review.prediction.draft_made, self._show_draft)
+        connect(review.tools.working_changed, self._show_busy)
         connect(workspace.project_changed, self._show_case)
+        viewer.dims.events.current_step.connect(self._slice_changed)
         review.ask = self._ask_leave
         self._show_case()
 
@@ -88,74 +109,112 @@ class ReviewTab(Tab):
         self.open_next = button(
             "Open next", "Open the case whose label would help training most", self._open_next
         )
+        self.view = ViewPanel()
+        self.view.brightness.connect(self._brightness_chosen)
+        self.view.alone.toggled.connect(self.layers.set_alone)
+        self.view.outlines.toggled.connect(self.layers.set_outlines)
+        self.brush = BrushPanel()
+        self.brush.chosen.connect(self.layers.set_mode)
+        self.brush.sized.connect(self.layers.set_brush)
         self.prediction = PredictionPanel()
         self.prediction.tau_changed.connect(self._tau_chosen)
         self.prediction.shown.connect(self.layers.set_visible)
-        self.table = StructureTable()
-        self.table.setMinimumHeight(110)
+        self.structures = StructurePanel(self._structures_here)
+        self.table = self.structures.table
         self.table.chosen.connect(self._row_chosen)
+        self.table.visited.connect(self._go_to)
         self.table.accepted.connect(
             lambda index, on: self._do(review.accept_structure, index, on)()
         )
         self.draft = DraftPanel(self._do(review.prediction.propagate))
         self.draft.start.connect(self._start_from)
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
-
         self.tools = ToolsPanel(
             {
                 "Interpolate": self._do(self._interpolate),
                 "Smooth": lambda: self._with_structure(tools.smooth),
                 "Fill holes": lambda: self._with_structure(tools.fill_holes),
                 "Largest part": lambda: self._with_structure(tools.keep_largest),
+                REVERT: self._do(tools.revert),
+            }
+        )
+        self.steps = StepsPanel(
+            {
                 "Undo": self._do(tools.undo),
                 "Redo": self._do(tools.redo),
-                "Revert": self._do(tools.revert),
                 NEXT: self._do(review.prediction.next_uncertain),
             }
         )
         self.progress = wrapped()
         self.status = wrapped()
         self.accept = button(
-            "Accept case",
-            "Save the label as a new version; the next round trains on it (Shift+A)",
+            "Accept",
+            "Save the label as a new version, and go on to the next case. The next training uses "
+            "it (Shift+A)",
             self.accept_case,
         )
         self.reject = button(
-            "Reject…", "Record that the pseudo-label is wrong, and why", self._ask_reject
+            "Reject…", "Record that the teacher's draft is wrong, and why", self._ask_reject
         )
         self.skip = button("Skip…", "Leave the case for later, and record why", self._ask_skip)
 
-        inner = QWidget()
+        self._work = QWidget()
         body = in_column(
-            inner,
-            *(self.title, self.notice, self.unfinished, self.prediction, self.table),
+            self._work,
+            *(self.title, self.notice, self.structures, self.brush, self.view, self.prediction),
             *(self.draft, self.tools, self.progress, self.status),
-            in_row(self.accept, self.reject, self.skip, stretch=(2, 1, 1)),
-            in_row(self.suggestion, self.open_next, stretch=(1,)),
         )
-        body.setStretchFactor(self.table, 1)
-        scrolled(inner, self)
+        body.setStretchFactor(self.structures, 1)
+        body.addStretch(0)
+        body.setSpacing(6)
+        body.setContentsMargins(0, 0, 0, 0)
+        self.empty = wrapped()
+        page = QWidget()
+        whole = in_column(page, self.unfinished, self.empty, self._work, self.suggestion)
+        whole.setStretchFactor(self._work, 1)
+        whole.addStretch(0)
+        whole.setContentsMargins(6, 6, 6, 0)
+        scroll = Scroller(page)
+        decisions = in_row(
+            self.accept, self.reject, self.skip, self.open_next, stretch=(2, 1, 1, 1)
+        )
+        decisions.setSpacing(4)
+        # What each case needs stays on the screen, however low the window is.
+        column = in_column(self, scroll, self.steps, decisions)
+        column.setStretchFactor(scroll, 1)
+        column.setSpacing(4)
+        column.setContentsMargins(4, 0, 4, 4)
 
     # -- what the person does
 
     def accept_case(self) -> None:
         """Accept the case; the first time, ask for the person's name."""
-        if self._named():
-            self._do(self._review.accept)()
+        case = self._review.case
+        if (case is None or self._complete(case)) and self._named():
+            with self._reporting():
+                self._review.accept(go_on=True)
+
+    def _complete(self, case: OpenCase) -> bool:
+        """Whether no structure became empty, or the person means it."""
+        case.editor.sync()
+        missing = case.missing() if case.editor.label.any() else []
+        return not missing or ask_missing(self, case, missing)
 
     def _ask_reject(self) -> None:
-        reason = ask_reason(self, "Reject", "What is wrong with the pseudo-label?", _REJECTIONS)
+        reason = ask_reason(self, "Reject", "What is wrong with the teacher's draft?", _REJECTIONS)
         if reason is not None and self._named():
-            self._do(self._review.reject, reason)()
+            with self._reporting():
+                self._review.reject(reason, go_on=True)
 
     def _ask_skip(self) -> None:
         reason = ask_reason(self, "Skip", "Why is the case left for later?", _REASONS)
         if reason is not None and self._named():
-            self._do(self._review.skip, reason)()
+            with self._reporting():
+                self._review.skip(reason, go_on=True)
 
     def _ask_leave(self, case: OpenCase) -> Leave | None:
         choice = ask_leave(self, case)
-        if choice is Leave.ACCEPT and not self._named():
+        if choice is Leave.ACCEPT and not (self._complete(case) and self._named()):
             return None
         return choice
 
@@ -175,6 +234,15 @@ class ReviewTab(Tab):
             with self._reporting():
                 self._review.start_from(draft, replace=True)
 
+    def open_suggested(self) -> None:
+        """Open the case whose label would help most."""
+        if self._review.suggestion is None:
+            suggestion = self._session.cohort.suggest()
+            if suggestion is not None:
+                self._do(self._review.open, suggestion.case_id)()
+                return
+        self._open_next()
+
     def _open_next(self) -> None:
         suggestion = self._review.suggestion
         if suggestion is None:
@@ -184,12 +252,12 @@ class ReviewTab(Tab):
             self._do(self._review.open, suggestion.case_id)()
 
     def _with_structure(self, command: Callable[..., object], *arguments: object) -> None:
-        if self.table.index is not None:
+        if self.table.index is not None and not self._review.tools.working:
             self._do(command, self.table.index, *arguments)()
 
     def _interpolate(self) -> None:
         index = self.table.index
-        if index is not None:
+        if index is not None and not self._review.tools.working:
             # Across the slices that are looked at.
             self._review.tools.interpolate(index, int(self._viewer.dims.order[0]))
 
@@ -203,6 +271,33 @@ class ReviewTab(Tab):
         label = self.layers.label
         if label is not None and label.selected_label != index:
             label.selected_label = index
+
+    def _go_to(self, index: int) -> None:
+        """Go to a structure where the slice that is looked at doesn't hold it."""
+        case = self._review.case
+        if case is not None and index not in self._structures_here():
+            at = case.middle_of(index, int(self._viewer.dims.order[0]))
+            if at is not None:
+                self.layers.look_at(at)
+
+    def _structures_here(self) -> set[int]:
+        """Structures in the slice that is looked at."""
+        case, label = self._review.case, self.layers.label
+        if case is None or label is None:
+            return set()
+        axis = int(self._viewer.dims.order[0])
+        number = round(float(label.world_to_data(self._viewer.dims.point)[axis]))
+        if not 0 <= number < case.editor.label.shape[axis]:
+            return set()
+        return case.structures_in(axis, number)
+
+    def _slice_changed(self, event: object = None) -> None:
+        self.structures.slice_changed()
+
+    def _brightness_chosen(self, name: str) -> None:
+        case = self._review.case
+        if case is not None and name in case.windows:
+            self.layers.set_limits(case.windows[name])
 
     def _structure_chosen(self, index: int) -> None:
         self.table.choose(index)
@@ -225,31 +320,52 @@ class ReviewTab(Tab):
     def _show_case(self) -> None:
         case, project = self._review.case, self._workspace.project
         read_only = project is not None and project.read_only
+        self._work.setVisible(case is not None)
+        self.empty.setVisible(case is None)
+        for part in (self.steps, self.accept, self.reject, self.skip):
+            part.setVisible(case is not None)
         if case is None:
             self.layers.clear()
-            self.title.setText(
-                "No project is open."
-                if project is None
-                else "No case is open. Double-click a case in Cohort, or press Suggest below."
-            )
-            self.table.setRowCount(0)
+            self.empty.setText(_no_case(project))
+            self.table.clear_rows()
         else:
             self.layers.show(case, read_only)
             self._row_chosen(self.table.index or 1)
-        repairs = [self.tools.buttons[text] for text in (*REPAIRS, "Revert")]
-        for widget in (*repairs, self.accept, self.reject, self.skip):
+            self._brightness_chosen(self.view.show_case(case))
+            self.layers.set_alone(self.view.alone.isChecked())
+            self.layers.set_outlines(self.view.outlines.isChecked())
+        for widget in (self.accept, self.skip, self.brush):
             widget.setEnabled(case is not None and not read_only)
         self.draft.setEnabled(case is not None and not read_only)
         self.table.setEnabled(case is not None)
+        self._show_busy()
         self._show_unfinished()
         self._show_suggestion()
         self._show_prediction()
+
+    def _show_busy(self) -> None:
+        """Let no tool be asked for twice while one works."""
+        case, project = self._review.case, self._workspace.project
+        working = self._review.tools.working
+        ready = case is not None and project is not None and not project.read_only and not working
+        for each in (*self.tools.buttons.values(), self.draft.take_one):
+            each.setEnabled(ready)
+        if working:
+            self.progress.setText(f"{working[:1].upper()}{working[1:]} …")
+        elif not self._workspace.inference.state.busy:
+            self.progress.setText("")
+
+    def _show_draft(self, case_id: str, draft: str) -> None:
+        case = self._review.case
+        if case is not None and case.case_id == case_id:
+            self.draft.show_sources(case)
+            self.draft.choose(draft)
 
     def _show_prediction(self) -> None:
         case = self._review.case
         if case is not None:
             self.layers.show_prediction()
-        known = {
+        seen = {
             kind: layer.visible
             for kind in OVERLAYS
             if case is not None
@@ -257,9 +373,13 @@ class ReviewTab(Tab):
             and (layer := self.layers.layer(kind)) is not None
         }
         if case is not None and case.prediction is not None and case.prediction.uncertainty is None:
-            known.pop("uncertainty", None)
-        self.prediction.show_case(case, known)
-        self.tools.buttons[NEXT].setEnabled(case is not None and case.prediction is not None)
+            seen.pop("uncertainty", None)
+        self.prediction.show_case(case, seen)
+        known = case is not None and case.prediction is not None
+        self.steps.buttons[NEXT].setEnabled(known)
+        project = self._workspace.project
+        self.reject.setEnabled(known and project is not None and not project.read_only)
+        self._show_propagate()
         self.draft.show_sources(case)
         self._redraw_numbers()
 
@@ -288,10 +408,12 @@ class ReviewTab(Tab):
         if case is None or project is None:
             self.status.setText("")
             self.notice.hide()
-            self.tools.show_steps(None, None)
+            self.steps.show_steps(None, None)
             return
-        self.table.show_rows(case.structures(), project.read_only)
-        self.title.setText(f"{case.case_id}: {case.case.split}, {case.case.status}")
+        self.structures.show_rows(case.structures(), project.read_only)
+        self.title.setText(
+            f"{case.case_id}: {SPLITS[case.case.split]}, {STATUSES[case.case.status]}"
+        )
         lines = [case.purpose]
         if project.read_only:
             lines.append("The project is open read-only: nothing can be changed or accepted.")
@@ -300,31 +422,27 @@ class ReviewTab(Tab):
         self.notice.setText("\n".join(filter(None, lines)))
         self.notice.setVisible(any(lines))
         editor = case.editor
-        self.tools.show_steps(editor.undo_name, editor.redo_name)
-        minutes, seconds = divmod(int(case.autosave.seconds), 60)
-        draft = draft_in_words(editor.origin.draft)
+        self.steps.show_steps(editor.undo_name, editor.redo_name)
         self.status.setText(
-            f"{editor.voxels_changed:,} voxels differ from the draft ({draft}). "
-            f"Time on this case: {minutes} min {seconds:02d} s"
+            f"{editor.voxels_changed:,} voxels differ from what it began from. "
+            f"{duration(case.autosave.seconds)} on this case."
         )
 
     def _show_suggestion(self) -> None:
         suggestion = self._review.suggestion
         self.open_next.setEnabled(self._workspace.project is not None)
         self.open_next.setText("Suggest" if suggestion is None else "Open next")
-        self.suggestion.setText("" if suggestion is None else next_case_text(suggestion))
+        say(self.suggestion, "" if suggestion is None else next_case_text(suggestion))
 
     def _show_region(self) -> None:
         region, case = self._review.prediction.region, self._review.case
         if region is None or case is None or case.regions is None:
             return
-        self.layers.look_at(region.at)
+        self.layers.show_region(region)
         number = case.regions.index(region) + 1
-        known = case.prediction is not None and case.prediction.uncertainty is not None
-        measure = f"disagreement {region.mean:.2f} nats" if known else f"doubt {region.mean:.2f}"
         self._workspace.notified.emit(
             f"Uncertain region {number} of {len(case.regions)}: {case.table.names[region.index]}, "
-            f"{region.volume_ml:.2f} ml, mean {measure}"
+            f"{region.volume_ml:.2f} ml"
         )
         if region.index:
             self.table.choose(region.index)
@@ -340,7 +458,11 @@ class ReviewTab(Tab):
     def _inference_changed(self, state: JobState) -> None:
         if not state.busy:
             self.progress.setText("")
-        self.draft.propagate.setEnabled(not state.busy)
+        self._show_propagate()
+
+    def _show_propagate(self) -> None:
+        case, busy = self._review.case, self._workspace.inference.state.busy
+        self.draft.propagate.setEnabled(case is not None and case.teacher is not None and not busy)
 
     def _tell_error(self, error: Exception) -> None:
         with self._reporting():
@@ -349,7 +471,22 @@ class ReviewTab(Tab):
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         """Take the layers away; corrections are kept for the next time."""
         self._review.ask = None
+        self._viewer.dims.events.current_step.disconnect(self._slice_changed)
         if self._review.case is not None:
             self._review.case.editor.sync()
-        self.layers.clear()
+        self.layers.close()
         super().closeEvent(event)
+
+
+def _no_case(project: Project | None) -> str:
+    """What to do where no case is open."""
+    if project is None:
+        return "No project is open.\n\nImport scans or open a project in Cohort."
+    if not project.cases():
+        return "The project has no cases yet. Add scans in Cohort."
+    return (
+        "No case is open.\n\n"
+        "Here you correct the label of one case: paint, let tools smooth and fill, and accept it. "
+        "Open next takes the case whose label would help most; a double click in Cohort opens any "
+        "case."
+    )

@@ -10,25 +10,27 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QGroupBox,
     QLabel,
+    QPushButton,
     QSlider,
+    QSpinBox,
     QWidget,
 )
 
-from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.open_case import OpenCase, draft_in_words
 from napari_jrss.project.corrections import CorrectionsFile
+from napari_jrss.times import local_time
 from napari_jrss.training.screening import Screened
-from napari_jrss.widgets.controls import button, in_column, in_row, local_time, wrapped
-from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, OVERLAYS, PSEUDO, UNCERTAINTY
+from napari_jrss.widgets.controls import button, in_column, in_row, wrapped
+from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, PSEUDO, UNCERTAINTY
 
 _SLIDER_STEPS = 1000  # of tau, from 0 to 1
 
-
 _OVERLAY_TOOLTIPS = {
-    PSEUDO: "The teacher's most probable structure at each voxel",
-    ABOVE: "Only the voxels that would be used for training at this tau",
+    PSEUDO: "The teacher's most probable structure at each voxel (the paper's pseudo-label)",
     CONFIDENCE: "Probability of the most probable structure, 0 to 1",
-    UNCERTAINTY: "Disagreement of teacher and student: KL divergence in nats; not known before\n"
-    "the first joint round",
+    UNCERTAINTY: "Where teacher and student disagree (KL divergence); not known before the first\n"
+    "round after the first training",
+    ABOVE: "White: voxels that would not be used for training at this confidence threshold",
 }
 REPAIRS = {
     "Interpolate": "Draw the selected structure between the slices that you painted; if there are "
@@ -40,44 +42,125 @@ REPAIRS = {
 _STEPS = {
     "Undo": "Undo the latest action (Ctrl+Z)",
     "Redo": "Redo it (Ctrl+Shift+Z)",
-    "Revert": "Go back to the draft; this is one action (Ctrl+Z)",
 }
-NEXT = "Next uncertain region"
+REVERT = "Revert"
+_MODES = {
+    "paint": ("Paint", "Paint the chosen structure (2)"),
+    "erase": ("Erase", "Erase with the brush (1)"),
+    "pan_zoom": ("Move", "Move and zoom the view (6; Space while it is held)"),
+}
+NEXT = "Next uncertain"
+
+
+class ViewPanel(QWidget):
+    """How the scan and the label are shown: brightness, one structure alone, outlines."""
+
+    brightness = Signal(str)
+    """The name of a preset of the brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = QComboBox(
+            toolTip="Brightness: intensities from black to white (window and level); those of a CT "
+            "are in Hounsfield units"
+        )
+        self.window.setMinimumContentsLength(10)
+        self.window.setSizeAdjustPolicy(
+            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        )
+        self.window.activated.connect(lambda _: self.brightness.emit(self.window.currentText()))
+        self.alone = QCheckBox(
+            "Only the chosen", toolTip="Show only the structure that is chosen (S)"
+        )
+        self.outlines = QCheckBox("Outlines", toolTip="Show the label as outlines (O)")
+        row = in_row(self.window, self.alone, self.outlines, stretch=(1,))
+        in_column(self, row).setContentsMargins(0, 0, 0, 0)
+
+    def show_case(self, case: OpenCase | None) -> str:
+        """Offer the presets that fit the case; returns the one that is chosen, which stays."""
+        kept = self.window.currentText()
+        self.window.clear()
+        self.window.addItems([] if case is None else list(case.windows))
+        self.window.setCurrentIndex(max(self.window.findText(kept), 0))
+        return self.window.currentText()
+
+
+class BrushPanel(QWidget):
+    """What the mouse does on the canvas, and how wide the brush is; `modes` has napari's names."""
+
+    chosen = Signal(str)
+    """A mode of napari's Labels layer."""
+    sized = Signal(int)
+    """Width of the brush in voxels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: dict[str, QPushButton] = {}
+        for mode, (text, tip) in _MODES.items():
+            made = QPushButton(text, checkable=True, toolTip=tip)
+            made.clicked.connect(lambda _=False, mode=mode: self.chosen.emit(mode))
+            self.modes[mode] = made
+        self.size = QSpinBox(
+            minimum=1, maximum=100, toolTip="Width of the brush in voxels ([ and ] change it)"
+        )
+        self.size.valueChanged.connect(self.sized)
+        row = in_row(*self.modes.values(), QLabel("Brush"), self.size, stretch=(1, 1, 1))
+        in_column(self, row).setContentsMargins(0, 0, 0, 0)
+
+    def show_brush(self, mode: str, size: int) -> None:
+        """Show what the layer has."""
+        for each, made in self.modes.items():
+            made.setChecked(each == mode)
+        self.size.blockSignals(True)
+        self.size.setValue(size)
+        self.size.blockSignals(False)
 
 
 class PredictionPanel(QGroupBox):
-    """The teacher's prediction, and what of it exceeds tau."""
+    """What the teacher finds, and which of it is sure enough to train on."""
 
     tau_changed = Signal(float)
     shown = Signal(str, bool)
     """An overlay's kind, and whether to show it."""
 
     def __init__(self) -> None:
-        super().__init__("Prediction of the teacher")
+        super().__init__("Teacher")
         tooltip = (
-            "Confidence threshold tau: voxels and structures below it are not used for training.\n"
-            "Move it to see what would be used; the tau of the next round is set in Rounds."
+            "Confidence threshold (the paper's tau): voxels and structures below it are not used\n"
+            "for training. Move it to see what would be left out; that of the next training is\n"
+            "set in Training."
         )
         self.slider = QSlider(Qt.Orientation.Horizontal, maximum=_SLIDER_STEPS, toolTip=tooltip)
         self.number = QDoubleSpinBox(
             maximum=1, singleStep=0.01, decimals=3, keyboardTracking=False, toolTip=tooltip
         )
+        self.number.setMaximumWidth(105)
         self.slider.valueChanged.connect(lambda value: self._chosen(value / _SLIDER_STEPS))
         self.number.valueChanged.connect(self._chosen)
         self.words = wrapped()
         self.boxes: dict[str, QCheckBox] = {}
         boxes = QGridLayout()
-        for i, kind in enumerate(OVERLAYS):
-            box = QCheckBox(kind.capitalize(), toolTip=_OVERLAY_TOOLTIPS[kind])
+        boxes.setVerticalSpacing(2)
+        for i, (kind, tip) in enumerate(_OVERLAY_TOOLTIPS.items()):
+            box = QCheckBox(kind[:1].upper() + kind[1:], toolTip=tip)
             box.toggled.connect(lambda on, kind=kind: self.shown.emit(kind, on))
             boxes.addWidget(box, i // 2, i % 2)
             self.boxes[kind] = box
-        row = in_row(QLabel("tau"), self.slider, self.number, stretch=(0, 1))
-        in_column(self, row, self.words, boxes)
+        label = QLabel("Threshold", toolTip=tooltip)
+        self._known = QWidget()
+        inner = in_column(
+            self._known, in_row(label, self.slider, self.number, stretch=(0, 1)), boxes
+        )
+        inner.setContentsMargins(0, 0, 0, 0)
+        inner.setSpacing(4)
+        column = in_column(self, self.words, self._known)
+        column.setContentsMargins(6, 4, 6, 4)
+        column.setSpacing(4)
 
     def show_case(self, case: OpenCase | None, visible: dict[str, bool]) -> None:
         """Show the case's screening, and which overlays are seen."""
         screened = None if case is None else case.screened
+        self._known.setVisible(case is not None and case.teacher is not None)
         for each in (self.slider, self.number):
             each.setEnabled(screened is not None)
         if screened is not None:
@@ -87,10 +170,11 @@ class PredictionPanel(QGroupBox):
             self.words.setText("")
         elif case.teacher is None:
             self.words.setText(
-                "There is no teacher yet: train one in Rounds, paint a label, or propagate others."
+                "There is no teacher yet. Train one in Training, label this case by hand (choose "
+                "a structure, paint it, and accept the case), or propagate a labelled case."
             )
         else:
-            self.words.setText(f"The teacher of round {case.teacher.number} predicts the case …")
+            self.words.setText(f"The teacher of round {case.teacher.number} looks at the case …")
         for kind, box in self.boxes.items():
             box.setEnabled(kind in visible)
             self.show_overlay(kind, visible.get(kind, False))
@@ -125,6 +209,7 @@ class DraftPanel(QGroupBox):
 
     def __init__(self, propagate: Callable[[], object]) -> None:
         super().__init__("Draft")
+        self.began = wrapped()
         self.sources = QComboBox(toolTip="Labels to start from, or to copy one structure from")
         self.sources.setSizeAdjustPolicy(
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
@@ -142,13 +227,17 @@ class DraftPanel(QGroupBox):
         self.propagate = button(
             "Propagate…",
             "Make another draft: register all labelled cases to this one and let them vote.\n"
-            "This runs in the background and takes a while.",
+            "This runs in the background and takes a while. It needs a teacher.",
             propagate,
         )
+        self._case_id: str | None = None
         layout = QGridLayout(self)
-        layout.addWidget(self.sources, 0, 0, 1, 3)
+        layout.setContentsMargins(6, 4, 6, 4)
+        layout.setVerticalSpacing(4)
+        layout.addWidget(self.began, 0, 0, 1, 3)
+        layout.addWidget(self.sources, 1, 0, 1, 3)
         for column, each in enumerate((self.begin, self.take_one, self.propagate)):
-            layout.addWidget(each, 1, column)
+            layout.addWidget(each, 2, column)
 
     @property
     def draft(self) -> str:
@@ -156,12 +245,23 @@ class DraftPanel(QGroupBox):
         return str(self.sources.currentData())
 
     def show_sources(self, case: OpenCase | None) -> None:
-        """List the case's drafts; the chosen one stays chosen."""
+        """List the case's drafts; the chosen one stays chosen while the case does."""
         kept = self.sources.currentData()
+        if case is not None and case.case_id != self._case_id:
+            kept, self._case_id = case.editor.origin.draft, case.case_id
         self.sources.clear()
         for source in () if case is None else case.draft_choices:
             self.sources.addItem(source.title, source.draft)
-        self.sources.setCurrentIndex(max(self.sources.findData(kept), 0))
+        self.choose(kept)
+        self.began.setText(
+            ""
+            if case is None
+            else f"Your label began from: {draft_in_words(case.editor.origin.draft)}."
+        )
+
+    def choose(self, draft: object) -> None:
+        """Choose one of the drafts; the first if there is no such one."""
+        self.sources.setCurrentIndex(max(self.sources.findData(draft), 0))
 
 
 class UnfinishedPanel(QWidget):
@@ -207,20 +307,33 @@ class UnfinishedPanel(QWidget):
 class ToolsPanel(QWidget):
     """One button for each tool, by its text.
 
-    `commands` says what those of :data:`REPAIRS`, Undo, Redo, Revert and :data:`NEXT` do.
+    `commands` says what those of :data:`REPAIRS` and :data:`REVERT` do.
     """
 
     def __init__(self, commands: Mapping[str, Callable[[], object]]) -> None:
         super().__init__()
-        tooltip = "Go to the next region where the prediction is most uncertain (U)"
+        tip = "Go back to the draft; this is one action (Ctrl+Z)"
         self.buttons = {
             text: button(text, tip, commands[text])
-            for text, tip in {**REPAIRS, **_STEPS, NEXT: tooltip}.items()
+            for text, tip in {**REPAIRS, REVERT: tip}.items()
         }
-        layout = QGridLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for i, made in enumerate(self.buttons.values()):
-            layout.addWidget(made, i // 3, i % 3, 1, 2 if made.text() == NEXT else 1)
+        row = in_row(*self.buttons.values(), stretch=(1, 1, 1, 1, 1))
+        row.setSpacing(2)
+        in_column(self, row).setContentsMargins(0, 0, 0, 0)
+
+
+class StepsPanel(QWidget):
+    """Undo, Redo and the next uncertain region, which stay on the screen; `buttons` by text."""
+
+    def __init__(self, commands: Mapping[str, Callable[[], object]]) -> None:
+        super().__init__()
+        tooltip = "Go to the next region where the teacher is most uncertain (U)"
+        self.buttons = {
+            text: button(text, tip, commands[text])
+            for text, tip in {**_STEPS, NEXT: tooltip}.items()
+        }
+        row = in_row(*self.buttons.values(), stretch=(1, 1, 1))
+        in_column(self, row).setContentsMargins(0, 0, 0, 0)
 
     def show_steps(self, undo: str | None, redo: str | None) -> None:
         """Say what Undo and Redo would do."""

@@ -1,4 +1,4 @@
-"""The tab Rounds: settings, progress, curves and the history of the teachers."""
+"""The tab Training: settings, progress, curves and the history of the teachers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError, training_config
 from napari_jrss.config import ScreeningConfig, TrainingConfig
 from napari_jrss.errors import from_validation
-from napari_jrss.project.records import RoundOutcome
+from napari_jrss.project.records import RoundOutcome, Split
 from napari_jrss.training.events import Event
 from napari_jrss.widgets.bridge import line_of
 from napari_jrss.widgets.controls import button, in_row, say, scrolled, wrapped
@@ -68,8 +68,11 @@ class RoundsTab(Tab):
         self.rounds = QSpinBox()
         self.rounds.setRange(0, 100)
         self.rounds.setValue(3)
-        self.rounds.setToolTip("Number of joint rounds; pre-training comes first if needed")
-        self.pretrain = QCheckBox("Pre-train again")
+        self.rounds.setToolTip(
+            "Number of rounds (the paper's joint rounds). Where there is no teacher yet, a first "
+            "training comes before them."
+        )
+        self.pretrain = QCheckBox("Train from the beginning")
         self.pretrain.setToolTip(
             "Train a new teacher from the beginning, for example with more labels, for longer, or\n"
             "with another network. The present teacher stays in use until the new one is ready."
@@ -96,7 +99,9 @@ class RoundsTab(Tab):
         )
         self.advanced = Form(TrainingConfig, BASIC)
         self.estimate = wrapped()
-        self.start = button("Start", "Pre-train if needed, then run the rounds", self._start)
+        self.start = button(
+            "Start", "Train a first teacher if there is none, then run the rounds", self._start
+        )
         self.pause = button(
             "Pause", "Stop after the present step; Resume continues later", session.rounds.pause
         )
@@ -108,7 +113,7 @@ class RoundsTab(Tab):
         self.bar = QProgressBar()
         self.bar.setToolTip("Steps of the present stage")
         self.status = wrapped()
-        self.losses = Plot("Loss (1 at each start)", "step", None)
+        self.losses = Plot("Error (loss)", "step", None)
         self.dice = Plot("Validation Dice", "step", (0.0, 1.0))
         self.counts = Plot("Cases", "round")
         self.table = RoundsTable()
@@ -117,7 +122,7 @@ class RoundsTab(Tab):
         )
         self._lay_out()
 
-        self.preset.changed.connect(self._show_preset)
+        self.preset.changed.connect(lambda _: self._show_preset())
         for signal in (self.preset.changed, self.seed.changed, self.tau.changed):
             signal.connect(self._forget_estimate)
         for signal in (self.rounds.valueChanged, self.pretrain.toggled, self.advanced.changed):
@@ -147,7 +152,7 @@ class RoundsTab(Tab):
         cells = (
             (label_of(fields["preset"], "Preset"), self.preset.widget),
             (QLabel("Rounds"), self.rounds),
-            (label_of(ScreeningConfig.model_fields["tau"], "Threshold tau"), self.tau.widget),
+            (label_of(ScreeningConfig.model_fields["tau"], "Threshold"), self.tau.widget),
             (label_of(fields["seed"], "Seed"), self.seed.widget),
             (QLabel("Device"), self.device),
         )
@@ -201,10 +206,10 @@ class RoundsTab(Tab):
         except ValidationError as error:
             raise SettingsError(from_validation(error)) from None
 
-    def _show_preset(self, name: str) -> None:
+    def _show_preset(self) -> None:
         project = self._workspace.project
         plan = None if project is None else project.plan
-        settings = training_config(name, plan=plan)  # type: ignore[arg-type]
+        settings = training_config(self.preset.get(), plan=plan)
         self.advanced.show_values(settings)
         self.tau.set(settings.screening.tau)
 
@@ -306,7 +311,7 @@ class RoundsTab(Tab):
         self._progress = self._curves()
         self.device.setCurrentText(self._workspace.device)
         if self.preset.get() == "fast":  # as the project's plan has it
-            self._show_preset("fast")
+            self._show_preset()
             self.tau.set(default_tau())
         self._forget_estimate()
         say(self.status, self._warning())
@@ -322,8 +327,10 @@ class RoundsTab(Tab):
         numbers = [float(row.number) for row in done]
         self.counts.show_lines(
             [
-                Line("N", Curve(numbers, [float(row.labelled or 0) for row in done]), True),
-                Line("accepted", Curve(numbers, [float(row.accepted or 0) for row in done]), True),
+                Line("labelled", Curve(numbers, [float(row.labelled or 0) for row in done]), True),
+                Line(
+                    "drafts used", Curve(numbers, [float(row.accepted or 0) for row in done]), True
+                ),
             ]
         )
         self._show_buttons()
@@ -335,6 +342,14 @@ class RoundsTab(Tab):
 
     def _show_what_can_be_done(self) -> None:
         state, project = self._workspace.training.state, self._workspace.project
+        validated = project is not None and any(
+            case.split is Split.VALIDATION for case in project.cases()
+        )
+        self.dice.nothing = (
+            "No data yet"
+            if validated or project is None
+            else "No validation cases; Split… in Cohort sets some aside before the first training"
+        )
         writable = project is not None and not project.read_only
         idle = writable and not state.busy
         entry = self._session.rounds.interrupted if idle else None

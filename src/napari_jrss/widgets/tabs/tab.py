@@ -43,4 +43,5 @@ class Tab(QWidget):
 
 def next_case_text(suggestion: Suggestion) -> str:
     """Say which case comes next, and why."""
-    return f"Next: {suggestion.case_id}. {suggestion.reason[:1].upper()}{suggestion.reason[1:]}."
+    reason = f"{suggestion.reason[:1].upper()}{suggestion.reason[1:]}"
+    return f"To label next: {suggestion.case_id}. {reason}."

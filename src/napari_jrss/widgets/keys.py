@@ -1,0 +1,49 @@
+"""The keys of the window, in one list: for binding them, and for the sheet that shows them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+UNDO, REDO, NEXT_UNCERTAIN, INTERPOLATE, ACCEPT, NEXT_CASE, ALONE, CONTOURS, SEARCH, SHEET = (
+    *("Control-Z", "Control-Shift-Z", "U", "I", "Shift-A", "Shift-N"),
+    *("S", "O", "F3", "? or F1"),
+)
+REVIEW: Mapping[str, str] = MappingProxyType(
+    {
+        UNDO: "Undo, across the brush, the tools and the drafts",
+        REDO: "Redo",
+        NEXT_UNCERTAIN: "Go to the next uncertain region",
+        INTERPOLATE: "Interpolate the chosen structure between the slices that you painted",
+        ALONE: "Show only the chosen structure, or all of them",
+        CONTOURS: "Show the label filled, or its outlines",
+        SEARCH: "Search a structure",
+        ACCEPT: "Accept the case",
+        NEXT_CASE: "Open the next case",
+        "Alt-1 to Alt-4": "Go to one of the tabs",
+        SHEET: "Show this list",
+    }
+)
+REGISTRATION: Mapping[str, str] = MappingProxyType(
+    {
+        "Alt-R": "Register the chosen pair",
+        "Alt-S": "Swap moving and fixed, and register",
+        "Alt-N": "Register the next pair",
+        "Alt-A": "Register all labelled cases onto the fixed one",
+    }
+)
+NAPARI: Mapping[str, str] = MappingProxyType(
+    {
+        "1 or E": "Erase",
+        "2 or P": "Paint",
+        "3": "Paint a polygon",
+        "4 or F": "Fill",
+        "5 or L": "Pick the structure under the mouse",
+        "6 or Z": "Move and zoom",
+        "Space": "Move and zoom while it is held",
+        "[ and ]": "Smaller and larger brush",
+        "X": "Swap the chosen structure and the background",
+        "B": "Keep other structures as they are while you paint",
+        "V": "Show or hide the selected layer",
+        "Control-E": "Look along the next axis",
+        "Control-Y": "Between 2D and 3D",
+    }
+)
