@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training import round as training
 from napari_jrss.training.events import Event
@@ -22,6 +23,11 @@ from napari_jrss.training.stages import (
     TrainingTensors,
     registration_validation,
     segmentation_validation,
+)
+
+NO_REGISTRATION = (
+    "the method needs a registration network, which these settings don't train: give "
+    "registration.minimum_steps, and joint.registration_epochs for the rounds"
 )
 
 
@@ -125,7 +131,9 @@ def train_registration(task: Task, network: nn.Module, name: str) -> None:
 def registration_stage(
     task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
 ) -> RegistrationStage:
-    """The stage of a registration pre-training."""
+    """The stage of a registration pre-training; a ProtocolError where the settings have none."""
+    if not task.config.trains_registration:
+        raise ProtocolError(NO_REGISTRATION)
     return kind(name, network, task.tensors(), task.config, task.fabric)
 
 
