@@ -56,7 +56,7 @@ from napari_jrss.training.stages import (
 from napari_jrss.training.trainable import RoundError, check_trainable
 
 OLD_TEACHER_STAYS = (
-    "No student was better on the validation cases than the teacher it began from: "
+    "The student was clearly worse on the validation cases than the teacher it began from: "
     "that teacher stays."
 )
 
@@ -180,9 +180,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         if not (yield from train_stage(registration_stage, results, task, fabric, cancel)):
             return
     elif (
-        registration is not None
-        and fabric.is_global_zero
-        and not task.files.registration.exists()
+        registration is not None and fabric.is_global_zero and not task.files.registration.exists()
     ):
         # A round's folder stands alone: the parent's network is this round's, too.
         save_tensors(task.files.registration, *load_tensors(parent.registration))
@@ -358,7 +356,7 @@ def _conclude(
     ):
         if network is None:
             continue
-        ended, dice = run_validation(validate(network, snapshot, fabric.device), fabric, cancel)
+        ended, dice, _ = run_validation(validate(network, snapshot, fabric.device), fabric, cancel)
         if not ended:
             yield Cancelled(stage=stage, step=judged + len(cases))
             return

@@ -129,7 +129,7 @@ def segmentation_validation(
     scores = []
     for case in snapshot.validation:
         scores.append(segmentation_dice(network, snapshot, case, device))
-        yield
+        yield float(np.nanmean(scores[-1]))
     return _mean_dice(scores)
 
 
@@ -150,7 +150,7 @@ def registration_validation(
         label = warp_label(network, snapshot.arrays, moving, fixed, device)
         truth = snapshot.arrays.label(fixed)
         scores.append(dice_per_class(label, truth, snapshot.classes))
-        yield
+        yield float(np.nanmean(scores[-1]))
     return _mean_dice(scores)
 
 

@@ -105,7 +105,7 @@ def test_without_a_registration_network_pairs_are_refined_from_zero(project: Pro
     told = evaluate(project, device="cpu").rounds
     assert told[-1].registration["pairs"] == 2
 
-    with pytest.raises(RoundError, match="round 1, .* has no registration network to go on with"):
+    with pytest.raises(RoundError, match=r"round 1, .* has no registration network to go on with"):
         run(project, 1)
 
 
