@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.experiments.protocol import ProtocolError
+from napari_jrss.errors import JRSSError
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training import round as training
 from napari_jrss.training.events import Event
@@ -131,9 +131,9 @@ def train_registration(task: Task, network: nn.Module, name: str) -> None:
 def registration_stage(
     task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
 ) -> RegistrationStage:
-    """The stage of a registration pre-training; a ProtocolError where the settings have none."""
+    """The stage of a registration pre-training; a JRSSError where the settings have none."""
     if not task.config.trains_registration:
-        raise ProtocolError(NO_REGISTRATION)
+        raise JRSSError(NO_REGISTRATION)
     return kind(name, network, task.tensors(), task.config, task.fabric)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods.jrss import ROUND, networks_of
 from napari_jrss.experiments.methods.syn import syn
-from napari_jrss.experiments.protocol import ProtocolError
 from napari_jrss.experiments.recipe import NO_REGISTRATION, FieldModule, Task, Trained
 from napari_jrss.inference.predict import Votes, displacement_field, follow
 from napari_jrss.snapshot import CohortSnapshot
@@ -22,7 +22,7 @@ def train(task: Task) -> Trained:
     """With the registration network of Mono-Reg."""
     registration = networks_of(task, task.before[-1] / ROUND).registration
     if registration is None:
-        raise ProtocolError(NO_REGISTRATION)
+        raise JRSSError(NO_REGISTRATION)
     return Trained(segmentation=Propagation(registration, task.snapshot))
 
 
