@@ -176,15 +176,20 @@ class SegmentationTraining(_Settings):
 
 
 class RegistrationTraining(_Settings):
-    """Registration network: optimiser, loss weights (Eq. 10) and pre-training (Mono-Reg)."""
+    """Registration network: optimiser, loss weights (Eq. 10) and pre-training (Mono-Reg).
+
+    Without a step of pre-training there is no registration network.
+    """
 
     learning_rate: float = Field(4e-4, gt=0, title="Learning rate")
     """Of Adam."""
     weight_decay: float = Field(0.0, ge=0, title="Weight decay")
     """Of Adam."""
-    epochs: int = Field(300, ge=1, title="Pre-training epochs")
-    """An epoch has K samples, K being the number of training cases."""
-    minimum_steps: int = Field(3000, ge=1, title="Pre-training steps at least")
+    epochs: int = Field(300, ge=0, title="Pre-training epochs")
+    """An epoch has K samples, K being the number of training cases. 0, and no least number of
+    steps: no registration network is trained; each pair is registered by gradient descent on its
+    own field."""
+    minimum_steps: int = Field(3000, ge=0, title="Pre-training steps at least")
     """Pre-training takes at least this many steps, however few cases there are."""
     batch_size: int = Field(2, ge=1, title="Batch size (pairs)")
     """Pairs of images in a step."""
@@ -203,6 +208,10 @@ class RegistrationTraining(_Settings):
     labelled_pair_fraction: Probability = Field(0.0, title="Pairs with two labels, at least")
     """Fraction of each batch that is drawn from pairs with labels on both sides. The others are
     random ordered pairs of all training cases."""
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Steps of the pre-training; 0: there is no registration network."""
+        return max(self.epochs * steps_per_epoch, self.minimum_steps)
 
 
 class JointConfig(_Settings):
@@ -324,7 +333,23 @@ class TrainingConfig(_Settings):
     def _sensible(self) -> TrainingConfig:
         if self.segmentation.crop_fraction < 1 and self.segmentation_network.name == "obelisk":
             raise ValueError("obelisk samples the whole scan: segmentation.crop_fraction must be 1")
+        if not self.trains_registration:
+            if self.joint.student == "registered":
+                raise ValueError(
+                    "a registered student needs a registration network: registration.epochs or "
+                    "registration.minimum_steps must be above 0"
+                )
+            if self.joint.registration_epochs > 0:
+                raise ValueError(
+                    "joint.registration_epochs must be 0 where no registration network is "
+                    "pre-trained"
+                )
         return self
+
+    @property
+    def trains_registration(self) -> bool:
+        """Whether there is a registration network."""
+        return self.registration.steps(1) > 0
 
 
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
@@ -369,10 +394,11 @@ _FAST: dict[str, object] = {
         "minimum_steps": 1000,
         "steps_per_structure": 150,
     },
+    # No registration network: refinements that start from one end as those that start from zero.
     "registration": {
         "learning_rate": 1e-3,
-        "epochs": 1,
-        "minimum_steps": 750,
+        "epochs": 0,
+        "minimum_steps": 0,
         "lambda_r": 1.0,
         "lambda_r_warmup": 2.0,
         "warmup_steps": 50,
@@ -386,7 +412,7 @@ _FAST: dict[str, object] = {
         "minimum_steps": 700,
         "learning_rate": 1e-3,
         "registration_augmentation": 0.7,
-        "registration_epochs": 10,
+        "registration_epochs": 0,
         "ema_decay": 0.98,
         "dropout": 0.0,
     },

@@ -52,3 +52,16 @@ def test_crops_are_a_part_of_each_axis(shape: Shape, crop: Shape) -> None:
 def test_obelisk_is_not_trained_on_crops() -> None:
     with pytest.raises(ValidationError, match="obelisk samples the whole scan"):
         preset("fast", segmentation_network={"name": "obelisk"})
+
+
+@pytest.mark.parametrize(
+    ("joint", "problem"),
+    [
+        ({}, "a registered student needs a registration network"),
+        ({"student": "perturbed"}, "joint.registration_epochs must be 0"),
+    ],
+)
+def test_what_needs_a_registration_network_says_so(joint: dict[str, str], problem: str) -> None:
+    untrained = {"epochs": 0, "minimum_steps": 0}
+    with pytest.raises(ValidationError, match=problem):
+        TrainingConfig.model_validate({"registration": untrained, "joint": joint})

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.errors import JRSSError
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training import round as training
 from napari_jrss.training.events import Event
@@ -22,6 +23,11 @@ from napari_jrss.training.stages import (
     TrainingTensors,
     registration_validation,
     segmentation_validation,
+)
+
+NO_REGISTRATION = (
+    "the method needs a registration network, which these settings don't train: give "
+    "registration.minimum_steps, and joint.registration_epochs for the rounds"
 )
 
 
@@ -125,7 +131,9 @@ def train_registration(task: Task, network: nn.Module, name: str) -> None:
 def registration_stage(
     task: Task, network: nn.Module, name: str, kind: type[RegistrationStage] = RegistrationStage
 ) -> RegistrationStage:
-    """The stage of a registration pre-training."""
+    """The stage of a registration pre-training; a JRSSError where the settings have none."""
+    if not task.config.trains_registration:
+        raise JRSSError(NO_REGISTRATION)
     return kind(name, network, task.tensors(), task.config, task.fabric)
 
 
@@ -173,15 +181,14 @@ class JointStage(RegistrationStage):
         self.optimizer = task.fabric.setup_optimizers(adam)
 
     def validate(self) -> Validation:
-        """Mean of the two networks' Dice, or the only one that there is."""
+        """Mean Dice of each of the two networks, if it could be measured."""
         segmentation = yield from segmentation_validation(
             self.modules["segmentation"], self.tensors.snapshot, self.tensors.device
         )
         registration = yield from registration_validation(
             self.modules["registration"], self.tensors.snapshot, self.tensors.device
         )
-        values = [value for value in (segmentation, registration) if value is not None]
-        return sum(values) / len(values) if values else None
+        return [float(np.nanmean(each)) for each in (segmentation, registration) if each]
 
 
 class FieldModule(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 
 from napari_jrss.inference.device import make_fabric
 from napari_jrss.inference.predict import predict_case
-from napari_jrss.inference.refine import RefinedRegistration
+from napari_jrss.inference.refine import NoDisplacement, RefinedRegistration
 from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
@@ -57,8 +57,17 @@ def load_predictor(
 def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:
     """The registration network: moving and fixed images -> displacement, voxels.
 
-    Images are (B, 1, z, y, x), the displacement is (B, 3, z, y, x).
+    Images are (B, 1, z, y, x), the displacement is (B, 3, z, y, x). In rounds that train no such
+    network each field is found by refinement alone.
     """
+    if not files.training_config().trains_registration:
+        return load_refined(files, device)
+    return _registration(files, device)
+
+
+def _registration(files: RoundFiles, device: torch.device) -> nn.Module:
+    if not files.training_config().trains_registration:
+        return NoDisplacement()
     network = build_registration_network(files.training_config().registration_network)
     load_weights(network, files.registration)
     return network.to(device).eval()
@@ -66,7 +75,7 @@ def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:
 
 def load_refined(files: RoundFiles, device: torch.device, watch: Watch = to_the_end) -> nn.Module:
     """The registration network, each field refined on its pair with what the teacher sees."""
-    registration, teacher = load_registration(files, device), load_teacher(files, device)
+    registration, teacher = _registration(files, device), load_teacher(files, device)
     return RefinedRegistration(registration, teacher, watch=watch)
 
 

@@ -95,6 +95,14 @@ class RefinedRegistration(nn.Module):
         return torch.stack(each).to(images.device).softmax(1)
 
 
+class NoDisplacement(nn.Module):
+    """Stands in for a registration network where none was trained: refinements start from zero."""
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Images (B, 1, z, y, x) -> zeros (B, 3, z, y, x)."""
+        return fixed.new_zeros(len(fixed), 3, *fixed.shape[2:])
+
+
 def refine(
     displacement: Tensor,
     moving: tuple[Tensor, Tensor],

@@ -157,6 +157,7 @@ def training_cost(
     step = max(
         (fixed + per_class * classes) * (crop if stage in ON_CROPS else grid)
         for stage, (fixed, per_class) in _BYTES.items()
+        if pretraining.get(stage) or one_round.get(stage)
     )
     kept = min(cases * grid * _VOLUME_BYTES, _KEPT_BYTES) if machine.device == "cpu" else 0
     return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + step + kept)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -36,16 +36,19 @@ class Cancel(Protocol):
         ...
 
 
-Validation = Generator[None, None, float | None]
-"""Returns the mean foreground Dice, None without cases; yields after each case, to be stopped."""
+Validation = Generator[None, None, list[float]]
+"""Measures case by case, and returns the mean foreground Dice of each."""
+
+CHANCE, DROP = 0.05, 0.05
+"""When a result is called worse: the chance of such a drop among equals, or a mean drop in Dice."""
 
 
 class Stage(Protocol):
     """What a stage brings to :func:`fit`.
 
     `modules` are saved and restored together: the trained network and, where there is one,
-    its teacher. `validate` decides the best epoch; with `judge_start`, what the stage starts from
-    is kept unless an epoch is better.
+    its teacher. `validate` decides the best epoch; with `judge_start`, the last epoch stays unless
+    it is :func:`clearly_worse` than what the stage started from.
     """
 
     name: str
@@ -97,7 +100,7 @@ def fit(
         best=state.best_validation,
     )
     if stage.judge_start and state.step == 0:
-        ended, value = run_validation(stage.validate(), fabric, cancel)
+        ended, value, _ = run_validation(stage.validate(), fabric, cancel)
         if not ended:
             yield _leave(stage, fabric, state, state_path)
             return
@@ -108,11 +111,14 @@ def fit(
             due = done % config.validation_interval == 0 or state.step == stage.steps
             value = None
             if due:
-                ended, value = run_validation(stage.validate(), fabric, cancel)
+                ended, value, cases = run_validation(stage.validate(), fabric, cancel)
+                if ended and stage.judge_start and state.step == stage.steps:
+                    ended = _judge(stage, state, value, cases, fabric, cancel)
                 if not ended:
                     yield _leave(stage, fabric, state, state_path)
                     return
-                _keep_best(stage, state, value)
+                if not stage.judge_start:
+                    _keep_best(stage, state, value)
             yield EpochEnd(
                 stage=stage.name,
                 epoch=done,
@@ -190,21 +196,44 @@ def stop_requested(cancel: Cancel, fabric: Fabric) -> bool:
 
 def run_validation(
     validation: Validation, fabric: Fabric, cancel: Cancel
-) -> tuple[bool, float | None]:
+) -> tuple[bool, float | None, list[float]]:
     """Validate, unless asked to stop between two cases.
 
     Returns
     -------
-    bool, float or None
-        Whether the validation ended, and its Dice.
+    bool, float or None, list of float
+        Whether the validation ended, its Dice, and that of each case.
     """
     while True:
         try:
             next(validation)
         except StopIteration as end:
-            return True, end.value
+            cases: list[float] = end.value
+            return True, float(np.nanmean(cases)) if cases else None, cases
         if stop_requested(cancel, fabric):
-            return False, None
+            return False, None, []
+
+
+def clearly_worse(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether Dice fell on the same cases by more than a few cases can differ by chance.
+
+    A few validation cases often say the opposite of many (docs/dev/choices.md), so a small drop
+    doesn't count. One of more than 0.05 does, and a smaller one if a one-sided paired t-test gives
+    it a chance below 5 %.
+    """
+    from scipy.stats import ttest_rel
+
+    change = np.subtract(after, before)
+    change = change[np.isfinite(change)]
+    if len(change) == 0 or change.mean() >= 0:
+        return False
+    if change.mean() < -DROP:
+        return True
+    if len(change) == 1:
+        return False
+    return bool(
+        np.ptp(change) == 0 or ttest_rel(change, 0 * change, alternative="less").pvalue < CHANCE
+    )
 
 
 def _ends_epoch(step: int, stage: Stage) -> bool:
@@ -226,6 +255,26 @@ def _means(losses: list[dict[str, float]]) -> dict[str, float]:
         name: float(np.mean([values[name] for values in losses if name in values]))
         for name in sorted(names)
     }
+
+
+def _judge(
+    stage: Stage,
+    state: TrainingState,
+    value: float | None,
+    cases: Sequence[float],
+    fabric: Fabric,
+    cancel: Cancel,
+) -> bool:
+    """Keep the stage's end, unless it is clearly worse than its start; False if stopped."""
+    if not state.best:
+        return True
+    last = _copies(stage)
+    _put(stage, state.best)
+    ended, _, before = run_validation(stage.validate(), fabric, cancel)
+    _put(stage, last)
+    if ended and not clearly_worse(before, cases):
+        state.best, state.best_validation = last, value
+    return ended
 
 
 def _keep_best(stage: Stage, state: TrainingState, value: float | None) -> None:

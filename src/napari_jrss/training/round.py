@@ -8,7 +8,7 @@ state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ from napari_jrss.training.stages import (
 from napari_jrss.training.trainable import RoundError, check_trainable
 
 OLD_TEACHER_STAYS = (
-    "No student was better on the validation cases than the teacher it began from: "
+    "The student was clearly worse on the validation cases than the teacher it began from: "
     "that teacher stays."
 )
 
@@ -129,20 +129,22 @@ def run_round(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
 
 
 def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
-    """Mono-Seg and Mono-Reg, then the first predictions."""
+    """Mono-Seg and, if the settings ask for it, Mono-Reg; then the first predictions."""
     snapshot, config = task.snapshot, task.config
     tensors = TrainingTensors(snapshot, {}, fabric.device)
     fabric.seed_everything(config.seed, verbose=False)
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
-    registration = build_registration_network(config.registration_network)
     mono_segmentation = MonoSegmentationStage(teacher, tensors, config, fabric)
-    mono_registration = RegistrationStage(
-        "mono_registration", registration, tensors, config, fabric
-    )
-    stages: Sequence[tuple[Stage, dict[Path, nn.Module]]] = [
-        (mono_segmentation, {task.files.teacher: teacher}),
-        (mono_registration, {task.files.registration: registration}),
+    stages: list[tuple[Stage, dict[Path, nn.Module]]] = [
+        (mono_segmentation, {task.files.teacher: teacher})
     ]
+    registration = None
+    if config.trains_registration:
+        registration = build_registration_network(config.registration_network)
+        mono_registration = RegistrationStage(
+            "mono_registration", registration, tensors, config, fabric
+        )
+        stages.append((mono_registration, {task.files.registration: registration}))
     for stage, results in stages:
         if not (yield from train_stage(stage, results, task, fabric, cancel)):
             return
@@ -153,17 +155,19 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Screen, register, train the student, average the teacher, predict (Fig. 3)."""
     snapshot, config, parent = task.snapshot, task.config, task.parent_files
     teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
-    registration = build_registration_network(config.registration_network)
     load_weights(teacher, parent.teacher)
-    load_weights(registration, parent.registration)
     teacher.to(fabric.device)
+    registration = None
+    if config.trains_registration:
+        registration = build_registration_network(config.registration_network)
+        load_weights(registration, parent.registration)
 
     pseudo_labels = yield from _screen(task, teacher, fabric, cancel)
     if pseudo_labels is None:
         return
     tensors = TrainingTensors(snapshot, pseudo_labels, fabric.device)
     fabric.seed_everything(config.seed + task.number, verbose=False)
-    if config.joint.registration_epochs:
+    if registration is not None and config.joint.registration_epochs:
         registration_stage = RegistrationStage(
             f"registration_{task.number}",
             registration,
@@ -175,7 +179,9 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         results: dict[Path, nn.Module] = {task.files.registration: registration}
         if not (yield from train_stage(registration_stage, results, task, fabric, cancel)):
             return
-    elif fabric.is_global_zero and not task.files.registration.exists():
+    elif (
+        registration is not None and fabric.is_global_zero and not task.files.registration.exists()
+    ):
         # A round's folder stands alone: the parent's network is this round's, too.
         save_tensors(task.files.registration, *load_tensors(parent.registration))
     student = build_segmentation_network(
@@ -186,6 +192,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     name = f"student_{task.number}"
     student_stage: Stage
     if config.joint.student == "registered":
+        assert registration is not None  # the settings see to it
         student_stage = StudentStage(name, student, teacher, registration, tensors, config, fabric)
     else:
         fields = yield from _fields(task, fabric, cancel)
@@ -315,7 +322,7 @@ def _conclude(
     task: RoundTask,
     teacher: nn.Module,
     student: nn.Module | None,
-    registration: nn.Module,
+    registration: nn.Module | None,
     fabric: Fabric,
     cancel: Cancel,
 ) -> Iterator[Event]:
@@ -349,7 +356,9 @@ def _conclude(
         ("segmentation", teacher, segmentation_validation),
         ("registration", registration, registration_validation),
     ):
-        ended, dice = run_validation(
+        if network is None:
+            continue
+        ended, dice, _ = run_validation(
             validate(network, snapshot, fabric.device, fabric), fabric, cancel
         )
         if not ended:

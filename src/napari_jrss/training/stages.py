@@ -131,7 +131,7 @@ def segmentation_validation(
     device: torch.device,
     fabric: Fabric | None = None,
 ) -> Validation:
-    """Mean foreground Dice on the validation cases; None without such cases.
+    """Mean foreground Dice of each validation case.
 
     The processes of `fabric` share the cases, and all return the same.
     """
@@ -139,7 +139,7 @@ def segmentation_validation(
     def measure(case: str) -> NDArray[np.float64]:
         return segmentation_dice(network, snapshot, case, device)
 
-    return _mean_dice((yield from _shared(snapshot.validation, measure, snapshot, fabric)))
+    return _of_each((yield from _shared(snapshot.validation, measure, snapshot, fabric)))
 
 
 def segmentation_dice(
@@ -156,7 +156,7 @@ def registration_validation(
     device: torch.device,
     fabric: Fabric | None = None,
 ) -> Validation:
-    """Mean foreground Dice over ordered validation pairs; None with fewer than two cases.
+    """Mean foreground Dice of ordered validation pairs; none with fewer than two cases.
 
     The processes of `fabric` share the pairs, and all return the same.
     """
@@ -166,7 +166,7 @@ def registration_validation(
         return dice_per_class(label, snapshot.arrays.label(pair[1]), snapshot.classes)
 
     pairs = [(m, f) for m, f in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS)]
-    return _mean_dice((yield from _shared(pairs, measure, snapshot, fabric)))
+    return _of_each((yield from _shared(pairs, measure, snapshot, fabric)))
 
 
 def _shared(
@@ -188,9 +188,9 @@ def _shared(
     return [every[i % processes, i // processes].cpu().numpy() for i in range(len(items))]
 
 
-def _mean_dice(scores: Sequence[NDArray[np.float64]]) -> float | None:
-    """Over the structures of each case, then over cases."""
-    return float(np.nanmean(np.nanmean(scores, axis=1))) if scores else None
+def _of_each(scores: Sequence[NDArray[np.float64]]) -> list[float]:
+    """Mean over the structures of each case."""
+    return [float(np.nanmean(score)) for score in scores]
 
 
 class _CohortStage:

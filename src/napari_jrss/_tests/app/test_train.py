@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import napari_jrss as jrss
 from napari_jrss._tests.training.phantoms import (
     AfterSteps,
     Never,
@@ -84,6 +85,28 @@ def test_pretraining_then_a_round_each_promoted_and_evaluated(project: Project) 
     run(project, 1)
     assert outcomes(project)[-1] == (2, 0, RoundOutcome.FINISHED)
     assert teacher(project) == 2
+
+
+def test_without_a_registration_network_pairs_are_refined_from_zero(project: Project) -> None:
+    changes = {
+        "registration": {"epochs": 0, "minimum_steps": 0},
+        "joint": {"student": "perturbed", "segmentation_epochs": 1, "registration_epochs": 0},
+    }
+    events = run(project, 1, **changes)
+    assert not any("registration" in str(getattr(event, "stage", "")) for event in events)
+    for entry in project.rounds():
+        assert not entry.files.registration.exists()
+        assert "validation_registration_dice" not in entry.metrics
+    labelled = project.snapshot().labelled
+    for refine in (False, True):
+        report = jrss.register(project, labelled[0], labelled[1], refine=refine).figures
+        assert report.refined
+        assert report.residual < report.residual_before
+    told = evaluate(project, device="cpu").rounds
+    assert told[-1].registration["pairs"] == 2
+
+    with pytest.raises(RoundError, match=r"round 1, .* has no registration network to go on with"):
+        run(project, 1)
 
 
 def test_a_round_that_falls_behind_says_so_and_the_earlier_teacher_comes_back(

@@ -21,6 +21,7 @@ from napari_jrss._tests.training.phantoms import (
     snapshot,
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig, preset
+from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods import METHODS, deep_atlas
 from napari_jrss.experiments.methods.pdd_net import expected_label_loss
 from napari_jrss.experiments.pdd_network import (
@@ -105,6 +106,14 @@ def test_mono_net_learns_both_tasks(mono: tuple[Path, Trained]) -> None:
     assert dice_of_segmentation(trained.segmentation) > 0.5
     before, after = dice_of_registration(trained.registration)
     assert after > before + 0.02
+
+
+def test_methods_that_learn_registration_are_refused_where_none_is_trained(tmp_path: Path) -> None:
+    task = task_of("voxelmorph", tmp_path)
+    none = task.config.registration.model_copy(update={"epochs": 0, "minimum_steps": 0})
+    task = replace(task, config=task.config.model_copy(update={"registration": none}))
+    with pytest.raises(JRSSError, match="needs a registration network, which these settings don't"):
+        METHODS["voxelmorph"].train(task)
 
 
 def test_jrss_goes_on_from_mono_net(mono: tuple[Path, Trained], tmp_path: Path) -> None:

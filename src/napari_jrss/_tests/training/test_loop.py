@@ -22,7 +22,7 @@ from napari_jrss.training.events import (
     StepEnd,
     parse_event,
 )
-from napari_jrss.training.loop import Validation, fit
+from napari_jrss.training.loop import Validation, clearly_worse, fit
 
 
 class OneWeight:
@@ -67,12 +67,12 @@ class OneWeight:
         self.after.append(step)
 
     def validate(self) -> Validation:
+        values = self.values or [None]
+        value = values[min(len(self.seen), len(values) - 1)]
         for _ in range(self.cases):
             yield
         self.seen.append(self.weight)
-        if self.values is None:
-            return None
-        return self.values[min(len(self.seen) - 1, len(self.values) - 1)]
+        return [] if value is None else [value] * max(self.cases, 1)
 
 
 def train(stage: OneWeight, path: Path, cancel: AfterSteps | None = None, **changes) -> list[Event]:
@@ -115,21 +115,40 @@ def test_a_long_gradient_is_shortened(state: Path) -> None:
     assert float(stage.network.weight.grad.norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("at_start", "kept"), [(0.6, 0.0), (0.1, None)])
-def test_what_a_stage_starts_from_stays_unless_an_epoch_is_better(
-    at_start: float, kept: float | None, state: Path
+@pytest.mark.parametrize(("at_end", "stays"), [(0.54, True), (0.56, False), (0.7, False)])
+def test_what_a_stage_starts_from_stays_if_its_end_is_clearly_worse(
+    at_end: float, stays: bool, state: Path
 ) -> None:
-    stage = OneWeight(steps=6, validation=[at_start, 0.5, 0.3])
+    stage = OneWeight(steps=6, validation=[0.6, 0.9, at_end, 0.6], cases=1)
     stage.judge_start = True
-    train(stage, state)
-    assert stage.weight == (stage.seen[1] if kept is None else kept)
+    last = [e for e in train(stage, state) if isinstance(e, EpochEnd)][-1]
+    assert stage.weight == (0.0 if stays else stage.seen[2])
+    assert last.best == (0.6 if stays else at_end)
+
+
+@pytest.mark.parametrize(
+    ("change", "worse"),
+    [
+        ([-0.02, -0.05, -0.01, 0.02], False),  # by chance
+        ([-0.02, -0.03, -0.02, -0.03], True),
+        ([-0.3, 0.1, 0.0], True),  # much
+        ([-0.04], False),
+        ([-0.02, -0.02], True),
+        ([0.0, 0.0], False),
+        ([np.nan, -0.01], False),
+        ([], False),
+    ],
+)
+def test_a_drop_counts_if_it_is_large_or_not_by_chance(change: list[float], worse: bool) -> None:
+    before = np.full(len(change), 0.8)
+    assert clearly_worse(before, before + change) is worse
 
 
 def test_a_stage_left_before_its_first_step_judges_its_start_again(state: Path) -> None:
     stage = OneWeight(steps=6, validation=[0.6, 0.5, 0.3], cases=2)
     stage.judge_start = True
     assert isinstance(train(stage, state, AfterSteps(1))[-1], Cancelled)
-    again = OneWeight(steps=6, validation=[0.6, 0.5, 0.3])
+    again = OneWeight(steps=6, validation=[0.6, 0.5, 0.3, 0.6], cases=2)
     again.judge_start = True
     train(again, state)
     assert again.weight == 0.0

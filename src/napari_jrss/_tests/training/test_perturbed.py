@@ -153,13 +153,13 @@ def test_its_round_registers_pairs_first_and_goes_on_where_it_was_left(tmp_path:
     assert_same_tensors(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
 
 
-def test_a_round_whose_students_are_no_better_keeps_the_teacher_and_says_so(tmp_path: Path) -> None:
-    # a teacher that doesn't follow its student is never better than it was
-    joint = {**perturbed().joint.model_dump(), "ema_decay": 1.0}
-    config = perturbed(joint=joint)
-    parent = write_parent(tmp_path / "0000", config=config)
-    events = run(RoundTask(1, snapshot(), config, tmp_path / "0001", parent), Never())
-    last = events[-1]
+def test_a_round_that_ends_clearly_worse_keeps_the_teacher_and_says_so(tmp_path: Path) -> None:
+    learned = {**perturbed().segmentation.model_dump(), "minimum_steps": 60}
+    spoilt = {**perturbed().joint.model_dump(), "learning_rate": 1.0, "ema_decay": 0.0}
+    config = perturbed(segmentation=learned, joint=spoilt, screening={"tau": 0.2})
+    parent = tmp_path / "0000"
+    run(RoundTask(0, snapshot(), config, parent), Never())
+    *_, last = run(RoundTask(1, snapshot(), config, tmp_path / "0001", parent), Never())
     assert isinstance(last, RoundFinished)
     assert last.warning.endswith(OLD_TEACHER_STAYS)
     known, own = weights(parent), weights(tmp_path / "0001")

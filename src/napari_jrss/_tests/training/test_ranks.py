@@ -100,7 +100,7 @@ def test_two_processes_run_a_pretraining_and_a_round(tmp_path: Path) -> None:
     network = build_segmentation_network(tiny_config().segmentation_network, len(NAMES))
     network.load_state_dict(teacher)
     validation = segmentation_validation(network, snapshot(), torch.device("cpu"))
-    _, by_one = run_validation(validation, cpu(), Never())
+    _, by_one, _ = run_validation(validation, cpu(), Never())
     assert by_one in [pytest.approx(value) for value in told[0]["validated"][-1]]
     for name, networks in (
         ("0", {"teacher", "registration"}),

@@ -223,7 +223,7 @@ def test_pretraining_has_its_minimum_of_steps(minimum: int, per_structure: int, 
 
 
 def validated(validation: Validation) -> float | None:
-    ended, value = run_validation(validation, cpu(), Never())
+    ended, value, _ = run_validation(validation, cpu(), Never())
     assert ended
     return value
 

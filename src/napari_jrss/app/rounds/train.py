@@ -259,6 +259,11 @@ def _check_trainable(project: Project, planned: PlannedRound) -> None:
     if planned.pretraining or teacher is None:
         return
     trained = teacher.files.training_config()
+    if planned.config.trains_registration and not trained.trains_registration:
+        raise RoundError(
+            f"round {teacher.number}, from which the next one starts, has no registration network "
+            "to go on with: pre-train again, or train without one"
+        )
     for task in ("segmentation_network", "registration_network"):
         if getattr(planned.config, task) != getattr(trained, task):
             raise RoundError(

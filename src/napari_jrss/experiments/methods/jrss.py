@@ -11,7 +11,7 @@ from pathlib import Path
 
 from napari_jrss.config import RefinementConfig
 from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
-from napari_jrss.inference.refine import RefinedRegistration
+from napari_jrss.inference.refine import NoDisplacement, RefinedRegistration
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.weights import load_weights
@@ -70,9 +70,9 @@ def _refined(task: Task, config: RefinementConfig) -> Trained:
     """Nothing is trained: the last networks of the runs before, each field refined on its pair."""
     *_, last = (path.parent for run in task.before for path in _teachers(run))
     trained = networks_of(task, last)
-    assert trained.registration is not None
     assert trained.segmentation is not None
-    refined = RefinedRegistration(trained.registration, trained.segmentation, config)
+    start = trained.registration or NoDisplacement()
+    refined = RefinedRegistration(start, trained.segmentation, config)
     return replace(trained, segmentation=None, registration=refined)
 
 
@@ -83,10 +83,12 @@ def _teachers(run: Path) -> list[Path]:
 
 
 def networks_of(task: Task, folder: Path) -> Trained:
-    """Teacher and registration network of a round's folder."""
+    """Teacher of a round's folder, and registration network where one is trained."""
     config = task.config
     teacher = build_segmentation_network(config.segmentation_network, task.snapshot.classes)
-    registration = build_registration_network(config.registration_network)
     load_weights(teacher, RoundFiles(folder).teacher)
+    if not config.trains_registration:
+        return Trained(teacher.to(task.device))
+    registration = build_registration_network(config.registration_network)
     load_weights(registration, RoundFiles(folder).registration)
     return Trained(teacher.to(task.device), registration.to(task.device))

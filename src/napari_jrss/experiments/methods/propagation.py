@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods.jrss import ROUND, networks_of
-from napari_jrss.experiments.recipe import FieldModule, Task, Trained
+from napari_jrss.experiments.recipe import NO_REGISTRATION, FieldModule, Task, Trained
 from napari_jrss.inference.partners import syn
 from napari_jrss.inference.predict import Votes, displacement_field, follow
 from napari_jrss.snapshot import CohortSnapshot
@@ -20,7 +21,8 @@ from napari_jrss.snapshot import CohortSnapshot
 def train(task: Task) -> Trained:
     """With the registration network of Mono-Reg."""
     registration = networks_of(task, task.before[-1] / ROUND).registration
-    assert registration is not None
+    if registration is None:
+        raise JRSSError(NO_REGISTRATION)
     return Trained(segmentation=Propagation(registration, task.snapshot))
 
 
