@@ -138,7 +138,7 @@ def training_cost(
     joint, registration = config.joint, config.registration
     pretraining = {
         "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
-        "registration": max(registration.epochs * pairs, registration.minimum_steps),
+        "registration": registration.steps(pairs),
         "prediction": unlabelled,
     }
     one_round = {

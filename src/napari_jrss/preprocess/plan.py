@@ -19,6 +19,7 @@ from napari_jrss.errors import ScanError
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.cost import Cost, Machine, training_cost
 from napari_jrss.preprocess.facts import ScanFacts
+from napari_jrss.times import duration
 
 Level: TypeAlias = Literal["quick", "balanced", "fine"]
 
@@ -103,19 +104,10 @@ class Plan(BaseModel):
         """The plan in one line."""
         return (
             f"{self.level}: {self.grid} (z y x); pre-training about "
-            f"{minutes(self.pretraining_s)}, a round {minutes(self.round_s)}; "
+            f"{duration(self.pretraining_s)}, a round {duration(self.round_s)}; "
             f"{self.memory / 2**30:.1f} GiB of memory"
-            + ("" if self.fits else f"; more than {minutes(self.budget_s)} or the memory allow")
+            + ("" if self.fits else f"; more than {duration(self.budget_s)} or the memory allow")
         )
-
-
-def minutes(seconds: float) -> str:
-    """Such as ``12 min`` or ``3.5 h`` or ``4 days``."""
-    if seconds < 90 * 60:
-        return f"{max(1, round(seconds / 60))} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
 
 
 def budget_seconds(text: str) -> float:
@@ -334,7 +326,7 @@ def _why(
     else:
         reasons.append(
             f"the smallest voxels with which pre-training and a round take at most "
-            f"{minutes(budget)} {where} ({known}); the scans' own are "
+            f"{duration(budget)} {where} ({known}); the scans' own are "
             f"{' x '.join(f'{n:.3g}' for n in native)} mm"
         )
     changed = training.get("segmentation", {})
@@ -350,6 +342,6 @@ def _why(
         reasons.append(
             "no voxel size fits into the memory of this machine"
             if over
-            else f"no voxel size keeps to {minutes(budget)}"
+            else f"no voxel size keeps to {duration(budget)}"
         )
     return reasons

@@ -118,7 +118,7 @@ def test_what_was_given_stays() -> None:
 def test_a_budget_that_nothing_keeps_to_is_said() -> None:
     made = plan(cohort((64, 64, 64), (1, 1, 1)), budget_s=1.0)
     assert not made.fits
-    assert "no voxel size keeps to 1 min" in made.reasons
+    assert "no voxel size keeps to 1 s" in made.reasons
     tiny = Machine("cpu", 1, 2**28, 1.0)
     little = plan(cohort((64, 64, 64), (1, 1, 1)), machine=tiny)
     assert (little.fits, little.shape) == (False, (32, 32, 32))

@@ -10,8 +10,9 @@ from qtpy.QtWidgets import QButtonGroup, QDialog, QProgressBar, QRadioButton, QV
 from napari_jrss.app.planning import propose
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.app.session import Session
-from napari_jrss.preprocess.plan import Level, Plan, minutes
+from napari_jrss.preprocess.plan import Level, Plan
 from napari_jrss.project.plans import CaseMoved
+from napari_jrss.times import duration
 from napari_jrss.widgets.bridge import Relay, failure
 from napari_jrss.widgets.controls import wrapped
 from napari_jrss.widgets.dialogs.dialog import Dialog
@@ -78,8 +79,8 @@ class PlanChoice(QWidget):
 
 def _short(plan: Plan) -> str:
     return (
-        f"{plan.level}: {plan.grid}; about {minutes(plan.pretraining_s)} + "
-        f"{minutes(plan.round_s)} a round" + ("" if plan.fits else " (too much)")
+        f"{plan.level}: {plan.grid}; about {duration(plan.pretraining_s)} + "
+        f"{duration(plan.round_s)} a round" + ("" if plan.fits else " (too much)")
     )
 
 
