@@ -214,6 +214,9 @@ def gains(results: Sequence[MethodResults]) -> Table:
             for task in TASKS:
                 gain = (jrss.samples(task, "dice") - mono.samples(task, "dice")).dropna()
                 gain = gain[gain.index.isin([seed], level="seed")]
+                if gain.empty:
+                    cells += [Cell(NONE), Cell(NONE)]
+                    continue
                 cells += [Cell(f"{gain.mean():+.3f}"), Cell(f"{(gain > 0).sum()} of {len(gain)}")]
             rows.append(tuple(cells))
     header = ("N", "seed", "segmentation", "cases better", "registration", "pairs better")
