@@ -224,7 +224,7 @@ def test_a_folder_that_both_share_is_trained_in_where_it_is_seen_there(
 
 @needs_sshd
 def test_a_connection_that_falls_silent_counts_as_broken(far: RunOn, project: Project) -> None:
-    place = executor(project, far, silence=4.0)
+    place = executor(project, far, silence=10.0)
     stopped = []
 
     def hold(event: Event) -> None:
@@ -234,7 +234,7 @@ def test_a_connection_that_falls_silent_counts_as_broken(far: RunOn, project: Pr
 
     with pytest.raises(ProcessError, match=r"connection .* broke"):
         finish(train(project, tiny_config(**ENDLESS), 0, Never(), executor=place), hold)
-    assert 1 < time.monotonic() - stopped[0] < 15
+    assert 1 < time.monotonic() - stopped[0] < 30
     assert wait_until(lambda: not far_sides(), 5)
 
 

@@ -196,6 +196,7 @@ def project_registrar(
 
     files = project.require_teacher().files
     torch_device = make_fabric(device).device
+    refined = refined or not files.training_config().trains_registration
     if refined:
         network = load_refined(files, torch_device, watch or to_the_end)
     else:
