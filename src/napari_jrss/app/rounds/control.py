@@ -208,6 +208,7 @@ class RoundControl:
         snapshot = project.snapshot()
         # What changes the cost of no step is measured once.
         key = f"{device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
+        key += f" {config.trains_registration}"  # else none of its steps is measured
 
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)

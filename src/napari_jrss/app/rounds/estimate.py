@@ -127,7 +127,7 @@ def steps_of(
     if not pretrained:
         seg, reg = config.segmentation, config.registration
         steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
-        steps["mono_registration"] = max(reg.epochs * registration, reg.minimum_steps)
+        steps["mono_registration"] = reg.steps(registration)
     return {stage: count for stage, count in steps.items() if count}
 
 
@@ -149,7 +149,8 @@ def estimated(
         stage: cost.at(crop if stage in ON_CROPS else voxels)
         for stage, cost in measured.stages.items()
     }
-    costs["mono_registration"] = costs["registration"]
+    if "registration" in costs:
+        costs["mono_registration"] = costs["registration"]
     known: dict[str, float] = {}
     for entry in filter(project.of_this_plan, project.rounds()):
         known.update(_step_seconds(entry, config, measured.device))
@@ -243,7 +244,9 @@ def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> 
     fabric = make_fabric(device, config.precision)
     on_gpu = fabric.device.type == "cuda"
     program = 0.5 * _GIB if on_gpu else float(psutil.Process().memory_info().rss)
-    names = ["mono_segmentation", "registration", "student", "prediction"]
+    names = ["mono_segmentation", "student", "prediction"]
+    if config.trains_registration:
+        names.append("registration")
     if config.joint.student == "perturbed" and config.joint.registration_augmentation > 0:
         names.append("deformation")
     crop = config.segmentation.crop(shape)
