@@ -134,7 +134,7 @@ def import_scans(dock: MainWidget, qtbot: QtBot, folder: Path, spacing_mm: int |
     if spacing_mm is not None:
         for box in dialog.preparation.spacing:
             retype(box, str(spacing_mm))
-        qtbot.waitUntil(lambda: "of 2 x 2 x 2 mm" in dialog.message.text(), timeout=20_000)
+        qtbot.waitUntil(lambda: ": 2 mm" in dialog.plan.buttons["fine"].text(), timeout=20_000)
         qtbot.waitUntil(dialog.start.isEnabled, timeout=20_000)
     click(dialog.start)
     qtbot.waitUntil(lambda: dock.session.workspace.project is not None, timeout=20_000)

@@ -173,12 +173,12 @@ class RegistrationTab(Tab):
 
     def _show_what_can_be_done(self) -> None:
         project, busy = self._workspace.project, self._workspace.inference.state.busy
-        missing = "The rounds of this project can't be read."
+        missing, in_use = "The rounds of this project can't be read.", NETWORK
         with self._reporting():
             missing = self._missing()
+            in_use = NETWORK if project is None else self._pairs.engine_in_use
         for each in (self.register, self.swap, self.next, self.compare):
             each.setEnabled(not busy and not missing)
-        in_use = NETWORK if project is None else self._pairs.engine_in_use
         self.refine.setEnabled(in_use == NETWORK)
         self.stop.setEnabled(busy and bool(self._asked))
         pair, comparison = self._pairs.pair, self._pairs.comparison
