@@ -19,9 +19,9 @@ _RECENT, _MOST = "recent_projects", 8
 _RUN_ON = "run_on"
 
 
-def default_tau() -> float:
-    """The person's default confidence threshold for new rounds."""
-    return float(_page().work.tau)
+def default_tau() -> float | None:
+    """The person's default confidence threshold for new rounds; None: that of the preset."""
+    return float(_page().work.tau) or None
 
 
 def follow_preferences(session: Session) -> Callable[[], None]:

@@ -85,6 +85,10 @@ def test_every_setting_of_a_preset_goes_through_the_form(tab: RoundsTab, name: A
     assert "tau" not in shown["screening"]
 
 
+def test_a_new_window_shows_the_settings_of_the_default_preset(dock: MainWidget) -> None:
+    assert dock.rounds.config() == preset("fast")
+
+
 def test_titles_descriptions_and_bounds_come_from_the_settings(qtbot: QtBot) -> None:
     form = Form(JointConfig)
     qtbot.addWidget(form)

@@ -133,7 +133,7 @@ class RoundsTab(Tab):
         self.run_on.currentTextChanged.connect(self._forget_estimate)
         self._show_run_on(HERE)
         self.preset.set("fast")
-        self.tau.set(default_tau())
+        self._prefer_tau()
 
         self._redraw_soon = qthrottled(self._redraw, timeout=REDRAW_MS)
         relay, training = self._relay, workspace.training
@@ -212,6 +212,12 @@ class RoundsTab(Tab):
         settings = training_config(self.preset.get(), plan=plan)
         self.advanced.show_values(settings)
         self.tau.set(settings.screening.tau)
+
+    def _prefer_tau(self) -> None:
+        """Show the confidence threshold of the preferences, if they have one."""
+        tau = default_tau()
+        if tau is not None:
+            self.tau.set(tau)
 
     def show_config(self, config: TrainingConfig) -> None:
         """Fill the form in."""
@@ -312,7 +318,7 @@ class RoundsTab(Tab):
         self.device.setCurrentText(self._workspace.device)
         if self.preset.get() == "fast":  # as the project's plan has it
             self._show_preset()
-            self.tau.set(default_tau())
+            self._prefer_tau()
         self._forget_estimate()
         say(self.status, self._warning())
         self._show_rounds()
