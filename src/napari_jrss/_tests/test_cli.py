@@ -410,7 +410,9 @@ def test_what_can_not_end_is_not_begun_and_a_plan_helps(cohort: Path, tmp_path: 
     assert shown["quick"]["shape"] == [80, 80, 80]  # was given, so it stays
     changed = run(*("plan", project, "--use", "quick", "--spacing", 8, 8, 8, "--author", "Ada"))
     assert "plan quick: 8 mm" in changed.stdout
-    assert "training grid 80 x 80 x 80 voxels of 8 x 8 x 8 mm" in run("status", project).stdout
+    status = run("status", project).stdout
+    assert "training grid 80 x 80 x 80 voxels of 8 x 8 x 8 mm" in status
+    assert "plan quick: 8 mm, 80 x 80 x 80 voxels" in status
     assert "Ada" in run("history", project).stdout
     assert "a budget is such as 20min" in mistake("plan", project, "--budget", "soon")
 

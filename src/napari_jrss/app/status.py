@@ -53,6 +53,8 @@ class ProjectStatus(BaseModel):
     writer
         Who said last to be writing into the project, and since when; empty if that one has ended
         in an orderly way.
+    plan
+        The plan that the project follows, with what it costs; empty for a project without one.
     forecast
         What Dice to expect on unlabelled scans; empty if it wasn't made with today's labels.
     next_step
@@ -76,6 +78,7 @@ class ProjectStatus(BaseModel):
     missing_files: int
     labels_without_source: list[str]
     writer: str
+    plan: str
     forecast: str
     next_step: str
 
@@ -116,6 +119,7 @@ def project_status(project: Project) -> ProjectStatus:
         missing_files=len(project.missing_sources()),
         labels_without_source=project.labels_without_source(),
         writer=project.writer,
+        plan="" if project.plan is None else project.plan.line(),
         forecast="" if known is None else known.line(),
         next_step=work_state(project).action,
     )

@@ -111,6 +111,8 @@ def status_tables(report: ProjectStatus) -> None:
         f"{report.project}\ntraining grid {z} x {y} x {x} voxels of {spacing} mm (z y x), "
         f"{len(report.structures)} structures: {', '.join(report.structures)}"
     )
+    if report.plan:
+        console.print(f"plan {report.plan}", soft_wrap=True)
     console.print(f"N = {report.labelled} labelled, J = {report.unlabelled} unlabelled")
     cases = Table("split", "label", "cases")
     for split, statuses in report.cases.items():
