@@ -1,8 +1,8 @@
 """What a training with the settings ``fast`` costs, before anything was trained.
 
 The seconds and bytes of a step are linear in its voxels and in the number of classes. The factors
-were measured on one core of an AMD EPYC with AVX2 (docs/benchmarks.md); what this machine has
-trained since says how much faster or slower it is.
+follow steps on one core of an AMD EPYC with AVX2 and two whole trainings (docs/benchmarks.md);
+what this machine has trained since says how much faster or slower it is.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ _logger = logging.getLogger(__name__)
 
 # Of a step with two crops or scans: seconds per million voxels, and the same for each class.
 _SECONDS = {
-    "mono_segmentation": (7.5, 0.063),
-    "student": (16.5, 0.2),
-    "registration": (4.6, 0.085),
-    "prediction": (2.0, 0.0),
-    "deformation": (3.0, 0.0),
+    "mono_segmentation": (3.4, 0.03),
+    "student": (7.4, 0.09),
+    "registration": (2.1, 0.04),
+    "prediction": (0.9, 0.0),
+    "deformation": (1.4, 0.0),
 }
+# Seconds of a step apart from its voxels; a student's step is two.
+_EACH_STEP = 0.05
 # Bytes per voxel, and the same for each class.
 _BYTES = {
     "mono_segmentation": (1850, 52),
@@ -44,6 +46,7 @@ _BYTES = {
 ON_CROPS = ("mono_segmentation", "student")
 """Stages whose steps see crops, where the settings want crops."""
 
+_HELD = 2  # what a step frees, the C library keeps in part
 _PROGRAM_BYTES = 600e6  # Python with PyTorch, before any step
 _VOLUME_BYTES = 5  # of a voxel that is kept in memory: a float32 image and its label
 _KEPT_BYTES = 2**30  # what a training keeps in memory at most
@@ -106,7 +109,8 @@ def this_machine(device: str = "auto") -> Machine:
 def step_seconds(stage: str, voxels: int, classes: int) -> float:
     """Seconds of one step on the model's core; `voxels` are those of the crop or the grid."""
     fixed, per_class = _SECONDS[stage]
-    return 0.01 + (fixed + per_class * classes) * voxels / 1e6
+    each = _EACH_STEP * (2 if stage == "student" else 1)
+    return each + (fixed + per_class * classes) * voxels / 1e6
 
 
 def training_cost(
@@ -160,7 +164,7 @@ def training_cost(
         if pretraining.get(stage) or one_round.get(stage)
     )
     kept = min(cases * grid * _VOLUME_BYTES, _KEPT_BYTES) if machine.device == "cpu" else 0
-    return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + step + kept)
+    return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + _HELD * step + kept)
 
 
 def learn_speed(

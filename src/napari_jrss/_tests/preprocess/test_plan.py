@@ -63,7 +63,7 @@ def test_small_scans_keep_their_own_voxels_and_the_usual_training() -> None:
     [
         ((200, 512, 512), (3.0, 0.8, 0.8), 4),
         ((256, 256, 256), (1.0, 1.0, 1.0), 138),
-        ((24, 256, 256), (5.0, 0.9, 0.9), 3),
+        ((60, 512, 512), (5.0, 0.4, 0.4), 3),
     ],
     ids=["CT", "brains", "thick slices"],
 )
@@ -97,10 +97,10 @@ def test_thick_slices_stay_and_only_the_fine_axes_get_coarser() -> None:
 
 
 def test_structures_that_get_too_small_are_named_with_their_voxels() -> None:
-    facts = cohort((160, 192, 160), (1, 1, 1), volumes_ml=[20.0, 0.1])
+    facts = cohort((160, 192, 160), (1, 1, 1), volumes_ml=[20.0, 0.05])
     made = plan(facts, 2, level="quick")
     voxel_ml = np.prod(made.spacing_mm) / 1000
-    assert made.small == {"structure 2": round(0.1 / voxel_ml)}
+    assert made.small == {"structure 2": round(0.05 / voxel_ml)}
     assert "1 structures have fewer than 30 voxels" in " ".join(made.reasons)
 
 
