@@ -175,14 +175,16 @@ def learn_speed(
     Parameters
     ----------
     device
-        What trained: ``cpu`` or ``cuda``.
+        What trained: ``cpu`` or ``cuda``; another computer teaches nothing.
     seconds
         Of a step, by stage.
     config, shape, classes
         Of the training. Other networks than that of the settings ``fast`` teach nothing, nor do
         grids on which a step takes no time.
     """
-    if config.segmentation_network.name != "unet" or math.prod(shape) < _LEAST_GRID:
+    if device not in ("cpu", "cuda") or config.segmentation_network.name != "unet":
+        return
+    if math.prod(shape) < _LEAST_GRID:
         return
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     model = {

@@ -102,6 +102,11 @@ class ProjectLabels(ProjectCases):
                 return array
         return read_scan_label(path, label)
 
+    def grid_sha256(self, case_id: str, version: str) -> str:
+        """SHA-256 of a label's voxels on the present training grid; errors as of :meth:`label`."""
+        moved = self.attributes(case_id).grid_sha256
+        return moved.get(version, self._version(case_id, version).sha256)
+
     def label_versions(self, case_id: str) -> list[LabelVersion]:
         """All label versions of a case, oldest first."""
         return self._ledger.versions(self.case(case_id).case_id)

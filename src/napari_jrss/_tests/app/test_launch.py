@@ -27,9 +27,11 @@ from napari_jrss._tests.training.phantoms import (
     tiny_config,
     weights,
 )
+from napari_jrss.app.planning import change_plan, propose
 from napari_jrss.app.rounds.launch import InLaunchedProcess, LaunchError, RunOn
 from napari_jrss.app.rounds.train import train
 from napari_jrss.cli import app
+from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.networks.weights import StateDict
 from napari_jrss.processes import ProcessError
@@ -146,6 +148,24 @@ def test_by_ssh_with_copies_it_is_the_round_of_this_process(
     # When the series has ended, nothing is kept there.
     left = {p.suffix for p in server.home.rglob("*") if p.is_file()}
     assert left <= {".lock"}
+
+
+@needs_sshd
+def test_by_ssh_after_a_change_of_the_plan_and_without_a_registration_network(
+    far: RunOn, project: Project, tmp_path: Path
+) -> None:
+    """The cases are in another folder then, and their labels on another grid."""
+    wishes = PreprocessingConfig(spacing_mm=tuple(1.25 * s for s in project.grid.spacing_mm))
+    change_plan(project, propose(project, "2h", wishes)["balanced"], workers=1)
+    config = tiny_config(
+        registration={"epochs": 0, "minimum_steps": 0},
+        joint={"student": "perturbed", "segmentation_epochs": 1, "registration_epochs": 0},
+    )
+    with Project.open(shutil.copytree(project.path, tmp_path / "here.jrss")) as here:
+        list(train(here, config, 1, Never(), device="cpu"))
+        known = [weights(entry.folder) for entry in here.rounds()]
+    list(train(project, config, 1, Never(), executor=executor(project, far)))
+    assert_as_expected(project, known)
 
 
 @needs_sshd

@@ -179,6 +179,7 @@ def test_the_machine_learns_its_speed(tmp_path: Path, monkeypatch: pytest.Monkey
     learn_speed("cpu", {"mono_segmentation": model}, config, shape, 4)
     assert cost.this_machine("cpu").speed == pytest.approx(2.0)
     learn_speed("cpu", {"mono_segmentation": 99.0}, preset("paper"), shape, 4)
+    learn_speed("cpu by ssh", {"mono_segmentation": 99.0}, config, shape, 4)
     assert cost.this_machine("cpu").speed == pytest.approx(2.0)
     (tmp_path / "napari-jrss" / "speed.json").write_text("damaged")
     assert not cost.this_machine("cpu").known

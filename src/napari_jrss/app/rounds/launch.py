@@ -248,14 +248,13 @@ class InLaunchedProcess:
         """The round, with the checksums of what it reads and has, where that must be copied."""
         snapshot = project.snapshot(entry.number)
         labels = {
-            case_id: label.sha256
+            case_id: project.grid_sha256(case_id, version)
             for case_id, version in snapshot.label_versions.items()
-            for label in project.label_versions(case_id)
-            if label.version == version
         }
         order = RoundOrder(
             number=entry.number,
             parent=entry.parent,
+            cases=project.cases_path.name,
             description=RoundDescription.of(snapshot, entry.files.training_config()),
             labels=labels,
         )
@@ -271,7 +270,7 @@ class InLaunchedProcess:
                 paths += files_below(store.label_folder(case, version))
         if entry.parent is not None:
             parent = project.round(entry.parent).files
-            paths += [parent.teacher, parent.registration]
+            paths += filter(Path.exists, (parent.teacher, parent.registration))
             for case_id in snapshot.unlabelled:
                 paths += files_below(parent.predictions / f"{case_id}.zarr")
         return order.model_copy(

@@ -43,7 +43,7 @@ from napari_jrss.io.transfer import (
 )
 from napari_jrss.io.zarr_check import read_array
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.folder import CASES, ROUNDS
+from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.records import round_folder
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image
 
@@ -96,6 +96,8 @@ class RoundOrder(BaseModel):
     ----------
     number, parent
         Of the round, and of that whose teacher it starts from.
+    cases
+        Name of the project's folder of cases, which is another one after a change of the plan.
     description
         Its settings and its cases.
     labels
@@ -107,6 +109,7 @@ class RoundOrder(BaseModel):
 
     number: int
     parent: int | None
+    cases: str
     description: RoundDescription
     labels: dict[str, str]
     inputs: dict[str, str] = {}
@@ -142,17 +145,15 @@ class RoundOrder(BaseModel):
         return RoundTask(self.number, snapshot, said.training, folder, parent)
 
     def _image(self, root: Path, case_id: str) -> Image:
-        path = store.case_path(root / CASES, case_id)
+        path = store.case_path(root / self.cases, case_id)
         image = store.read_image(path)
         if image.shape != self.description.shape:
             raise ProjectError(f"{path}: isn't on the training grid")
         return image
 
     def _label(self, root: Path, case_id: str) -> NDArray[Any]:
-        path, version = (
-            store.case_path(root / CASES, case_id),
-            self.description.label_versions[case_id],
-        )
+        path = store.case_path(root / self.cases, case_id)
+        version = self.description.label_versions[case_id]
         label = read_array(store.label_folder(path, version))
         if store.fingerprint(label) != self.labels[case_id]:
             raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
