@@ -210,9 +210,15 @@ def make_plans(
     table: LabelTable,
     machine: Machine,
     wishes: PreprocessingConfig | None = None,
+    budget_s: float | None = None,
+    extent_mm: Triple | None = None,
 ) -> dict[Level, Plan]:
-    """The plan of each level; see :func:`make_plan`."""
-    return {level: make_plan(facts, table, machine, level, None, wishes) for level in BUDGETS_S}
+    """The plan of each level, or the one for a budget; see :func:`make_plan`."""
+    levels: tuple[Level, ...] = ("balanced",) if budget_s else tuple(BUDGETS_S)
+    return {
+        level: make_plan(facts, table, machine, level, budget_s, wishes, extent_mm)
+        for level in levels
+    }
 
 
 def _frame(

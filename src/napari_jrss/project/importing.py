@@ -23,7 +23,7 @@ from napari_jrss.preprocess.cost import this_machine
 from napari_jrss.preprocess.facts import ScanFacts, scan_facts
 from napari_jrss.preprocess.grid import widest_scan
 from napari_jrss.preprocess.ingest import IngestResult
-from napari_jrss.preprocess.plan import BUDGETS_S, FEWEST_VOXELS, Level, Plan, make_plan
+from napari_jrss.preprocess.plan import FEWEST_VOXELS, Level, Plan, make_plans
 from napari_jrss.progress_bar import Bar, counting
 from napari_jrss.project.cases import ProjectCases
 
@@ -163,14 +163,9 @@ def look_into(
                 yield found
                 if cancel.is_set():
                     return
-        levels: tuple[Level, ...] = ("balanced",) if budget_s else tuple(BUDGETS_S)
-        machine = this_machine()
-        plans = {
-            level: make_plan(facts, table, machine, level, budget_s, wishes)
-            for level in levels
-            if facts  # else the import says why no scan can be read
-        }
-        found = replace(found, plans=plans)
+        if facts:  # else the import says why no scan can be read
+            plans = make_plans(facts, table, this_machine(), wishes, budget_s)
+            found = replace(found, plans=plans)
     yield replace(found, complete=True)
 
 

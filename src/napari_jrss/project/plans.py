@@ -19,7 +19,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.cost import this_machine
 from napari_jrss.preprocess.facts import ScanFacts, gather, some_of
 from napari_jrss.preprocess.pipeline import grid_on_box
-from napari_jrss.preprocess.plan import BUDGETS_S, Level, Plan, make_plan
+from napari_jrss.preprocess.plan import Level, Plan, make_plans
 from napari_jrss.preprocess.regrid import case_facts, regrid_case
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.processes import in_processes
@@ -68,11 +68,7 @@ class ProjectPlans(ProjectSources):
         if grid.affine is not None:  # all scans lie in one frame, which stays
             z, y, x = (n * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True))
             extent = z, y, x
-        levels: tuple[Level, ...] = ("balanced",) if budget_s else tuple(BUDGETS_S)
-        return {
-            level: make_plan(facts, self.table, machine, level, budget_s, wishes, extent)
-            for level in levels
-        }
+        return make_plans(facts, self.table, machine, wishes, budget_s, extent)
 
     def change_plan(
         self, plan: Plan, author: str | None = None, workers: int | None = None
