@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-UNDO, REDO, NEXT_UNCERTAIN, INTERPOLATE, ACCEPT, NEXT_CASE, ALONE, CONTOURS, SEARCH, SHEET = (
-    *("Control-Z", "Control-Shift-Z", "U", "I", "Shift-A", "Shift-N"),
-    *("S", "O", "F3", "? or F1"),
-)
+UNDO, REDO, NEXT_UNCERTAIN, INTERPOLATE = "Control-Z", "Control-Shift-Z", "U", "I"
+ALONE, CONTOURS, PLANES, SEARCH = "S", "O", "Shift-P", "F3"
+ACCEPT, NEXT_CASE, SHEET = "Shift-A", "Shift-N", "? or F1"
 REVIEW: Mapping[str, str] = MappingProxyType(
     {
         UNDO: "Undo, across the brush, the tools and the drafts",
@@ -15,6 +14,7 @@ REVIEW: Mapping[str, str] = MappingProxyType(
         INTERPOLATE: "Interpolate the chosen structure between the slices that you painted",
         ALONE: "Show only the chosen structure, or all of them",
         CONTOURS: "Show the label filled, or its outlines",
+        PLANES: "Show three planes, or one; T moves their crosshair to the mouse",
         SEARCH: "Search a structure",
         ACCEPT: "Accept the case",
         NEXT_CASE: "Open the next case",

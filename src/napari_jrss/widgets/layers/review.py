@@ -72,6 +72,7 @@ class ReviewLayers(LayerSet):
         self._case: OpenCase | None = None
         self._table: LabelTable | None = None
         self._aside: list[Layer] = []
+        self._mirrors: list[tuple[Layer, Layer]] = []
         without_brush_box(viewer)
         self._outlines = False
         # Before the layers follow: napari draws no outlines in 3D, and warns of each.
@@ -146,7 +147,7 @@ class ReviewLayers(LayerSet):
     def show_edit(self, edit: Edit) -> None:
         """Show a change of the label that wasn't painted."""
         if self.label is not None and not edit.shown:
-            self.label.refresh()
+            self._refresh(self.label)
 
     def recolour(self, case: OpenCase) -> None:
         """Show the structures' present colours and names."""
@@ -332,16 +333,43 @@ class ReviewLayers(LayerSet):
                 case.screening.target(case.screened.tau, out=layer.data)
             else:
                 case.shown(case.screening.target(case.screened.tau), out=layer.data)
-            layer.refresh()
+            self._refresh(layer)
+
+    def mirror(self, layer: Layer, copy: Layer) -> list[Any]:
+        """Let a copy of a layer in another plane, of the same array, take its keys and strokes.
+
+        Returns what ends that: pairs of a signal and what is connected to it, and functions.
+        """
+        if layer not in self._layers.values():
+            return []
+        self._bind_keys(copy)
+        pair = (layer, copy)
+        self._mirrors.append(pair)
+        ends: list[Any] = [lambda: self._mirrors.remove(pair)]
+        if layer is self.label:
+            copy.events.paint.connect(self._stroke)
+            ends.append((copy.events.paint, self._stroke))
+        return ends
+
+    def _refresh(self, layer: Layer) -> None:
+        """Draw a layer again, in every plane, after its voxels changed in place."""
+        layer.refresh()
+        for own, copy in self._mirrors:
+            if own is layer:
+                copy.refresh()
+
+    def _bind_keys(self, layer: Layer) -> None:
+        for key, command in self._keys.items():
+            layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
 
     def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
         selected = self._viewer.layers.selection.active
+        self._layers[kind] = layer  # other planes ask for it as soon as it is in the viewer
         if place is None:
             self._viewer.layers.append(layer)
         else:
             self._viewer.layers.insert(place, layer)
-        for key, command in self._keys.items():
-            layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
+        self._bind_keys(layer)
         self._keep(kind, layer)
         if selected is not None and selected in self._viewer.layers:
             self._viewer.layers.selection.active = selected

@@ -27,6 +27,7 @@ from napari_jrss.widgets.dialogs.review import (
     ask_replace,
 )
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
+from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
@@ -63,6 +64,7 @@ class ReviewTab(Tab):
                 keys.INTERPOLATE: self._do(self._interpolate),
                 keys.ALONE: lambda: self.view.alone.toggle(),
                 keys.CONTOURS: lambda: self.view.outlines.toggle(),
+                keys.PLANES: lambda: self.view.planes.click(),
                 keys.SEARCH: lambda: self.structures.search.setFocus(),
                 keys.ACCEPT: self.accept_case,
                 keys.NEXT_CASE: self._open_next,
@@ -113,6 +115,8 @@ class ReviewTab(Tab):
         self.view.brightness.connect(self._brightness_chosen)
         self.view.alone.toggled.connect(self.layers.set_alone)
         self.view.outlines.toggled.connect(self.layers.set_outlines)
+        self.planes = LinkedPlanes(self._viewer, self.layers)
+        self.view.planes.toggled.connect(self.planes.show)
         self.brush = BrushPanel()
         self.brush.chosen.connect(self.layers.set_mode)
         self.brush.sized.connect(self.layers.set_brush)
@@ -474,6 +478,7 @@ class ReviewTab(Tab):
         self._viewer.dims.events.current_step.disconnect(self._slice_changed)
         if self._review.case is not None:
             self._review.case.editor.sync()
+        self.planes.close()
         self.layers.close()
         super().closeEvent(event)
 

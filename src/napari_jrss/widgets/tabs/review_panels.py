@@ -22,6 +22,7 @@ from napari_jrss.times import local_time
 from napari_jrss.training.screening import Screened
 from napari_jrss.widgets.controls import button, in_column, in_row, wrapped
 from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, PSEUDO, UNCERTAINTY
+from napari_jrss.widgets.planes import AVAILABLE
 
 _SLIDER_STEPS = 1000  # of tau, from 0 to 1
 
@@ -53,7 +54,7 @@ NEXT = "Next uncertain"
 
 
 class ViewPanel(QWidget):
-    """How the scan and the label are shown: brightness, one structure alone, outlines."""
+    """How scan and label are shown: brightness, one structure alone, outlines, planes."""
 
     brightness = Signal(str)
     """The name of a preset of the brightness."""
@@ -73,7 +74,16 @@ class ViewPanel(QWidget):
             "Only the chosen", toolTip="Show only the structure that is chosen (S)"
         )
         self.outlines = QCheckBox("Outlines", toolTip="Show the label as outlines (O)")
-        row = in_row(self.window, self.alone, self.outlines, stretch=(1,))
+        self.planes = QCheckBox(
+            "3 planes",
+            toolTip="Show the scan from three sides at once; each takes the brush and every tool "
+            "(Shift+P). T moves the crosshair to the mouse."
+            if AVAILABLE
+            else "Shows the scan from three sides at once. It needs the plugin "
+            "napari-orthogonal-views: pip install 'napari-jrss[planes]'",
+            enabled=AVAILABLE,
+        )
+        row = in_row(self.window, self.alone, self.outlines, self.planes, stretch=(1,))
         in_column(self, row).setContentsMargins(0, 0, 0, 0)
 
     def show_case(self, case: OpenCase | None) -> str:
