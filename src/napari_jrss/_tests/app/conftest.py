@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from napari_jrss._tests.app.phantoms import give_teacher
+from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.label_files import label_table_from_csv
 from napari_jrss.io.layouts import discover
@@ -39,3 +41,21 @@ def project(trainable_once: Path, tmp_path: Path) -> Iterator[Project]:
     with Project.open(shutil.copytree(trainable_once, tmp_path / "brain.jrss")) as opened:
         yield opened
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def taught_once(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic project with a teacher."""
+    path = shutil.copytree(trainable_once, tmp_path_factory.mktemp("taught") / "brain.jrss")
+    with Project.open(path) as project:
+        give_teacher(project)
+    return path
+
+
+@pytest.fixture
+def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
+    """A session on a copy of it."""
+    session = Session(author="anna")
+    session.open(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
+    yield session
+    session.close()

@@ -19,27 +19,8 @@ from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.predictions import prediction_path
 from napari_jrss.project.corrections import recover, unsaved
-from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split, Status
 from napari_jrss.training.events import Event, StageStarted
-
-
-@pytest.fixture(scope="session")
-def taught_once(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic project with a teacher."""
-    path = shutil.copytree(trainable_once, tmp_path_factory.mktemp("taught") / "brain.jrss")
-    with Project.open(path) as project:
-        give_teacher(project)
-    return path
-
-
-@pytest.fixture
-def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
-    """A session on a copy of it."""
-    session = Session(author="anna")
-    session.open(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
-    yield session
-    session.close()
 
 
 def unlabelled(session: Session) -> str:

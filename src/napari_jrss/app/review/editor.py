@@ -52,17 +52,20 @@ class Edit:
     origins: tuple[Origin, Origin] | None = None
     # Whether the window shows it already: it was painted, and no voxel of it was refused.
     shown: bool = False
+    # Voxels that the person pointed at where a tool changed more than these; as `indices`.
+    drawn: NDArray[np.intp] | None = None
 
     @property
     def inverse(self) -> Edit:
         """The action that undoes this one."""
         origins = None if self.origins is None else (self.origins[1], self.origins[0])
-        return Edit(self.name, self.indices, self.after, self.before, origins)
+        return Edit(self.name, self.indices, self.after, self.before, origins, drawn=self.drawn)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps in memory, with the label of its former origin."""
         own = self.indices.nbytes + self.before.nbytes + self.after.nbytes
+        own += 0 if self.drawn is None else self.drawn.nbytes
         return own if self.origins is None else own + self.origins[0].label.nbytes
 
 
@@ -174,6 +177,16 @@ class LabelEditor:
                 found.update(np.unravel_index(ours, self.label.shape)[axis].tolist())
         return sorted(found)
 
+    def painted(self) -> NDArray[np.bool_]:
+        """Voxels (z, y, x) that a person painted or pointed at, and that nothing changed since."""
+        found = np.zeros(self.label.size, bool)
+        with self._lock:
+            for edit in self._undo_stack:
+                found[edit.indices] = edit.name == BY_HAND
+                if edit.drawn is not None:
+                    found[edit.drawn] = True
+        return found.reshape(self.label.shape)
+
     # -- changes
 
     def sync(self, name: str = BY_HAND, within: Box | None = None) -> Edit | None:
@@ -208,10 +221,7 @@ class LabelEditor:
     def _written(self, within: Box | None) -> NDArray[np.intp]:
         """Voxels that differ from the last action's, as indices into the flattened label."""
         if within is not None:
-            box = np.nonzero(self.label[within] != self._known[within])
-            starts = [s.indices(n)[0] for s, n in zip(within, self.label.shape, strict=True)]
-            places = tuple(found + start for found, start in zip(box, starts, strict=True))
-            return np.ravel_multi_index(places, self.label.shape)
+            return self._flat(np.nonzero(self.label[within] != self._known[within]), within)
         # Slice by slice, which the processor's cache holds.
         found = [
             np.flatnonzero(differs) + z * differs.size
@@ -220,15 +230,35 @@ class LabelEditor:
         ]
         return np.concatenate(found) if found else np.zeros(0, np.intp)
 
-    def replace(self, name: str, label: Label, seen: Label | None = None) -> Edit | None:
-        """Make the label equal to another one (z, y, x) as one action; locked structures stay.
+    def replace(
+        self,
+        name: str,
+        label: Label,
+        seen: Label | None = None,
+        within: Box | None = None,
+        drawn: NDArray[np.intp] | None = None,
+    ) -> Edit | None:
+        """Make the label equal to another one as one action; locked structures stay.
 
-        A voxel that was painted since `seen`, the label that the new one was computed from, stays
-        as painted. Returns None if nothing changed.
+        Returns None if nothing changed.
+
+        Parameters
+        ----------
+        name
+            Name of the action, for the person.
+        label
+            The other one (z, y, x), or its part in a box.
+        seen
+            What it was computed from; a voxel that was painted since then stays as painted.
+        within
+            The box; None: the whole volume.
+        drawn
+            Voxels that the person pointed at, as indices into the flattened label; they count as
+            painted by hand.
         """
         with self._lock:
             self.sync()
-            edit = self._edit(name, label, seen)
+            edit = dataclasses.replace(self._edit(name, label, seen, within), drawn=drawn)
             return self._make(edit) if edit.indices.size else None
 
     def begin(self, name: str, label: Label, draft: str) -> Edit:
@@ -265,17 +295,27 @@ class LabelEditor:
         self.changed.emit(inverse)
         return inverse
 
-    def _edit(self, name: str, label: Label, seen: Label | None = None) -> Edit:
+    def _edit(
+        self, name: str, label: Label, seen: Label | None = None, within: Box | None = None
+    ) -> Edit:
         """The action that leads to another label, but for locked structures."""
-        flat, new = self.label.reshape(-1), label.reshape(-1)
-        changed = flat != new
+        now = self.label if within is None else self.label[within]
+        changed = now != label
         if seen is not None:
-            changed &= flat == seen.reshape(-1)
-        indices = np.flatnonzero(changed)
-        before = flat[indices]
-        after = new[indices]
+            changed &= now == seen
+        before, after = now[changed], label[changed]
+        if within is None:
+            indices = np.flatnonzero(changed)
+        else:
+            indices = self._flat(np.nonzero(changed), within)
         allowed = ~self._forbidden(before, after)
         return Edit(name, indices[allowed], before[allowed], after[allowed])
+
+    def _flat(self, places: tuple[NDArray[np.intp], ...], within: Box) -> NDArray[np.intp]:
+        """Voxels of a box as indices into the flattened label."""
+        starts = [s.indices(n)[0] for s, n in zip(within, self.label.shape, strict=True)]
+        whole = tuple(found + start for found, start in zip(places, starts, strict=True))
+        return np.ravel_multi_index(whole, self.label.shape)
 
     def _make(self, edit: Edit) -> Edit:
         self._write(edit)

@@ -234,6 +234,14 @@ class OpenCase:
         found += [_draft_choice(draft) for draft in (*self.drafts, BLANK)]
         return found
 
+    def check_editable(self, index: int) -> None:
+        """:class:`ProjectError` if there is no such structure, or it was accepted."""
+        names = self.table.names
+        if not 0 < index < len(names):
+            raise ProjectError(f"there is no structure {index}")
+        if index in self.editor.locked:
+            raise ProjectError(f"{names[index]} is accepted; withdraw that before changing it")
+
     def missing(self) -> list[str]:
         """Names of structures without a voxel in the label, though they are expected.
 

@@ -8,7 +8,7 @@ from psygnal import Signal
 
 from napari_jrss.app.review import repairs
 from napari_jrss.app.review.open_case import CurrentCase, draft_in_words
-from napari_jrss.errors import ProjectError
+from napari_jrss.app.review.region_stroke import RegionStroke
 from napari_jrss.snapshot import Label
 
 
@@ -23,6 +23,7 @@ class Tools:
     def __init__(self, current: CurrentCase) -> None:
         self._workspace = current.workspace
         self._current = current
+        self.region = RegionStroke(current)  # from one stroke on a slice to a region in 3D
         self.working = ""  # what the tools are at, such as "smooth: liver"; empty if at nothing
 
     def smooth(self, index: int) -> None:
@@ -72,11 +73,8 @@ class Tools:
     def _tool(self, name: str, index: int, tool: Callable[[Label], Label]) -> None:
         self._workspace.open_project.check_writable()
         case = self._current.open_case
+        case.check_editable(index)
         names = case.table.names
-        if not 0 < index < len(names):
-            raise ProjectError(f"there is no structure {index}")
-        if index in case.editor.locked:
-            raise ProjectError(f"{names[index]} is accepted; withdraw that before changing it")
 
         def work() -> None:
             try:
