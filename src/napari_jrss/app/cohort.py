@@ -92,6 +92,7 @@ class Cohort:
             return []
         counts = project.label_counts()
         teacher = project.teacher
+        trained = None if teacher is None else project.before_quick(teacher)
         hidden = {c.case_id for c in project.cases() if c.reference_version and not c.label_version}
         return [
             CaseRow(
@@ -99,7 +100,7 @@ class Cohort:
                 case.split,
                 case.status,
                 counts.get(case.case_id, 0) - (case.case_id in hidden),
-                self._known(case, teacher),
+                self._known(case, teacher) or self._known(case, trained),
                 self._problems.get(case.case_id, ""),
             )
             for case in project.cases()
@@ -151,10 +152,15 @@ class Cohort:
                 self._appearances[case_id] = appearance_of(project, case_id)
                 changed = True
             if teacher is not None and self._known(case, teacher) is None:
-                figures = prediction_figures(project, case, teacher)
-                if figures is not None:
-                    self._figures[case_id] = (_basis(case, teacher), figures)
-                    changed = True
+                # a quick round predicts some cases only; for the others, the training before it
+                for entry in (teacher, project.before_quick(teacher)):
+                    figures = prediction_figures(project, case, entry)
+                    if figures is not None:
+                        known = (_basis(case, entry), figures)
+                        changed = changed or self._figures.get(case_id) is None
+                        changed = changed or self._figures[case_id][0] != known[0]
+                        self._figures[case_id] = known
+                        break
             self._problems.pop(case_id, None)
         except (ProjectError, ScanError, OSError) as error:
             changed = self._problems.get(case_id) != str(error)

@@ -71,7 +71,9 @@ def work_state(
     labelled = [case for case in to_train if case.labelled]
     teacher = None if project is None else project.teacher
     left = len(to_train) - len(labelled)
-    fresh = _unseen(labelled, teacher)
+    # what a quick round learned is still new to the next training
+    trained = None if project is None or teacher is None else project.before_quick(teacher)
+    fresh = _unseen(labelled, trained)
     step, action = _next(project, to_train, labelled, teacher, len(fresh), training)
     if importing:
         step, action = Step.IMPORT, "The scans are being read."

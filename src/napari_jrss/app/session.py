@@ -17,6 +17,7 @@ from napari_jrss.app.pairs.pairs import Pairs
 from napari_jrss.app.planning import change_plan
 from napari_jrss.app.review.review import Review
 from napari_jrss.app.rounds.control import RoundControl
+from napari_jrss.app.rounds.learning import Learning
 from napari_jrss.app.runner import BusyError, JobRunner
 from napari_jrss.app.workspace import Workspace
 from napari_jrss.config import PreprocessingConfig
@@ -41,6 +42,8 @@ class Session:
         self.cohort = Cohort(workspace)
         self.review = Review(workspace, self.cohort)
         self.rounds = RoundControl(workspace)
+        self.learning = Learning(workspace, self.cohort)
+        self.review.accepted.connect(self.learning.accepted)
         self.pairs = Pairs(workspace, self.review)
         self._keep_open = False
 
@@ -119,6 +122,7 @@ class Session:
         workspace.require_idle()
         workspace.require_no_training()
         self.cohort.stop()
+        self.learning.stop()
         self.review.leave_project()
         author = workspace.author or None
 
@@ -142,11 +146,13 @@ class Session:
         runners = (
             workspace.training,
             workspace.inference,
+            workspace.learning,
             self.cohort.summaries,
             self.rounds.estimator,
         )
         workspace.training.cancel()
         workspace.inference.cancel()
+        self.learning.stop(timeout=0)
         self.rounds.estimator.cancel()
         self.cohort.stop(timeout=0)
         kept = workspace.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
@@ -169,6 +175,7 @@ class Session:
         workspace = self.workspace
         if workspace.project is not None:
             self.cohort.stop()
+            self.learning.stop()
             self.review.leave_project()
             if not self._keep_open:
                 workspace.project.close()

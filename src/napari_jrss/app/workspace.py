@@ -30,6 +30,8 @@ class Workspace:
         # Runners of the long and of the short jobs; they don't wait for one another.
         self.training = JobRunner("training")
         self.inference = JobRunner("inference")
+        # Learns from accepted labels; a training ends what runs there.
+        self.learning = JobRunner("learning")
 
     @property
     def open_project(self) -> Project:
@@ -49,6 +51,11 @@ class Workspace:
         """Raise a :class:`BusyError` while a short job runs."""
         if self.inference.state.busy:
             raise BusyError("another job is running; wait for it, or stop it first")
+
+    def stop_learning(self, timeout: float | None = 10.0) -> bool:
+        """End what learns at once; whether it ended within `timeout` seconds."""
+        self.learning.cancel()
+        return self.learning.wait(timeout)
 
     def require_no_training(self) -> None:
         """Raise a :class:`BusyError` while a round runs."""

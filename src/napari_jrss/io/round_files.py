@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,29 @@ from napari_jrss.io.predictions import (
 from napari_jrss.snapshot import CohortSnapshot
 
 
+class QuickPlan(BaseModel):
+    """What a quick round does, which learns from labels that were accepted just now.
+
+    Attributes
+    ----------
+    new
+        Cases whose label the teacher hasn't seen.
+    steps
+        Of the optimiser.
+    judged
+        Cases on which the teacher is compared before and after: validation cases or, without any,
+        labelled cases that it has seen before.
+    predicted
+        Cases that the new teacher predicts before the round ends; others wait until they are
+        opened.
+    """
+
+    new: list[str]
+    steps: int
+    judged: list[str] = []
+    predicted: list[str] = []
+
+
 class RoundDescription(BaseModel):
     """What ``config.json`` says of a round: its settings, and the cases that it uses."""
 
@@ -34,10 +58,15 @@ class RoundDescription(BaseModel):
     label_versions: Mapping[str, str] = {}  # label version of each labelled and validation case
     # Number of rounds that were to follow, so that an interrupted series can be resumed.
     rounds_left: int = 0
+    quick: QuickPlan | None = None  # None: an ordinary round
 
     @classmethod
     def of(
-        cls, snapshot: CohortSnapshot, config: TrainingConfig, rounds_left: int = 0
+        cls,
+        snapshot: CohortSnapshot,
+        config: TrainingConfig,
+        rounds_left: int = 0,
+        quick: QuickPlan | None = None,
     ) -> RoundDescription:
         """Describe a round that is about to start."""
         return cls(
@@ -50,6 +79,7 @@ class RoundDescription(BaseModel):
             validation=list(snapshot.validation),
             label_versions=snapshot.label_versions,
             rounds_left=rounds_left,
+            quick=quick,
         )
 
 
@@ -105,6 +135,14 @@ class RoundFiles:
     def write_prediction(self, case_id: str, prediction: Prediction) -> None:
         """Write the teacher's prediction of a case; it replaces an earlier one."""
         write_prediction(self.predictions, case_id, prediction)
+
+    def drop(self) -> None:
+        """Remove the weights, training states and predictions of a round that is given up."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+        if self.predictions.is_dir():
+            shutil.rmtree(self.predictions)
+        self.sweep()
 
     def sweep(self) -> None:
         """Remove what a killed run left half written; only while nobody writes there."""

@@ -32,6 +32,7 @@ _SECONDS = {
     "registration": (2.1, 0.04),
     "prediction": (0.9, 0.0),
     "deformation": (1.4, 0.0),
+    "quick": (3.4, 0.03),
 }
 # Seconds of a step apart from its voxels; a student's step is two.
 _EACH_STEP = 0.05
@@ -43,7 +44,7 @@ _BYTES = {
     "prediction": (450, 8),
     "deformation": (100, 0),
 }
-ON_CROPS = ("mono_segmentation", "student")
+ON_CROPS = ("mono_segmentation", "student", "quick")
 """Stages whose steps see crops, where the settings want crops."""
 
 _HELD = 2  # what a step frees, the C library keeps in part

@@ -27,6 +27,7 @@ from napari_jrss.project.records import (
     HistoryEntry,
     LabelVersion,
     Round,
+    RoundKind,
     RoundOutcome,
     Split,
     Status,
@@ -343,6 +344,8 @@ class Ledger:
         parent: int | None,
         config: str,
         roles: Mapping[str, tuple[str, str | None]],
+        kind: RoundKind = RoundKind.TRAINING,
+        detail: str = "",
     ) -> None:
         """Register a round whose folder is in place: case id -> (role, label version)."""
         with self.writing() as connection:
@@ -351,15 +354,22 @@ class Ledger:
             ).fetchall():
                 _end_round(connection, left, RoundOutcome.CANCELLED, "left unfinished")
             connection.execute(
-                "INSERT INTO rounds (number, parent, started, outcome, config_sha256) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (number, parent, now(), RoundOutcome.RUNNING, sha256(config.encode()).hexdigest()),
+                "INSERT INTO rounds (number, parent, started, outcome, config_sha256, kind) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    number,
+                    parent,
+                    now(),
+                    RoundOutcome.RUNNING,
+                    sha256(config.encode()).hexdigest(),
+                    kind,
+                ),
             )
             connection.executemany(
                 "INSERT INTO round_cases VALUES (?, ?, ?, ?)",
                 [(number, case_id, *role) for case_id, role in roles.items()],
             )
-            _log(connection, Event.ROUND_STARTED, round_number=number)
+            _log(connection, Event.ROUND_STARTED, detail, round_number=number)
 
     def resume_round(self, number: int) -> None:
         """Record that an unfinished round goes on."""
@@ -388,7 +398,7 @@ class Ledger:
         """All rounds by number; `folder` is where their folders lie."""
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT number, parent, outcome, started, finished, config_sha256, metrics "
+                "SELECT number, parent, outcome, started, finished, config_sha256, metrics, kind "
                 "FROM rounds ORDER BY number"
             ).fetchall()
             used: dict[int, dict[str, str]] = {}
@@ -407,6 +417,7 @@ class Ledger:
                     config_sha256=row[5],
                     label_versions=used.get(row[0], {}),
                     metrics=dict(json.loads(row[6])),
+                    kind=RoundKind(row[7]),
                 )
                 for row in rows
             ]

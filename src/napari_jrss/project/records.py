@@ -46,6 +46,13 @@ class RoundOutcome(StrEnum):
     FAILED = "failed"
 
 
+class RoundKind(StrEnum):
+    """What a round is: a training that a person started, or a quick one after an accepted label."""
+
+    TRAINING = "training"
+    QUICK = "quick"
+
+
 class Event(StrEnum):
     """What can happen in a project, as the history lists it."""
 
@@ -141,6 +148,7 @@ class Round:
     # Label version of each labelled and validation case, as the round uses them.
     label_versions: Mapping[str, str]
     metrics: Mapping[str, object]  # what the engine measured
+    kind: RoundKind = RoundKind.TRAINING
 
     @property
     def files(self) -> RoundFiles:

@@ -18,6 +18,7 @@ from napari_jrss.project.labels import ProjectLabels
 from napari_jrss.project.records import (
     LabelVersion,
     Round,
+    RoundKind,
     RoundOutcome,
     Split,
     round_folder,
@@ -46,14 +47,19 @@ class ProjectRounds(ProjectLabels):
         raise ProjectError(f"{self.path}: has no round {number}")
 
     def start_round(
-        self, parent: int | None, config_json: str, label_versions: Mapping[str, str]
+        self,
+        parent: int | None,
+        config_json: str,
+        label_versions: Mapping[str, str],
+        kind: RoundKind = RoundKind.TRAINING,
+        detail: str = "",
     ) -> Round:
         """Begin a round: its number, its folder, and the labels as it will use them.
 
         A round that was left running by a program that died counts as cancelled from now on.
         `parent` is the finished round whose teacher it starts from, None for pre-training;
         `config_json` goes to the folder's ``config.json``; `label_versions` are those of a
-        snapshot.
+        snapshot. `detail` is kept in the history.
         """
         self.check_writable()
         if parent is not None and self.round(parent).outcome is not RoundOutcome.FINISHED:
@@ -78,7 +84,7 @@ class ProjectRounds(ProjectLabels):
             sync_folder(folder.parent)
         except OSError as error:
             raise ProjectError(f"{folder}: can't be written ({from_os_error(error)})") from error
-        self._ledger.add_round(number, parent, config_json, roles)
+        self._ledger.add_round(number, parent, config_json, roles, kind, detail)
         _logger.info("round %d begins: %s", number, " ".join(config_json.split()))
         return self.round(number)
 
@@ -119,11 +125,18 @@ class ProjectRounds(ProjectLabels):
         self._ledger.set_metrics(number, json.dumps({**known, **metrics}), reason)
 
     def unfinished_round(self) -> Round | None:
-        """The latest round, if it can still be resumed."""
+        """The latest round, if it can still be resumed, which a quick one can't."""
         for entry in self.rounds()[-1:]:
-            if entry.outcome is not RoundOutcome.FINISHED and self.of_this_plan(entry):
-                return entry
+            if entry.kind is RoundKind.QUICK or entry.outcome is RoundOutcome.FINISHED:
+                return None
+            return entry if self.of_this_plan(entry) else None
         return None
+
+    def before_quick(self, entry: Round) -> Round:
+        """The training that a round comes from: itself, or the one before the quick rounds."""
+        while entry.kind is RoundKind.QUICK and entry.parent is not None:
+            entry = self.round(entry.parent)
+        return entry
 
     def promote(self, number: int, author: str | None = None, reason: str = "") -> None:
         """Make a finished round's teacher the current one; an earlier round rolls back."""

@@ -121,11 +121,18 @@ _PLAN = """
     ALTER TABLE project ADD COLUMN cases_folder TEXT NOT NULL DEFAULT 'cases';
 """
 
+# Whether a round is a training, or a short one after a label was accepted.
+_ROUND_KIND = """
+    ALTER TABLE rounds ADD COLUMN kind TEXT NOT NULL DEFAULT 'training'
+        CHECK (kind IN ('training', 'quick'));
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     _TABLES.replace(") STRICT;", ");"),
     _MAKE_STRICT,
     _SCAN_LABELS,
     _PLAN,
+    _ROUND_KIND,
 )
 """Script number i brings a ledger of schema version i to i + 1."""
 

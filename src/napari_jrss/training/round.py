@@ -77,6 +77,8 @@ class RoundTask:
         Where the round writes.
     parent
         Folder of the round whose teacher and registration network this one starts from.
+    anchor
+        For a quick round: folder of the training that it and its parents come from.
     """
 
     number: int
@@ -84,6 +86,7 @@ class RoundTask:
     config: TrainingConfig
     folder: Path
     parent: Path | None = None
+    anchor: Path | None = None
 
     @property
     def files(self) -> RoundFiles:
@@ -118,8 +121,13 @@ def run_round(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
         if not task.files.config.exists():
             description = RoundDescription.of(task.snapshot, task.config)
             write_text(task.files.config, description.model_dump_json(indent=1))
-    metrics = MetricsFile(task.files.metrics)
     work = _pretrain(task, fabric, cancel) if task.parent is None else _joint(task, fabric, cancel)
+    yield from recorded(task, fabric, work)
+
+
+def recorded(task: RoundTask, fabric: Fabric, work: Iterator[Event]) -> Iterator[Event]:
+    """Pass a round's events on, up to a cancellation; those that outlive the run are written."""
+    metrics = MetricsFile(task.files.metrics)
     for event in work:
         if fabric.is_global_zero:
             metrics.add(event)

@@ -63,6 +63,7 @@ class Review:
     label_changed = Signal(Edit)
     # The case was accepted, rejected or skipped, or a structure was accepted.
     status_changed = Signal()
+    accepted = Signal(str)  # the case of this id has a new label version
     suggestion_changed = Signal()  # another case is suggested as the next one, see `suggestion`
     unfinished_changed = Signal()  # the list `unfinished` changed
 
@@ -319,6 +320,7 @@ class Review:
                 f"{case.case_id}: saved as {version_in_words(version)} ({how})"
             )
             self._decided(go_on)
+            self.accepted.emit(case.case_id)
 
         self.queue.submit(accept)
 

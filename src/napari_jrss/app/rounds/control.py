@@ -67,6 +67,8 @@ class RoundRow:
     # What to know before its teacher is trusted, such as structures that it hasn't learned.
     warning: str = ""
     resumable: bool = False  # whether `RoundControl.resume` goes on with it
+    # Of a quick round: the cases that it learned from; None for a training.
+    learned_from: tuple[str, ...] | None = None
 
 
 class RoundControl:
@@ -241,6 +243,7 @@ class RoundControl:
                 executor = InLaunchedProcess(project.path, run_on, device, at_once=at_once)
             elif self.own_process:
                 executor = InOwnProcess(project.path, device, at_once=at_once)
+            self._workspace.stop_learning()
             try:
                 if check and run_on is None:
                     check_fits(project, planned, device, cancel)
@@ -264,9 +267,11 @@ class RoundControl:
 
 def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
     try:
-        config = entry.files.training_config()
+        described = entry.files.description()
     except ProjectError:
-        config = None
+        described = None
+    config = None if described is None else described.training
+    quick = None if described is None else described.quick
     return RoundRow(
         number=entry.number,
         parent=entry.parent,
@@ -284,6 +289,7 @@ def _row(entry: Round, is_teacher: bool, resumable: bool) -> RoundRow:
         problem=str(entry.metrics.get("error", "")),
         warning=str(entry.metrics.get(WARNING, "")),
         resumable=resumable,
+        learned_from=None if quick is None else tuple(quick.new),
     )
 
 

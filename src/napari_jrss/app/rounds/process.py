@@ -70,7 +70,7 @@ class InOwnProcess:
         self.device = device
         self._asked_for = device
         self._project = project
-        self._threads = threads or max(1, (os.cpu_count() or 2) - 1)
+        self._threads = threads or default_threads()
         self._at_once = at_once
         self._patience = patience
         self._child: Child | None = None
@@ -162,6 +162,11 @@ class Position:
         from napari_jrss.training.events import Cancelled
 
         return Cancelled(stage=self._stage, step=self._saved)
+
+
+def default_threads() -> int:
+    """CPU threads of a training process: the window keeps one core."""
+    return max(1, (os.cpu_count() or 2) - 1)
 
 
 def _train(parent: Parent) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
-from napari_jrss.io.round_files import RoundDescription
+from napari_jrss.io.round_files import QuickPlan, RoundDescription
 from napari_jrss.preprocess.cost import learn_speed
 from napari_jrss.project.project import Project
-from napari_jrss.project.records import Round, RoundOutcome
+from napari_jrss.project.records import Round, RoundKind, RoundOutcome
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -112,17 +112,24 @@ class InThisProcess:
         assert self._config is not None
         snapshot = project.snapshot(entry.number)
         parent = None if entry.parent is None else project.round(entry.parent).folder
-        task = RoundTask(entry.number, snapshot, self._config, entry.folder, parent)
-        yield from self.run_task(task, cancel)
+        anchor = project.before_quick(entry).folder
+        task = RoundTask(entry.number, snapshot, self._config, entry.folder, parent, anchor)
+        yield from self.run_task(task, cancel, entry.files.description().quick)
 
-    def run_task(self, task: RoundTask, cancel: Cancel) -> Iterator[Event]:
+    def run_task(
+        self, task: RoundTask, cancel: Cancel, quick: QuickPlan | None = None
+    ) -> Iterator[Event]:
         """Run a round that is described without its project; errors as of :meth:`run`."""
+        from napari_jrss.training.quick import run_quick_round
         from napari_jrss.training.round import run_round
 
         assert self._fabric is not None
         config, shape = task.config, task.snapshot.shape
         try:
-            yield from run_round(task, self._fabric, cancel)
+            if quick is None:
+                yield from run_round(task, self._fabric, cancel)
+            else:
+                yield from run_quick_round(task, quick, self._fabric, cancel)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -147,6 +154,8 @@ class PlannedRound:
     rounds_left: int  # how many rounds are to follow it
     pretraining: bool = False  # whether it starts from nothing
     interrupted: Round | None = None  # the round to go on with; None for a new one
+    quick: QuickPlan | None = None  # what a quick round does; None: an ordinary one
+    parent: int | None = None  # of a quick round: the round whose teacher it starts from
 
 
 def train(
@@ -277,11 +286,12 @@ def _run(
 ) -> Iterator[Event]:
     """Run one planned round; the first process records it and how it ended."""
     from napari_jrss.training.events import RoundFinished
+    from napari_jrss.training.quick import KEPT
 
     number = _record_start(project, planned) if executor.first else -1
     entry = project.round(executor.agree(number))
     clock = _Clock()
-    outcome = RoundOutcome.CANCELLED
+    outcome, promote = RoundOutcome.CANCELLED, False
     metrics: dict[str, object] = {}
     try:
         for event in executor.run(project, entry, cancel):
@@ -289,7 +299,7 @@ def _run(
             if isinstance(event, RoundFinished):
                 warnings = (event.warning, _behind(project, entry, event.metrics))
                 event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
-                outcome = RoundOutcome.FINISHED
+                outcome, promote = RoundOutcome.FINISHED, event.metrics.get(KEPT, 1.0) > 0
                 seconds = clock.seconds_per_step()
                 if executor.first:
                     snapshot = project.snapshot(entry.number)
@@ -309,8 +319,9 @@ def _run(
         raise
     finally:
         if executor.first:
-            finished = outcome is RoundOutcome.FINISHED
-            project.finish_round(entry.number, outcome, metrics, promote=finished)
+            project.finish_round(entry.number, outcome, metrics, promote=promote)
+            if planned.quick is not None and outcome is not RoundOutcome.FINISHED:
+                entry.files.drop()  # it isn't resumed
 
 
 def _record_start(project: Project, planned: PlannedRound) -> int:
@@ -318,8 +329,15 @@ def _record_start(project: Project, planned: PlannedRound) -> int:
     if planned.interrupted is not None:
         return project.resume_round(planned.interrupted.number).number
     snapshot, teacher = project.snapshot(), project.teacher
-    description = RoundDescription.of(snapshot, planned.config, planned.rounds_left)
+    description = RoundDescription.of(
+        snapshot, planned.config, planned.rounds_left, planned.quick
+    )
     text = description.model_dump_json(indent=1)
+    if planned.quick is not None:
+        why = f"learns from {', '.join(planned.quick.new)}"
+        return project.start_round(
+            planned.parent, text, snapshot.label_versions, RoundKind.QUICK, why
+        ).number
     parent = None if planned.pretraining or teacher is None else teacher.number
     return project.start_round(parent, text, snapshot.label_versions).number
 
