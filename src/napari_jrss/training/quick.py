@@ -153,9 +153,7 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
     )
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
-    stage = QuickStage(
-        name, student, teacher, tensors, config, fabric, plan.new, plan.steps
-    )
+    stage = QuickStage(name, student, teacher, tensors, config, fabric, plan.new, plan.steps)
     results: dict[Path, nn.Module] = {task.files.student: student, task.files.teacher: teacher}
     if not (yield from train_stage(stage, results, task, fabric, cancel)):
         return
@@ -198,7 +196,7 @@ def _judge(
     cancel: Cancel,
 ) -> Generator[Event, None, list[float] | None]:
     """Mean Dice of each case; None if cancelled."""
-    found = []
+    found: list[float] = []
     for case in cases:
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=len(found))

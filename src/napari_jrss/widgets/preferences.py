@@ -40,12 +40,16 @@ def follow_preferences(session: Session) -> Callable[[], None]:
     def apply_refine(_event: object = None) -> None:
         session.pairs.refined = page.work.refine
 
+    def apply_learn(_event: object = None) -> None:
+        session.learning.after_accept = page.work.learn
+
     apply()
     apply_refine()
+    apply_learn()
     work = page.work.events
     connected = [(each, apply) for each in (page.person.events.author, work.device, work.autosave)]
     # Apart from the others: a change of those must not undo what was ticked in the tab since.
-    connected.append((work.refine, apply_refine))
+    connected += [(work.refine, apply_refine), (work.learn, apply_learn)]
     for signal, follower in connected:
         signal.connect(follower)
 
@@ -54,6 +58,12 @@ def follow_preferences(session: Session) -> Callable[[], None]:
             signal.disconnect(follower)
 
     return end
+
+
+def prefer_learning(on: bool) -> None:
+    """Keep whether each accepted case is learned at once."""
+    page = _page()
+    page.work = page.work.model_copy(update={"learn": on})
 
 
 def _page() -> Any:

@@ -20,7 +20,7 @@ from napari_jrss.project.project import Project
 NOW = len(schema.MIGRATIONS)
 TABLES = ("project", "cases", "label_versions", "rounds", "round_cases", "events", "failed_imports")
 # Of the tables that got more columns since the first version: how many they had.
-_FIRST_COLUMNS = {"project": 6}
+_FIRST_COLUMNS = {"project": 6, "rounds": 7}
 NEXT = "ALTER TABLE cases ADD COLUMN note TEXT; UPDATE cases SET note = case_id"
 
 

@@ -329,9 +329,7 @@ def _record_start(project: Project, planned: PlannedRound) -> int:
     if planned.interrupted is not None:
         return project.resume_round(planned.interrupted.number).number
     snapshot, teacher = project.snapshot(), project.teacher
-    description = RoundDescription.of(
-        snapshot, planned.config, planned.rounds_left, planned.quick
-    )
+    description = RoundDescription.of(snapshot, planned.config, planned.rounds_left, planned.quick)
     text = description.model_dump_json(indent=1)
     if planned.quick is not None:
         why = f"learns from {', '.join(planned.quick.new)}"

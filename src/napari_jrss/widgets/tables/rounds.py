@@ -18,7 +18,8 @@ _COLUMNS = {
     "Seg.": "Mean Dice of the segmentation on the validation cases, 0 to 1; (!): some structures "
     "are not learned yet, see the tooltip of the row",
     "Reg.": "Mean Dice of the registration on the validation pairs, 0 to 1",
-    "Settings": "Preset, confidence threshold (tau), and seed of what is random",
+    "Settings": "Preset, confidence threshold (tau), and seed of what is random; of a quick round, "
+    "the accepted cases that it learned from",
 }
 _TEXTS = ("Outcome", "Settings")  # the other columns are numbers
 
@@ -64,7 +65,7 @@ def _items(row: RoundRow) -> list[QTableWidgetItem]:
         _shown(row.accepted),
         _shown(row.segmentation_dice, ".3f") + (" (!)" if row.warning else ""),
         _shown(row.registration_dice, ".3f"),
-        _settings(row),
+        _settings(row) if row.learned_from is None else "quick: " + ", ".join(row.learned_from),
     )
     tooltip = _tooltip(row)
     items = []
@@ -90,6 +91,8 @@ def _settings(row: RoundRow) -> str:
 
 def _tooltip(row: RoundRow) -> str:
     lines = ["The teacher of this round is in use."] if row.is_teacher else []
+    if row.learned_from is not None:
+        lines.append(f"Learned at once from {', '.join(row.learned_from)}.")
     lines += filter(None, (row.problem, row.warning, _settings(row)))
     lines += [f"Started {local_time(row.started)}", f"{len(row.label_versions)} labels used:"]
     lines += [f"{case} {version}" for case, version in sorted(row.label_versions.items())[:12]]

@@ -29,6 +29,7 @@ from napari_jrss.widgets.dialogs.review import (
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
+from napari_jrss.widgets.tabs.learning import LearningPanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
     REVERT,
@@ -151,6 +152,7 @@ class ReviewTab(Tab):
         )
         self.progress = wrapped()
         self.status = wrapped()
+        self.learning = LearningPanel(self._session, self._relay)
         self.accept = button(
             "Accept",
             "Save the label as a new version, and go on to the next case. The next training uses "
@@ -166,7 +168,7 @@ class ReviewTab(Tab):
         body = in_column(
             self._work,
             *(self.title, self.notice, self.structures, self.brush, self.view, self.prediction),
-            *(self.draft, self.tools, self.progress, self.status),
+            *(self.draft, self.tools, self.progress, self.status, self.learning),
         )
         body.setStretchFactor(self.structures, 1)
         body.addStretch(0)
