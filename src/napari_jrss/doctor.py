@@ -50,6 +50,7 @@ class Report:
     platform: str
     versions: dict[str, str | None]  # of each required package; None if it isn't installed
     engines: dict[str, str]  # each registration engine: "ready", or what to do
+    partners: dict[str, str]  # other programs that help with labels: their version, or what to do
     devices: tuple[Device, ...]  # the fastest last
     memory_gib: float
     free_memory_gib: float
@@ -79,6 +80,7 @@ def examine() -> Report:
         platform=platform.platform(),
         versions=versions,
         engines=_engines(),
+        partners=_partners(),
         devices=_devices() if "torch" in sys.modules else (),
         memory_gib=memory.total / _GIB,
         free_memory_gib=memory.available / _GIB,
@@ -126,6 +128,19 @@ def _engines() -> dict[str, str]:
             except Exception as error:  # a broken installation may raise any error
                 found[name] = f"can't be imported: {' '.join(str(error).split())}"
     return found
+
+
+def _partners() -> dict[str, str]:
+    """Each program that can help with a label, and whether it is there."""
+    from napari_jrss.inference.prompts import CLIENT, INSTALL, client_problem
+    from napari_jrss.inference.totalsegmentator import PROGRAM, DraftError, TotalSegmentator
+
+    try:
+        program = f"{TotalSegmentator().find()}, for drafts"
+    except DraftError as error:
+        program = str(error)
+    client = INSTALL if client_problem() else f"{metadata.version(CLIENT)}, for prompts"
+    return {CLIENT: client, PROGRAM: program}
 
 
 def _devices() -> tuple[Device, ...]:

@@ -92,7 +92,8 @@ class ChildProcess:
     ) -> None:
         self._name = name
         self._see = "" if log is None else f"see {log.name}"
-        self._apart = apart and os.name != "nt"
+        self._tree = apart
+        self._apart = apart and os.name != "nt"  # there are no sessions on Windows
         self._log = Path(log or os.devnull).open("wb")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -118,6 +119,16 @@ class ChildProcess:
         """Id of the process."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process hasn't ended."""
+        return self._process.poll() is None
+
+    @property
+    def code(self) -> int:
+        """Its exit code, once it ends; below 0 the number of a signal."""
+        return self._process.wait()
+
     def end(self, grace: float = _GRACE_S) -> None:
         """Hang up, which ends the process; else terminate it, else kill it. Safe to call again.
 
@@ -126,7 +137,7 @@ class ChildProcess:
         with suppress(OSError):  # there may be nobody left to read what is unsent
             self.stdin.close()
         below = []
-        if self._apart:
+        if self._tree:
             with suppress(psutil.Error):
                 below = psutil.Process(self.pid).children(recursive=True)
         for insist in (self.terminate, self.kill):

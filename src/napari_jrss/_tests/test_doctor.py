@@ -62,5 +62,7 @@ def test_each_registration_engine_is_ready_or_says_what_to_install(
     assert engines["refine"] == "ready"
     assert engines["greedy"] == "can't be imported: libgone.so.1: no such file"
     assert set(engines) >= {"ants", "convexadam", "fireants"}
+    client = doctor.examine().partners["nninteractive-client"]
+    assert client.endswith("for prompts") or client == 'pip install "napari-jrss[prompts]"'
     for state in engines.values():
         assert state == "ready" or "import" in state or state.startswith("pip install ")

@@ -154,9 +154,9 @@ BY_HAND = {"fireants"}
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        (PACKAGE, ("", "ants", "greedy", "convexadam")),
+        (PACKAGE, ("", "ants", "greedy", "convexadam", "prompts")),
         (PACKAGE / "experiments", ("experiments", "ants")),
-        (PACKAGE / "_tests", ("test", "experiments", "ants")),
+        (PACKAGE / "_tests", ("test", "experiments", "ants", "prompts")),
     ],
     ids=["core", "experiments", "tests"],
 )

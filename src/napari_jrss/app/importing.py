@@ -7,16 +7,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.found import FoundCase, FoundCohort
-from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.layouts import labels_of
-from napari_jrss.io.volume import Volume
-from napari_jrss.preprocess.pipeline import on_grid_of
 from napari_jrss.progress_bar import counting, long_call
-from napari_jrss.project.export.labels import scan_header
+from napari_jrss.project.drafts import on_scan
 from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_scans
 from napari_jrss.project.project import Project
 
@@ -127,18 +122,17 @@ def import_labels(
 
 def _import(project: Project, case: FoundCase, author: str) -> str:
     assert case.label is not None
-    transform = project.attributes(case.case_id).transform
-    scan = Volume(
-        np.empty(transform.source_shape, np.bool_),
-        np.array(transform.source_affine),
-        header=transform.header,
-    )
-    header = scan_header(transform)
-    label = on_grid_of(scan, read_classes(case.label, project.table, image=header))
+    label = on_scan(project, case.case_id, case.label, project.table)
     name = re.sub(r"\s+", "_", label.source.name) if label.source else case.case_id
-    on_scan = transform.turn_to_scan(label.array)
     before = project.case(case.case_id).label_version
-    changed = None if before is None else int((project.scan_label(case.case_id) != on_scan).sum())
+    changed = (
+        None if before is None else int((project.scan_label(case.case_id) != label.array).sum())
+    )
     return project.add_label_version(
-        *(case.case_id, on_scan, author), draft=f"file:{name}", on_scan=True, voxels_changed=changed
+        case.case_id,
+        label.array,
+        author,
+        draft=f"file:{name}",
+        on_scan=True,
+        voxels_changed=changed,
     )

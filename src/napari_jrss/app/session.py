@@ -155,11 +155,13 @@ class Session:
         self.learning.stop(timeout=0)
         self.rounds.estimator.cancel()
         self.cohort.stop(timeout=0)
+        self.review.prompts.disconnect()
         kept = workspace.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
         if not workspace.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
             self.rounds.end_at_once()
         stopped = all([r.wait(max(0.0, until - time.monotonic())) for r in runners])
-        self.pairs.queue.wait(max(0.0, until - time.monotonic()))  # holds arrays only
+        for queue in (self.pairs.queue, self.review.prompts.queue):  # they hold arrays only
+            queue.wait(max(0.0, until - time.monotonic()))
         project, workspace.project = workspace.project, None
         if self._keep_open:
             pass

@@ -155,7 +155,8 @@ def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
     lines = []
     for entry in entries:
         label = labels.get((entry.case_id, entry.version))
-        known = label is not None and entry.detail == f"from {label.draft}"
+        # The draft has a column of its own.
+        told = "" if label is None else f"from {label.draft}"
         lines.append(
             HistoryLine(
                 at=entry.at,
@@ -167,7 +168,7 @@ def history(project: Project, case_id: str | None = None) -> list[HistoryLine]:
                 draft=None if label is None else label.draft,
                 voxels_changed=None if label is None else label.voxels_changed,
                 seconds=None if label is None else label.seconds,
-                detail="" if known else entry.detail,
+                detail=entry.detail.removeprefix(told).removeprefix(", "),
             )
         )
     return lines

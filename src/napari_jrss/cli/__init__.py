@@ -31,6 +31,7 @@ COMMANDS = {
     "Rounds": (rounds.train, rounds.teacher, rounds.evaluate, rounds.forecast),
     "Labels": (
         labels.next_case,
+        labels.draft,
         labels.history,
         labels.restore,
         labels.recover,

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath
+from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, UsageError
 
 
 def next_case(
@@ -40,6 +40,52 @@ def next_case(
         typer.echo("every training case has a label")
     else:
         typer.echo(f"{suggestion.case_id}: {suggestion.reason}")
+
+
+def draft(
+    project: ProjectPath,
+    cases: Annotated[
+        list[str] | None, Argument(help="Case ids; every training case without a label by default.")
+    ] = None,
+    source: Annotated[
+        Literal["totalsegmentator"], Option("--from", help="The program that draws.")
+    ] = "totalsegmentator",
+    task: Annotated[
+        str, Option(help="Which of its models, such as total for CT or total_mr for MR.")
+    ] = "total",
+    fast: Annotated[bool, Option("--fast", help="Its model of 3 mm, which a CPU can do.")] = False,
+    device: Annotated[str, Option(help="gpu, cpu or mps.", show_default="the program's own")] = "",
+    names: Annotated[
+        list[str] | None,
+        Option(
+            "--name",
+            metavar="THEIRS=OURS",
+            help="Which of the project's structures one of the program's is, if the names differ.",
+        ),
+    ] = None,
+    executable: Annotated[
+        str, Option(help="Path of the program.", show_default="the one on the search path")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let TotalSegmentator draft labels, to be corrected and accepted in Review."""
+    from napari_jrss.app.drafting import draft_by_totalsegmentator
+    from napari_jrss.inference.totalsegmentator import TotalSegmentator
+
+    pairs = [each.partition("=") for each in names or ()]
+    if any(not ours for _, _, ours in pairs):
+        raise UsageError("--name must be THEIRS=OURS, such as liver=Liver")
+    program = TotalSegmentator(task, fast, device, executable)
+    chosen = {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
+    with jrss.Project.open(project) as opened:
+        results = draft_by_totalsegmentator(opened, cases or None, program, names=chosen)
+    if as_json:
+        typer.echo(json.dumps([asdict(result) for result in results], indent=1))
+    else:
+        for result in results:
+            typer.echo(result.line())
+    if any(result.problem for result in results):
+        raise typer.Exit(1)
 
 
 def history(

@@ -259,6 +259,8 @@ def doctor_report(report: Report) -> None:
     console.print(table)
     engines = (f"{name} ({state})" for name, state in report.engines.items())
     console.print(f"registration engines: {escape(', '.join(engines))}", soft_wrap=True)
+    partners = (f"{name} ({state})" for name, state in report.partners.items())
+    console.print(f"helpers for labels: {escape(', '.join(partners))}", soft_wrap=True)
     for device in report.devices:
         console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
     console.print(

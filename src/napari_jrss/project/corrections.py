@@ -163,19 +163,26 @@ class Corrections:
         """Time spent on the case, as last saved."""
         return self._info.seconds
 
+    @property
+    def helped(self) -> Mapping[str, int]:
+        """Actions of other programs, by their names, as last saved."""
+        return self._info.helped
+
     def save(
         self,
         slices: Mapping[int, ArrayLike],
         *,
         accepted: Collection[int] = (),
         seconds: float = 0.0,
+        helped: Mapping[str, int] | None = None,
     ) -> None:
         """Write slices that changed, class indices (y, x) by number along z, in one transaction.
 
         `accepted` are the structures, by class index, that the person has accepted so far,
-        `seconds` the time spent on the case so far. A :class:`ProjectError` if the project has no
-        such slice, class or structure, the disk can't be written, or there are other corrections of
-        this case that were neither accepted nor given up.
+        `seconds` the time spent on the case so far, `helped` the actions of other programs by their
+        names (None: as before). A :class:`ProjectError` if the project has no such slice, class or
+        structure, the disk can't be written, or there are other corrections of this case that were
+        neither accepted nor given up.
         """
         case_id, shape, classes = self._info.case_id, self._info.shape, self._info.classes
         if not all(0 <= z < shape[0] for z in slices):
@@ -187,7 +194,12 @@ class Corrections:
             for z, values in slices.items()
         }
         info = self._info.model_copy(
-            update={"accepted": frozenset(accepted), "seconds": seconds, "last_change": now()}
+            update={
+                "accepted": frozenset(accepted),
+                "seconds": seconds,
+                "last_change": now(),
+                "helped": self._info.helped if helped is None else dict(helped),
+            }
         )
         self._project.check_writable()
         try:
@@ -207,13 +219,17 @@ class Corrections:
         self._info = info
 
     def accept(
-        self, label: ArrayLike, author: str | None = None, seconds: float | None = None
+        self,
+        label: ArrayLike,
+        author: str | None = None,
+        seconds: float | None = None,
+        helped: Mapping[str, int] | None = None,
     ) -> str:
         """Make the corrected label a version in force and remove the file; returns its name.
 
         Its status is ACCEPTED where nothing was changed, MANUAL when it was begun from a blank
-        label, else CORRECTED. Without `author` or `seconds` those of the corrections count. If the
-        label couldn't be kept, that is a :class:`ProjectError`, and the file stays.
+        label, else CORRECTED. Without `author`, `seconds` or `helped` those of the corrections
+        count. If the label couldn't be kept, that is a :class:`ProjectError`, and the file stays.
         """
         info = self._info
         array = self._project.checked_label(info.case_id, label, info.shape)
@@ -236,6 +252,7 @@ class Corrections:
             status=status,
             voxels_changed=changed,
             seconds=round(seconds, 1),
+            helped=info.helped if helped is None else helped,
         )
         self.discard()
         return version

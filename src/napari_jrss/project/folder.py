@@ -31,6 +31,7 @@ REFERENCE = "reference.nii.gz"
 LEFTOVERS = "leftovers"
 CORRECTIONS = "journal"
 CORRECTIONS_SUFFIX = ".sqlite"
+DRAFTS = "drafts"
 
 _logger = logging.getLogger(__name__)
 
@@ -238,6 +239,11 @@ class ProjectFolder:
         """The file with the corrections of a case under way, which need not be there."""
         check_case_id(case_id)
         return self._inside(CORRECTIONS, f"{case_id}{suffix}")
+
+    def drafts_path(self, case_id: str) -> Path:
+        """The folder with other programs' drafts of a case, which need not be there."""
+        check_case_id(case_id)
+        return self._inside(DRAFTS, case_id)
 
     @property
     def grid(self) -> TrainingGrid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -43,7 +44,9 @@ _logger = logging.getLogger(__name__)
 _BRINGING_UP = Lock()  # two threads may ask for the same label
 
 _VERSION = re.compile(r"v[0-9]{4,}")
-_DRAFT = re.compile(r"blank|imported|(?:round|case|version|file):\S+")
+_DRAFT = re.compile(
+    r"blank|imported|(?:round|case|version|file):\S+|tool:[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+)
 
 
 class ProjectLabels(ProjectCases):
@@ -126,6 +129,7 @@ class ProjectLabels(ProjectCases):
         status: Status = Status.MANUAL,
         voxels_changed: int | None = None,
         seconds: float | None = None,
+        helped: Mapping[str, int] | None = None,
     ) -> str:
         """Keep a new label of a case and put it in force; earlier ones stay.
 
@@ -148,6 +152,8 @@ class ProjectLabels(ProjectCases):
             version.
         seconds
             Time spent on it.
+        helped
+            Actions of other programs in it, by their names; the history tells them.
 
         Returns
         -------
@@ -202,7 +208,7 @@ class ProjectLabels(ProjectCases):
             sha256=store.fingerprint(array),
             scan_sha256=store.fingerprint(scan) if certain else None,
         )
-        return self._put_in_force(path, label, array, scan, kind)
+        return self._put_in_force(path, label, array, scan, kind, _with_help(helped or {}))
 
     def restore(self, case_id: str, version: str, author: str) -> str:
         """Put an earlier label back in force, as a new version; returns its name.
@@ -230,7 +236,13 @@ class ProjectLabels(ProjectCases):
         return self._put_in_force(path, label, array, scan, Event.RESTORED)
 
     def _put_in_force(
-        self, path: Path, label: LabelVersion, array: Label, scan: Label, kind: Event
+        self,
+        path: Path,
+        label: LabelVersion,
+        array: Label,
+        scan: Label,
+        kind: Event,
+        how: str = "",
     ) -> str:
         """Write a label, flush it, and only then let the ledger know."""
         kept = None if label.scan_sha256 is None else scan
@@ -240,7 +252,7 @@ class ProjectLabels(ProjectCases):
             raise ProjectError(
                 f"{path}: label can't be written ({from_os_error(error)})"
             ) from error
-        self._ledger.add_version(label, kind, f"from {label.draft}")
+        self._ledger.add_version(label, kind, f"from {label.draft}{how}")
         return label.version
 
     # -- from the training grid to the scan's voxels
@@ -413,13 +425,20 @@ class ProjectLabels(ProjectCases):
         return f"v{max(numbers, default=0) + 1:04d}"
 
 
+def _with_help(helped: Mapping[str, int]) -> str:
+    """Such as ", with nnInteractive 2.6 (3 actions)"; empty without help."""
+    told = [f"{name} ({n} action{'s' if n > 1 else ''})" for name, n in sorted(helped.items())]
+    return f", with {', '.join(told)}" if told else ""
+
+
 def check_draft(draft: str) -> None:
     """Raise :class:`ProjectError` unless a draft says what a label was drawn from.
 
     That is ``blank``, ``imported``, ``round:2`` (the teacher of that round), ``case:A``
-    (propagated from case A), ``version:v0001`` or ``file:a.nii.gz``.
+    (propagated from case A), ``version:v0001``, ``file:a.nii.gz`` or ``tool:TotalSegmentator``.
     """
     if not _DRAFT.fullmatch(draft):
         raise ProjectError(
-            f"{draft!r} is no draft: blank, imported, round:N, case:ID, version:vNNNN or file:NAME"
+            f"{draft!r} is no draft: blank, imported, round:N, case:ID, version:vNNNN, file:NAME "
+            "or tool:NAME"
         )

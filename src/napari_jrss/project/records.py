@@ -189,6 +189,8 @@ class CorrectionsInfo(BaseModel):
     on_scan
         Whether it lies on the scan's own voxels, turned to LPS; older versions drew on the
         training grid.
+    helped
+        Actions of other programs in it, by their names, such as nnInteractive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -203,6 +205,7 @@ class CorrectionsInfo(BaseModel):
     shape: tuple[int, int, int]
     classes: int
     on_scan: bool = False
+    helped: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)

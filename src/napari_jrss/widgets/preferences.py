@@ -17,6 +17,7 @@ from napari_jrss.app.session import Session
 PLUGIN = "napari-jrss"
 _RECENT, _MOST = "recent_projects", 8
 _RUN_ON = "run_on"
+_PROMPT_SERVER = "prompt_server"
 
 
 def default_tau() -> float | None:
@@ -95,6 +96,16 @@ def remember_run_on(run_on: RunOn) -> None:
     others = [each for each in recent_run_on() if each.command != run_on.command]
     texts = [json.dumps(asdict(each)) for each in (run_on, *others)]
     _settings().setValue(_RUN_ON, texts[:_MOST])
+
+
+def prompt_server() -> str:
+    """Address of the nnInteractive server that was connected last; empty if there was none."""
+    return str(_settings().value(_PROMPT_SERVER, ""))
+
+
+def remember_prompt_server(address: str) -> None:
+    """Keep the address of an nnInteractive server."""
+    _settings().setValue(_PROMPT_SERVER, address)
 
 
 def _stored(key: str = _RECENT) -> list[str]:

@@ -257,7 +257,7 @@ def test_without_a_teacher_nothing_of_it_can_be_pressed(
     person = Person(dock, qtbot)
     person.open()
     assert not person.tab.reject.isEnabled()
-    assert not person.tab.draft.propagate.isEnabled()
+    assert person.tab.draft.propagate.isEnabled()  # there are labelled cases
     assert "no teacher yet" in person.tab.prediction.words.text()
 
 

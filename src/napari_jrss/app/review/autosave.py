@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class Autosave:
         self._corrections = corrections or self._begun()
         self._ticks = editor.locked
         self._dirty: set[int] = set()
+        self._helped = Counter(self._corrections.helped)
         self._kept = self._failed = False
         self._seconds = self._corrections.seconds
         self._last = time.monotonic()
@@ -68,6 +70,9 @@ class Autosave:
     def note(self, edit: Edit) -> None:
         """Save an action soon. The editor calls this, and it isn't changed meanwhile."""
         self.touch()
+        if edit.maker:
+            self._helped[edit.maker] += -1 if edit.undoes else 1
+            self._helped = +self._helped
         slices = edit.indices // self._editor.label[0].size
         self._dirty.update(np.flatnonzero(np.bincount(slices)).tolist())
         self._plan()
@@ -93,7 +98,7 @@ class Autosave:
             origin, accepted = editor.origin, editor.locked
             anew = origin is not self._origin
             dirty = set(range(len(editor.label))) if anew else self._dirty
-            self._dirty = set()
+            self._dirty, helped = set(), dict(self._helped)
             slices = editor.slices(dirty)
         if not dirty and accepted == self._ticks:
             return
@@ -104,7 +109,9 @@ class Autosave:
                 self._corrections = self._begun()
                 slices = {z: s for z, s in slices.items() if (s != origin.label[z]).any()}
             if self._corrections.on_disk or slices or accepted:
-                self._corrections.save(slices, accepted=accepted, seconds=self.seconds)
+                self._corrections.save(
+                    slices, accepted=accepted, seconds=self.seconds, helped=helped
+                )
             self._ticks, self._failed = accepted, False
         except ProjectError:
             self._dirty |= dirty
@@ -122,12 +129,13 @@ class Autosave:
         """
         self.save()
         try:
-            version = self._corrections.accept(label, author, self.seconds)
+            version = self._corrections.accept(label, author, self.seconds, self._helped)
         except ProjectError:
             self._dirty.update(range(len(label)))
             raise
         self._author = author
         self._seconds, self._last = 0.0, time.monotonic()
+        self._helped = Counter()
         self._editor.rebase(f"version:{version}", label)
         self._origin = self._editor.origin
         self._corrections = self._begun()

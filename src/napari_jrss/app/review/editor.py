@@ -26,6 +26,8 @@ Box: TypeAlias = tuple[slice, ...]
 
 BY_HAND = "paint"
 """Name of an action that was painted into the label."""
+REVERT = "revert"
+"""Name of an action that goes back to the draft."""
 UNDO_BYTES = 2**28
 """Memory for actions that can be undone; the oldest are forgotten beyond it."""
 
@@ -54,12 +56,20 @@ class Edit:
     shown: bool = False
     # Voxels that the person pointed at where a tool changed more than these; as `indices`.
     drawn: NDArray[np.intp] | None = None
+    # Another program that made it, such as "nnInteractive 2.6"; empty otherwise.
+    maker: str = ""
+    undoes: bool = False  # whether it takes an action back
 
     @property
     def inverse(self) -> Edit:
-        """The action that undoes this one."""
+        """The action that undoes this one; its `indices` are the same object."""
         origins = None if self.origins is None else (self.origins[1], self.origins[0])
-        return Edit(self.name, self.indices, self.after, self.before, origins, drawn=self.drawn)
+        return Edit(
+            *(self.name, self.indices, self.after, self.before, origins),
+            drawn=self.drawn,
+            maker=self.maker,
+            undoes=not self.undoes,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -117,6 +127,8 @@ class LabelEditor:
         self._known = self.label.copy()
         self._differing = self._count_differing()
         self._locked = np.zeros(IGNORED + 1, bool)
+        # Changed before, by whatever means, or painted in an action that is forgotten.
+        self._kept = None if base is None else self.label != base
         self._undo_stack: deque[Edit] = deque()
         self._redo_stack: deque[Edit] = deque()
         self._stack_bytes = 0
@@ -178,14 +190,15 @@ class LabelEditor:
         return sorted(found)
 
     def painted(self) -> NDArray[np.bool_]:
-        """Voxels (z, y, x) that a person painted or pointed at, and that nothing changed since."""
-        found = np.zeros(self.label.size, bool)
+        """Voxels (z, y, x) that a person painted or pointed at, and that nothing changed since.
+
+        In corrections that were restored, all that differ from the draft count as painted.
+        """
         with self._lock:
+            found = np.zeros(self.label.shape, bool) if self._kept is None else self._kept.copy()
             for edit in self._undo_stack:
-                found[edit.indices] = edit.name == BY_HAND
-                if edit.drawn is not None:
-                    found[edit.drawn] = True
-        return found.reshape(self.label.shape)
+                _mark_painted(found, edit)
+        return found
 
     # -- changes
 
@@ -237,6 +250,7 @@ class LabelEditor:
         seen: Label | None = None,
         within: Box | None = None,
         drawn: NDArray[np.intp] | None = None,
+        maker: str = "",
     ) -> Edit | None:
         """Make the label equal to another one as one action; locked structures stay.
 
@@ -255,10 +269,13 @@ class LabelEditor:
         drawn
             Voxels that the person pointed at, as indices into the flattened label; they count as
             painted by hand.
+        maker
+            Another program that made it; empty: none did.
         """
         with self._lock:
             self.sync()
-            edit = dataclasses.replace(self._edit(name, label, seen, within), drawn=drawn)
+            edit = self._edit(name, label, seen, within)
+            edit = dataclasses.replace(edit, drawn=drawn, maker=maker)
             return self._make(edit) if edit.indices.size else None
 
     def begin(self, name: str, label: Label, draft: str) -> Edit:
@@ -345,9 +362,16 @@ class LabelEditor:
         self._redo_stack.clear()
         self._undo_stack.append(edit)
         while self._stack_bytes > self._undo_bytes and len(self._undo_stack) > 1:
-            self._stack_bytes -= self._undo_stack.popleft().nbytes
+            self._forget(self._undo_stack.popleft())
         self.changed.emit(edit)
         return edit
+
+    def _forget(self, edit: Edit) -> None:
+        """Let go of the oldest action, but not of what was painted in it."""
+        self._stack_bytes -= edit.nbytes
+        if self._kept is None:
+            self._kept = np.zeros(self.label.shape, bool)
+        _mark_painted(self._kept, edit)
 
     def _forbidden(self, before: Label, after: Label) -> NDArray[np.bool_]:
         unknown: NDArray[np.bool_] = (after >= self._classes) & (after != IGNORED)
@@ -355,3 +379,11 @@ class LabelEditor:
             return unknown
         unknown |= self._locked[before] | self._locked[np.where(unknown, 0, after)]
         return unknown
+
+
+def _mark_painted(mask: NDArray[np.bool_], edit: Edit) -> None:
+    """Say of the voxels of an action whether a person painted them last."""
+    flat = mask.reshape(-1)
+    flat[edit.indices] = edit.name == BY_HAND
+    if edit.drawn is not None:
+        flat[edit.drawn] = True

@@ -22,6 +22,7 @@ from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.preprocess.resample import nearest
 from napari_jrss.preprocess.transform import GridTransform, TrainingGrid
 from napari_jrss.project.corrections import Corrections, recoverable
+from napari_jrss.project.drafts import kept_draft, kept_drafts
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, LabelVersion, Round, Split, Status
 from napari_jrss.snapshot import Label
@@ -110,6 +111,8 @@ class OpenCase:
         The prediction screened at any tau, and at the present tau; None until it is ready.
     drafts
         Labels that were propagated or sent here from Registration, by draft key.
+    kept
+        Keys of other programs' drafts, which the project keeps.
     regions
         Uncertain regions, worst first; None until they are asked for.
     """
@@ -130,6 +133,7 @@ class OpenCase:
     screening: Screening | None = None
     screened: Screened | None = None
     drafts: dict[str, Label] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     regions: list[Region] | None = None
 
     @property
@@ -231,7 +235,7 @@ class OpenCase:
             )
             for version in reversed(self.versions)
         ]
-        found += [_draft_choice(draft) for draft in (*self.drafts, BLANK)]
+        found += [_draft_choice(draft) for draft in (*self.drafts, *self.kept, BLANK)]
         return found
 
     def check_editable(self, index: int) -> None:
@@ -324,6 +328,8 @@ class CurrentCase:
             return np.zeros(case.transform.scan_shape, case.table.dtype)
         if draft in case.drafts:
             return case.drafts[draft]
+        if draft in case.kept:
+            return kept_draft(self.workspace.open_project, case.case_id, draft)
         if draft.startswith("version:"):
             version = draft.removeprefix("version:")
             return self.workspace.open_project.scan_label(case.case_id, version)
@@ -386,6 +392,7 @@ def read_case(
         prediction,
         screening,
         drafts={} if known is None else known.drafts,
+        kept=kept_drafts(project, case_id),
     )
 
 
@@ -403,11 +410,16 @@ def _usual_draft(
     teacher: Round | None,
     prediction: Prediction | None,
 ) -> tuple[Label, str]:
-    """The draft to start from: the label in force, else the pseudo-label, else a blank one."""
+    """The draft to start from.
+
+    The label in force, else the pseudo-label, else the latest of another program, else a blank one.
+    """
     if case.label_version is not None:
         return project.scan_label(case.case_id), f"version:{case.label_version}"
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
         return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
+    for draft in kept_drafts(project, case.case_id)[:1]:
+        return kept_draft(project, case.case_id, draft), draft
     return np.zeros(transform.scan_shape, project.table.dtype), BLANK
 
 
@@ -424,6 +436,8 @@ def draft_in_words(draft: str) -> str:
         return f"teacher's draft of round {what}"
     if kind == "version":
         return version_in_words(what)
+    if kind == "tool":
+        return f"draft of {what.replace('_', ' ')}"
     if kind == "file":
         return f"imported from {what}"
     if kind == "case":

@@ -21,6 +21,8 @@ from napari_jrss.app.review.open_case import (
     visible_versions,
 )
 from napari_jrss.app.review.prediction_review import PredictionReview
+from napari_jrss.app.review.prompts import Prompts
+from napari_jrss.app.review.tool_drafts import ToolDrafts
 from napari_jrss.app.review.tools import Tools
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved
@@ -86,6 +88,9 @@ class Review:
         workspace.cases_changed.connect(self._cases_changed)
         self.prediction = PredictionReview(self._current)  # what the networks say about the case
         self.tools = Tools(self._current)  # repairs of the label, undo and redo
+        self.prompts = Prompts(self._current)  # what an nnInteractive server draws
+        self.tool_drafts = ToolDrafts(self._current, self.prediction)  # of other programs
+        self.case_changed.connect(self.prompts.case_left)
 
     # -- open and leave
 

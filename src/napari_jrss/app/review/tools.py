@@ -7,6 +7,7 @@ from collections.abc import Callable
 from psygnal import Signal
 
 from napari_jrss.app.review import repairs
+from napari_jrss.app.review.editor import REVERT
 from napari_jrss.app.review.open_case import CurrentCase, draft_in_words
 from napari_jrss.app.review.region_stroke import RegionStroke
 from napari_jrss.snapshot import Label
@@ -60,7 +61,7 @@ class Tools:
         """Replace the label by its draft, as one action."""
         self._workspace.open_project.check_writable()
         editor = self._current.open_case.editor
-        editor.replace("revert", editor.origin.label)
+        editor.replace(REVERT, editor.origin.label)
 
     def undo(self) -> None:
         """Undo the latest action, whether painted or made by a tool."""

@@ -30,6 +30,7 @@ from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
 from napari_jrss.widgets.tabs.learning import LearningPanel
+from napari_jrss.widgets.tabs.prompts import PromptsPanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
     REVERT,
@@ -92,6 +93,8 @@ class ReviewTab(Tab):
         connect(workspace.inference.state_changed, self._inference_changed)
         connect(review.prediction.draft_made, self._show_draft)
         connect(review.tools.working_changed, self._show_busy)
+        connect(review.prompts.changed, self.prompts.show_state)
+        connect(review.prompts.queue.failed, self._tell_error)
         connect(workspace.project_changed, self._show_case)
         viewer.dims.events.current_step.connect(self._slice_changed)
         review.ask = self._ask_leave
@@ -143,6 +146,9 @@ class ReviewTab(Tab):
                 REVERT: self._do(tools.revert),
             }
         )
+        self.prompts = PromptsPanel(
+            self._viewer, self._session, self.layers, lambda: self.table.index, self._do
+        )
         self.steps = StepsPanel(
             {
                 "Undo": self._do(tools.undo),
@@ -168,7 +174,8 @@ class ReviewTab(Tab):
         body = in_column(
             self._work,
             *(self.title, self.notice, self.structures, self.brush, self.view, self.prediction),
-            *(self.draft, self.tools, self.progress, self.status, self.learning),
+            *(self.draft, self.tools, self.prompts),
+            *(self.progress, self.status, self.learning),
         )
         body.setStretchFactor(self.structures, 1)
         body.addStretch(0)
@@ -344,6 +351,7 @@ class ReviewTab(Tab):
             widget.setEnabled(case is not None and not read_only)
         self.draft.setEnabled(case is not None and not read_only)
         self.table.setEnabled(case is not None)
+        self.prompts.case_shown()
         self._show_busy()
         self._show_unfinished()
         self._show_suggestion()
@@ -467,8 +475,11 @@ class ReviewTab(Tab):
         self._show_propagate()
 
     def _show_propagate(self) -> None:
-        case, busy = self._review.case, self._workspace.inference.state.busy
-        self.draft.propagate.setEnabled(case is not None and case.teacher is not None and not busy)
+        case, project = self._review.case, self._workspace.project
+        busy = self._workspace.inference.state.busy
+        others = set() if project is None else set(project.snapshot().labelled)
+        possible = case is not None and bool(others - {case.case_id})
+        self.draft.propagate.setEnabled(possible and not busy)
 
     def _tell_error(self, error: Exception) -> None:
         with self._reporting():
@@ -481,6 +492,7 @@ class ReviewTab(Tab):
         if self._review.case is not None:
             self._review.case.editor.sync()
         self.planes.close()
+        self.prompts.close_drawing()
         self.layers.close()
         super().closeEvent(event)
 

@@ -237,7 +237,7 @@ class DraftPanel(QGroupBox):
         self.propagate = button(
             "Propagate…",
             "Make another draft: register all labelled cases to this one and let them vote.\n"
-            "This runs in the background and takes a while. It needs a teacher.",
+            "This runs in the background and takes a while. It needs one labelled case.",
             propagate,
         )
         self._case_id: str | None = None
