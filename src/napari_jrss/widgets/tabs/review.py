@@ -26,6 +26,7 @@ from napari_jrss.widgets.dialogs.review import (
     ask_reason,
     ask_replace,
 )
+from napari_jrss.widgets.dialogs.totalsegmentator import DraftDialog
 from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
@@ -134,7 +135,10 @@ class ReviewTab(Tab):
         self.table.accepted.connect(
             lambda index, on: self._do(review.accept_structure, index, on)()
         )
-        self.draft = DraftPanel(self._do(review.prediction.propagate))
+        self.draft = DraftPanel(
+            self._do(review.prediction.propagate),
+            self._do(lambda: DraftDialog(self._session, self).open()),
+        )
         self.draft.start.connect(self._start_from)
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
         self.tools = ToolsPanel(

@@ -217,7 +217,9 @@ class DraftPanel(QGroupBox):
     start = Signal(str)
     take = Signal(str)
 
-    def __init__(self, propagate: Callable[[], object]) -> None:
+    def __init__(
+        self, propagate: Callable[[], object], totalsegmentator: Callable[[], object]
+    ) -> None:
         super().__init__("Draft")
         self.began = wrapped()
         self.sources = QComboBox(toolTip="Labels to start from, or to copy one structure from")
@@ -240,12 +242,18 @@ class DraftPanel(QGroupBox):
             "This runs in the background and takes a while. It needs one labelled case.",
             propagate,
         )
+        self.totalsegmentator = button(
+            "TotalSegmentator…",
+            "Let TotalSegmentator draw a draft of this case, or of every case without a label",
+            totalsegmentator,
+        )
         self._case_id: str | None = None
         layout = QGridLayout(self)
         layout.setContentsMargins(6, 4, 6, 4)
         layout.setVerticalSpacing(4)
         layout.addWidget(self.began, 0, 0, 1, 3)
-        layout.addWidget(self.sources, 1, 0, 1, 3)
+        layout.addWidget(self.sources, 1, 0, 1, 2)
+        layout.addWidget(self.totalsegmentator, 1, 2)
         for column, each in enumerate((self.begin, self.take_one, self.propagate)):
             layout.addWidget(each, 2, column)
 
