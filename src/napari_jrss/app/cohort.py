@@ -184,6 +184,17 @@ class Cohort:
         appearances = {case_id: each.vector for case_id, each in self._appearances.items()}
         return suggest(project, appearances, figures, after=after)
 
+    def first(self) -> str | None:
+        """The case to label first, where none has a label and all have been looked at."""
+        project = self._workspace.project
+        cases = [] if project is None else project.cases()
+        training = [case for case in cases if case.split is Split.TRAIN]
+        ready = all(case.case_id in self._appearances for case in training)
+        if not training or not ready or any(case.labelled for case in training):
+            return None
+        suggestion = self.suggest()
+        return None if suggestion is None else suggestion.case_id
+
     # -- import and split
 
     def add(self, cohort: FoundCohort, workers: int | None = None) -> None:

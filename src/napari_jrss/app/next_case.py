@@ -91,6 +91,21 @@ def suggest(
     return Suggestion(best, reason, scores[best])
 
 
+MOST_READ = 60
+"""Cases that :func:`first_case` reads at most; it takes some 30 ms for each."""
+
+
+def first_case(project: Project) -> Suggestion | None:
+    """The most typical training case, where none has a label yet; else None.
+
+    It reads every scan, and doesn't where there are more than :data:`MOST_READ`.
+    """
+    cases = [case for case in project.cases() if case.split is Split.TRAIN]
+    if not cases or len(cases) > MOST_READ or any(case.labelled for case in cases):
+        return None
+    return suggest_now(project) if project.teacher is None else None
+
+
 def suggest_now(
     project: Project,
     *,
@@ -208,11 +223,12 @@ def _coverage(
         return {}
     vectors = np.stack([appearances[case_id] for case_id in known])
     if not examples:
-        similarity = (vectors @ vectors.T).mean(1).tolist()
-        words = "no case is labelled yet, and it looks most like the others (correlation {:.2f})"
+        others = max(len(known) - 1, 1)
+        similarity = ((vectors @ vectors.T).sum(1) - 1) / others  # without itself
+        words = "no case is labelled yet, and it looks most like the others (correlation {:+.2f})"
         return {
             case_id: (value, words.format(value))
-            for case_id, value in zip(known, similarity, strict=True)
+            for case_id, value in zip(known, similarity.tolist(), strict=True)
         }
     correlation = vectors @ np.stack([appearances[case_id] for case_id in examples]).T
     nearest = correlation.argmax(1)

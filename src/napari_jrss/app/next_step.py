@@ -55,7 +55,11 @@ class WorkState:
 
 
 def work_state(
-    project: Project | None, *, importing: bool = False, training: bool = False
+    project: Project | None,
+    *,
+    importing: bool = False,
+    training: bool = False,
+    first: str | None = None,
 ) -> WorkState:
     """Where the work stands.
 
@@ -65,6 +69,9 @@ def work_state(
         The open project; None: nothing is imported yet.
     importing, training
         Whether scans are being read, and whether a round runs, in this program.
+    first
+        The case to label first, where that is known, see
+        :func:`~napari_jrss.app.next_case.first_case`.
     """
     cases = [] if project is None else project.cases()
     to_train = [case for case in cases if case.split is Split.TRAIN]
@@ -74,7 +81,7 @@ def work_state(
     # what a quick round learned is still new to the next training
     trained = None if project is None or teacher is None else project.before_quick(teacher)
     fresh = _unseen(labelled, trained)
-    step, action = _next(project, to_train, labelled, teacher, len(fresh), training)
+    step, action = _next(project, to_train, labelled, teacher, len(fresh), training, first)
     if importing:
         step, action = Step.IMPORT, "The scans are being read."
     reached = {
@@ -112,6 +119,7 @@ def _next(
     teacher: Round | None,
     fresh: int,
     training: bool,
+    first: str | None,
 ) -> tuple[Step, str]:
     left = len(to_train) - len(labelled)
     if project is None:
@@ -127,7 +135,11 @@ def _next(
     if interrupted_round(project) is not None or rounds_left(project):
         return Step.TRAIN, "The training was interrupted: resume it."
     if not labelled:
-        return Step.LABEL, "Label a first case: paint every structure in it, and accept it."
+        which = f"{first}, the most typical scan" if first else "a first scan"
+        return Step.LABEL, (
+            f"Label {which}: paint it, or begin with prompts, TotalSegmentator or a file; then "
+            "accept it."
+        )
     if teacher is None:
         few = " Three to five make a better start." if len(labelled) < 3 and left else ""
         return Step.TRAIN, (

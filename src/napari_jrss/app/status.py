@@ -7,6 +7,7 @@ from collections import Counter
 from pydantic import BaseModel, ConfigDict
 
 from napari_jrss.app.forecast import last_forecast
+from napari_jrss.app.next_case import first_case
 from napari_jrss.app.next_step import work_state
 from napari_jrss.app.rounds.train import interrupted_round, rounds_left
 from napari_jrss.project.corrections import unsaved
@@ -92,6 +93,7 @@ def project_status(project: Project) -> ProjectStatus:
     teacher = project.teacher
     interrupted = interrupted_round(project)
     known = last_forecast(project)
+    first = first_case(project)
     return ProjectStatus(
         project=str(project.path),
         structures=list(project.table.names[1:]),
@@ -121,7 +123,7 @@ def project_status(project: Project) -> ProjectStatus:
         writer=project.writer,
         plan="" if project.plan is None else project.plan.line(),
         forecast="" if known is None else known.line(),
-        next_step=work_state(project).action,
+        next_step=work_state(project, first=None if first is None else first.case_id).action,
     )
 
 

@@ -80,7 +80,7 @@ class MainWidget(QWidget):
         work = self._workspace
         for signal in (work.project_changed, work.cases_changed, work.rounds_changed):
             self._relay.connect(signal, self._show_heading)
-        for runner in (work.training, work.inference):
+        for runner in (work.training, work.inference, self.session.cohort.summaries):
             self._relay.connect(runner.state_changed, self._show_heading)
         self._relay.connect(work.training.state_changed, self._training_changed)
         self._relay.connect(work.project_changed, lambda: self._tell(""))
@@ -102,6 +102,7 @@ class MainWidget(QWidget):
                     work.project,
                     importing=work.inference.state.busy and self.cohort.importing,
                     training=work.training.state.busy,
+                    first=self.session.cohort.first(),
                 )
             )
 

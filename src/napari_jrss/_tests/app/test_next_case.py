@@ -141,9 +141,20 @@ def test_without_a_teacher_and_without_labels_the_most_typical_case_comes_first(
     project: Project,
 ) -> None:
     project.split(labelled=0)
-    suggestion = suggest_now(project)
-    assert suggestion is not None
-    assert "no case is labelled yet" in suggestion.reason
+    cases = unlabelled(project)
+    rng = np.random.default_rng(0)
+    noise = [block_vector(rng.standard_normal((16, 16, 16)).astype("f4")) for _ in cases]
+    common = block_vector(rng.standard_normal((16, 16, 16)).astype("f4"))
+    for typical in range(len(cases)):
+        # All share something with one case, and nothing with one another.
+        views = dict(zip(cases, noise, strict=True)) | {cases[typical]: common}
+        views = {c: v if c == cases[typical] else v + common for c, v in views.items()}
+        views = {c: v / np.linalg.norm(v) for c, v in views.items()}
+        suggestion = suggest(project, views, {})
+        assert case_of(suggestion) == cases[typical]
+        assert suggestion is not None
+        assert "no case is labelled yet" in suggestion.reason
+    assert suggest_now(project) is not None
 
 
 def test_the_command_line_says_the_same(project: Project) -> None:

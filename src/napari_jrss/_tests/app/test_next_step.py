@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from napari_jrss._tests.app.phantoms import describe, give_teacher, make_project
+from napari_jrss.app.next_case import first_case
 from napari_jrss.app.next_step import TRAIN_AFTER, Step, StepState, work_state
 from napari_jrss.app.status import project_status
 from napari_jrss.project.project import Project
@@ -47,7 +48,16 @@ def test_labels_without_a_teacher_call_for_a_training(project: Project) -> None:
 
 def test_scans_without_any_label_call_for_one(project: Project) -> None:
     project.split(labelled=0, validation=1, test=1)
-    assert work_state(project).next is Step.LABEL
+    work = work_state(project)
+    assert work.next is Step.LABEL
+    assert work.action.startswith("Label a first scan: paint it, or begin with prompts")
+    # Where the scans have been looked at, it says which.
+    first = first_case(project)
+    assert first is not None
+    assert project_status(project).next_step.startswith(f"Label {first.case_id}, the most typical")
+    label(project, 1)
+    assert first_case(project) is None
+    assert first.case_id not in project_status(project).next_step
 
 
 def test_with_a_teacher_its_drafts_are_reviewed_until_there_is_news_for_it(

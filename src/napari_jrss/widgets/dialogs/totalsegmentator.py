@@ -45,7 +45,7 @@ class DraftDialog(Dialog):
         self.task = QLineEdit("total", toolTip="One of its tasks, such as total (CT), total_mr")
         self.fast = QCheckBox("Fast", toolTip="Its model of 3 mm, for a computer without a GPU")
         self.names = QLineEdit(
-            placeholderText="spleen=Spleen left, …",
+            placeholderText="spleen=Milz, …",
             toolTip="Its names and yours where they differ: THEIRS=OURS, separated by commas",
         )
         self.executable = PathField("Executable", "TotalSegmentator's executable", "All files (*)")

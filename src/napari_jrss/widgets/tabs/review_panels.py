@@ -180,8 +180,9 @@ class PredictionPanel(QGroupBox):
             self.words.setText("")
         elif case.teacher is None:
             self.words.setText(
-                "There is no teacher yet. Train one in Training, label this case by hand (choose "
-                "a structure, paint it, and accept the case), or propagate a labelled case."
+                "There is no teacher yet. Label this case and accept it: choose a structure and "
+                "paint it, or begin with a draft (TotalSegmentator, Propagate) or with prompts. "
+                "Then train one in Training."
             )
         else:
             self.words.setText(f"The teacher of round {case.teacher.number} looks at the case …")
