@@ -126,13 +126,12 @@ class Handler(BaseHTTPRequestHandler):
         return self._region(model, box)
 
     def _region(self, model: Model, box: list[list[int]] | None) -> None:
-        import blosc2
         from nnInteractive.inference.remote.serialization import pack_array
 
         content = b""
         if box is not None:
             part = np.ascontiguousarray(model.target[tuple(slice(*each) for each in box)])
-            content = pack_array(part, filters=[blosc2.Filter.NOFILTER], nthreads=1)
+            content = pack_array(part, nthreads=1)
         if self.options.garbled and box is not None:
             content = b"NNIA\x07" + content[5:]
         self._send(
