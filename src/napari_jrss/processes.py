@@ -1,4 +1,4 @@
-"""Child processes: one that exchanges lines of JSON, and workers that take items one by one.
+"""A child process that exchanges lines of JSON with this one.
 
 Every child is spawned, never forked: a fork copies locks that other threads may hold, and CUDA
 doesn't survive it. Every child ends when its parent ends, however that ends, and ignores Ctrl-C,
@@ -17,14 +17,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import ModuleType
-from typing import Self, TypeVar
+from typing import Self
 
 import psutil
 
@@ -32,14 +28,9 @@ from napari_jrss.errors import EXPECTED, JRSSError, from_os_error, one_line
 
 _logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 _POLL_S = 0.05
 _TAIL_BYTES = 2000  # of what a failed child printed; they go to the log
 _GRACE_S = 0.4
-_DIED = "its process died; most likely there was too little memory"
-_NOT_STARTED = "no worker process can start; most likely there is too little memory"
 _START = "import sys; from napari_jrss import processes; processes._run_child(*sys.argv[1:])"
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -312,125 +303,3 @@ def _run_child(module: str, function: str) -> None:
             text = f"{type(error).__name__}: {text}"
         parent.send(json.dumps({"error": text, "fault": fault}))
         raise SystemExit(1) from None
-
-
-# -- workers, and one function on many items
-
-
-def in_processes(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    workers: int | None = None,
-    *,
-    environments: Sequence[Mapping[str, str]] | None = None,
-    ready: Callable[[Item], bool] = lambda item: True,
-) -> Generator[tuple[Item, Result | Exception]]:
-    """Call `function` on each item in worker processes; yield as each ends.
-
-    Each process has one item under way, so memory doesn't grow with the number of items. A
-    process that dies takes only its own item with it, and is replaced. When the generator is
-    closed, the processes are killed. It is a ProcessError if none can start.
-
-    Parameters
-    ----------
-    function
-        Importable by name, or a :func:`functools.partial` of such a function.
-    items
-        Its arguments.
-    workers
-        Number of processes of one thread each; none: as many as this process may use cores.
-    environments
-        Instead of `workers`: for each process, environment variables that it starts with.
-    ready
-        Whether an item may begin; asked again when another one has ended.
-
-    Yields
-    ------
-    tuple
-        The item, and what the function returned or raised. An item whose process died is tried
-        once more, by itself: the others may have taken all the memory. If that process dies too,
-        the item yields a :class:`WorkerDiedError`.
-    """
-    if environments is None:
-        environments = [thread_limits(1)] * (workers or available_cores())
-    idle = [_Worker(environment) for environment in environments[: len(items)]]
-    jobs: dict[Future[Result], tuple[_Worker, int]] = {}
-    waiting, died, any_started = list(range(len(items))), set[int](), False
-    try:
-        while waiting or jobs:
-            begin = [i for i in waiting if i not in died and ready(items[i])][: len(idle)]
-            for i in begin or ([] if jobs else waiting[:1]):
-                waiting.remove(i)
-                worker = idle.pop()
-                jobs[worker.submit(function, items[i])] = worker, i
-            for future in wait(jobs, return_when=FIRST_COMPLETED).done:
-                worker, i = jobs.pop(future)
-                idle.append(worker)
-                error = future.exception()
-                any_started |= worker.pid.exception() is None
-                if isinstance(error, BrokenProcessPool):
-                    _logger.warning("a worker process died")
-                    if not any_started:
-                        raise ProcessError(_NOT_STARTED)
-                    worker.renew()
-                    if i not in died:
-                        died.add(i)
-                        waiting.insert(0, i)
-                        continue
-                    error = WorkerDiedError(_DIED)
-                yield items[i], error if isinstance(error, Exception) else future.result()
-    finally:
-        for worker, _ in jobs.values():
-            worker.kill()
-        for worker in idle:
-            worker.pool.shutdown()
-
-
-class _Worker:
-    """One process, which tells its id as soon as it has started."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = environment
-        self.renew()
-
-    def renew(self) -> None:
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin)
-        before = {name: os.environ.get(name) for name in self.environment}
-        os.environ.update(self.environment)
-        # Without this the process would import the program's script, and do all that it does: a
-        # script that opens a window would open one for each worker.
-        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-        try:
-            self.pid = self.pool.submit(os.getpid)
-        finally:
-            sys.modules["__main__"] = script
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-        try:
-            return self.pool.submit(function, item)
-        except BrokenProcessPool:  # it died after its last job
-            self.renew()
-            return self.pool.submit(function, item)
-
-    def kill(self) -> None:
-        with suppress(OSError, BrokenProcessPool):
-            os.kill(self.pid.result(), signal.SIGTERM)
-        self.pool.shutdown()
-
-
-def _begin() -> None:
-    """Make the process end with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()  # nobody waits for results any more
-        os._exit(1)
-
-    threading.Thread(target=follow, name="end with parent", daemon=True).start()

@@ -25,6 +25,8 @@ LAYERS = {
     "snapshot": 2,
     "config": 1,
     "processes": 2,
+    "pool": 3,
+    "cluster": 4,
     "losses": 1,
     "metrics": 3,
     "progress_bar": 1,

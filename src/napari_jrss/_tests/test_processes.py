@@ -21,7 +21,8 @@ from napari_jrss._tests.jobs import (
     hangs,
     threads_and_parent,
 )
-from napari_jrss.processes import Child, ProcessError, WorkerDiedError, in_processes
+from napari_jrss.pool import in_processes
+from napari_jrss.processes import Child, ProcessError, WorkerDiedError
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_workers_are_spawned_have_one_thread_and_end_with_the_loop():
 BUSY = """
 import sys
 from napari_jrss._tests.jobs import (waits)
-from napari_jrss.processes import (in_processes)
+from napari_jrss.pool import (in_processes)
 
 if __name__ == "__main__":
     list(in_processes(waits, sys.argv[1:], 2))
@@ -122,7 +123,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 SCRIPT = """
 import sys
 from napari_jrss._tests.jobs import (threads_and_parent)
-from napari_jrss.processes import (in_processes)
+from napari_jrss.pool import (in_processes)
 
 print("the script runs")
 for item, found in in_processes(threads_and_parent, range(3), 2):

@@ -36,6 +36,7 @@ from napari_jrss.app.rounds.train import (
     run_series,
 )
 from napari_jrss.app.settings import training_config
+from napari_jrss.cluster import is_address
 from napari_jrss.config import Prealign, PresetName, TrainingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.volume import Volume
@@ -132,7 +133,7 @@ def train(
     on
         Another computer to train on: what stands before the training process, such as ``ssh gpu``
         or ``srun --gres=gpu:1``; or a :class:`~napari_jrss.app.rounds.launch.RunOn`, which also
-        says what is where on it.
+        says what is where on it; or the scheduler of a cluster, such as ``tls://host:8786``.
     log_to
         ``csv:FOLDER`` or ``tensorboard:FOLDER``: log the losses and the validation Dice there, too.
     cancel
@@ -166,8 +167,13 @@ def train(
 
         if devices != 1:
             raise LaunchError("several devices are for this computer only: leave out one of both")
-        run_on = RunOn(on) if isinstance(on, str) else on
-        executor = InLaunchedProcess(project.path, run_on, device)
+        if isinstance(on, str) and is_address(on):
+            from napari_jrss.app.rounds.on_cluster import OnCluster
+
+            executor = OnCluster(project.path, on, device)
+        else:
+            run_on = RunOn(on) if isinstance(on, str) else on
+            executor = InLaunchedProcess(project.path, run_on, device)
     elif not anyway:
         check_fits(project, planned, device, cancel)
     events = run_series(project, planned, cancel, executor)

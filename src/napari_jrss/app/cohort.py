@@ -24,6 +24,7 @@ from napari_jrss.app.next_case import Suggestion, suggest
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import FoundCohort
+from napari_jrss.pool import Workers
 from napari_jrss.project.importing import ScanRead, read_scans
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Case, Round, Split, Status
@@ -197,7 +198,7 @@ class Cohort:
 
     # -- import and split
 
-    def add(self, cohort: FoundCohort, workers: int | None = None) -> None:
+    def add(self, cohort: FoundCohort, workers: Workers = None) -> None:
         """Read further scans into the open project, in the background."""
         self._workspace.require_idle()
         project = self._workspace.open_project

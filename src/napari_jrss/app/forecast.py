@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING
@@ -14,13 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from napari_jrss.app.api import training_bars
 from napari_jrss.config import PresetName, TrainingConfig
 from napari_jrss.config import preset as settings_of
+from napari_jrss.errors import ProjectError
 from napari_jrss.io.atomic import write_text
+from napari_jrss.pool import AskedToStop, Told, Workers, tell, working
 from napari_jrss.progress_bar import long_call
 from napari_jrss.project.project import Project
 
 if TYPE_CHECKING:
     from napari_jrss.training.events import Event
     from napari_jrss.training.loop import Cancel
+
+
+_ALL = "all_parts"
 
 
 class Forecast(BaseModel):
@@ -103,6 +110,7 @@ def forecast(
     *,
     preset: PresetName = "fast",
     device: str = "auto",
+    workers: Workers = None,
     cancel: Cancel | None = None,
 ) -> Generator[Event, None, Forecast | None]:
     """Tell what Dice to expect on unlabelled scans, without any case that was held back.
@@ -122,6 +130,9 @@ def forecast(
         Name of the settings where `config` is None.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    workers
+        Processes that share the parts, of this computer or of a cluster; None: one part after the
+        other in this process.
     cancel
         Its ``is_set()`` is asked before each step; True stops the work.
 
@@ -143,7 +154,7 @@ def forecast(
     snapshot = project.snapshot()
     versions = {case: snapshot.label_versions[case] for case in snapshot.labelled}
     parts = folds(snapshot.labelled, settings.seed)
-    folder = project.path / "forecast"
+    folder = _folder(project)
     told = folder / "of.json"
     of = (
         Forecast(
@@ -155,10 +166,15 @@ def forecast(
         shutil.rmtree(folder)  # an interrupted forecast of other labels or settings
     folder.mkdir(exist_ok=True)
     write_text(told, of)
-    fabric = make_fabric(device, settings.precision)
     dice: dict[str, tuple[float | None, ...]] = {}
     stop = Flag() if cancel is None else cancel
-    for event in cross_validate(snapshot, settings, folder, fabric, stop):
+    if workers is None:
+        fabric = make_fabric(device, settings.precision)
+        events = cross_validate(snapshot, settings, folder, fabric, stop)
+    else:
+        job = partial(_judge, project.path, settings, versions, device)
+        events = _in_pool(job, range(1, len(parts) + 1), workers, stop)
+    for event in events:
         if isinstance(event, CaseJudged):
             dice[event.case_id] = tuple(event.dice)
         yield event
@@ -173,3 +189,62 @@ def forecast(
     write_text(_file(project), result.model_dump_json(indent=1))
     shutil.rmtree(folder)
     return result
+
+
+def _folder(project: Project) -> Path:
+    return project.path / "forecast"
+
+
+def _judge(
+    path: Path, config: TrainingConfig, versions: Mapping[str, str], device: str, number: int
+) -> None:
+    """In a worker: train and judge one part, and tell the events."""
+    from napari_jrss.inference.device import make_fabric
+    from napari_jrss.training.cross_validation import folds, judge_fold
+
+    fabric = make_fabric(device, config.precision)
+    with Project.open(path, read_only=True) as project:
+        snapshot = project.snapshot()
+        if any(snapshot.label_versions[case] != version for case, version in versions.items()):
+            raise ProjectError("a label was changed during the forecast; start it again")
+        part = folds(snapshot.labelled, config.seed)[number - 1]
+        for event in judge_fold(
+            number, part, snapshot, config, _folder(project), fabric, AskedToStop()
+        ):
+            tell(event.model_dump_json())
+
+
+def _in_pool(
+    job: Callable[[int], None], numbers: Sequence[int], workers: Workers, cancel: Cancel
+) -> Iterator[Event]:
+    """The events of all parts: what was judged, and the steps of all as those of one stage."""
+    from napari_jrss.training.events import (
+        Cancelled,
+        CaseJudged,
+        StageStarted,
+        StepEnd,
+        parse_event,
+    )
+
+    steps: dict[str, int] = {}
+    with closing(working(job, numbers, workers)) as working_on:
+        for step in working_on:
+            if cancel.is_set():
+                yield Cancelled(stage=_ALL, step=sum(steps.values()))
+                return
+            if step is None:
+                continue
+            _, outcome = step
+            if isinstance(outcome, Exception):
+                raise outcome
+            event = parse_event(outcome.message.encode()) if isinstance(outcome, Told) else None
+            if isinstance(event, StageStarted):
+                if not steps:
+                    yield StageStarted(stage=_ALL, steps=event.steps * len(numbers))
+                steps[event.stage] = event.first_step
+            elif isinstance(event, StepEnd):
+                steps[event.stage] = event.step
+                done = {"stage": _ALL, "step": sum(steps.values())}
+                yield event.model_copy(update={**done, "steps": event.steps * len(numbers)})
+            elif isinstance(event, CaseJudged):
+                yield event

@@ -10,6 +10,7 @@ from pathlib import Path
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.found import FoundCase, FoundCohort
 from napari_jrss.io.layouts import labels_of
+from napari_jrss.pool import Workers
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.drafts import on_scan
 from napari_jrss.project.importing import Found, ScanFolders, ScanRead, look_into, read_scans
@@ -18,7 +19,7 @@ from napari_jrss.project.project import Project
 
 @long_call(lambda *_, **__: counting("reading scans"))
 def add_scans(
-    project: Project, folders: ScanFolders, workers: int | None = None
+    project: Project, folders: ScanFolders, workers: Workers = None
 ) -> Generator[Found | ScanRead, None, FoundCohort]:
     """Read further scans, with their labels if they have any, into a project.
 

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from napari_jrss.app.rounds.train import interrupted_round, leave_series, rounds_left
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
+from napari_jrss.pool import Workers
 from napari_jrss.preprocess.plan import Level, Plan, budget_seconds
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.corrections import unsaved
@@ -31,7 +32,7 @@ def propose(
 
 @long_call(lambda *_, **__: counting("moving cases"))
 def change_plan(
-    project: Project, plan: Plan, author: str | None = None, *, workers: int | None = None
+    project: Project, plan: Plan, author: str | None = None, *, workers: Workers = None
 ) -> Generator[CaseMoved, None, None]:
     """Let a project follow another plan: its cases are brought to the new training grid.
 

@@ -23,6 +23,7 @@ from napari_jrss.app.workspace import Workspace
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.layouts import FoundCohort
 from napari_jrss.labels import LabelTable
+from napari_jrss.pool import Workers
 from napari_jrss.preprocess.plan import Plan
 from napari_jrss.project.importing import ScanRead, read_first_scans
 from napari_jrss.project.plans import CaseMoved
@@ -73,7 +74,7 @@ class Session:
         table: LabelTable,
         config: PreprocessingConfig,
         plan: Plan | None = None,
-        workers: int | None = None,
+        workers: Workers = None,
     ) -> None:
         """Make a project, open it, and read the scans in the background.
 

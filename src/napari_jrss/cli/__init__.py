@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "Scans": (scans.export, scans.segment, scans.register, scans.engines),
     "Experiments": (experiments.experiment, experiments.report),
-    "This computer": (computer.author, computer.doctor),
+    "This computer": (computer.author, computer.doctor, computer.worker),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

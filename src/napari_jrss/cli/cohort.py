@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -17,6 +17,8 @@ from napari_jrss.cli.options import (
     PlanLevel,
     ProjectPath,
     UsageError,
+    WorkersOption,
+    workers_of,
 )
 
 if TYPE_CHECKING:
@@ -111,9 +113,7 @@ def init(
     ] = None,
     plan: PlanLevel = "balanced",
     budget: Budget = None,
-    workers: Annotated[
-        int | None, Option(min=1, help="Number of processes.", show_default="one per core")
-    ] = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Make a project of scans and labels: each is checked and brought to the training grid."""
     from napari_jrss.cli.render import found_line, import_report
@@ -123,15 +123,12 @@ def init(
     given = [path for path in (folder, images, dicom) if path is not None]
     if len(given) != 1:
         raise UsageError("give either --folder or --images or --dicom")
-    events = jrss.Project.from_folders.events(
-        project,
-        given[0],
-        labels,
-        groups=groups,
-        dicom=dicom is not None,
-        series=series,
-        keep_map=keep_map,
-        preprocessing=_wishes(
+    options: dict[str, Any] = {
+        "groups": groups,
+        "dicom": dicom is not None,
+        "series": series,
+        "keep_map": keep_map,
+        "preprocessing": _wishes(
             spacing_mm=spacing,
             shape=shape,
             crop=crop,
@@ -141,10 +138,9 @@ def init(
             clip_percentiles=clip,
             clip_values=window,
         ),
-        plan=plan,
-        budget=budget,
-        workers=workers,
-    )
+        "plan": plan,
+        "budget": budget,
+    }
     happened: list[Found | ScanRead] = []
 
     def note(event: Found | ScanRead) -> None:
@@ -152,11 +148,15 @@ def init(
             typer.echo(found_line(event), err=True)
         happened.append(event)
 
-    try:
-        made = finish(shown(events, import_bars()), note)
-    except BaseException:
-        import_report(happened)
-        raise
+    with workers_of(workers, given[0], project.absolute().parent) as pool:
+        events = jrss.Project.from_folders.events(
+            project, given[0], labels, workers=pool, **options
+        )
+        try:
+            made = finish(shown(events, import_bars()), note)
+        except BaseException:
+            import_report(happened)
+            raise
     with made:
         import_report(happened, made)
 
@@ -181,9 +181,7 @@ def plan(
         Triple | None, Option(help="Voxel size z y x in mm.", show_default="planned")
     ] = None,
     author: Author = None,
-    workers: Annotated[
-        int | None, Option(min=1, help="Number of processes.", show_default="one per core")
-    ] = None,
+    workers: WorkersOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what training grids would cost on this computer, or change to one of them.
@@ -199,7 +197,8 @@ def plan(
         plans = propose(opened, budget, wishes)
         if level is not None:
             chosen = plans[level if budget is None else "balanced"]
-            change_plan(opened, chosen, known(author), workers=workers)
+            with workers_of(workers, project) as pool:
+                change_plan(opened, chosen, known(author), workers=pool)
             plans = {chosen.level: chosen}
     if as_json:
         shown = {name: each.model_dump(mode="json") for name, each in plans.items()}
@@ -220,9 +219,7 @@ def add(
         ),
     ] = None,
     series: Annotated[str | None, Option(help="Which images of a study, as for init.")] = None,
-    workers: Annotated[
-        int | None, Option(min=1, help="Number of processes.", show_default="one per core")
-    ] = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Add further scans, with their labels if they have any, to a project."""
     from napari_jrss.app.importing import add_scans
@@ -231,8 +228,8 @@ def add(
     from napari_jrss.project.importing import ScanFolders
 
     happened: list[Found | ScanRead] = []
-    with jrss.Project.open(project) as opened:
-        events = add_scans.events(opened, ScanFolders(scans, labels, series=series), workers)
+    with jrss.Project.open(project) as opened, workers_of(workers, project, scans) as pool:
+        events = add_scans.events(opened, ScanFolders(scans, labels, series=series), pool)
         try:
             finish(shown(events, counting("reading scans")), happened.append)
         finally:

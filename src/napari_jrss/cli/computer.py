@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
 from napari_jrss.cli.options import AsJson
 
@@ -35,3 +35,34 @@ def doctor(as_json: AsJson = False) -> None:
         doctor_report(report)
     if report.problems:
         raise typer.Exit(1)
+
+
+def worker(
+    address: Annotated[
+        str, Argument(help="The scheduler's address, such as tls://host:8786 ('dask scheduler').")
+    ],
+    processes: Annotated[
+        int | None,
+        Option(min=1, help="Items at once, each in a process.", show_default="one per core"),
+    ] = None,
+    threads: Annotated[int, Option(min=1, help="CPU threads of each process.")] = 1,
+    gpu: Annotated[
+        bool, Option("--gpu/--no-gpu", help="Whether each process has a GPU to train on.")
+    ] = False,
+) -> None:
+    """Work for a cluster until it is stopped: read scans, train folds and rounds.
+
+    The computer must see projects and scans at the same paths as those who use the cluster.
+    """
+    import subprocess
+
+    from napari_jrss.cluster import check_address, worker_command, worker_environment
+    from napari_jrss.processes import available_cores
+
+    check_address(address)
+    command = worker_command(address, processes or max(1, available_cores() // threads), gpu)
+    try:
+        code = subprocess.call(command, env=worker_environment(threads))
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)

@@ -1,11 +1,16 @@
 """Arguments and options that several commands have."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from napari_jrss.errors import JRSSError
+
+if TYPE_CHECKING:
+    from napari_jrss.pool import Workers
 
 ProjectPath = Annotated[Path, Argument(metavar="PROJECT", help="Project folder (.jrss).")]
 Author = Annotated[
@@ -31,7 +36,40 @@ PlanLevel = Annotated[
     Option(help="Pre-training and a round in at most 20 min, 2 h or 10 h on this computer."),
 ]
 Budget = Annotated[str | None, Option(help="That time itself, such as 45min, 3h or night (10 h).")]
+WorkersOption = Annotated[
+    str | None,
+    Option(
+        "--workers",
+        metavar="NUMBER|ADDRESS",
+        help="Number of processes; or the scheduler of a cluster, such as tls://host:8786.",
+        show_default="one per core",
+    ),
+]
 
 
 class UsageError(JRSSError):
     """Options that don't go together."""
+
+
+@contextmanager
+def workers_of(text: str | None, *folders: Path, gpu: bool = False) -> Iterator["Workers"]:
+    """What --workers asks for; the workers of a cluster must see the folders.
+
+    Raises
+    ------
+    UsageError
+        It is neither a number nor an address.
+    ClusterError
+        The cluster can't be reached, or isn't fit.
+    """
+    if text is None:
+        yield None
+    elif text.isdecimal() and int(text) > 0:
+        yield int(text)
+    elif "://" in text:
+        from napari_jrss.cluster import Cluster
+
+        with Cluster(text, folders, gpu=gpu) as cluster:
+            yield cluster
+    else:
+        raise UsageError(f"--workers {text}: a number from 1 on, or the address of a scheduler")

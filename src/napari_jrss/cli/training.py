@@ -13,7 +13,15 @@ import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, Author, Device, ProjectPath, Refine, UsageError
+from napari_jrss.cli.options import (
+    AsJson,
+    Author,
+    Device,
+    ProjectPath,
+    Refine,
+    UsageError,
+    workers_of,
+)
 from napari_jrss.config import PresetName, TrainingConfig
 
 if TYPE_CHECKING:
@@ -53,7 +61,7 @@ def train(
         Option(
             metavar="COMMAND",
             help="Train on another computer: what stands before the training process, such as "
-            "'ssh gpu' or 'srun --gres=gpu:1'.",
+            "'ssh gpu' or 'srun --gres=gpu:1'; or a cluster's scheduler, such as tls://host:8786.",
         ),
     ] = None,
     remote_python: Annotated[
@@ -111,12 +119,14 @@ def train(
         raise typer.Exit(130)
 
 
-def _run_on(command: str | None, python: str, folder: str, threads: int | None) -> "RunOn | None":
+def _run_on(
+    command: str | None, python: str, folder: str, threads: int | None
+) -> "RunOn | str | None":
     """Where to train, if not on this computer."""
-    if command is None:
+    if command is None or "://" in command:
         if python or folder:
-            raise UsageError("--remote-python and --remote-folder go with --on")
-        return None
+            raise UsageError("--remote-python and --remote-folder go with --on and a command")
+        return command
     from napari_jrss.app.rounds.launch import RunOn
 
     return RunOn(command, python, folder, threads)
@@ -163,6 +173,14 @@ def forecast(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
+    workers: Annotated[
+        str | None,
+        Option(
+            metavar="NUMBER|ADDRESS",
+            help="Processes that share the parts; or a cluster, such as tls://host:8786.",
+            show_default="one part after the other",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what Dice to expect on unlabelled scans, by training without parts of the labels."""
@@ -170,9 +188,13 @@ def forecast(
     from napari_jrss.app.settings import training_config
     from napari_jrss.project.project import Project
 
-    with Project.open(project) as opened, _cancel_on_interrupt() as cancel:
+    with (
+        Project.open(project) as opened,
+        _cancel_on_interrupt() as cancel,
+        workers_of(workers, project, gpu=True) as pool,
+    ):
         settings = training_config(preset, config, plan=opened.plan, seed=seed)
-        result = run(opened, settings, device=device, cancel=cancel)
+        result = run(opened, settings, device=device, workers=pool, cancel=cancel)
     if result is None:
         typer.echo(f"stopped; napari-jrss forecast {project} goes on", err=True)
         raise typer.Exit(130)

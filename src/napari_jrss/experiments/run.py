@@ -22,7 +22,8 @@ from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
 from napari_jrss.experiments.worker import train_and_evaluate
 from napari_jrss.io.atomic import write_text
-from napari_jrss.processes import available_cores, in_processes, thread_limits
+from napari_jrss.pool import in_processes
+from napari_jrss.processes import available_cores, thread_limits
 
 
 @dataclass(frozen=True)

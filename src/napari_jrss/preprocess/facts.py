@@ -26,9 +26,9 @@ from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.read import read_header, read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED, LabelTable
+from napari_jrss.pool import Workers, in_processes
 from napari_jrss.preprocess.padding import without_padding
 from napari_jrss.preprocess.pipeline import foreground_box
-from napari_jrss.processes import in_processes
 
 Item = TypeVar("Item")
 
@@ -87,7 +87,7 @@ class ScanFacts:
 
 
 def scan_facts(
-    cases: Sequence[FoundCase], table: LabelTable | None, workers: int | None = None
+    cases: Sequence[FoundCase], table: LabelTable | None, workers: Workers = None
 ) -> Generator[ScanFacts | None]:
     """Look at each scan of a cohort; None for one that can't be read, which the import reports.
 
@@ -120,7 +120,7 @@ def gather(
     one: Callable[[Item], ScanFacts | None],
     items: Sequence[Item],
     voxels: int,
-    workers: int | None = None,
+    workers: Workers = None,
 ) -> Generator[ScanFacts | None]:
     """Call a function on each scan, in processes if they have many voxels together."""
     if voxels <= _SMALL_COHORT:

@@ -29,11 +29,11 @@ from napari_jrss.io.layouts import FoundCase, Scan
 from napari_jrss.io.nifti import write_nifti
 from napari_jrss.io.read import read_header, read_volume
 from napari_jrss.labels import IGNORED, LabelTable
+from napari_jrss.pool import Workers, in_processes
 from napari_jrss.preprocess.padding import without_padding
 from napari_jrss.preprocess.pipeline import foreground_box, grid_on_box
 from napari_jrss.preprocess.prealign import align
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.processes import in_processes
 
 # Networks halve the grid three times.
 _MULTIPLE = 8
@@ -49,7 +49,7 @@ def training_grid(
     cases: Sequence[FoundCase],
     config: PreprocessingConfig,
     table: LabelTable | None = None,
-    workers: int | None = None,
+    workers: Workers = None,
     keep_reference: Path | None = None,
 ) -> TrainingGrid:
     """Choose the grid on which all cases of a project will lie.

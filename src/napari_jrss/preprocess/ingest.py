@@ -21,6 +21,7 @@ from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED, LabelTable
+from napari_jrss.pool import Workers, in_processes
 from napari_jrss.preprocess.case_store import (
     DICOM_SOURCE,
     CaseAttributes,
@@ -32,7 +33,7 @@ from napari_jrss.preprocess.case_store import (
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.pipeline import LabelError, preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.processes import WorkerDiedError, in_processes
+from napari_jrss.processes import WorkerDiedError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def ingest(
     config: PreprocessingConfig,
     table: LabelTable | None,
     folder: Path,
-    workers: int | None = None,
+    workers: Workers = None,
     *,
     grid: TrainingGrid | None = None,
     version: str = "manual",

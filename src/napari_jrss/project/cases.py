@@ -18,6 +18,7 @@ from napari_jrss.geometry import Triple, spacing_mm
 from napari_jrss.io.layouts import FoundCase
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.read import read_volume
+from napari_jrss.pool import Workers
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
@@ -98,7 +99,7 @@ class ProjectCases(ProjectFolder):
     def add_cases(
         self,
         found: Sequence[FoundCase],
-        workers: int | None = None,
+        workers: Workers = None,
         groups: Mapping[str, str | None] | None = None,
     ) -> Iterator[IngestResult]:
         """Preprocess scans in worker processes and make each a case as it gets ready.

@@ -19,6 +19,7 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.label_files import label_table_from_file, label_table_from_files
 from napari_jrss.io.layouts import FoundCohort, discover, discover_dicom
 from napari_jrss.labels import LabelTable
+from napari_jrss.pool import Workers
 from napari_jrss.preprocess.cost import this_machine
 from napari_jrss.preprocess.facts import ScanFacts, scan_facts
 from napari_jrss.preprocess.grid import widest_scan
@@ -116,7 +117,7 @@ def look_into(
     *,
     table: LabelTable | None = None,
     budget_s: float | None = None,
-    workers: int | None = None,
+    workers: Workers = None,
 ) -> Iterator[Found]:
     """Find scans, then the structures in their labels, then plan the training grid.
 
@@ -243,7 +244,7 @@ def read_scans(
     project: ProjectCases,
     cohort: FoundCohort,
     cancel: Event | None = None,
-    workers: int | None = None,
+    workers: Workers = None,
 ) -> Iterator[ScanRead]:
     """Preprocess scans in processes (None: one per core) and make each a case of a project.
 
@@ -264,7 +265,7 @@ def read_first_scans(
     project: ProjectCases,
     cohort: FoundCohort,
     cancel: Event | None = None,
-    workers: int | None = None,
+    workers: Workers = None,
 ) -> Iterator[ScanRead]:
     """As :func:`read_scans`, into a project that was just made.
 

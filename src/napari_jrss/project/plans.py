@@ -15,6 +15,7 @@ import numpy as np
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.geometry import Triple, rows, whole_box
+from napari_jrss.pool import Workers, in_processes
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.cost import this_machine
 from napari_jrss.preprocess.facts import ScanFacts, gather, some_of
@@ -22,7 +23,6 @@ from napari_jrss.preprocess.pipeline import grid_on_box
 from napari_jrss.preprocess.plan import Level, Plan, make_plans
 from napari_jrss.preprocess.regrid import case_facts, regrid_case
 from napari_jrss.preprocess.transform import TrainingGrid
-from napari_jrss.processes import in_processes
 from napari_jrss.project.folder import CASES, REFERENCE
 from napari_jrss.project.relocate import ProjectSources
 
@@ -71,7 +71,7 @@ class ProjectPlans(ProjectSources):
         return make_plans(facts, self.table, machine, wishes, budget_s, extent)
 
     def change_plan(
-        self, plan: Plan, author: str | None = None, workers: int | None = None
+        self, plan: Plan, author: str | None = None, workers: Workers = None
     ) -> Iterator[CaseMoved]:
         """Bring all cases to the grid of another plan; labels, history and decisions stay.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.layouts import write_dicom_map
+from napari_jrss.pool import Workers
 from napari_jrss.preprocess.plan import BUDGETS_S, Level, budget_seconds
 from napari_jrss.progress_bar import long_call
 from napari_jrss.project.folder import check_case_id
@@ -57,7 +58,7 @@ class Project(ProjectPlans):
         preprocessing: PreprocessingConfig | None = None,
         plan: Level = "balanced",
         budget: str | None = None,
-        workers: int | None = None,
+        workers: Workers = None,
     ) -> Generator[Found | ScanRead, None, Project]:
         """Make a project of a folder of scans and, for some or all of them, their labels.
 

@@ -71,20 +71,39 @@ def cross_validate(
         Fewer than two cases are labelled.
     """
     for number, held_out in enumerate(folds(snapshot.labelled, config.seed), start=1):
-        others = tuple(case for case in snapshot.labelled if case not in held_out)
-        part = replace(snapshot, labelled=others, validation=())
-        fabric.seed_everything(config.seed + number, verbose=False)
-        network = build_segmentation_network(config.segmentation_network, snapshot.classes)
-        tensors = TrainingTensors(part, {}, fabric.device)
-        stage = MonoSegmentationStage(network, tensors, config, fabric)
-        stage.name = f"fold_{number}"
-        results = {folder / f"{stage.name}.safetensors": network}
-        task = RoundTask(0, part, config, folder)
-        if not (yield from train_stage(stage, results, task, fabric, cancel)):
-            return
-        for case in held_out:
-            if stop_requested(cancel, fabric):
-                yield Cancelled(stage=stage.name, step=stage.steps)
+        for event in judge_fold(number, held_out, snapshot, config, folder, fabric, cancel):
+            yield event
+            if isinstance(event, Cancelled):
                 return
-            dice = segmentation_dice(network, snapshot, case, fabric.device)
-            yield CaseJudged(stage=stage.name, case_id=case, dice=none_for_nan(dice))
+
+
+def judge_fold(
+    number: int,
+    held_out: Sequence[str],
+    snapshot: CohortSnapshot,
+    config: TrainingConfig,
+    folder: Path,
+    fabric: Fabric,
+    cancel: Cancel,
+) -> Iterator[Event]:
+    """Train Mono-Seg without one part of the labelled cases, and judge it on these.
+
+    As :func:`cross_validate`; `number` counts the parts from 1.
+    """
+    others = tuple(case for case in snapshot.labelled if case not in held_out)
+    part = replace(snapshot, labelled=others, validation=())
+    fabric.seed_everything(config.seed + number, verbose=False)
+    network = build_segmentation_network(config.segmentation_network, snapshot.classes)
+    tensors = TrainingTensors(part, {}, fabric.device)
+    stage = MonoSegmentationStage(network, tensors, config, fabric)
+    stage.name = f"fold_{number}"
+    results = {folder / f"{stage.name}.safetensors": network}
+    task = RoundTask(0, part, config, folder)
+    if not (yield from train_stage(stage, results, task, fabric, cancel)):
+        return
+    for case in held_out:
+        if stop_requested(cancel, fabric):
+            yield Cancelled(stage=stage.name, step=stage.steps)
+            return
+        dice = segmentation_dice(network, snapshot, case, fabric.device)
+        yield CaseJudged(stage=stage.name, case_id=case, dice=none_for_nan(dice))
