@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -34,6 +34,14 @@ TRUST = "NAPARI_JRSS_TRUST_NETWORK"
 _CONNECT_S = 10.0
 _POLL_S = 0.2
 _ASK_S = 1.0
+
+
+class Flag(Protocol):
+    """What a :class:`threading.Event` is."""
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        ...
 
 
 class ClusterError(JRSSError):
@@ -91,6 +99,8 @@ class Cluster:
         Items go to workers that have a GPU, where there are such.
     patience
         Seconds to wait for a worker while there is none, and for one that was asked to stop.
+    at_once
+        Set by somebody who doesn't wait for a worker that was asked to stop.
 
     Raises
     ------
@@ -106,9 +116,11 @@ class Cluster:
         *,
         gpu: bool = False,
         patience: float = 30.0,
+        at_once: Flag | None = None,
     ) -> None:
         check_address(address)
         self._address, self._patience, self._gpu = address, patience, gpu
+        self._at_once = at_once
         try:
             self._client = _dask().Client(
                 address, timeout=_CONNECT_S, set_as_default=False, heartbeat_interval="2s"
@@ -210,6 +222,8 @@ class Cluster:
                     stop.set(True)
                     until = time.monotonic() + self._patience
                     while time.monotonic() < until and not all(j.done() for j in jobs.values()):
+                        if self._at_once is not None and self._at_once.is_set():
+                            break
                         time.sleep(_POLL_S)
                     self._client.cancel(list(jobs.values()))
                 self._client.unsubscribe_topic(job)

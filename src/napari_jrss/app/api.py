@@ -36,7 +36,6 @@ from napari_jrss.app.rounds.train import (
     run_series,
 )
 from napari_jrss.app.settings import training_config
-from napari_jrss.cluster import is_address
 from napari_jrss.config import Prealign, PresetName, TrainingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.volume import Volume
@@ -163,17 +162,13 @@ def train(
     planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
     executor: Executor = InThisProcess(device, devices)
     if on is not None:
-        from napari_jrss.app.rounds.launch import InLaunchedProcess, LaunchError, RunOn
+        from napari_jrss.app.rounds.elsewhere import executor_elsewhere
+        from napari_jrss.app.rounds.launch import LaunchError, RunOn
 
         if devices != 1:
             raise LaunchError("several devices are for this computer only: leave out one of both")
-        if isinstance(on, str) and is_address(on):
-            from napari_jrss.app.rounds.on_cluster import OnCluster
-
-            executor = OnCluster(project.path, on, device)
-        else:
-            run_on = RunOn(on) if isinstance(on, str) else on
-            executor = InLaunchedProcess(project.path, run_on, device)
+        run_on = RunOn(on) if isinstance(on, str) else on
+        executor = executor_elsewhere(project.path, run_on, device)
     elif not anyway:
         check_fits(project, planned, device, cancel)
     events = run_series(project, planned, cancel, executor)

@@ -119,14 +119,12 @@ def train(
         raise typer.Exit(130)
 
 
-def _run_on(
-    command: str | None, python: str, folder: str, threads: int | None
-) -> "RunOn | str | None":
+def _run_on(command: str | None, python: str, folder: str, threads: int | None) -> "RunOn | None":
     """Where to train, if not on this computer."""
-    if command is None or "://" in command:
+    if command is None:
         if python or folder:
-            raise UsageError("--remote-python and --remote-folder go with --on and a command")
-        return command
+            raise UsageError("--remote-python and --remote-folder go with --on")
+        return None
     from napari_jrss.app.rounds.launch import RunOn
 
     return RunOn(command, python, folder, threads)

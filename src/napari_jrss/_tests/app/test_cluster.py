@@ -27,6 +27,8 @@ from napari_jrss._tests.training.phantoms import (
     weights,
 )
 from napari_jrss.app.forecast import forecast
+from napari_jrss.app.rounds.elsewhere import executor_elsewhere
+from napari_jrss.app.rounds.launch import LaunchError, RunOn
 from napari_jrss.app.rounds.on_cluster import OnCluster
 from napari_jrss.app.rounds.train import train
 from napari_jrss.cli import app
@@ -138,7 +140,7 @@ def test_a_round_goes_on_at_another_worker_and_is_recorded_once(
         if isinstance(event, StepEnd) and event.step == 20 and not killed:
             killed.append(workers.kill_busy())
 
-    place = OnCluster(project.path, workers.address, "cpu")
+    place = executor_elsewhere(project.path, RunOn(workers.address), "cpu")
     finish(train(project, tiny_config(**LONG), 1, Never(), executor=place), kill)
     assert len(killed) == 1
     assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
@@ -188,8 +190,8 @@ def test_what_is_no_fit_cluster_is_said_in_one_line(
         with pytest.raises(ClusterError, match=why) as told:
             Cluster(address)
         assert "\n" not in str(told.value)
-    result = CliRunner().invoke(app, ["forecast", str(tmp_path), "--workers", "many"])
-    assert result.exit_code != 0
+    with pytest.raises(LaunchError, match="leave out both"):
+        executor_elsewhere(tmp_path, RunOn("tls://host:1", python="python3"), "cpu")
 
 
 def test_a_worker_has_the_threads_and_the_gpu_that_were_asked_for() -> None:

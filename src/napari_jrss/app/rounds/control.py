@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_jrss.app.rounds.elsewhere import executor_elsewhere
 from napari_jrss.app.rounds.estimate import (
     Estimate,
     Measured,
@@ -15,7 +16,7 @@ from napari_jrss.app.rounds.estimate import (
     estimated,
     measure_in_own_process,
 )
-from napari_jrss.app.rounds.launch import InLaunchedProcess, RunOn
+from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.progress import Progress
 from napari_jrss.app.rounds.train import (
@@ -240,7 +241,7 @@ class RoundControl:
         def work(cancel: threading.Event) -> Iterator[Event]:
             executor: Executor = InThisProcess(device)
             if run_on is not None:
-                executor = InLaunchedProcess(project.path, run_on, device, at_once=at_once)
+                executor = executor_elsewhere(project.path, run_on, device, at_once=at_once)
             elif self.own_process:
                 executor = InOwnProcess(project.path, device, at_once=at_once)
             self._workspace.stop_learning()

@@ -35,13 +35,18 @@ class OnCluster:
     ----------
     address
         Of the scheduler, as of :class:`~napari_jrss.cluster.Cluster`.
+    at_once
+        Set by somebody who can't wait for the end of a step of a round that was asked to stop.
     """
 
     first = True
 
-    def __init__(self, project: Path, address: str, device: str = "auto") -> None:
+    def __init__(
+        self, project: Path, address: str, device: str = "auto", *, at_once: Cancel | None = None
+    ) -> None:
         self.device = self._asked_for = device
         self._project, self._address = project, address
+        self._at_once = at_once
         self._cluster: Cluster | None = None
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
@@ -49,7 +54,7 @@ class OnCluster:
         for network in (config.segmentation_network, config.registration_network):
             check_network(network)
         if self._cluster is None:
-            self._cluster = Cluster(self._address, [self._project], gpu=True)
+            self._cluster = Cluster(self._address, [self._project], gpu=True, at_once=self._at_once)
         self.device = f"{self._asked_for} by dask"
         return not cancel.is_set()
 
