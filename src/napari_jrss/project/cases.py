@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,9 @@ class ProjectCases(ProjectFolder):
             if chosen.reference is not None:  # relative to the project, which may be moved
                 chosen = chosen.model_copy(update={"reference": Path(REFERENCE)})
             self._ledger.set_grid(chosen.model_dump_json())
-        about = [self.attributes(case.case_id) for case in self.cases()]
+        twins = _Twins(self._image_at)
+        for case in self.cases():
+            twins.add(self.attributes(case.case_id))
         for result in ingest(
             fresh,
             self.preprocessing,
@@ -149,12 +151,13 @@ class ProjectCases(ProjectFolder):
         ):
             if result.ok:
                 path = self.case_path(result.case_id)
-                twin = self._twin(store.read_attributes(path), about)
+                attributes = store.read_attributes(path)
+                twin = twins.of(attributes)
                 if twin is not None:
                     self._clear(path)
                     result = IngestResult(result.case_id, False, f"the same scan as {twin}")
                 else:
-                    about.append(store.read_attributes(path))
+                    twins.add(attributes)
             if result.ok:
                 self.register_case(result.case_id, groups.get(result.case_id))
                 yield result
@@ -170,7 +173,7 @@ class ProjectCases(ProjectFolder):
         """
         self.check_writable()
         path = self.case_path(case_id)
-        if case_id.lower() in {case.case_id.lower() for case in self.cases()}:
+        if self._ledger.has_case(case_id):
             raise ProjectError(f"{self.path}: has a case {case_id} already")
         if not path.is_dir():
             raise ProjectError(f"{path}: no such folder")
@@ -194,17 +197,9 @@ class ProjectCases(ProjectFolder):
         _logger.info("imported %s, %s a label", case_id, "without" if label is None else "with")
         return self.case(case_id)
 
-    def _twin(self, one: CaseAttributes, others: Sequence[CaseAttributes]) -> str | None:
-        """The case that was made of the same scan, perhaps from a file of another format."""
-        for other in others:
-            if one.checksum == other.checksum:
-                return other.case_id
-            here, there = one.transform, other.transform
-            if (here.intensity, here.source_shape) == (there.intensity, there.source_shape):
-                image, its = (store.read_image(self.case_path(c.case_id)) for c in (one, other))
-                if np.array_equal(image, its):
-                    return other.case_id
-        return None
+    def _image_at(self, case_id: str) -> Image:
+        """The preprocessed image of a scan that may not be a case yet."""
+        return store.read_image(self.case_path(case_id))
 
     def _failed(self, result: IngestResult) -> IngestResult:
         self._ledger.fail_import(result.case_id, result.reason)
@@ -379,3 +374,32 @@ def read_scan_label(path: Path, label: LabelVersion) -> Label:
     if store.fingerprint(array) != label.scan_sha256:
         raise ProjectError(f"{path}: label {label.version} isn't what was written; it is damaged")
     return array
+
+
+class _Twins:
+    """Scans by what tells that two are the same one, perhaps from files of different formats."""
+
+    def __init__(self, image: Callable[[str], Image]) -> None:
+        self._image = image
+        self._by_checksum: dict[str, str] = {}
+        self._by_values: dict[str, list[str]] = {}
+
+    def add(self, one: CaseAttributes) -> None:
+        self._by_checksum.setdefault(one.checksum, one.case_id)
+        self._by_values.setdefault(self._values(one), []).append(one.case_id)
+
+    def of(self, one: CaseAttributes) -> str | None:
+        """The case that was made of the same scan."""
+        if one.checksum in self._by_checksum:
+            return self._by_checksum[one.checksum]
+        alike = self._by_values.get(self._values(one), [])
+        if not alike:
+            return None
+        image = self._image(one.case_id)
+        return next((a for a in alike if np.array_equal(image, self._image(a))), None)
+
+    @staticmethod
+    def _values(one: CaseAttributes) -> str:
+        """The same for equal scans, and seldom for others."""
+        transform = one.transform
+        return f"{transform.intensity.model_dump_json()} {transform.source_shape}"

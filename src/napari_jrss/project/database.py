@@ -209,6 +209,12 @@ class Ledger:
             ).fetchone()
             return None if row is None or row[0] != case_id else _case(row)
 
+    def has_case(self, case_id: str) -> bool:
+        """Whether a case has this id; upper and lower case don't count."""
+        with self.reading() as connection:
+            found = connection.execute("SELECT 1 FROM cases WHERE case_id = ?", (case_id,))
+            return found.fetchone() is not None
+
     def add_case(
         self, case_id: str, group: str | None = None, first_label: LabelVersion | None = None
     ) -> None:
