@@ -21,6 +21,7 @@ from napari_jrss.app.case_summary import (
 from napari_jrss.app.exporting import LabelWritten, cases_to_export, export_labels
 from napari_jrss.app.importing import LabelImported, import_labels
 from napari_jrss.app.next_case import Suggestion, suggest
+from napari_jrss.app.outlook import Outlook, outlook
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.io.layouts import FoundCohort
@@ -195,6 +196,10 @@ class Cohort:
             return None
         suggestion = self.suggest()
         return None if suggestion is None else suggestion.case_id
+
+    def outlook(self) -> Outlook:
+        """What is done, how long the rest takes, and what Dice to expect of it."""
+        return outlook(self._workspace.open_project)
 
     # -- import and split
 

@@ -65,6 +65,11 @@ class Forecast(BaseModel):
         cases = [np.nanmean(np.array(row, float)) for row in self.dice.values()]
         return float(np.mean(cases)), float(np.std(cases))
 
+    def mean_of(self, case_id: str) -> float:
+        """Mean of one case over its structures; NaN without any."""
+        values = [value for value in self.dice[case_id] if value is not None]
+        return float(np.mean(values)) if values else float("nan")
+
     def line(self) -> str:
         """The forecast in one line."""
         mean, std = self.mean()
@@ -87,16 +92,30 @@ class Forecast(BaseModel):
 
 def last_forecast(project: Project) -> Forecast | None:
     """The project's forecast, if there is one and no label has changed since."""
-    path = _file(project)
-    if not path.is_file():
+    known = _read(_file(project))
+    if known is None:
         return None
-    try:
-        known = Forecast.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError:
-        return None  # of another version of the program; it can be made again
     snapshot = project.snapshot()
     versions = {case: snapshot.label_versions[case] for case in snapshot.labelled}
     return known if versions == dict(known.label_versions) else None
+
+
+def former_forecast(project: Project) -> Forecast | None:
+    """The forecast before the last one, which was of other labels."""
+    return _read(_former_file(project))
+
+
+def _read(path: Path) -> Forecast | None:
+    if not path.is_file():
+        return None
+    try:
+        return Forecast.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError:
+        return None  # of another version of the program; it can be made again
+
+
+def _former_file(project: Project) -> Path:
+    return project.path / "forecast_before.json"
 
 
 def _file(project: Project) -> Path:
@@ -186,6 +205,9 @@ def forecast(
         folds=len(parts),
         label_versions=versions,
     )
+    before = _read(_file(project))
+    if before is not None and dict(before.label_versions) != versions:
+        write_text(_former_file(project), before.model_dump_json(indent=1))
     write_text(_file(project), result.model_dump_json(indent=1))
     shutil.rmtree(folder)
     return result

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from napari_jrss.app.forecast import last_forecast
 from napari_jrss.app.next_case import first_case
 from napari_jrss.app.next_step import work_state
+from napari_jrss.app.outlook import outlook
 from napari_jrss.app.rounds.train import interrupted_round, rounds_left
 from napari_jrss.project.corrections import unsaved
 from napari_jrss.project.project import Project
@@ -16,11 +17,12 @@ from napari_jrss.project.records import LabelVersion
 
 
 class RoundStatus(BaseModel):
-    """One round: its parent, how it ended, and its figures."""
+    """One round: its parent, whether it was quick, how it ended, and its figures."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
     number: int
     parent: int | None
+    kind: str
     outcome: str
     started: str
     metrics: dict[str, object]
@@ -58,6 +60,8 @@ class ProjectStatus(BaseModel):
         The plan that the project follows, with what it costs; empty for a project without one.
     forecast
         What Dice to expect on unlabelled scans; empty if it wasn't made with today's labels.
+    outlook
+        What is done, how long the rest takes, and what Dice to expect of it, as far as known.
     next_step
         What to do next, in one sentence.
     """
@@ -81,6 +85,7 @@ class ProjectStatus(BaseModel):
     writer: str
     plan: str
     forecast: str
+    outlook: list[str]
     next_step: str
 
 
@@ -123,6 +128,7 @@ def project_status(project: Project) -> ProjectStatus:
         writer=project.writer,
         plan="" if project.plan is None else project.plan.line(),
         forecast="" if known is None else known.line(),
+        outlook=outlook(project).lines(),
         next_step=work_state(project, first=None if first is None else first.case_id).action,
     )
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from napari_jrss.app.rounds.train import VALIDATION_DICE, WARNING
+from napari_jrss.project.records import RoundKind
 from napari_jrss.times import duration, local_time
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def status_tables(report: ProjectStatus) -> None:
             rounds.add_row(
                 f"{entry.number}{' (teacher)' if entry.number == report.teacher else ''}",
                 "-" if entry.parent is None else str(entry.parent),
-                entry.outcome,
+                entry.outcome + (", quick" if entry.kind == RoundKind.QUICK else ""),
                 _figure(entry.metrics.get("accepted"), 0),
                 _figure(entry.metrics.get(VALIDATION_DICE)),
                 _figure(entry.metrics.get("validation_registration_dice")),
@@ -142,6 +143,8 @@ def status_tables(report: ProjectStatus) -> None:
             console.print(f"round {entry.number}: {entry.metrics[WARNING]}")
     if report.forecast:
         console.print(report.forecast)
+    for line in report.outlook:
+        console.print(line, soft_wrap=True)
     if report.interrupted_round is not None or report.rounds_left:
         which = f"round {report.interrupted_round} was interrupted"
         if report.interrupted_round is None:

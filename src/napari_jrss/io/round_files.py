@@ -19,6 +19,12 @@ from napari_jrss.io.predictions import (
 )
 from napari_jrss.snapshot import CohortSnapshot
 
+KEPT = "kept"
+"""Metric of a quick round: 1 if its teacher may come into force, 0 if the former one stays."""
+DRAFT_DICE, ANCHOR_DRAFT_DICE = "draft_dice", "anchor_draft_dice"
+"""Its metrics: Dice of the drafts of the new cases, by the teacher before it, and by the teacher of
+the last training; the second only where they differ. Neither had seen the labels."""
+
 
 class QuickPlan(BaseModel):
     """What a quick round does, which learns from labels that were accepted just now.

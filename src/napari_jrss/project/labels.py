@@ -114,6 +114,10 @@ class ProjectLabels(ProjectCases):
         """All label versions of a case, oldest first."""
         return self._ledger.versions(self.case(case_id).case_id)
 
+    def every_label_version(self) -> list[LabelVersion]:
+        """The label versions of all cases, oldest first."""
+        return self._ledger.versions()
+
     def label_counts(self) -> dict[str, int]:
         """Number of label versions of each case that has any."""
         return dict(Counter(version.case_id for version in self._ledger.versions()))

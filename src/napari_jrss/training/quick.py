@@ -18,7 +18,7 @@ from torch import nn
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.inference.predict import predict_case
-from napari_jrss.io.round_files import QuickPlan
+from napari_jrss.io.round_files import ANCHOR_DRAFT_DICE, DRAFT_DICE, KEPT, QuickPlan
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.training.augment import sample_image, sample_label
@@ -39,13 +39,9 @@ from napari_jrss.training.trainable import RoundError
 
 NEW_SHARE = 0.5
 """Share of the crops that are of the new cases."""
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 DECAY = 0.98
 """How much of the teacher is kept at each step."""
-KEPT = "kept"
-"""Metric: 1 if the round's teacher may come into force, 0 if the former one stays."""
-DRAFT_DICE, ANCHOR_DRAFT_DICE = "draft_dice", "anchor_draft_dice"
-"""Metrics: Dice of the drafts of the new cases, by the former teacher, and by the anchor's."""
 BEFORE, AFTER = "judged_before", "judged_after"
 """Metrics: mean Dice on the judged cases."""
 VALIDATION = "validation_segmentation_dice"

@@ -6,12 +6,17 @@ from types import MappingProxyType
 UNDO, REDO, NEXT_UNCERTAIN, INTERPOLATE = "Control-Z", "Control-Shift-Z", "U", "I"
 ALONE, CONTOURS, PLANES, SEARCH = "S", "O", "Shift-P", "F3"
 ACCEPT, NEXT_CASE, SHEET = "Shift-A", "Shift-N", "? or F1"
+NEXT_DISPUTE, FIRST_OPINION, SECOND_OPINION, NEXT_SLICE = ("D", "Q", "W", "Shift-I")
 REVIEW: Mapping[str, str] = MappingProxyType(
     {
         UNDO: "Undo, across the brush, the tools and the drafts",
         REDO: "Redo",
         NEXT_UNCERTAIN: "Go to the next uncertain region",
         INTERPOLATE: "Interpolate the chosen structure between the slices that you painted",
+        NEXT_SLICE: "Go to the slice that interpolation needs most",
+        NEXT_DISPUTE: "Go to the next place that teacher and propagated label dispute",
+        FIRST_OPINION: "Take the teacher's label there, and go on",
+        SECOND_OPINION: "Take the propagated label there, and go on",
         ALONE: "Show only the chosen structure, or all of them",
         CONTOURS: "Show the label filled, or its outlines",
         PLANES: "Show three planes, or one; T moves their crosshair to the mouse",

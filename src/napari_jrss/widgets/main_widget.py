@@ -10,8 +10,10 @@ from qtpy.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, Q
 from qtpy.QtWidgets import QTabWidget, QWidget
 
 from napari_jrss.app.next_step import Step, work_state
+from napari_jrss.app.outlook import work_left
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
+from napari_jrss.times import duration
 from napari_jrss.widgets import keys
 from napari_jrss.widgets.bridge import Relay, failure, report_errors
 from napari_jrss.widgets.closing import WindowWatch
@@ -110,12 +112,11 @@ class MainWidget(QWidget):
         project = self._workspace.project
         if project is None:
             return "No project is open"
-        cases = project.cases()
-        labelled = sum(case.labelled for case in cases)
-        training = sum(case.split == "train" for case in cases)
-        teacher = project.teacher
+        work, teacher = work_left(project), project.teacher
+        left = work.seconds_left
         return (
-            f"{project.path.name}: {labelled} labelled, {training - labelled} to label, "
+            f"{project.path.name}: {work.done} labelled, {work.to_do} to label"
+            + (f" (about {duration(left)}), " if left else ", ")
             + ("no teacher yet" if teacher is None else f"teacher of round {teacher.number}")
             + (" (read-only)" if project.read_only else "")
         )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -272,6 +273,23 @@ def test_a_training_ends_it_and_learns_the_same_labels(
     assert (trained.kind, trained.outcome) == (RoundKind.TRAINING, RoundOutcome.FINISHED)
     assert trained.label_versions[case_id] == "v0002"
     assert session.learning.runner.state is JobState.CANCELLED
+
+
+def test_the_choice_of_another_teacher_ends_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept_next(session)
+    assert session.learning.wait(WAIT_S)
+    monkeypatch.setattr(learning, "_MOST_STEPS", 100_000)
+    monkeypatch.setattr(learning, "BUDGET_S", 1e6)
+    begun = threading.Event()
+    once(session, begun.set)
+    accept_next(session)
+    assert begun.wait(WAIT_S)
+    session.rounds.promote(0)
+    assert not session.learning.runner.state.busy
+    assert last(session) == (2, RoundKind.QUICK, RoundOutcome.CANCELLED)
+    assert session.workspace.open_project.require_teacher().number == 0
 
 
 def test_a_case_accepted_during_a_training_is_learned_after_it(session: Session) -> None:

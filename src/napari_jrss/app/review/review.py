@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from psygnal import Signal
 
+from napari_jrss.app.review.disputed import Disputed
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import (
     CachedCase,
@@ -87,6 +88,8 @@ class Review:
         workspace.project_changed.connect(self._project_changed)
         workspace.cases_changed.connect(self._cases_changed)
         self.prediction = PredictionReview(self._current)  # what the networks say about the case
+        # What two drafts of the case dispute.
+        self.disputed = Disputed(self._current, self.prediction)
         self.tools = Tools(self._current)  # repairs of the label, undo and redo
         self.prompts = Prompts(self._current)  # what an nnInteractive server draws
         self.tool_drafts = ToolDrafts(self._current, self.prediction)  # of other programs

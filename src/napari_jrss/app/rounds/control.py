@@ -192,8 +192,12 @@ class RoundControl:
             self._workspace.rounds_changed.emit()
 
     def promote(self, number: int, reason: str = "") -> None:
-        """Put the teacher of a finished round in force; `reason` is kept in the history."""
+        """Put the teacher of a finished round in force; `reason` is kept in the history.
+
+        What is being learned at once is given up: it goes on from another teacher.
+        """
         project = self._workspace.writable_project
+        self._workspace.stop_learning()
         project.promote(number, self._workspace.author or None, reason)
         self._workspace.rounds_changed.emit()
         self._workspace.notified.emit(f"the teacher of round {number} is in use now")

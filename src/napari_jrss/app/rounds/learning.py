@@ -30,7 +30,7 @@ from napari_jrss.app.rounds.train import (
 )
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.errors import JRSSError, ProjectError
-from napari_jrss.io.round_files import QuickPlan
+from napari_jrss.io.round_files import ANCHOR_DRAFT_DICE, DRAFT_DICE, KEPT, QuickPlan
 from napari_jrss.preprocess.cost import step_seconds, this_machine
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundKind, RoundOutcome
@@ -143,7 +143,6 @@ def _parent(project: Project, teacher: Round) -> Round:
     that of the last training. Neither had seen these labels.
     """
     from napari_jrss.training.loop import clearly_worse
-    from napari_jrss.training.quick import ANCHOR_DRAFT_DICE, DRAFT_DICE
 
     anchor = project.before_quick(teacher)
     chain = {entry.number for entry in lineage(project, teacher)} - {anchor.number}
@@ -253,7 +252,6 @@ class Learning:
 
     def _learn(self, project: Project, cancel: threading.Event) -> Iterator[Event]:
         from napari_jrss.training.events import RoundFinished
-        from napari_jrss.training.quick import KEPT
 
         device = self._workspace.device
         suggestion = self._cohort.suggest()

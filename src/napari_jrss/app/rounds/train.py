@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
-from napari_jrss.io.round_files import QuickPlan, RoundDescription
+from napari_jrss.io.round_files import KEPT, QuickPlan, RoundDescription
 from napari_jrss.preprocess.cost import learn_speed
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundKind, RoundOutcome
@@ -286,7 +286,6 @@ def _run(
 ) -> Iterator[Event]:
     """Run one planned round; the first process records it and how it ended."""
     from napari_jrss.training.events import RoundFinished
-    from napari_jrss.training.quick import KEPT
 
     number = _record_start(project, planned) if executor.first else -1
     entry = project.round(executor.agree(number))

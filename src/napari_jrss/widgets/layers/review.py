@@ -10,6 +10,7 @@ from napari.viewer import Viewer
 
 from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.opinions import Dispute
 from napari_jrss.app.review.regions import Region
 from napari_jrss.geometry import linear_and_shift
 from napari_jrss.labels import IGNORED, LabelTable
@@ -172,14 +173,43 @@ class ReviewLayers(LayerSet):
         if region.uncertain is not None:
             marked = np.zeros(case.grid.shape, np.uint8)
             marked[region.box] = region.uncertain
-            layer = self.layer(OUTLINE)
-            if layer is None:
-                layer = self._add_overlay(case, OUTLINE)
+            layer = self._outline(case)
+            self._place(case, OUTLINE, layer)
             layer.data = case.shown(marked)
-            layer.visible = self._viewer.dims.ndisplay == 2
         linear, shift = linear_and_shift(case.transform.grid_to_scan)
         z, y, x = linear @ region.at + shift
-        self.look_at((z, y, x))
+        self._bring_near((z, y, x))
+
+    def show_dispute(self, dispute: Dispute) -> None:
+        """Outline a disputed place, and bring it near."""
+        case = self._case
+        if case is None:
+            return
+        marked = np.zeros(case.image.shape, np.uint8)
+        marked[dispute.box] = dispute.mask
+        layer = self._outline(case)
+        layer.scale, layer.translate = case.spacing_mm, (0, 0, 0)
+        layer.data = marked
+        self._bring_near(dispute.at)
+
+    def show_slice(self, axis: int, number: int) -> None:
+        """Show one slice of the scan across an axis."""
+        image = self.layer(IMAGE) or self.label
+        if image is not None:
+            at = list(image.world_to_data(self._viewer.dims.point))
+            at[axis] = number
+            self._viewer.dims.point = tuple(image.data_to_world(at))
+
+    def _outline(self, case: OpenCase) -> Layer:
+        """The layer that outlines a place, shown in 2D."""
+        layer = self.layer(OUTLINE)
+        if layer is None:
+            layer = self._add_overlay(case, OUTLINE)
+        layer.visible = self._viewer.dims.ndisplay == 2
+        return layer
+
+    def _bring_near(self, at: tuple[float, float, float]) -> None:
+        self.look_at(at)
         camera = self._viewer.scene.camera
         camera.zoom = max(camera.zoom, min(self._viewer.canvas.size) / _FIELD_MM)
 

@@ -27,7 +27,7 @@ from napari_jrss.project.folder import LEDGER
 from napari_jrss.project.importing import ScanRead
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.bridge import failure
-from napari_jrss.widgets.controls import ask_folder, button, choice, in_column, in_row, wrapped
+from napari_jrss.widgets.controls import ask_folder, button, choice, in_column, in_row, say, wrapped
 from napari_jrss.widgets.dialogs.cohort import ProblemsDialog, SplitDialog, StructuresDialog
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
 from napari_jrss.widgets.dialogs.plan import PlanDialog
@@ -83,6 +83,11 @@ class CohortTab(Tab):
 
         self.suggestion = wrapped()
         self.suggestion.setToolTip("The case whose label would help training most, and why")
+        self.outlook = wrapped()
+        self.outlook.setToolTip(
+            "The time is the median of your last cases, without pauses. The Dice is that of "
+            "'napari-jrss forecast', while no label has changed since."
+        )
         self.next = button("Open next", "Open the suggested case for review", self._open_next)
         self.split = button(
             "Split…", "Divide the cases into training, validation and test", self._ask_split
@@ -161,6 +166,7 @@ class CohortTab(Tab):
         page = QWidget()
         filters = in_row(self.filter, self.group, stretch=(2, 1))
         foot = QGridLayout()
+        foot.addWidget(self.outlook, 3, 0, 1, 4)
         foot.addWidget(self.suggestion, 0, 0, 1, 3)
         foot.addWidget(self.next, 0, 3)
         for column, each in enumerate((self.split, self.structures, self.predict, self.problems)):
@@ -298,6 +304,8 @@ class CohortTab(Tab):
             self.next.setEnabled(suggestion is not None)
             done = "Every training case has a label." if rows else ""
             self.suggestion.setText(done if suggestion is None else next_case_text(suggestion))
+            lines = [] if project is None else cohort.outlook().lines()
+            say(self.outlook, "\n".join(lines))
             missing = len(cohort.without_prediction())
             self.predict.setToolTip(
                 f"Predict the {missing} cases without a prediction of the teacher, such as those "

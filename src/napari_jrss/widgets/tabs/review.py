@@ -31,6 +31,7 @@ from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
 from napari_jrss.widgets.tabs.learning import LearningPanel
+from napari_jrss.widgets.tabs.opinions import DISPUTE, FIRST, SECOND, SLICE, OpinionsPanel
 from napari_jrss.widgets.tabs.prompts import PromptsPanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
@@ -65,6 +66,10 @@ class ReviewTab(Tab):
                 keys.REDO: self._do(review.tools.redo),
                 keys.NEXT_UNCERTAIN: self._do(review.prediction.next_uncertain),
                 keys.INTERPOLATE: self._do(self._interpolate),
+                keys.NEXT_SLICE: lambda: self.opinions.commands[SLICE](),
+                keys.NEXT_DISPUTE: lambda: self.opinions.commands[DISPUTE](),
+                keys.FIRST_OPINION: lambda: self.opinions.commands[FIRST](),
+                keys.SECOND_OPINION: lambda: self.opinions.commands[SECOND](),
                 keys.ALONE: lambda: self.view.alone.toggle(),
                 keys.CONTOURS: lambda: self.view.outlines.toggle(),
                 keys.PLANES: lambda: self.view.planes.click(),
@@ -141,6 +146,9 @@ class ReviewTab(Tab):
         )
         self.draft.start.connect(self._start_from)
         self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
+        self.opinions = OpinionsPanel(
+            self._viewer, self._session, self._relay, self.layers, self.table
+        )
         self.tools = ToolsPanel(
             {
                 "Interpolate": self._do(self._interpolate),
@@ -178,7 +186,7 @@ class ReviewTab(Tab):
         body = in_column(
             self._work,
             *(self.title, self.notice, self.structures, self.brush, self.view, self.prediction),
-            *(self.draft, self.tools, self.prompts),
+            *(self.draft, self.opinions, self.tools, self.prompts),
             *(self.progress, self.status, self.learning),
         )
         body.setStretchFactor(self.structures, 1)
@@ -399,6 +407,7 @@ class ReviewTab(Tab):
         self.reject.setEnabled(known and project is not None and not project.read_only)
         self._show_propagate()
         self.draft.show_sources(case)
+        self.opinions.redraw()
         self._redraw_numbers()
 
     def _show_status(self) -> None:
