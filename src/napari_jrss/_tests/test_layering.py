@@ -40,6 +40,7 @@ LAYERS = {
     "inference": 5,
     "training": 6,
     "sample_data": 6,
+    "real_sample": 6,
     "doctor": 6,
     "app": 7,
     "experiments": 7,
@@ -156,7 +157,7 @@ BY_HAND = {"fireants"}
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        (PACKAGE, ("", "ants", "greedy", "convexadam", "prompts")),
+        (PACKAGE, ("", "ants", "greedy", "convexadam", "prompts", "sample")),
         (PACKAGE / "experiments", ("experiments", "ants")),
         (PACKAGE / "_tests", ("test", "experiments", "ants", "prompts")),
     ],

@@ -35,9 +35,23 @@ def sample(
     shape: Annotated[Shape, Option(help="Grid z y x in voxels.")] = (32, 40, 32),
     structures: Annotated[int, Option(min=1, max=10, help="Labelled structures.")] = 10,
     seed: Annotated[int, Option(min=0)] = 0,
+    real: Annotated[
+        bool,
+        Option(
+            "--real",
+            help="Download real scans instead: hippocampi of the Medical Segmentation Decathlon "
+            "(27 MB, CC BY-SA 4.0).",
+        ),
+    ] = False,
 ) -> None:
-    """Write a synthetic brain-like cohort as NIfTI."""
-    jrss.make_cohort(dest, cases, shape, seed, structures)
+    """Write a synthetic brain-like cohort as NIfTI, or download a real one."""
+    if real:
+        from napari_jrss.real_sample import CREDIT, fetch_hippocampi
+
+        fetch_hippocampi(dest, cases)
+        typer.echo(CREDIT, nl=False)
+    else:
+        jrss.make_cohort(dest, cases, shape, seed, structures)
     typer.echo(
         f"{cases} cases in {dest}; next:\n  napari-jrss init PROJECT --images {dest}/images "
         f"--labels {dest}/labels --groups {dest}/groups.csv"
