@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import platform
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Report:
     versions: dict[str, str | None]  # of each required package; None if it isn't installed
     engines: dict[str, str]  # each registration engine: "ready", or what to do
     partners: dict[str, str]  # other programs that help with labels: their version, or what to do
+    torch_build: str  # what PyTorch is built for, such as "CUDA 12.8"; empty if it is missing
     devices: tuple[Device, ...]  # the fastest last
     memory_gib: float
     free_memory_gib: float
@@ -81,6 +83,7 @@ def examine() -> Report:
         versions=versions,
         engines=_engines(),
         partners=_partners(),
+        torch_build=_torch_build() if "torch" in sys.modules else "",
         devices=_devices() if "torch" in sys.modules else (),
         memory_gib=memory.total / _GIB,
         free_memory_gib=memory.available / _GIB,
@@ -141,6 +144,20 @@ def _partners() -> dict[str, str]:
         program = str(error)
     client = INSTALL if client_problem() else f"{metadata.version(CLIENT)}, for prompts"
     return {CLIENT: client, PROGRAM: program}
+
+
+def _torch_build() -> str:
+    """What PyTorch is built for."""
+    import torch
+
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}"
+    if torch.backends.mps.is_built():
+        return "Apple GPUs (MPS)"
+    unused = ", though an NVIDIA GPU is here" if shutil.which("nvidia-smi") else ""
+    return f"CPUs{unused}"
 
 
 def _devices() -> tuple[Device, ...]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
 
 import napari_jrss
 
@@ -35,6 +40,36 @@ def test_the_wheel_holds_all_of_the_package_but_its_tests(tmp_path: Path) -> Non
     }
     assert packed == sources
     assert {"napari_jrss/py.typed", "napari_jrss/napari.yaml"} < packed
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_are_as_an_index_wants_them(tmp_path: Path) -> None:
+    for tool in ("twine", "check_wheel_contents"):
+        pytest.importorskip(tool, reason=f"{tool} is installed with the extra dev")
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    (sdist,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    for command in (["twine", "check", "--strict", wheel, sdist], ["check_wheel_contents", wheel]):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(sdist) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    assert {"README.md", "LICENSE", "pyproject.toml", "src/napari_jrss/py.typed"} <= names
+
+
+def test_the_conda_recipe_requires_what_pip_does() -> None:
+    """Recipes of this form are templates; what they set is one line each."""
+    text = (ROOT / "conda" / "recipe" / "meta.yaml").read_text(encoding="utf-8")
+    plain = re.sub(r"^{%.*%}$", "", text, flags=re.MULTILINE)
+    recipe = yaml.safe_load(re.sub(r"{{.*?}}", "x", plain))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert re.search(r'set version = "(.*)"', text)[1] == project["version"]  # type: ignore[index]
+    wanted = {"python": project["requires-python"]}
+    for line in project["dependencies"]:
+        need = Requirement(line)
+        name = {"torch": "pytorch"}.get(need.name.lower(), need.name.lower())
+        wanted[name] = str(need.specifier)
+    run = dict(each.split(" ", 1) for each in recipe["requirements"]["run"])
+    assert run == wanted
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The report on this machine names what is there and, above all, what isn't."""
 
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +22,24 @@ def test_a_complete_installation_has_no_problem_and_a_cpu() -> None:
     assert 0 < report.free_memory_gib < report.memory_gib
     broken = [problem for problem in report.problems if "memory" not in problem]
     assert broken == []
+
+
+def test_what_pytorch_is_built_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, attribute, told in (("12.8", "cuda", "CUDA 12.8"), ("6.4", "hip", "ROCm 6.4")):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.version, attribute, version)
+            assert doctor._torch_build() == told
+    for each in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, each, None)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends.mps, "is_built", lambda: True)
+        assert doctor._torch_build() == "Apple GPUs (MPS)"
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._torch_build() == "CPUs"
+    name = "nvidia-smi.exe" if os.name == "nt" else "nvidia-smi"
+    (tmp_path / name).touch(0o755)
+    assert doctor._torch_build() == "CPUs, though an NVIDIA GPU is here"
 
 
 @pytest.mark.parametrize(

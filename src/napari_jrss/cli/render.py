@@ -264,6 +264,8 @@ def doctor_report(report: Report) -> None:
     console.print(f"registration engines: {escape(', '.join(engines))}", soft_wrap=True)
     partners = (f"{name} ({state})" for name, state in report.partners.items())
     console.print(f"helpers for labels: {escape(', '.join(partners))}", soft_wrap=True)
+    if report.torch_build:
+        console.print(f"PyTorch is built for {report.torch_build}")
     for device in report.devices:
         console.print(f"{device.name}: {device.description}, {device.memory_gib:.1f} GiB")
     console.print(
