@@ -63,8 +63,7 @@ def follow_preferences(session: Session) -> Callable[[], None]:
 
 def prefer_learning(on: bool) -> None:
     """Keep whether each accepted case is learned at once."""
-    page = _page()
-    page.work = page.work.model_copy(update={"learn": on})
+    _page().work.learn = on
 
 
 def _page() -> Any:

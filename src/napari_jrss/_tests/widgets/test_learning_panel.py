@@ -53,6 +53,9 @@ def test_a_tick_an_accepted_case_and_the_next_draft_is_of_the_new_teacher(
     table = dock.rounds.table
     assert table.item(0, 0).text() == "1"
     assert table.item(0, 7).text() == f"quick: {first}"
-    # the preference is followed, and so are scripts
-    dock.session.learning.after_accept = False
+    # preferences are still followed, and so are scripts
+    get_plugin_settings(PLUGIN).work.learn = False
     qtbot.waitUntil(lambda: not panel.box.isChecked())
+    assert not dock.session.learning.after_accept
+    dock.session.learning.after_accept = True
+    qtbot.waitUntil(panel.box.isChecked)
