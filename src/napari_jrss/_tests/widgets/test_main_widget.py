@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from npe2 import PluginManifest
 from pytestqt.qtbot import QtBot
+from qtpy.QtCore import Qt
 
+from napari_jrss._tests.app.phantoms import make_project
 from napari_jrss._tests.widgets.person import Person
+from napari_jrss.app.next_case import first_case
+from napari_jrss.project.project import Project
 from napari_jrss.widgets.layers.review import IMAGE
 from napari_jrss.widgets.main_widget import MainWidget
 
@@ -39,6 +43,26 @@ def test_the_scan_keeps_a_third_of_the_window_that_napari_opens(
         canvas = viewer.window._qt_window.centralWidget().width()
         assert canvas + dock.width() < 1200
         assert canvas >= 400, dock.tabs.tabText(index)
+
+
+def test_a_cohort_without_a_label_is_told_where_to_begin(
+    dock: MainWidget, qtbot: QtBot, tmp_path: Path
+) -> None:
+    path = make_project(tmp_path)
+    with Project.open(path) as project:
+        project.split(labelled=0, validation=1, test=1)
+        first = first_case(project)
+    assert first is not None
+    dock.session.open(path)
+    said = f"Label {first.case_id}, the most typical scan: paint it, or begin with prompts"
+    qtbot.waitUntil(lambda: dock.steps.action.text().startswith(said), timeout=20_000)
+    qtbot.mouseClick(dock.steps.act, Qt.MouseButton.LeftButton)
+    person = Person(dock, qtbot)
+    person.settle()
+    assert person.review.open_case.case_id == first.case_id
+    for way in (person.tab.brush, person.tab.draft.totalsegmentator, person.tab.prompts):
+        assert way.isVisibleTo(dock)
+    assert not person.tab.draft.propagate.isEnabled()  # there is no label to carry here
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from napari_jrss.app.review.prediction_review import PredictionReview
 from napari_jrss.app.review.prompts import Prompts
 from napari_jrss.app.review.tool_drafts import ToolDrafts
 from napari_jrss.app.review.tools import Tools
+from napari_jrss.app.runner import JobState
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved
 from napari_jrss.project.labels import check_draft
@@ -87,6 +88,7 @@ class Review:
         self._cache: OrderedDict[str, CachedCase] = OrderedDict()
         workspace.project_changed.connect(self._project_changed)
         workspace.cases_changed.connect(self._cases_changed)
+        cohort.summaries.state_changed.connect(self._summarised)
         self.prediction = PredictionReview(self._current)  # what the networks say about the case
         # What two drafts of the case dispute.
         self.disputed = Disputed(self._current, self.prediction)
@@ -418,6 +420,11 @@ class Review:
 
     def _cases_changed(self) -> None:
         self.queue.submit(self._follow)
+
+    def _summarised(self, state: JobState) -> None:
+        """More is known of the cases, so another one may be the one to label next."""
+        if state is JobState.FINISHED and self._workspace.project is not None:
+            self.suggest_next()
 
     def _follow(self) -> None:
         """Follow changes of the open case from elsewhere, such as a split or new names."""
