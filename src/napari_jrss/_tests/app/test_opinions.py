@@ -42,6 +42,18 @@ def test_places_are_apart_by_their_classes_and_the_largest_comes_first() -> None
     assert disputes(first, first, SPACING) == []
 
 
+def test_a_dispute_is_shown_where_most_of_it_lies() -> None:
+    first, second = np.zeros((2, 12, 20, 20), np.uint8)
+    first[2:10, 5, 5] = 1  # thin, through many slices
+    first[7, 5, 5:15] = 1
+    first[7, 5:9, 12:15] = 1
+    (found,) = disputes(first, second, SPACING)
+    z, y, x = found.at
+    assert z == 7
+    assert 5 <= y <= 8
+    assert x >= 11
+
+
 def test_a_decision_gives_one_place_the_class_and_keeps_what_is_kept() -> None:
     first, second = np.zeros((2, 4, 8, 8), np.uint8)
     second[1, 2:5, 2:5] = 2

@@ -17,6 +17,8 @@ from scipy import ndimage
 from napari_jrss.labels import IGNORED
 from napari_jrss.snapshot import Label
 
+_AROUND_MM = 3.0
+
 
 @dataclass(frozen=True, eq=False)
 class Dispute:
@@ -31,7 +33,7 @@ class Dispute:
     mask
         Its voxels in that box.
     at
-        One of its voxels (z, y, x), in the middle of where it is thickest.
+        One of its voxels (z, y, x), where most of it lies in an axial slice.
     volume_ml
         Its volume in millilitres.
     """
@@ -140,9 +142,12 @@ def slice_to_paint(label: Label, index: int, axis: int, painted: Sequence[int]) 
 
 
 def _middle(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.intp]:
-    """The voxel (z, y, x) of a mask that is farthest from its outline."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)
-    return np.array(np.unravel_index(int(depth.argmax()), depth.shape)) - 1
+    """In the axial slice that has most of a mask, its voxel (z, y, x) with most of it around."""
+    z = int(np.count_nonzero(mask, axis=(1, 2)).argmax())
+    around = [_AROUND_MM / size for size in spacing_mm[1:]]
+    density = ndimage.gaussian_filter(mask[z].astype(np.float32), around, mode="constant")
+    y, x = np.unravel_index(int(np.where(mask[z], density, -1).argmax()), mask[z].shape)
+    return np.array([z, y, x])
 
 
 def _box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
