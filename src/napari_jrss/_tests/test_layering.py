@@ -43,10 +43,10 @@ LAYERS = {
     "real_sample": 6,
     "doctor": 6,
     "app": 7,
-    "experiments": 7,
-    "cli": 8,
-    "widgets": 8,
-    "__main__": 9,
+    "experiments": 8,
+    "cli": 9,
+    "widgets": 9,
+    "__main__": 10,
 }
 WINDOW = {"napari", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "magicgui", "superqt"}
 TRAINING = {"torch", "monai", "lightning_fabric"}

@@ -1,10 +1,15 @@
 """The commands ``napari-jrss experiment`` and ``napari-jrss report``."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from napari_jrss.experiments.annotator.run import LoopEnded
+    from napari_jrss.experiments.run import RunEnded
 
 
 def experiment(
@@ -12,7 +17,8 @@ def experiment(
         Path,
         Argument(
             metavar="PROTOCOL",
-            help="YAML file; or smoke, synthetic, hippocampus, ixi, lpba40, tcia.",
+            help="YAML file; or smoke, synthetic, hippocampus, ixi, lpba40, tcia, or "
+            "annotator_synthetic, annotator_hippocampus, annotator_ixi.",
         ),
     ],
     out: Annotated[Path | None, Option(help="Folder of the experiment.")] = None,
@@ -23,7 +29,8 @@ def experiment(
         ),
     ] = None,
     only: Annotated[
-        list[str] | None, Option(help="Only this method, or runs such as 'jrss-n5-*' (repeatable).")
+        list[str] | None,
+        Option(help="Only this method or loop, or runs such as 'jrss-n5-*' (repeatable)."),
     ] = None,
     resume: Annotated[
         bool, Option("--resume", help="Go on with the experiment in the folder.")
@@ -42,27 +49,42 @@ def experiment(
         bool, Option("--list", help="Only list the runs of the protocol.")
     ] = False,
 ) -> None:
-    """Run the methods of a protocol for each N and seed; finished runs are skipped."""
+    """Run the methods of a protocol for each N and seed; finished runs are skipped.
+
+    A protocol with an annotator runs its loops: how long a simulated person takes with each.
+    """
+    from napari_jrss.experiments.annotator.run import loop_runs, run_annotator
     from napari_jrss.experiments.protocol import ProtocolError, load_protocol, plan
     from napari_jrss.experiments.run import run_experiment
 
     checked = load_protocol(protocol, data)
-    runs = plan(checked)
     if list_runs:
+        runs = plan(checked) if checked.annotator is None else loop_runs(checked)
         typer.echo("\n".join(run.id for run in runs))
         return
     if out is None:
         raise ProtocolError("give --out, the folder for the results")
+    if checked.annotator is None:
+        events: Iterator[RunEnded | LoopEnded] = run_experiment(
+            checked,
+            out,
+            only=only or (),
+            resume=resume,
+            workers=workers,
+            threads=threads,
+            device=device,
+        )
+    else:
+        events = run_annotator(
+            checked,
+            out,
+            only=only or (),
+            resume=resume,
+            workers=workers,
+            threads=threads,
+            device=device,
+        )
     failed = 0
-    events = run_experiment(
-        checked,
-        out,
-        only=only or (),
-        resume=resume,
-        workers=workers,
-        threads=threads,
-        device=device,
-    )
     for count, ended in enumerate(events, start=1):
         state = "finished before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
         if ended.problem:
@@ -82,6 +104,10 @@ def report(
     ] = None,
 ) -> None:
     """Write tables (Markdown, LaTeX), figures (PNG, SVG) and an HTML page of an experiment."""
-    from napari_jrss.experiments.report import write_report
+    from napari_jrss.experiments.annotator.report import write_annotator_report
+    from napari_jrss.experiments.report import protocol_of, write_report
 
-    typer.echo(f"{write_report(folder, labelled)}")
+    if protocol_of(folder).annotator is not None:
+        typer.echo(f"{write_annotator_report(folder)}")
+    else:
+        typer.echo(f"{write_report(folder, labelled)}")

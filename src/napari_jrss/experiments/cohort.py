@@ -31,7 +31,7 @@ def prepare_cohort(protocol: Protocol, out: Path, runs: Sequence[Run]) -> Path:
     else:
         path = out / COHORT
         with TemporaryDirectory() as folder:  # of synthetic scans
-            _read_in(protocol, path, _discover(protocol.data, Path(folder)), runs)
+            _read_in(protocol, path, discover_data(protocol.data, Path(folder)), runs)
     with Project.open(path, read_only=True) as project:
         for run in runs:
             assign(protocol, run, project)
@@ -85,6 +85,17 @@ def snapshot_of(dealt: Assignment, project: Project) -> CohortSnapshot:
     )
 
 
+def subjects_of(data: DataSet, found: Found) -> dict[str, str | None]:
+    """The subject of each scan that was found; None for a subject with one scan alone."""
+    names = [case.case_id for case in found.cohort.cases]
+    groups: dict[str, str | None] = dict.fromkeys(names)
+    groups |= found.cohort.groups
+    if data.subjects is not None:
+        file, _, column = data.subjects.rpartition(":")
+        groups |= read_case_groups(Path(file), column, names)
+    return groups
+
+
 def _deal(
     protocol: Protocol,
     run: Run,
@@ -106,12 +117,7 @@ def _deal(
 
 def _read_in(protocol: Protocol, path: Path, found: Found, runs: Sequence[Run]) -> None:
     data, cases = protocol.data, found.cohort.cases
-    names = [case.case_id for case in cases]
-    groups: dict[str, str | None] = dict.fromkeys(names)
-    groups |= found.cohort.groups
-    if data.subjects is not None:
-        file, _, column = data.subjects.rpartition(":")
-        groups |= read_case_groups(Path(file), column, names)
+    groups = subjects_of(data, found)
     with_label = {case.case_id for case in cases if case.label is not None}
     for run in runs:
         _deal(protocol, run, groups, with_label)
@@ -135,7 +141,8 @@ def _read_in(protocol: Protocol, path: Path, found: Found, runs: Sequence[Run]) 
                 raise ProtocolError(f"{result.case_id}: {'; '.join(result.notes)}")
 
 
-def _discover(data: DataSet, place: Path) -> Found:
+def discover_data(data: DataSet, place: Path) -> Found:
+    """Look into the folders of a data set; synthetic scans are made in `place`."""
     if data.synthetic is not None:
         wanted = data.synthetic
         folder = make_cohort(place, wanted.cases, wanted.shape, wanted.seed, wanted.structures)

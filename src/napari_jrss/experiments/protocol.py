@@ -129,6 +129,32 @@ class Block(_Part):
         return self
 
 
+class AnnotatorSettings(_Part):
+    """A simulated annotator, instead of runs; see :mod:`napari_jrss.experiments.annotator`."""
+
+    cases: int = Field(10, ge=3, description="Cases of the cohort, drawn from the training side.")
+    plane: Literal["axial", "coronal", "sagittal"] = Field(
+        "coronal", description="In which the annotator works."
+    )
+    goal_dice: float = Field(
+        0.9, gt=0, lt=1, description="Of each structure, at which it is good enough."
+    )
+    hand_sd_voxels: float = Field(
+        0.35, ge=0, description="Standard deviation of the hand's outline about the manual one."
+    )
+    steps_on_labels: int = Field(
+        ge=1, description="Steps after each accepted case in loops that learn from labels alone."
+    )
+    costs: dict[str, float] = Field(
+        default_factory=dict, description="Changes of the model of seconds."
+    )
+
+    @property
+    def axis(self) -> int:
+        """Axis (z, y, x) across which the annotator goes through the slices."""
+        return ("axial", "coronal", "sagittal").index(self.plane)
+
+
 class Protocol(_Part):
     """An experiment."""
 
@@ -142,7 +168,8 @@ class Protocol(_Part):
         default_factory=dict, description="Changes of the preset, nested as in TrainingConfig."
     )
     joint_rounds: int = Field(3, ge=1)
-    runs: tuple[Block, ...] = Field(min_length=1)
+    runs: tuple[Block, ...] = ()
+    annotator: AnnotatorSettings | None = None
     paper: Literal["lpba40", "tcia"] | None = Field(
         None, description="The paper's experiment that this repeats, if it does to the letter."
     )
@@ -153,6 +180,12 @@ class Protocol(_Part):
         for each in (self.settings, changes):
             _merge(merged, each)
         return TrainingConfig.model_validate(merged)
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Protocol:
+        if bool(self.runs) == (self.annotator is not None):
+            raise ValueError("give either runs or an annotator")
+        return self
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Protocol:

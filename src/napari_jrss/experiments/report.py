@@ -9,7 +9,7 @@ import base64
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,7 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
     """
     from napari_jrss.experiments.plots import write_plots
 
-    if not (out / PROTOCOL).is_file():
-        raise ProtocolError(f"{out}: is not the folder of an experiment")
-    protocol = Protocol.model_validate_json((out / PROTOCOL).read_text(encoding="utf-8"))
+    protocol = protocol_of(out)
     results = read_results(out)
     if not results:
         raise ProtocolError(f"{out}: has no finished run yet")
@@ -71,13 +69,33 @@ def write_report(out: Path, labelled: str | None = None) -> Path:
     folder = out / REPORT
     folder.mkdir(exist_ok=True)
     tables = _tables(protocol, results, n)
-    plots = write_plots(out, folder, results, n)
-    remarks = _remarks(protocol, results)
-    write_text(folder / "tables.md", _markdown(protocol, tables, remarks))
+    plots = {name: CAPTIONS[name] for name in write_plots(out, folder, results, n)}
+    return write_pages(folder, protocol.title, tables, plots, _remarks(protocol, results))
+
+
+def write_pages(
+    folder: Path,
+    title: str,
+    tables: Sequence[Table],
+    plots: Mapping[str, str],
+    remarks: Sequence[str],
+) -> Path:
+    """Write the tables and one page that holds all; returns the page.
+
+    `plots` are the captions of figures that lie in the folder, by their names.
+    """
+    write_text(folder / "tables.md", _markdown(title, tables, remarks))
     write_text(folder / "tables.tex", "\n".join(table.latex() for table in tables))
     page = folder / "index.html"
-    write_text(page, _page(protocol, tables, plots, remarks, folder))
+    write_text(page, _page(title, tables, plots, remarks, folder))
     return page
+
+
+def protocol_of(out: Path) -> Protocol:
+    """The protocol that an experiment was run by; a :class:`ProtocolError` if there is none."""
+    if not (out / PROTOCOL).is_file():
+        raise ProtocolError(f"{out}: is not the folder of an experiment")
+    return Protocol.model_validate_json((out / PROTOCOL).read_text(encoding="utf-8"))
 
 
 def _main_labelled(results: Sequence[MethodResults], wanted: str | None) -> int | str:
@@ -159,34 +177,34 @@ def _effort(runs: Sequence[dict[str, Any]] | Sequence[Any]) -> str:
     )
 
 
-def _markdown(protocol: Protocol, tables: Sequence[Table], remarks: Sequence[str]) -> str:
-    parts = [f"# {protocol.title}", *remarks, *(table.markdown() for table in tables)]
+def _markdown(title: str, tables: Sequence[Table], remarks: Sequence[str]) -> str:
+    parts = [f"# {title}", *remarks, *(table.markdown() for table in tables)]
     return "\n\n".join(parts)
 
 
 def _page(
-    protocol: Protocol,
+    title: str,
     tables: Sequence[Table],
-    plots: Sequence[str],
+    plots: Mapping[str, str],
     remarks: Sequence[str],
     folder: Path,
 ) -> str:
-    figures = "".join(_figure(folder, name) for name in plots)
+    figures = "".join(_figure(folder, *plot) for plot in plots.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(protocol.title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(protocol.title)}</h1>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1>"
         f"{''.join(f'<p>{html.escape(remark)}</p>' for remark in remarks)}"
         f"{''.join(table.html() for table in tables)}{figures}</body></html>\n"
     )
 
 
-def _figure(folder: Path, name: str) -> str:
+def _figure(folder: Path, name: str, text: str) -> str:
     """A figure inside the page: drawings as SVG, slices as PNG."""
     kind, mime = ("png", "image/png") if name.startswith("slices") else ("svg", "image/svg+xml")
     data = base64.b64encode((folder / f"{name}.{kind}").read_bytes()).decode()
-    caption = html.escape(CAPTIONS[name])
+    caption = html.escape(text)
     return (
         f'<figure><img alt="{caption}" src="data:{mime};base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"

@@ -65,13 +65,13 @@ def run_experiment(
     device
         ``cpu``, ``cuda`` or ``auto``.
     """
-    kind, gpus = _devices(device)
+    kind, gpus = devices_of(device)
     planned = plan(protocol)
     runs = _chosen(planned, only)
     for run in planned:
         _check_settings(run, out)
     _check_packages([run for run in runs if not _is_done(run, out)])
-    begun = _claim(protocol, out, resume)
+    begun = claim(protocol, out, resume)
     try:
         project = prepare_cohort(protocol, out, runs)
     except (ValueError, OSError):
@@ -140,7 +140,7 @@ def _check_packages(runs: Sequence[Run]) -> None:
             )
 
 
-def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
+def claim(protocol: Protocol, out: Path, resume: bool) -> bool:
     """Make the folder, or see that what is there belongs to the same data and splits.
 
     Returns whether the experiment had been begun before.
@@ -152,7 +152,7 @@ def _claim(protocol: Protocol, out: Path, resume: bool) -> bool:
         if not resume:
             raise ProtocolError(f"{out}: holds an experiment already; --resume goes on with it")
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("data", "split", "pairs", "joint_rounds"):
+        for name in ("data", "split", "pairs", "joint_rounds", "annotator"):
             if before.get(name) != json.loads(text)[name]:
                 raise ProtocolError(f"{out}: was begun with other {name}; use another folder")
     elif out.exists() and any(out.iterdir()):
@@ -189,7 +189,7 @@ def _is_done(run: Run, out: Path) -> bool:
     return (out / RUNS / run.id / RUN).exists()
 
 
-def _devices(device: str) -> tuple[str, list[str]]:
+def devices_of(device: str) -> tuple[str, list[str]]:
     """What runs compute on, ``cpu`` or ``cuda``, and the names of the GPUs."""
     import torch
 

@@ -128,10 +128,6 @@ def _figures(
 
 def describe(run: Run, threads: int) -> dict[str, Any]:
     """What a run is, and the software and machine it ran on."""
-    versions = {}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "run": run.id,
         "method": run.method,
@@ -139,6 +135,17 @@ def describe(run: Run, threads: int) -> dict[str, Any]:
         "labelled": "K" if run.labelled is None else run.labelled,
         "seed": run.seed,
         "config": run.config.model_dump(mode="json"),
+        **describe_machine(threads),
+    }
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """The software and machine that a run was made on."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
         "versions": {"napari-jrss": __version__, "python": platform.python_version(), **versions},
         "machine": {
             "system": platform.platform(),

@@ -23,7 +23,12 @@ from napari_jrss.training.augment import (
 from napari_jrss.training.sampling import draw_cases, step_seed
 from napari_jrss.training.screening import IGNORED
 from napari_jrss.training.stages import TeacherStage, TrainingTensors
-from napari_jrss.training.steps import Losses, PerturbedBatch, perturbed_student_step
+from napari_jrss.training.steps import (
+    Losses,
+    PerturbedBatch,
+    dice_and_cross_entropy,
+    perturbed_student_step,
+)
 
 MOST_FIELDS = 24
 """Pairs of a labelled and an unlabelled scan that are registered for a round."""
@@ -90,18 +95,29 @@ class PerturbedStudentStage(TeacherStage):
         """Losses of the student on labelled crops, and its difference from the teacher."""
         self.network.train()
         weight = self.config.joint.lambda_u * min(1.0, (step + 1) / (RAMP * self.steps))
+        if weight == 0:  # then unlabelled scans teach nothing
+            images, labels = self._labelled(rng)
+            return dice_and_cross_entropy(
+                self.network(self._intensity(images, rng)).float(), labels
+            )
         tau = self.config.screening.tau
         return perturbed_student_step(self.network, self._batch(rng), tau, self.trusted, weight)
 
     @torch.no_grad()
-    def _batch(self, rng: np.random.Generator) -> PerturbedBatch:
+    def _labelled(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Deformed crops of labelled scans, and their labels."""
         tensors, size = self.tensors, self.config.segmentation.batch_size
         labelled = draw_cases(tensors.snapshot.labelled, size, rng)
-        unlabelled = draw_cases(tensors.snapshot.unlabelled, size, rng)
         grid = self._crops(labelled, self.config.augmentation.affine_std, rng)
         grid = self._deformed(grid, labelled, rng)
         images = sample_image(tensors.images(labelled), grid)
-        labels = sample_label(tensors.labels(labelled), grid, outside=IGNORED)
+        return images, sample_label(tensors.labels(labelled), grid, outside=IGNORED)
+
+    @torch.no_grad()
+    def _batch(self, rng: np.random.Generator) -> PerturbedBatch:
+        tensors, size = self.tensors, self.config.segmentation.batch_size
+        images, labels = self._labelled(rng)
+        unlabelled = draw_cases(tensors.snapshot.unlabelled, size, rng)
         unchanged = sample_image(tensors.images(unlabelled), self._crops(unlabelled, 0.0, rng))
         teacher = self.modules["teacher"]
         with evaluation(teacher):

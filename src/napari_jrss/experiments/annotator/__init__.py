@@ -1,0 +1,1 @@
+"""A simulated annotator works through a cohort with the program's own commands, and is timed."""

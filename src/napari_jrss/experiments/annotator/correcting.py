@@ -1,0 +1,192 @@
+"""How the simulated annotator corrects one open case, with the commands of the review.
+
+The worst slice comes first. An annotator who may interpolate draws every fourth slice of a
+structure that is missing or poor, and has the program draw those between. What a tool made worse is
+undone. A structure that is good enough is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from napari_jrss.app.review.editor import BY_HAND
+from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.review import Review
+from napari_jrss.experiments.annotator.costs import CostModel, Effort
+from napari_jrss.experiments.annotator.hand import LEAST_VOXELS, strokes
+from napari_jrss.metrics import dice_per_class
+from napari_jrss.snapshot import Label
+
+GAP = 4
+"""Slices from one that is corrected to the next, where those between are interpolated."""
+POOR = 0.6
+"""Dice with what the hand believes, below which a structure is drawn anew by interpolation."""
+SEEN = 0.02
+"""Difference in Dice by which a person sees that one of two drafts is better."""
+GLANCE = 5
+"""Slices on which two drafts are compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One case to bring to its goal."""
+
+    truth: Label  # the manual label (z, y, x), of which only the Dice is taken
+    belief: Label  # what the hand believes it to be
+    goal: float  # Dice of each structure at which it is good enough
+    axis: int  # across which the annotator goes through the slices
+    classes: int
+    costs: CostModel
+
+
+class Correcting:
+    """The work on the case that is open for review."""
+
+    def __init__(self, review: Review, task: Task) -> None:
+        self._review = review
+        self._task = task
+        self._brush, self._value = 0, 0
+        self.effort = Effort(cases=1)
+
+    @property
+    def _case(self) -> OpenCase:
+        return self._review.open_case
+
+    def dice(self, label: Label | None = None) -> np.ndarray:
+        """Dice of each structure of the label under correction, or of another one."""
+        label = self._case.editor.label if label is None else label
+        return dice_per_class(label, self._task.truth, self._task.classes)
+
+    def failing(self) -> list[int]:
+        """Structures that aren't good enough yet."""
+        return [i for i, dice in enumerate(self.dice(), start=1) if dice < self._task.goal]
+
+    # -- drafts
+
+    def look_through(self) -> None:
+        """Look at each slice that shows a structure, or should."""
+        shown = self._across(self._case.editor.label) > 0
+        shown |= self._across(self._task.belief) > 0
+        self.effort.looks += int(shown.any((1, 2)).sum())
+
+    def choose_draft(self, other: str) -> bool:
+        """Compare the draft with another one, take what is clearly better; whether any was."""
+        case, review = self._case, self._review
+        ours, theirs = self.dice(), self.dice(case.drafts[other])
+        self.effort.clicks += 1  # show it
+        self.effort.looks += GLANCE
+        if np.nanmean(theirs) > np.nanmean(ours) + SEEN:
+            self.effort.clicks += 1
+            review.start_from(other)
+            review.wait()
+            return True
+        better = np.flatnonzero(theirs > ours + SEEN) + 1
+        for index in better:
+            self.effort.clicks += 1
+            review.tools.take_structure(int(index), other)
+            review.wait()
+        return bool(better.size)
+
+    # -- the brush
+
+    def brush(self) -> None:
+        """Correct slice by slice, the worst first: thick errors, then those a voxel thin."""
+        for fine in (False, True):
+            left = set(range(self._across(self._task.belief).shape[0]))
+            while left and (failing := self.failing()):
+                errors = self._errors(failing)
+                worst = max(left, key=lambda i: (errors[i], -i))
+                if errors[worst] < LEAST_VOXELS:
+                    break
+                left.remove(worst)
+                self.correct_slice(worst, failing, fine=fine)
+
+    def correct_slice(self, number: int, classes: list[int], *, fine: bool) -> int:
+        """Correct some structures on one slice; how many strokes that took."""
+        label, belief = self._across(self._case.editor.label), self._across(self._task.belief)
+        made = 0
+        for stroke in strokes(
+            label[number].copy(), belief[number], classes, fine, self._task.costs
+        ):
+            self._choose(stroke.brush, stroke.value)
+            label[number][stroke.painted] = stroke.value
+            where: list[slice] = [slice(None)] * 3
+            where[self._task.axis] = slice(number, number + 1)
+            if self._case.editor.sync(BY_HAND, tuple(where)) is not None:
+                made += 1
+                self.effort.strokes += 1
+                self.effort.path_voxels += stroke.path_voxels
+        self.effort.slices += made > 0
+        return made
+
+    def _choose(self, brush: int, value: int) -> None:
+        self.effort.keys += (brush != self._brush) + (value != self._value)
+        self._brush, self._value = brush, value
+
+    # -- interpolation
+
+    def interpolate(self) -> None:
+        """Correct every fourth slice of what is mostly wrong, and draw the slices between."""
+        chosen = [i for i in self.failing() if self._poor(i)]
+        if not chosen:
+            return
+        belief = self._across(self._task.belief)
+        for number in self._keys(chosen):
+            shown = [i for i in chosen if (belief[number] == i).any()]
+            shown += [i for i in chosen if i not in shown and self._shows(number, i)]
+            self.correct_slice(number, shown, fine=True)
+        for index in chosen:
+            interpolate = partial(self._review.tools.interpolate, index, self._task.axis)
+            self.try_tool(interpolate, looks=self._between(index))
+
+    def try_tool(self, tool: Callable[[], None], *, looks: int) -> bool:
+        """Use a tool, look at what it did on some slices, and undo what isn't better."""
+        before, name = np.nanmean(self.dice()), self._case.editor.undo_name
+        tool()
+        self._review.wait()
+        self.effort.clicks += 1
+        if self._case.editor.undo_name == name and np.nanmean(self.dice()) == before:
+            return False  # there was nothing to change
+        self.effort.looks += looks
+        if np.nanmean(self.dice()) > before:
+            return True
+        self._review.tools.undo()
+        self.effort.keys += 1
+        return False
+
+    def _poor(self, index: int) -> bool:
+        """Whether a structure is so wrong that a person draws it anew."""
+        label, belief = self._case.editor.label == index, self._task.belief == index
+        both = np.count_nonzero(label) + np.count_nonzero(belief)
+        return bool(2 * np.count_nonzero(label & belief) < POOR * both)
+
+    def _keys(self, classes: list[int]) -> list[int]:
+        """Every fourth slice of each structure, with its first and last one."""
+        keys: set[int] = set()
+        belief = self._across(self._task.belief)
+        for index in classes:
+            shown = np.flatnonzero((belief == index).any((1, 2)))
+            if shown.size:
+                keys |= {*range(int(shown[0]), int(shown[-1]) + 1, GAP), int(shown[-1])}
+        return sorted(keys)
+
+    def _between(self, index: int) -> int:
+        keys = self._case.editor.painted_slices(index, self._task.axis)
+        return keys[-1] - keys[0] + 1 - len(keys) if len(keys) > 1 else 0
+
+    def _shows(self, number: int, index: int) -> bool:
+        return bool((self._across(self._case.editor.label)[number] == index).any())
+
+    def _across(self, label: Label) -> Label:
+        """A view of a label whose first axis is the one that the annotator goes along."""
+        return np.moveaxis(label, self._task.axis, 0)
+
+    def _errors(self, classes: list[int]) -> list[int]:
+        """Voxels of each slice that the hand sees as wrong and that concern some structures."""
+        label, belief = self._across(self._case.editor.label), self._across(self._task.belief)
+        concerned = np.isin(label, classes) | np.isin(belief, classes)
+        return [int(n) for n in np.count_nonzero((label != belief) & concerned, axis=(1, 2))]
