@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ PROTOCOL_OF_TESTS = {
     "settings": {
         "segmentation": {"minimum_steps": 40},
         "joint": {"minimum_steps": 8, "registration_augmentation": 0},
+        "screening": {"tau": 0.3, "learned_gate": False},
     },
     "annotator": {"cases": 3, "goal_dice": GOAL, "steps_on_labels": 8},
 }
@@ -57,8 +59,12 @@ def protocol() -> Protocol:
 
 
 @pytest.fixture(scope="module")
-def study(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study with one loop of each kind."""
+def study(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a study with one loop of each kind; one thread, as in its own processes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("annotator")
     (out / PROTOCOL).write_text(protocol.model_dump_json())
     for loop in (
@@ -66,7 +72,8 @@ def study(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(LOOPS[name] for name in ("scratch", "propagation", "monai_label", "ours")),
     ):
         run_loop(protocol, out, "cpu", LoopRun(loop, 0))
-    return out
+    yield out
+    torch.set_num_threads(threads)
 
 
 def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
@@ -273,11 +280,9 @@ def test_the_command_lists_the_loops_and_names_mistakes(tmp_path: Path) -> None:
     wrong = dict(PROTOCOL_OF_TESTS, annotator={**PROTOCOL_OF_TESTS["annotator"], "costs": {"x": 1}})
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(wrong))
-    with pytest.raises(ProtocolError, match="costs: there is no x; known: case_s, click_s"):
-        write_wrong = load_protocol(path)
-        from napari_jrss.experiments.annotator.run import run_annotator
-
-        list(run_annotator(write_wrong, tmp_path / "out"))
+    refused = run(app, ["experiment", str(path), "--out", str(tmp_path / "out")])
+    assert isinstance(refused.exception, ProtocolError)
+    assert str(refused.exception).startswith("costs: there is no x; known: case_s, click_s, key_s")
     assert not (tmp_path / "out").exists()
     both = dict(PROTOCOL_OF_TESTS, runs=[{"methods": ["mono"], "labelled": [1]}])
     path.write_text(json.dumps(both))

@@ -441,11 +441,13 @@ def draft_in_words(draft: str) -> str:
     if kind == "file":
         return f"imported from {what}"
     if kind == "case":
-        cases = what.split(",")
+        names, _, teacher = what.partition("+round:")
+        cases = names.split(",")
         several = len(cases) > 3
-        return "propagated from " + (
+        voted = "propagated from " + (
             f"{len(cases)} labelled cases" if several else ", ".join(cases)
         )
+        return f"{voted}, averaged with the teacher's of round {teacher}" if teacher else voted
     return "empty label" if draft == BLANK else draft
 
 

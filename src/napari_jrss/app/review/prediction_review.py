@@ -14,6 +14,7 @@ from napari_jrss.app.pairs.registering import (
     register_labelled,
     require_engine,
 )
+from napari_jrss.app.review.consensus import average
 from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase, draft_in_words
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
@@ -76,6 +77,8 @@ class PredictionReview:
     def propagate(self) -> None:
         """Register all labelled cases to this one; their vote becomes a draft. Runs as a job.
 
+        Where there is a teacher, the average of the vote and its prediction is a second draft.
+
         By the engine of :attr:`napari_jrss.app.pairs.pairs.Pairs.engine`.
         """
         case, project = self._current.open_case, self._workspace.open_project
@@ -96,17 +99,24 @@ class PredictionReview:
                 if cancel.is_set():
                     return
                 if isinstance(found, Prediction):
-                    label = case.transform.prediction_to_scan(found)
-                    draft = "case:" + ",".join(cases)
-                    case.drafts[draft] = label
-                    self.changed.emit()
-                    self.draft_made.emit(case.case_id, draft)
-                    self._workspace.notified.emit(
-                        f"{case.case_id}: a draft {draft_in_words(draft)} is ready, see Draft"
-                    )
+                    self._keep_drafts(case, "case:" + ",".join(cases), found)
                 yield found
 
         self._workspace.inference.start(work)
+
+    def _keep_drafts(self, case: OpenCase, draft: str, vote: Prediction) -> None:
+        """Offer a vote as a draft, and its average with what the teacher predicts."""
+        found = {draft: vote}
+        if case.prediction is not None and case.teacher is not None:
+            found[f"{draft}+round:{case.teacher.number}"] = average(case.prediction, vote)
+        for key, prediction in found.items():
+            case.drafts[key] = case.transform.prediction_to_scan(prediction)
+        best = next(reversed(found))
+        self.changed.emit()
+        self.draft_made.emit(case.case_id, best)
+        self._workspace.notified.emit(
+            f"{case.case_id}: a draft {draft_in_words(best)} is ready, see Draft"
+        )
 
     def screen(self, case: OpenCase) -> None:
         """Prepare a case's prediction for screening at any tau."""

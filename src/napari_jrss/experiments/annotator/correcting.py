@@ -15,9 +15,11 @@ import numpy as np
 
 from napari_jrss.app.review.editor import BY_HAND
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.region_stroke import STEP, Preview
 from napari_jrss.app.review.review import Review
+from napari_jrss.app.review.strokes import MORE, changed
 from napari_jrss.experiments.annotator.costs import CostModel, Effort
-from napari_jrss.experiments.annotator.hand import LEAST_VOXELS, strokes
+from napari_jrss.experiments.annotator.hand import LEAST_VOXELS, Fault, largest_fault, strokes
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.snapshot import Label
 
@@ -25,10 +27,14 @@ GAP = 4
 """Slices from one that is corrected to the next, where those between are interpolated."""
 POOR = 0.6
 """Dice with what the hand believes, below which a structure is drawn anew by interpolation."""
-SEEN = 0.02
-"""Difference in Dice by which a person sees that one of two drafts is better."""
-GLANCE = 5
-"""Slices on which two drafts are compared."""
+REGION_LEAST = 120
+"""Voxels of the smallest fault that is worth a region stroke."""
+REGION_GAIN = 10
+"""Voxels that a region has to put right on balance, or it is dropped."""
+REGION_LOOKS = 2
+"""Slices on which the preview of a region is looked at."""
+MOST_DROPPED = 2
+"""Regions that are dropped before the hand turns to the brush."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,23 +79,55 @@ class Correcting:
         shown |= self._across(self._task.belief) > 0
         self.effort.looks += int(shown.any((1, 2)).sum())
 
-    def choose_draft(self, other: str) -> bool:
-        """Compare the draft with another one, take what is clearly better; whether any was."""
-        case, review = self._case, self._review
-        ours, theirs = self.dice(), self.dice(case.drafts[other])
-        self.effort.clicks += 1  # show it
-        self.effort.looks += GLANCE
-        if np.nanmean(theirs) > np.nanmean(ours) + SEEN:
-            self.effort.clicks += 1
-            review.start_from(other)
-            review.wait()
-            return True
-        better = np.flatnonzero(theirs > ours + SEEN) + 1
-        for index in better:
-            self.effort.clicks += 1
-            review.tools.take_structure(int(index), other)
-            review.wait()
-        return bool(better.size)
+    # -- the region stroke
+
+    def region_strokes(self) -> None:
+        """Draw along the largest faults, and take the region that a stroke means where it helps."""
+        tried = np.zeros(self._task.truth.shape, bool)
+        dropped = 0
+        while dropped < MOST_DROPPED and (failing := self.failing()):
+            fault = largest_fault(
+                self._case.editor.label, self._task.belief, failing, tried, self._task.axis
+            )
+            if fault is None or fault.size < REGION_LEAST:
+                return
+            tried[tuple(fault.line.T)] = True
+            dropped += not self._region_stroke(fault)
+
+    def _region_stroke(self, fault: Fault) -> bool:
+        """Draw one region stroke and turn the wheel while that helps; whether it was taken."""
+        region, effort = self._review.tools.region, self.effort
+        effort.slices += 1
+        effort.strokes += 1
+        effort.path_voxels += len(fault.line)
+        effort.keys += 1  # the structure, and whether it is added or removed
+        region.draw(fault.line, fault.index, adding=fault.adding)
+        self._review.wait()
+        preview = region.preview
+        if preview is None:
+            return False
+        effort.looks += REGION_LOOKS
+        gain = self._gain(preview, 0.0)
+        # A person sees whether the region is too small or too large.
+        step = max((STEP, -STEP), key=lambda by: self._gain(preview, by))
+        amount = step
+        while (more := self._gain(preview, amount)) > gain and abs(amount) <= MORE:
+            region.set_amount(amount)
+            gain, amount = more, amount + step
+            effort.keys += 1
+        effort.keys += 1  # take it or drop it
+        if gain < REGION_GAIN:
+            region.drop()
+            return False
+        region.take()
+        self._review.wait()
+        return True
+
+    def _gain(self, preview: Preview, amount: float) -> int:
+        """Voxels that a region puts right, less those that it spoils, by what the hand believes."""
+        new = changed(preview.seen, preview.region, amount, self._case.editor.locked)
+        belief = self._task.belief[preview.region.box]
+        return int(np.count_nonzero(new == belief) - np.count_nonzero(preview.seen == belief))
 
     # -- the brush
 

@@ -159,3 +159,51 @@ def _stroke(error: Mask, room: Mask, value: int, path: float = 0.0) -> Stroke:
         along = np.count_nonzero(here & _outline(inside))
         path = max(float(along), float(np.count_nonzero(skeletonize(here))), size / diameter)
     return Stroke(value, diameter, painted, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Fault:
+    """A connected region that a structure lacks, or has too much."""
+
+    index: int  # the structure
+    adding: bool  # whether it lacks it
+    size: int  # voxels
+    line: NDArray[np.intp]  # voxels (n, 3) along the middle of its largest part on one slice
+
+
+def largest_fault(
+    label: Label, wanted: Label, classes: Sequence[int], tried: Mask, axis: int
+) -> Fault | None:
+    """The largest fault that doesn't hold a line which was tried before; None if there is none.
+
+    Parameters
+    ----------
+    label, wanted
+        The label (z, y, x), and what the hand believes.
+    classes
+        Structures to look at.
+    tried
+        Voxels of the lines that were drawn before.
+    axis
+        Across which the slices lie.
+    """
+    found: tuple[int, int, bool, Mask] | None = None
+    for index in classes:
+        ours, theirs = label == index, wanted == index
+        for adding, wrong in ((True, theirs & ~ours), (False, ours & ~theirs)):
+            parts, _ = ndimage.label(wrong)
+            sizes = np.bincount(parts.ravel())
+            sizes[np.unique(parts[tried])] = 0
+            sizes[0] = 0
+            largest = int(sizes.argmax())
+            if sizes[largest] and (found is None or sizes[largest] > found[0]):
+                found = int(sizes[largest]), index, adding, parts == largest
+    if found is None:
+        return None
+    size, index, adding, fault = found
+    across = np.moveaxis(fault, axis, 0)
+    number = int(across.sum((1, 2)).argmax())
+    parts, _ = ndimage.label(across[number], AROUND)
+    part = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    line = np.insert(np.argwhere(skeletonize(part)), axis, number, axis=1)
+    return Fault(index, adding, size, line)

@@ -17,17 +17,17 @@ class Loop:
     # Which case comes next: a random one, the one with the largest mean entropy of the teacher's
     # probabilities, or the one that the program suggests.
     order: Literal["random", "entropy", "program"]
-    # What a label begins as: empty, voted for by the labelled cases registered to it, predicted.
-    draft: Literal["blank", "atlas", "teacher"]
+    # What a label begins as: empty, voted for by the labelled cases registered to it, predicted by
+    # the teacher, or the average of the last two.
+    draft: Literal["blank", "atlas", "teacher", "average"]
     # What the teacher learns from after each accepted case: nothing, labels alone, or labels and
     # its own predictions of the other cases (the joint round).
     learns: Literal["", "labels", "joint"] = ""
-    atlas_too: bool = False  # whether the vote is looked at beside the teacher's draft
     interpolation: bool = True
     region_tool: bool = False  # whether a stroke may correct the region it belongs to
 
 
-OURS = Loop("ours", "napari-jrss", "program", "teacher", "joint", atlas_too=True, region_tool=True)
+OURS = Loop("ours", "napari-jrss", "program", "average", "joint", region_tool=True)
 
 _IN_ORDER = (
     Loop("scratch", "From scratch", "random", "blank"),
@@ -45,7 +45,7 @@ _IN_ORDER = (
     replace(OURS, name="no_order", title="without its order", order="random"),
     replace(OURS, name="no_region", title="without the region tool", region_tool=False),
     replace(OURS, name="no_interpolation", title="without interpolation", interpolation=False),
-    replace(OURS, name="no_atlas", title="without atlas drafts", atlas_too=False),
+    replace(OURS, name="no_atlas", title="without atlas drafts", draft="teacher"),
     replace(OURS, name="no_joint", title="without joint rounds", learns="labels"),
 )
 LOOPS: Mapping[str, Loop] = MappingProxyType({loop.name: loop for loop in _IN_ORDER})

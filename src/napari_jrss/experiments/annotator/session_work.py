@@ -212,27 +212,23 @@ class LoopWork:
         task = Task(truth, belief, settings.goal_dice, settings.axis, classes, costs_of(settings))
         work = Correcting(review, task)
         started = time.process_time()
-        if loop.draft == "atlas":
+        if loop.draft in ("atlas", "average"):
             work.effort.clicks += 2  # propagate, and start from what comes
             review.start_from(self._propagated())
             self._wait()
         draft_dice = work.dice()
         work.look_through()
-        helped = None
-        if self._atlas_may_help():
-            work.effort.clicks += 1
-            helped = work.choose_draft(self._propagated())
-        chosen = review.open_case.editor.origin.draft
         if loop.interpolation:
             work.interpolate()
+        if loop.region_tool:
+            work.region_strokes()
         work.brush()
         work.effort.voxels = review.open_case.editor.voxels_changed
         row = {
             "step": self.done,
             "case": case_id,
             "reason": reason,
-            "draft": chosen,
-            "atlas_helped": helped,
+            "draft": review.open_case.editor.origin.draft,
             "draft_dice": draft_dice.tolist(),
             "dice": work.dice().tolist(),
             "reached": not work.failing(),
@@ -246,17 +242,12 @@ class LoopWork:
         self._wait()
         return row
 
-    def _atlas_may_help(self) -> bool:
-        """Whether the vote is worth a look: not once it was no better in two cases running."""
-        looked = [row["atlas_helped"] for row in self._rows if row.get("atlas_helped") is not None]
-        return self._loop.atlas_too and (len(looked) < 2 or any(looked[-2:]))
-
     def _propagated(self) -> str:
-        """Let the labelled cases vote for the open one; the key of that draft."""
+        """Let the labelled cases vote for the open one; the key of the draft that comes last."""
         prediction = self._session.review.prediction
         prediction.propagate()
         self._wait()
-        return next(key for key in self._session.review.open_case.drafts if key.startswith("case:"))
+        return next(reversed(self._session.review.open_case.drafts))
 
     # -- learning
 
