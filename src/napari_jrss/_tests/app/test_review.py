@@ -13,11 +13,12 @@ import pytest
 
 from napari_jrss._tests.app.phantoms import describe, give_networks, give_teacher
 from napari_jrss.app.cohort import SplitCounts
+from napari_jrss.app.review.consensus import average
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.predictions import prediction_path
+from napari_jrss.io.predictions import Prediction, prediction_path
 from napari_jrss.project.corrections import recover, unsaved
 from napari_jrss.project.records import Split, Status
 from napari_jrss.training.events import Event, StageStarted
@@ -536,6 +537,50 @@ def test_labelled_cases_propagate_to_a_draft(session: Session) -> None:
     assert review.wait(10)
     version = session.workspace.open_project.label_versions(review.open_case.case_id)[-1]
     assert (version.draft, version.status) == (draft, Status.ACCEPTED)
+
+
+def test_the_average_of_the_vote_and_the_teacher_is_a_draft_too(session: Session) -> None:
+    give_networks(session.workspace.open_project)
+    review, said = opened(session), []
+    session.workspace.notified.connect(said.append)
+    case, project = review.open_case, session.workspace.open_project
+    review.prediction.propagate()
+    assert session.workspace.inference.wait(60)
+    vote, both = (source.draft for source in case.draft_choices if "case:" in source.draft)
+    assert both == f"{vote}+round:0"
+    teacher = case.prediction
+    assert teacher is not None
+    agreed = case.drafts[vote] == teacher.label
+    assert agreed.any()
+    np.testing.assert_array_equal(case.drafts[both][agreed], teacher.label[agreed])
+    assert len(said) == 1
+    assert said[0].endswith("averaged with the teacher's of round 0 is ready, see Draft")
+    review.start_from(both)
+    review.accept()
+    assert review.wait(10)
+    assert project.label_versions(case.case_id)[-1].draft == both
+
+
+def test_an_average_takes_the_class_with_the_largest_mean_probability() -> None:
+    def say(*opinions: tuple[int, float, int, float]) -> Prediction:
+        label, sure, second, less = (np.array([[values]]) for values in zip(*opinions, strict=True))
+        return Prediction(
+            label.astype(np.uint8),
+            sure.astype(np.float16),
+            None,
+            second.astype(np.uint8),
+            less.astype(np.float16),
+        )
+
+    one = say((1, 0.6, 2, 0.4), (1, 0.5, 0, 0.5), (3, 0.5, 2, 0.4), (1, 1, 0, 0))
+    other = say((2, 0.9, 1, 0.1), (1, 0.5, 2, 0.5), (1, 0.5, 2, 0.4), (2, 1, 0, 0))
+    both = average(one, other)
+    assert both.label.ravel().tolist() == [2, 1, 2, 1]
+    np.testing.assert_allclose(both.confidence.ravel(), [0.65, 0.5, 0.4, 0.5], atol=1e-3)
+    assert both.second is not None
+    assert both.second.ravel().tolist() == [1, 0, 3, 2]
+    alone = Prediction(one.label, one.confidence)  # of an older version
+    assert average(alone, alone).label.tolist() == one.label.tolist()
 
 
 def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(
