@@ -13,7 +13,7 @@ import pytest
 
 from napari_jrss._tests.app.phantoms import describe, give_networks, give_teacher
 from napari_jrss.app.cohort import SplitCounts
-from napari_jrss.app.review.consensus import average
+from napari_jrss.app.review.consensus import average, with_votes
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.review import Leave, Review, UnsavedError
 from napari_jrss.app.session import Session
@@ -581,6 +581,10 @@ def test_an_average_takes_the_class_with_the_largest_mean_probability() -> None:
     assert both.second.ravel().tolist() == [1, 0, 3, 2]
     alone = Prediction(one.label, one.confidence)  # of an older version
     assert average(alone, alone).label.tolist() == one.label.tolist()
+    # A single voter, always sure, counts half as much as a teacher; a hundred count as much.
+    teacher, vote = say((1, 0.8, 2, 0.2)), say((2, 1, 0, 0))
+    assert with_votes(teacher, vote, 1).label.item() == 1
+    assert with_votes(teacher, vote, 100).label.item() == 2
 
 
 def test_a_case_that_can_not_be_read_leaves_the_present_one_as_it_was(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from napari_jrss.io.predictions import Prediction
 
 
-def average(one: Prediction, other: Prediction) -> Prediction:
+def average(one: Prediction, other: Prediction, weight: float = 1.0) -> Prediction:
     """The mean of two predictions' probabilities, of which each knows the two largest.
 
     The errors of a network and those of registrations differ, so that their mean has fewer than
@@ -18,15 +18,21 @@ def average(one: Prediction, other: Prediction) -> Prediction:
     ----------
     one, other
         Predictions on one grid (z, y, x).
+    weight
+        Of the other, beside 1 for the one.
 
     Returns
     -------
     Prediction
         The two most probable classes, without an uncertainty.
     """
-    candidates = [*_ranked(one), *_ranked(other)]
+    total = 1 + weight
+    candidates = [
+        *((label, share / total) for label, share in _ranked(one)),
+        *((label, share * (weight / total)) for label, share in _ranked(other)),
+    ]
     scores = [
-        np.sum([np.where(label == its, share / 2, 0) for label, share in candidates], axis=0)
+        np.sum([np.where(label == its, share, 0) for label, share in candidates], axis=0)
         for its, _ in candidates
     ]
     label, confidence = _largest([label for label, _ in candidates], scores)
@@ -43,6 +49,15 @@ def average(one: Prediction, other: Prediction) -> Prediction:
         second,
         second_confidence.astype(np.float16),
     )
+
+
+def with_votes(teacher: Prediction, vote: Prediction, voters: int) -> Prediction:
+    """The average of a teacher's prediction and the vote of some registered labels.
+
+    One voter is always sure, however wrong its label lies. So the vote of n has the weight
+    n / (n + 1): as if one more voter had no opinion.
+    """
+    return average(teacher, vote, voters / (voters + 1))
 
 
 def _ranked(

@@ -14,7 +14,7 @@ from napari_jrss.app.pairs.registering import (
     register_labelled,
     require_engine,
 )
-from napari_jrss.app.review.consensus import average
+from napari_jrss.app.review.consensus import with_votes
 from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase, draft_in_words
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
@@ -99,16 +99,18 @@ class PredictionReview:
                 if cancel.is_set():
                     return
                 if isinstance(found, Prediction):
-                    self._keep_drafts(case, "case:" + ",".join(cases), found)
+                    self._keep_drafts(case, cases, found)
                 yield found
 
         self._workspace.inference.start(work)
 
-    def _keep_drafts(self, case: OpenCase, draft: str, vote: Prediction) -> None:
+    def _keep_drafts(self, case: OpenCase, voters: list[str], vote: Prediction) -> None:
         """Offer a vote as a draft, and its average with what the teacher predicts."""
+        draft = "case:" + ",".join(voters)
         found = {draft: vote}
         if case.prediction is not None and case.teacher is not None:
-            found[f"{draft}+round:{case.teacher.number}"] = average(case.prediction, vote)
+            both = with_votes(case.prediction, vote, len(voters))
+            found[f"{draft}+round:{case.teacher.number}"] = both
         for key, prediction in found.items():
             case.drafts[key] = case.transform.prediction_to_scan(prediction)
         best = next(reversed(found))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from napari_jrss.app.pairs.registering import Registrar, project_registrar, register_labelled
-from napari_jrss.app.review.consensus import average
+from napari_jrss.app.review.consensus import with_votes
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.session import Session
 from napari_jrss.config import TrainingConfig
@@ -305,7 +305,9 @@ class LoopWork:
             else:
                 found = self._vote(name) if draft != "teacher" else self._predicted(name)
                 if draft == "average":
-                    found = average(self._predicted(name), found)
+                    found = with_votes(
+                        self._predicted(name), found, len(project.snapshot().labelled)
+                    )
                 label = project.attributes(name).transform.prediction_to_scan(found)
                 by_case[name] = mean_dice(project, name, label)
         return CohortDice(by_case)
