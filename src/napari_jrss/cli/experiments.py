@@ -64,26 +64,16 @@ def experiment(
         return
     if out is None:
         raise ProtocolError("give --out, the folder for the results")
-    if checked.annotator is None:
-        events: Iterator[RunEnded | LoopEnded] = run_experiment(
-            checked,
-            out,
-            only=only or (),
-            resume=resume,
-            workers=workers,
-            threads=threads,
-            device=device,
-        )
-    else:
-        events = run_annotator(
-            checked,
-            out,
-            only=only or (),
-            resume=resume,
-            workers=workers,
-            threads=threads,
-            device=device,
-        )
+    run_all = run_experiment if checked.annotator is None else run_annotator
+    events: Iterator[RunEnded | LoopEnded] = run_all(
+        checked,
+        out,
+        only=only or (),
+        resume=resume,
+        workers=workers,
+        threads=threads,
+        device=device,
+    )
     failed = 0
     for count, ended in enumerate(events, start=1):
         state = "finished before" if ended.skipped else f"{ended.seconds / 60:.1f} min"

@@ -65,7 +65,7 @@ def run_experiment(
     device
         ``cpu``, ``cuda`` or ``auto``.
     """
-    kind, gpus = devices_of(device)
+    kind, gpus = _devices(device)
     planned = plan(protocol)
     runs = _chosen(planned, only)
     for run in planned:
@@ -189,7 +189,7 @@ def _is_done(run: Run, out: Path) -> bool:
     return (out / RUNS / run.id / RUN).exists()
 
 
-def devices_of(device: str) -> tuple[str, list[str]]:
+def _devices(device: str) -> tuple[str, list[str]]:
     """What runs compute on, ``cpu`` or ``cuda``, and the names of the GPUs."""
     import torch
 

@@ -23,7 +23,8 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import claim
 from napari_jrss.experiments.worker import describe_machine
 from napari_jrss.io.atomic import new_folder, write_text
-from napari_jrss.processes import available_cores, in_processes, thread_limits
+from napari_jrss.pool import in_processes
+from napari_jrss.processes import available_cores, thread_limits
 
 FIRST = Loop("start", "The first case", "random", "blank")
 
