@@ -18,13 +18,15 @@ from napari_jrss.experiments.annotator.costs import CostModel, Effort
 from napari_jrss.experiments.annotator.loops import LOOPS, OURS, RIVALS, Loop
 from napari_jrss.experiments.annotator.session_work import Place
 from napari_jrss.experiments.folder import RUNS, finished_runs
-from napari_jrss.experiments.plots import COLOURS, JRSS_COLOUR, STYLE
+from napari_jrss.experiments.plots import COLOURS, JRSS_COLOUR, OTHER_COLOURS, STYLE
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.report import REPORT, protocol_of, write_pages
 from napari_jrss.experiments.tables import NONE, Cell, Table
 
 LEVELS = (0.05, 0.03, 0.0)
 """How far the levels of the mean Dice lie below that which all loops end with."""
+LEAST_SHOWN = 0.5
+"""Least Dice in the figure of the curves."""
 PLOTS = {
     "curves": "Dice of the cohort over the annotator's time: mean over all cases, and over the "
     "worst tenth of them. A case that isn't accepted yet counts with the draft that the loop has "
@@ -258,7 +260,7 @@ def _remarks(protocol: Protocol, results: Sequence[LoopResult]) -> list[str]:
 def _colour(loop: Loop) -> str:
     if loop == OURS:
         return JRSS_COLOUR
-    return COLOURS[2 * list(LOOPS).index(loop.name) % len(COLOURS)]
+    return OTHER_COLOURS[2 * list(LOOPS).index(loop.name) % len(OTHER_COLOURS)]
 
 
 def _curves(results: Sequence[LoopResult]) -> Figure:
@@ -277,7 +279,12 @@ def _curves(results: Sequence[LoopResult]) -> Figure:
             axes.plot(
                 np.mean(times, 0), np.mean(dice, 0), "o-", ms=3, lw=bold, label=loop.title, **style
             )
-        axes.set(xlabel="annotator's time (minutes)", ylabel="Dice", title=title, ylim=(0, 1))
+        axes.set(
+            xlabel="annotator's time (minutes)",
+            ylabel="Dice",
+            title=title,
+            ylim=(LEAST_SHOWN, 0.95),
+        )
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
