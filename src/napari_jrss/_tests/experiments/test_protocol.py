@@ -67,7 +67,7 @@ def test_text_that_is_no_yaml_and_a_missing_file_are_one_line(tmp_path: Path) ->
         load_protocol(path)
     with pytest.raises(
         ProtocolError,
-        match=r"no such file, nor .*: hippocampus, hippocampus_fast, ixi, lpba40, smoke",
+        match=r"no such file, nor .*: annotator_hippocampus, .*, hippocampus, .*, ixi, lpba40",
     ):
         load_protocol(tmp_path / "missing.yaml")
 
