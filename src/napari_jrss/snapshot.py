@@ -22,7 +22,11 @@ class CaseArrays(Protocol):
     """Source of the volumes of a run, by case id."""
 
     def image(self, case_id: str) -> Image:
-        """Preprocessed image (z, y, x) on the training grid."""
+        """Preprocessed image (z, y, x) on the training grid; of several channels the first."""
+        ...
+
+    def channels(self, case_id: str) -> Image:
+        """All images of a case (channels, z, y, x) on the training grid: what is segmented."""
         ...
 
     def label(self, case_id: str) -> Label:
@@ -34,7 +38,8 @@ class CaseArrays(Protocol):
 class CachedArrays:
     """Volumes kept in memory, so that small cohorts are read from disk only once.
 
-    If they exceed `budget_bytes`, the least recently used are dropped.
+    If they exceed `budget_bytes`, the least recently used are dropped. `read_image` gives an image
+    (z, y, x), or several (channels, z, y, x).
     """
 
     read_image: Callable[[str], Image]
@@ -45,8 +50,14 @@ class CachedArrays:
     )
 
     def image(self, case_id: str) -> Image:
-        """Image of a case (z, y, x), from memory or from the disk."""
-        return self._get("image", case_id, self.read_image)
+        """Image of a case (z, y, x), the first channel, from memory or from the disk."""
+        first: Image = self.channels(case_id)[0]
+        return first
+
+    def channels(self, case_id: str) -> Image:
+        """All images of a case (channels, z, y, x), from memory or from the disk."""
+        image = self._get("image", case_id, self.read_image)
+        return image if image.ndim == 4 else image[None]
 
     def label(self, case_id: str) -> Label:
         """Label of a case (z, y, x), from memory or from the disk."""
@@ -83,6 +94,9 @@ class CohortSnapshot:
         Label version of each labelled and validation case.
     arrays
         Source of the volumes.
+    channels
+        Names of the images that each case has, the one that is registered first; empty where each
+        has one.
     """
 
     class_names: tuple[str, ...]
@@ -93,6 +107,12 @@ class CohortSnapshot:
     validation: tuple[str, ...]
     label_versions: Mapping[str, str]
     arrays: CaseArrays
+    channels: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> int:
+        """Number of images that the segmentation network sees of a case."""
+        return max(1, len(self.channels))
 
     @property
     def training(self) -> tuple[str, ...]:

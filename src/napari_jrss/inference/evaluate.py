@@ -82,10 +82,10 @@ def evaluate_segmentation(
 ) -> Iterator[CaseEvaluated]:
     """Segment each test case and compare it with its label, on the training grid.
 
-    `network` maps (B, 1, z, y, x) to logits (B, C, z, y, x), C = `classes`.
+    `network` maps (B, channels, z, y, x) to logits (B, C, z, y, x), C = `classes`.
     """
     for case in cases:
-        image, truth = arrays.image(case), arrays.label(case)
+        image, truth = arrays.channels(case), arrays.label(case)
         started = _now(device)
         label = predict_case(network, image, device).label
         seconds = _now(device) - started
@@ -107,10 +107,10 @@ def evaluate_registration(
 ) -> Iterator[PairEvaluated]:
     """Register each pair (moving, fixed) and compare the warped label with the fixed one.
 
-    `network` maps two images (B, 1, z, y, x) to a displacement field (B, 3, z, y, x) in voxels.
+    `network` maps two images (B, channels, z, y, x) to a field (B, 3, z, y, x) in voxels.
     """
     for moving, fixed in pairs:
-        image, target = arrays.image(moving), arrays.image(fixed)
+        image, target = arrays.channels(moving), arrays.channels(fixed)
         label, truth = arrays.label(moving), arrays.label(fixed)
         started = _now(device)
         field = displacement_field(network, image, target, device)

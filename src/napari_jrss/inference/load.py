@@ -20,12 +20,12 @@ from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-from napari_jrss.networks.weights import load_weights
+from napari_jrss.networks.weights import CheckpointError, load_weights
 from napari_jrss.snapshot import Image
 
 
 def load_teacher(files: RoundFiles, device: torch.device) -> nn.Module:
-    """The teacher: images (B, 1, z, y, x) -> logits (B, C, z, y, x)."""
+    """The teacher: images (B, channels, z, y, x) -> logits (B, C, z, y, x)."""
     return _segmentation(files, files.teacher, device)
 
 
@@ -39,6 +39,9 @@ def load_predictor(
 ) -> Callable[[Image], Prediction]:
     """The round's teacher as a function: an image (z, y, x) -> its prediction.
 
+    Of several channels the function gets (channels, z, y, x); another number of them than the
+    teacher was trained on is a :class:`~napari_jrss.networks.weights.CheckpointError`.
+
     Parameters
     ----------
     files
@@ -51,13 +54,22 @@ def load_predictor(
     torch_device = make_fabric(device).device
     teacher = load_teacher(files, torch_device)
     student = load_student(files, torch_device) if with_student else None
-    return lambda image: predict_case(teacher, image, torch_device, student)
+    channels = files.description().channels
+
+    def predict(image: Image) -> Prediction:
+        given = 1 if image.ndim == 3 else len(image)
+        if given != max(1, len(channels)):
+            names = ", ".join(channels) or "one image"
+            raise CheckpointError(f"the teacher sees {names} of each scan, not {given} images")
+        return predict_case(teacher, image, torch_device, student)
+
+    return predict
 
 
 def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:
     """The registration network: moving and fixed images -> displacement, voxels.
 
-    Images are (B, 1, z, y, x), the displacement is (B, 3, z, y, x). In rounds that train no such
+    Images are (B, channels, z, y, x), the displacement is (B, 3, z, y, x). In rounds that train no such
     network each field is found by refinement alone.
     """
     if not files.training_config().trains_registration:
@@ -82,6 +94,7 @@ def load_refined(files: RoundFiles, device: torch.device, watch: Watch = to_the_
 def _segmentation(files: RoundFiles, weights: Path, device: torch.device) -> nn.Module:
     described = files.description()
     settings = described.training.segmentation_network
-    network = build_segmentation_network(settings, len(described.classes))
-    load_weights(network, weights)
+    inputs = max(1, len(described.channels))
+    network = build_segmentation_network(settings, len(described.classes), channels=inputs)
+    load_weights(network, weights, inputs)
     return network.to(device).eval()

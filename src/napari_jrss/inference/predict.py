@@ -29,20 +29,23 @@ Field = NDArray[np.float32]
 def segmentation_logits(
     network: nn.Module, image: Image, device: torch.device, tile: Sequence[int] | None = None
 ) -> Tensor:
-    """Logits (C, z, y, x) of one image (z, y, x), the network in evaluation mode.
+    """Logits (C, z, y, x) of one image, the network in evaluation mode.
 
-    `tile` is as for :func:`predict_case`.
+    `image` and `tile` are as for :func:`predict_case`.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+    tensor = torch.from_numpy(np.ascontiguousarray(image))[None]
+    if image.ndim == 3:
+        tensor = tensor[None]
+    shape = image.shape[-3:]
     if tile is None:
-        tile = tile_for(image.shape, free_memory(device))
+        tile = tile_for(shape, free_memory(device))
     with evaluation(network):
-        if tile is None or all(t >= s for t, s in zip(tile, image.shape, strict=True)):
+        if tile is None or all(t >= s for t, s in zip(tile, shape, strict=True)):
             logits: Tensor = network(tensor.to(device))
             return logits.float()[0]
         from monai.inferers import sliding_window_inference
 
-        with seeing_tiles(network, image.shape, tile):
+        with seeing_tiles(network, shape, tile):
             tiled = sliding_window_inference(
                 tensor,
                 tuple(tile),
@@ -96,7 +99,7 @@ def predict_case(
     teacher, student
         Segmentation networks.
     image
-        (z, y, x), normalised, on the training grid.
+        (z, y, x), or of several channels (channels, z, y, x); normalised, on the training grid.
     device
         Where to compute.
     tile
@@ -132,9 +135,13 @@ def _most_probable(
 def displacement_field(
     network: nn.Module, moving: Image, fixed: Image, device: torch.device
 ) -> Field:
-    """Displacement field (3, z, y, x) in voxels that pulls `moving` onto `fixed`."""
+    """Displacement field (3, z, y, x) in voxels that pulls `moving` onto `fixed`.
+
+    Each is (z, y, x), or (channels, z, y, x), of which the first is registered.
+    """
     pair = [
-        torch.from_numpy(np.ascontiguousarray(a))[None, None].to(device) for a in (moving, fixed)
+        torch.from_numpy(np.ascontiguousarray(a if a.ndim == 4 else a[None]))[None].to(device)
+        for a in (moving, fixed)
     ]
     with evaluation(network):
         return network(*pair).float()[0].cpu().numpy()  # type: ignore[no-any-return]
@@ -174,7 +181,7 @@ def warp_label(
     network: nn.Module, arrays: CaseArrays, moving: str, fixed: str, device: torch.device
 ) -> Label:
     """The moving case's label on the fixed case, by nearest neighbour."""
-    field = displacement_field(network, arrays.image(moving), arrays.image(fixed), device)
+    field = displacement_field(network, arrays.channels(moving), arrays.channels(fixed), device)
     return warp_array(arrays.label(moving), field, nearest=True)
 
 

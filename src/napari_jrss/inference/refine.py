@@ -61,7 +61,7 @@ class RefinedRegistration(nn.Module):
         Moving and fixed image -> displacement field, as
         :class:`napari_jrss.networks.build.RegistrationNetwork`.
     teacher
-        Segmentation network, (B, 1, z, y, x) -> logits (B, C, z, y, x).
+        Segmentation network, (B, channels, z, y, x) -> logits (B, C, z, y, x).
     config, watch
         See :func:`refine`.
     """
@@ -80,17 +80,19 @@ class RefinedRegistration(nn.Module):
         self.watch = watch
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Images (B, 1, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32."""
+        """Images (B, channels, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32.
+
+        The teacher sees all channels; the first ones are matched.
+        """
         with torch.no_grad():
             displacement = self.registration(moving, fixed).float()
-        here, there = (moving, self._probabilities(moving)), (fixed, self._probabilities(fixed))
+        here, there = ((each[:, :1], self._probabilities(each)) for each in (moving, fixed))
         return refine(displacement, here, there, self.config, self.watch)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         """The teacher's class probabilities, (B, C, z, y, x)."""
         each = [
-            segmentation_logits(self.teacher, image[0].cpu().numpy(), image.device)
-            for image in images
+            segmentation_logits(self.teacher, image.cpu().numpy(), image.device) for image in images
         ]
         return torch.stack(each).to(images.device).softmax(1)
 

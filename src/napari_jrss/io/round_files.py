@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import ProjectError
@@ -65,6 +66,16 @@ class RoundDescription(BaseModel):
     # Number of rounds that were to follow, so that an interrupted series can be resumed.
     rounds_left: int = 0
     quick: QuickPlan | None = None  # None: an ordinary round
+    # Names of the images that each case has, the one that is registered first; of one: empty, and
+    # not written.
+    channels: list[str] = []
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if not self.channels:
+            fields.pop("channels", None)
+        return fields
 
     @classmethod
     def of(
@@ -86,6 +97,7 @@ class RoundDescription(BaseModel):
             label_versions=snapshot.label_versions,
             rounds_left=rounds_left,
             quick=quick,
+            channels=list(snapshot.channels),
         )
 
 

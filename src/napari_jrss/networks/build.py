@@ -30,16 +30,17 @@ class NetworkError(JRSSError):
 
 
 def build_segmentation_network(
-    config: NetworkConfig, classes: int, dropout: float = 0.0
+    config: NetworkConfig, classes: int, dropout: float = 0.0, channels: int = 1
 ) -> nn.Module:
-    """Build a network from an image (B, 1, z, y, x) to logits (B, classes, z, y, x).
+    """Build a network from an image (B, channels, z, y, x) to logits (B, classes, z, y, x).
 
     Raises
     ------
     NetworkError
         There is no network ``config.name``.
     """
-    return _builder(config.name)(config, 1, classes, dropout)
+    every = config.model_copy(update={"sample_channels": "both"})  # a setting for pairs
+    return _builder(config.name)(every, channels, classes, dropout)
 
 
 def build_registration_network(config: NetworkConfig) -> RegistrationNetwork:
@@ -86,8 +87,11 @@ class RegistrationNetwork(nn.Module):
         self.output_scale = output_scale
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Images (B, 1, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32."""
-        features: Tensor = self.backbone(torch.cat([moving, fixed], dim=1))
+        """Images (B, C, z, y, x) -> displacement (B, 3, z, y, x), voxels, float32.
+
+        Of several channels the first counts.
+        """
+        features: Tensor = self.backbone(torch.cat([moving[:, :1], fixed[:, :1]], dim=1))
         output = features.float() * self.output_scale
         if self.integration_steps == 0:
             return output

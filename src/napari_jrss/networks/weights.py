@@ -65,8 +65,10 @@ def load_into(network: nn.Module, state: StateDict, path: Path) -> None:
         raise CheckpointError(f"{path}: weights of another network ({first})") from None
 
 
-def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
+def load_weights(network: nn.Module, path: Path, channels: int | None = None) -> dict[str, Any]:
     """Put the weights of a file into a network.
+
+    `channels` is the number of images of a case that a segmentation network is to see.
 
     Returns
     -------
@@ -76,8 +78,15 @@ def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or of another network.
+        If the file is missing or damaged, of another network, or trained on another number of
+        images of a case.
     """
     state, description = load_tensors(path)
+    known = description.get("channels") or ["one image"]
+    if channels is not None and len(known) != channels:
+        raise CheckpointError(
+            f"{path}: sees {len(known)} images of each case ({', '.join(map(str, known))[:200]}), "
+            f"not {channels}"
+        )
     load_into(network, state, path)
     return description

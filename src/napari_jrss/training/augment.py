@@ -102,21 +102,22 @@ def sample_label(label: Tensor, grid: Tensor, outside: int) -> Tensor:
 
 
 def random_intensity(image: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Multiply each image (B, C, z, y, x) by 1 + N(0, std²) and add N(0, std²)."""
-    drawn = std * torch.randn((2, image.shape[0], 1, 1, 1, 1), generator=generator)
+    """Multiply each channel of images (B, C, z, y, x) by 1 + N(0, std²) and add N(0, std²)."""
+    drawn = std * torch.randn((2, *image.shape[:2], 1, 1, 1), generator=generator)
     factor, offset = drawn.to(image.device)
     changed: Tensor = image * (1 + factor) + offset
     return changed
 
 
 def strong_intensity(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Change how images (B, 1, z, y, x) look, strongly, but not where anything is.
+    """Change how images (B, C, z, y, x) look, strongly, but not where anything is.
 
-    Each of seven changes is made with a chance of 25 to 50 %: a bias field, a gamma curve (in a
+    Each channel is changed by itself. Each of seven changes is made with a chance of 25 to 50 %: a bias field, a gamma curve (in a
     third of the cases of the inverted image), contrast, brightness, noise, blur, and a coarser
     resolution, as in nnU-Net (Isensee et al. 2021).
     """
-    return torch.stack([_strongly(each[None], generator)[0] for each in image])
+    changed = [_strongly(each[None, None], generator)[0, 0] for each in image.flatten(0, 1)]
+    return torch.stack(changed).unflatten(0, image.shape[:2])
 
 
 def _strongly(image: Tensor, generator: torch.Generator) -> Tensor:

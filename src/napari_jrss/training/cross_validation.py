@@ -93,7 +93,9 @@ def judge_fold(
     others = tuple(case for case in snapshot.labelled if case not in held_out)
     part = replace(snapshot, labelled=others, validation=())
     fabric.seed_everything(config.seed + number, verbose=False)
-    network = build_segmentation_network(config.segmentation_network, snapshot.classes)
+    network = build_segmentation_network(
+        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
+    )
     tensors = TrainingTensors(part, {}, fabric.device)
     stage = MonoSegmentationStage(network, tensors, config, fabric)
     stage.name = f"fold_{number}"

@@ -141,7 +141,9 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
     snapshot, config = task.snapshot, task.config
     tensors = TrainingTensors(snapshot, {}, fabric.device)
     fabric.seed_everything(config.seed, verbose=False)
-    teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
+    teacher = build_segmentation_network(
+        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
+    )
     mono_segmentation = MonoSegmentationStage(teacher, tensors, config, fabric)
     stages: list[tuple[Stage, dict[Path, nn.Module]]] = [
         (mono_segmentation, {task.files.teacher: teacher})
@@ -162,8 +164,10 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
 def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Screen, register, train the student, average the teacher, predict (Fig. 3)."""
     snapshot, config, parent = task.snapshot, task.config, task.parent_files
-    teacher = build_segmentation_network(config.segmentation_network, snapshot.classes)
-    load_weights(teacher, parent.teacher)
+    teacher = build_segmentation_network(
+        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
+    )
+    load_weights(teacher, parent.teacher, snapshot.inputs)
     teacher.to(fabric.device)
     registration = None
     if config.trains_registration:
@@ -193,7 +197,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         # A round's folder stands alone: the parent's network is this round's, too.
         save_tensors(task.files.registration, *load_tensors(parent.registration))
     student = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, config.joint.dropout
+        config.segmentation_network, snapshot.classes, config.joint.dropout, snapshot.inputs
     )
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
@@ -255,7 +259,7 @@ def _screen(
     for case in snapshot.unlabelled:
         prediction = task.parent_files.prediction(case)
         if prediction is None:  # a case that came after the parent
-            prediction = predict_case(teacher, snapshot.arrays.image(case), fabric.device)
+            prediction = predict_case(teacher, snapshot.arrays.channels(case), fabric.device)
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         pseudo_labels[case] = pseudo
         yield _screened(stage, case, pseudo)
@@ -315,6 +319,8 @@ def train_stage(
         classes = list(task.snapshot.class_names)
         for path, network in results.items():
             description = {"stage": stage.name, "classes": classes, "best": best}
+            if task.snapshot.channels:
+                description["channels"] = list(task.snapshot.channels)
             save_tensors(path, network.state_dict(), description)
         state_path.unlink(missing_ok=True)
     fabric.barrier()
@@ -350,7 +356,8 @@ def _conclude(
         if i % fabric.world_size == 0:  # each process predicts and writes one of the next cases
             for own in cases[i + fabric.global_rank : i + fabric.global_rank + 1]:
                 if not task.files.has_prediction(own):
-                    made = predict_case(teacher, snapshot.arrays.image(own), fabric.device, student)
+                    image = snapshot.arrays.channels(own)
+                    made = predict_case(teacher, image, fabric.device, student)
                     task.files.write_prediction(own, made)
             fabric.barrier()
         held_back = unlearned if screening.learned_gate else ()

@@ -68,7 +68,12 @@ class TrainingTensors:
         self._structures: dict[str, list[NDArray[np.intp]]] = {}
 
     def images(self, cases: Sequence[str]) -> Tensor:
-        """(B, 1, z, y, x)."""
+        """(B, channels, z, y, x), the one that is registered first."""
+        arrays = [self.snapshot.arrays.channels(case) for case in cases]
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    def registered_images(self, cases: Sequence[str]) -> Tensor:
+        """(B, 1, z, y, x): of several channels the one that is registered."""
         arrays = [self.snapshot.arrays.image(case) for case in cases]
         return torch.from_numpy(np.stack(arrays)[:, None]).to(self.device)
 
@@ -146,7 +151,7 @@ def segmentation_dice(
     network: nn.Module, snapshot: CohortSnapshot, case: str, device: torch.device
 ) -> NDArray[np.float64]:
     """Dice of each foreground class in one case, NaN where neither side has it: (C - 1,)."""
-    prediction = predict_case(network, snapshot.arrays.image(case), device).label
+    prediction = predict_case(network, snapshot.arrays.channels(case), device).label
     return dice_per_class(prediction, snapshot.arrays.label(case), snapshot.classes)
 
 
@@ -344,7 +349,7 @@ class RegistrationStage(_CohortStage):
 
     def _side(self, cases: list[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Images and labels of one side of the pairs."""
-        images, labels = self.tensors.images(cases), self.tensors.labels(cases)
+        images, labels = self.tensors.registered_images(cases), self.tensors.labels(cases)
         std = self.config.augmentation.pair_affine_std
         if std == 0:
             return images, labels

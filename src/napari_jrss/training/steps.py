@@ -1,7 +1,7 @@
 """The three training steps of JRSS: from tensors to losses, and nothing else.
 
 Each function returns its losses by name; ``total`` is the one to minimise. Shapes: images
-(B, 1, z, y, x); labels (B, z, y, x) with :data:`IGNORED` where a voxel takes no part.
+(B, channels, z, y, x); labels (B, z, y, x) with :data:`IGNORED` where a voxel takes no part.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class StudentBatch:
     Attributes
     ----------
     images
-        (2P, 1, z, y, x): P moving images, then their P fixed ones; each pair holds one
+        (2P, channels, z, y, x): P moving images, then their P fixed ones; each pair holds one
         manually labelled and one pseudo-labelled image, in either order.
     labels
         (2P, z, y, x): manual labels, or screened pseudo-labels.
@@ -194,9 +194,9 @@ class PerturbedBatch:
     Attributes
     ----------
     images, labels
-        Labelled images (B, 1, z, y, x) and their manual labels (B, z, y, x).
+        Labelled images (B, channels, z, y, x) and their manual labels (B, z, y, x).
     perturbed
-        (U, 1, z, y, x), unlabelled images with changed intensities.
+        (U, channels, z, y, x), unlabelled images with changed intensities.
     teacher
         (U, C, z, y, x), the teacher's probabilities in the unchanged images.
     """

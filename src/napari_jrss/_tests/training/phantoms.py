@@ -63,6 +63,9 @@ class RecordingArrays:
         self.read.append(("image", case_id))
         return phantom(case_id)[0]
 
+    def channels(self, case_id: str) -> Image:
+        return self.image(case_id)[None]
+
     def label(self, case_id: str) -> Label:
         self.read.append(("label", case_id))
         return phantom(case_id)[1]

@@ -58,6 +58,9 @@ class LabelsOnly:
     def image(self, case_id: str) -> Image:
         return self.label(case_id).astype(np.float32)
 
+    def channels(self, case_id: str) -> Image:
+        return self.image(case_id)[None]
+
 
 def brightness(config: NetworkConfig, channels: int, classes: int, dropout: float) -> nn.Module:
     """Takes what is bright for class 1, both blocks of a phantom, and nothing for class 2."""
