@@ -48,6 +48,18 @@ STRUCTURES = (
 ORIENTATIONS = ("RAS", "LPS", "PIR", "LAS")
 """Orientations of the files, used in turn, as real cohorts mix them too."""
 
+LESION = "lesion"
+"""Name of the structure that only the second image shows; its label is the last."""
+
+CONTRASTS = ("T1", "FLAIR")
+"""Names of the images of a case with two, at the ends of their files' names."""
+
+# Brightness of the second image for that of the first: fluid is dark, grey matter brighter than
+# white. Of the lesion, and its radius.
+_FLAIR = ((0.0, 0.22, 0.55, 0.66, 0.9, 1.0), (0.0, 0.1, 0.62, 0.56, 0.45, 0.45))
+_BRIGHT, _RADIUS = 1.0, 0.19
+# Slices of the second image are so much thicker.
+_THICKER = 1.5
 _CONTROL_POINTS = 24
 _SQUARINGS = 6
 
@@ -83,11 +95,15 @@ class Deformation:
 
 @dataclass(frozen=True)
 class SyntheticCase:
-    """A case: image (z, y, x), float32, in arbitrary positive units; labels (z, y, x), uint8."""
+    """A case: image (z, y, x), float32, in arbitrary positive units; labels (z, y, x), uint8.
+
+    `flair` is its second image, if it has one, on fewer slices over the same field of view.
+    """
 
     case_id: str
     image: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
+    flair: npt.NDArray[np.float32] | None = None
 
 
 def make_cohort(
@@ -97,6 +113,7 @@ def make_cohort(
     seed: int = 0,
     structures: int = len(STRUCTURES),
     spacing_mm: float = 4.0,
+    flair: bool = False,
 ) -> Path:
     """Write a cohort as NIfTI: ``images/``, ``labels/`` (same file names) and ``groups.csv``.
 
@@ -114,6 +131,9 @@ def make_cohort(
         How many of :data:`STRUCTURES` are labelled (1 to 10), starting with the first.
     spacing_mm
         Isotropic voxel size in mm.
+    flair
+        Whether each case has two images, ``case_001_T1`` and ``case_001_FLAIR``. The second has
+        thicker slices, and it alone shows a lesion, which is one structure more.
 
     Returns
     -------
@@ -131,32 +151,72 @@ def make_cohort(
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for index in range(cases):
-        case = make_case(index, shape, seed, structures)
+        case = make_case(index, shape, seed, structures, flair)
         orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
-        file = f"{case.case_id}.nii.gz"
-        _write(folder / "images" / file, case.image, spacing_mm, orientation)
-        _write(folder / "labels" / file, case.labels, spacing_mm, orientation)
+        end = ".nii.gz" if case.flair is None else f"_{CONTRASTS[0]}.nii.gz"
+        spacing = np.full(3, spacing_mm)
+        _write(folder / "images" / f"{case.case_id}{end}", case.image, spacing, orientation)
+        _write(folder / "labels" / f"{case.case_id}.nii.gz", case.labels, spacing, orientation)
+        if case.flair is not None:
+            thicker = spacing * np.array([shape[0] / case.flair.shape[0], 1, 1])
+            file = f"{case.case_id}_{CONTRASTS[1]}.nii.gz"
+            _write(folder / "images" / file, case.flair, thicker, ORIENTATIONS[0])
     with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("label", "name", "class_id", "class_name"))
-        for label, name in enumerate(STRUCTURES[:structures], start=1):
+        names = (*STRUCTURES[:structures], *((LESION,) if flair else ()))
+        for label, name in enumerate(names, start=1):
             writer.writerow((label, name, label, name))
     return folder
 
 
 def make_case(
-    index: int, shape: Shape = (48, 48, 48), seed: int = 0, structures: int = len(STRUCTURES)
+    index: int,
+    shape: Shape = (48, 48, 48),
+    seed: int = 0,
+    structures: int = len(STRUCTURES),
+    flair: bool = False,
 ) -> SyntheticCase:
     """Make case `index` (from 0) of the cohort with this seed; see :func:`make_cohort`."""
     if not 1 <= structures <= len(STRUCTURES):
         raise SampleError(f"structures must be 1 to {len(STRUCTURES)}, not {structures}")
     if min(shape) < 8:
         raise SampleError(f"shape must be at least 8 voxels along each axis, not {shape}")
-    tissue, labels = template(deformation(index, seed).to_template(grid_points(shape)))
+    points = deformation(index, seed).to_template(grid_points(shape))
+    tissue, labels = template(points)
+    white = (labels == 0) & (tissue > 0.8)
     labels[labels > structures] = 0
     rng = np.random.default_rng((seed, index, 1))
     image = _acquire(tissue, rng)
-    return SyntheticCase(f"case_{index + 1:03d}", image.astype(np.float32), labels)
+    second = None
+    if flair:
+        labels[white & _in_lesion(points, index, seed)] = structures + 1
+        second = _flair(index, shape, seed)
+    return SyntheticCase(f"case_{index + 1:03d}", image.astype(np.float32), labels, second)
+
+
+def _flair(index: int, shape: Shape, seed: int) -> npt.NDArray[np.float32]:
+    """The second image of a case, on fewer slices."""
+    z, y, x = shape
+    points = deformation(index, seed).to_template(grid_points((round(z / _THICKER), y, x)))
+    tissue, labels = template(points)
+    white = (labels == 0) & (tissue > 0.8)
+    seen = np.interp(tissue, *_FLAIR)
+    seen[white & _in_lesion(points, index, seed)] = _BRIGHT
+    return _acquire(seen, np.random.default_rng((seed, index, 3))).astype(np.float32)
+
+
+def _in_lesion(points: Array, index: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Mask of a ball about a place of white matter that is drawn for each case."""
+    rng = np.random.default_rng((seed, index, 2))
+    direction = rng.normal(size=3)
+    direction[0] = abs(direction[0])  # above the fissures
+    direction /= np.linalg.norm(direction)
+    centre = np.array([0.13, -0.02, 0.0]) + 0.55 * np.array([0.64, 0.8, 0.72]) * direction
+    inside: npt.NDArray[np.bool_] = (
+        np.linalg.norm(points - centre.reshape(3, 1, 1, 1), axis=0) < _RADIUS
+    )
+    return inside
 
 
 def deformation(index: int, seed: int = 0) -> Deformation:
@@ -278,13 +338,16 @@ def _acquire(tissue: Array, rng: np.random.Generator) -> Array:
     return np.asarray(scanned * rng.uniform(300, 1500))
 
 
-def _write(path: Path, array: npt.NDArray[np.generic], spacing: float, orientation: str) -> None:
-    """Write an LPS (z, y, x) array as NIfTI in another orientation, centred in the world."""
+def _write(path: Path, array: npt.NDArray[np.generic], spacing: Array, orientation: str) -> None:
+    """Write an LPS array as NIfTI in another orientation, centred in the world.
+
+    The array and the spacing in mm are (z, y, x).
+    """
     data = np.ascontiguousarray(array.transpose(2, 1, 0))
     if data.dtype == np.float32:
         data = np.rint(data).astype(np.int16)
     centre = (np.array(data.shape) - 1) / 2
-    to_ras = np.diag([-spacing, -spacing, spacing])
+    to_ras = np.diag(spacing[::-1] * (-1, -1, 1))
     affine = np.eye(4)
     affine[:3, :3] = to_ras
     affine[:3, 3] = -to_ras @ centre

@@ -338,7 +338,7 @@ class Cohort:
             for done, case_id in enumerate(wanted, start=1):
                 if cancel.is_set():
                     return
-                files.write_prediction(case_id, predict(project.image(case_id)))
+                files.write_prediction(case_id, predict(project.channel_images(case_id)))
                 yield CasePredicted(done, len(wanted), case_id)
                 self.summarise()
 

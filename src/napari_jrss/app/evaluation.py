@@ -161,7 +161,7 @@ def evaluate(
             )
 
     names = tuple(project.table.names)
-    arrays = CachedArrays(project.image, project.label)
+    arrays = CachedArrays(project.channel_images, project.label)
     torch_device = make_fabric(device).device
     ordered_pairs = engine.evaluation_pairs(cases, pairs, seed)
     summaries = []

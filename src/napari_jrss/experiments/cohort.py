@@ -64,7 +64,10 @@ def assign(protocol: Protocol, run: Run, project: Project) -> Assignment:
 
 
 def snapshot_of(dealt: Assignment, project: Project) -> CohortSnapshot:
-    """What a run may train on; it can't read the labels of any other case."""
+    """What a run may train on; it can't read the labels of any other case.
+
+    Of several images of a case all methods see the first, so that they can be compared.
+    """
     versions = {
         case: str(project.case(case).label_version) for case in (*dealt.labelled, *dealt.validation)
     }
@@ -132,7 +135,8 @@ def _read_in(protocol: Protocol, path: Path, found: Found, runs: Sequence[Run]) 
         opened = Project.open(path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = Project.create(path, found.require_table(), data.preprocessing)
+        channels = found.cohort.channels
+        opened = Project.create(path, found.require_table(), data.preprocessing, channels=channels)
     with opened as project:
         for result in project.add_cases(wanted, groups=groups):
             if not result.ok:

@@ -69,8 +69,8 @@ def load_predictor(
 def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:
     """The registration network: moving and fixed images -> displacement, voxels.
 
-    Images are (B, channels, z, y, x), the displacement is (B, 3, z, y, x). In rounds that train no such
-    network each field is found by refinement alone.
+    Images are (B, channels, z, y, x), the displacement is (B, 3, z, y, x). In rounds that train no
+    such network each field is found by refinement alone.
     """
     if not files.training_config().trains_registration:
         return load_refined(files, device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from unicodedata import combining, normalize
@@ -16,8 +16,22 @@ from napari_jrss.labels import LabelTable
 if TYPE_CHECKING:
     from napari_jrss.io.dicom import DicomSeries, LeftOut
 
-# A scan that read_volume can read: a file, or a DICOM series that was found.
-Scan: TypeAlias = "Path | DicomSeries"
+
+@dataclass(frozen=True)
+class Part:
+    """One of the images that a file with four axes holds; `index` counts from 0."""
+
+    file: Path
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The file, and which image of it."""
+        return f"{self.file} (image {self.index + 1})"
+
+
+# A scan that read_volume can read: a file, a part of one, or a DICOM series that was found.
+Scan: TypeAlias = "Path | Part | DicomSeries"
 
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
 """Endings of the files that may hold a scan or a label, besides DICOM."""
@@ -43,9 +57,11 @@ class FoundCase:
     """One scan and, if it has one, its label."""
 
     case_id: str  # holds only letters, digits, `.`, `_` and `-`, so that it can name a file
-    # The file or DICOM series of the scan, and its label.
+    # The file or DICOM series of the scan, and its label. Of several images of a case it is the one
+    # that is shown and registered, on whose voxels the label lies.
     image: Scan
     label: Label | None = None
+    others: tuple[Scan, ...] = ()  # its other images, as the cohort names them
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,29 @@ class FoundCohort:
     groups: Mapping[str, str] = field(default_factory=dict)
     # `train`, `validation`, `test` or `unused` of each case, if a table tells it.
     splits: Mapping[str, str] = field(default_factory=dict)
+    # Names of the images that each case has, `image` first, then `others`; empty where it has one.
+    channels: tuple[str, ...] = ()
+
+    def using(self, names: Sequence[str]) -> FoundCohort:
+        """The same cases with the images of these names alone, in this order; none: the first.
+
+        Raises a :class:`ScanError` if the cases have no image of a name.
+        """
+        if tuple(names) == self.channels:
+            return self
+        if not names:
+            cases = tuple(replace(case, others=()) for case in self.cases)
+            return replace(self, cases=cases, channels=())
+        if lacking := [name for name in names if name not in self.channels]:
+            known = ", ".join(self.channels) or "one image of each case"
+            raise ScanError(f"there is no image {lacking[0]}, only {known}")
+        order = [self.channels.index(name) for name in names]
+        moved = []
+        for case in self.cases:
+            images = (case.image, *case.others)
+            image, *others = (images[i] for i in order)
+            moved.append(replace(case, image=image, others=tuple(others)))
+        return replace(self, cases=tuple(moved), channels=tuple(names))
 
 
 def stem(path: Path) -> str:
@@ -106,7 +145,7 @@ def _all_files(folder: Path, deep: bool) -> list[Path]:
 
 def cohort_of(
     layout: str,
-    found: Iterable[tuple[str, Path, Label | None]],
+    found: Iterable[tuple[str, Scan, Label | None]],
     where: Path,
     table: LabelTable | None = None,
     unmatched: Iterable[Path] = (),
@@ -121,7 +160,7 @@ def cohort_of(
     for name, image, label in found:
         case_id = case_id_of(name)
         if not case_id:
-            file = " ".join(str(image).split())
+            file = " ".join(str(image.name if isinstance(image, Part) else image).split())
             raise ScanError(f"{file}: the name holds no letter or digit for a case id")
         # On many systems, ids that differ only in upper and lower case name the same file.
         if case_id.lower() in cases:

@@ -16,10 +16,11 @@ import numpy as np
 
 from napari_jrss.errors import ScanError
 from napari_jrss.geometry import corners, map_points, whole_box
+from napari_jrss.io.contrasts import NUMBER, complete, grouped, names_of, one_image
 from napari_jrss.io.found import (
     FoundCase,
     FoundCohort,
-    Label,
+    Part,
     Scan,
     cohort_of,
     doubles,
@@ -65,7 +66,6 @@ _NUMBERED_IMAGE = re.compile(r"^(?:pancreas|img|image)\D*0*(\d+)$", re.IGNORECAS
 _NUMBERED_LABEL = re.compile(r"^label\D*0*(\d+)$", re.IGNORECASE)
 # Corners of a label and its series lie less far apart than this.
 _SAME_PLACE_MM = 0.1
-_CHANNEL = re.compile(r"_\d{4}$")
 _LABEL_FOLDERS = ("label", "mask", "seg")
 
 
@@ -75,6 +75,7 @@ def discover(
     images: Path | str | None = None,
     labels: Path | str | None = None,
     series: str | None = None,
+    channels: Sequence[str] = (),
 ) -> FoundCohort:
     """Find the cases of a folder, or of a folder of images and one of labels.
 
@@ -93,6 +94,10 @@ def discover(
         or with a folder of masks, one for each structure, for each image.
     series
         Kind of image that counts in BIDS, such as T2w.
+    channels
+        Names of the images of each case that count, such as T1 and FLAIR, where cases have several;
+        the first is shown and registered. None: all that the layout gives each case. A case that
+        lacks one is left out.
 
     Raises
     ------
@@ -104,15 +109,13 @@ def discover(
         raise ValueError("give either a folder or a folder of images")
     if images is not None:
         scans = scan_files(existing_folder(images))
-        named = [(stem(path), path) for path in scans]
-        if labels is None:
-            return _beside(Path(images), scans)
-        return _pairs(named, existing_folder(labels), Path(images))
+        place = None if labels is None else existing_folder(labels)
+        return _of_files(Path(images), scans, place, channels)
     assert folder is not None
     if Path(folder).suffix.lower() == ".csv":
-        return cohort_in_table(Path(folder))
+        return cohort_in_table(Path(folder), channels)
     root = existing_folder(folder)
-    found = _layout(root, series)
+    found = _layout(root, series, channels)
     if twice := doubles(root):
         from napari_jrss.io.dicom import LeftOut
 
@@ -120,10 +123,13 @@ def discover(
         found = replace(found, left_out=(*found.left_out, *left))
     if labels is None:
         return found
-    named = [(case.case_id, case.image) for case in found.cases if isinstance(case.image, Path)]
+    named = [(case.case_id, case.image) for case in found.cases]
     paired = _pairs(named, existing_folder(labels), root)
+    others = {case.image: case.others for case in found.cases}
     return replace(
         paired,
+        cases=tuple(replace(case, others=others[case.image]) for case in paired.cases),
+        channels=found.channels,
         table=paired.table or found.table,
         left_out=found.left_out,
         groups={case.case_id: found.groups[case.case_id] for case in paired.cases}
@@ -132,25 +138,44 @@ def discover(
     )
 
 
-def _layout(root: Path, series: str | None) -> FoundCohort:
+def _of_files(
+    folder: Path, files: Sequence[Path], labels: Path | None, channels: Sequence[str]
+) -> FoundCohort:
+    """The scans of one folder, with their labels in another one or beside them."""
+    alone = [p for p in files if not LABEL_SUFFIX.search(stem(p))] if labels is None else files
+    groups = grouped(alone, channels, folder)
+    if groups is None:
+        if channels:
+            raise one_image(folder, channels)
+        if labels is None:
+            return _beside(folder, files)
+        return _pairs([(stem(path), path) for path in files], labels, folder)
+    if labels is not None:
+        return groups.into(_pairs(groups.first, labels, folder))
+    beside = {LABEL_SUFFIX.sub("", stem(p)): p for p in files if p not in alone}
+    found = ((name, image, beside.pop(name, None)) for name, image in groups.first)
+    return groups.into(cohort_of("plain", list(found), folder, unmatched=beside.values()))
+
+
+def _layout(root: Path, series: str | None, channels: Sequence[str]) -> FoundCohort:
     """The cases of a folder in one of the layouts that :func:`discover` names."""
     if (root / "dataset.json").is_file():
-        return _described(root)
+        return _described(root, channels)
     deep = scan_files(root, deep=True)
     lpba40 = [p for p in deep if _LPBA40_IMAGE.match(p.name)]
     if lpba40:
         return _lpba40(lpba40)
     if any(path.parent.name == "anat" and "sub-" in str(path.relative_to(root)) for path in deep):
-        return bids(root, deep, series)
+        return bids(root, deep, series, channels)
     inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named_images = [p for p in inside if p.name in ("images", "image", "imagesTr")]
     numbered = [p for p in inside if any(_NUMBERED_IMAGE.match(stem(s)) for s in scan_files(p))]
     images = next(iter(named_images or numbered), root)
     scans = scan_files(images)
     labelled = [p for p in inside if p.name.lower().startswith(_LABEL_FOLDERS) and p != images]
-    if scans and labelled:
-        return _pairs([(stem(path), path) for path in scans], labelled[0], images)
-    return _beside(images, scans) if scans or not deep else nested(root, deep)
+    if scans or not deep:
+        return _of_files(images, scans, labelled[0] if scans and labelled else None, channels)
+    return nested(root, deep, channels)
 
 
 def _beside(folder: Path, files: Sequence[Path]) -> FoundCohort:
@@ -301,7 +326,7 @@ def _same_voxels(path: Path, series: DicomSeries) -> bool:
     return same and bool(np.abs(ends[0] - ends[1]).max() < _SAME_PLACE_MM)
 
 
-def _pairs(named: Sequence[tuple[str, Path]], labels: Path, where: Path) -> FoundCohort:
+def _pairs(named: Sequence[tuple[str, Scan]], labels: Path, where: Path) -> FoundCohort:
     """Pair scans and labels by name, apart from nnU-Net's channel or by TCIA's numbers."""
     names = {name for name, _ in named}
     label_files = scan_files(labels)
@@ -329,10 +354,8 @@ def _pairs(named: Sequence[tuple[str, Path]], labels: Path, where: Path) -> Foun
         if not matched:
             continue
         table: LabelTable | None = None
-        if layout == "nnunet":
-            _require_one_channel(where, names)
-        elif layout == "tcia":
-            scans = [path for _, path in named]
+        if layout == "tcia":
+            scans = [path for _, path in named if isinstance(path, Path)]
             table = _tcia_table(scans, [by_key[key] for key in sorted(matched)])
         return cohort_of(
             layout if layout != "tcia" or table else "plain",
@@ -362,12 +385,6 @@ def labels_of(folder: Path, case_ids: Sequence[str]) -> list[FoundCase]:
         return named
     found = _pairs([(each, Path(each)) for each in case_ids], folder, folder)
     return [case for case in found.cases if case.label is not None]
-
-
-def _require_one_channel(where: Path, names: Iterable[str]) -> None:
-    for other in (names := set(names)):
-        if other.endswith("_0001") and other.removesuffix("1") + "0" in names:
-            raise ScanError(f"{where}: scans with several channels are not supported ({other})")
 
 
 # What files of images and labels are matched by; "" if it can't be.
@@ -407,10 +424,11 @@ def _lpba40(images: list[Path]) -> FoundCohort:
     return cohort_of("lpba40", found, images[0].parent, LPBA40_GROUPS)
 
 
-def _described(root: Path) -> FoundCohort:
+def _described(root: Path, wanted: Sequence[str]) -> FoundCohort:
     """Cases of a dataset.json: the Decathlon lists the files, nnU-Net names them by a rule."""
     path = root / "dataset.json"
     description = read_json(path)
+    names = names_of(description)
     table = label_table_from_dataset_json(path)
     listed = description.get("training")
     if isinstance(listed, list) and not {"file_ending", "channel_names"} & set(description):
@@ -418,26 +436,43 @@ def _described(root: Path) -> FoundCohort:
         further = [_listed(root, path, e) for e in tests] if isinstance(tests, list) else []
         pairs = [_listed(root, path, entry) for entry in listed]
         pairs += [pair for pair in further if pair[0].is_file()]  # scans without a label
-        return cohort_of(
-            "decathlon", ((_CHANNEL.sub("", stem(i)), i, k) for i, k in pairs), root, table
-        )
+        label_of = {NUMBER.sub("", stem(i)): label for i, label in pairs}
+        cases = {NUMBER.sub("", stem(i)): _images_in(i, names) for i, _ in pairs}
+        if len(cases) < len(pairs):
+            return cohort_of("decathlon", ((stem(i), i, k) for i, k in pairs), root, table)
+        groups = complete(cases, names, wanted, root)
+        firsts = ((name, image, label_of[name]) for name, image in groups.first)
+        return groups.into(cohort_of("decathlon", firsts, root, table))
     ending = str(description.get("file_ending", ".nii.gz"))
-    channels = description.get("channel_names", description.get("modality", {"0": ""}))
-    if not isinstance(channels, dict) or len(channels) != 1:
-        raise ScanError(f"{path}: scans with several channels are not supported")
-    found: list[tuple[str, Path, Label | None]] = []
+    found: dict[str, dict[str, Scan]] = {}
+    labelled: dict[str, Path | None] = {}
     alone: list[Path] = []
     existing_folder(root / "imagesTr")
     for part in ("Tr", "Ts"):  # imagesTs are scans without a label, or with one in labelsTs
         folders = [root / f"{kind}{part}" for kind in ("images", "labels")]
         images, labels = (scan_files(f) if f.is_dir() else [] for f in folders)
         by_name = {p.name.removesuffix(ending): p for p in labels}
-        for image in images:
-            if image.name.endswith(f"_0000{ending}"):
-                name = image.name.removesuffix(f"_0000{ending}")
-                found.append((name, image, by_name.pop(name, None)))
+        for number, channel in enumerate(names):
+            end = f"_{number:04d}{ending}"
+            for image in (each for each in images if each.name.endswith(end)):
+                name = image.name.removesuffix(end)
+                found.setdefault(name, {})[channel] = image
+                labelled.setdefault(name, by_name.pop(name, None))
         alone += by_name.values()
-    return cohort_of("nnunet", found, root / "imagesTr", table, alone)
+    groups = complete(found, names, wanted, root / "imagesTr")
+    firsts = ((name, image, labelled[name]) for name, image in groups.first)
+    return groups.into(cohort_of("nnunet", firsts, root / "imagesTr", table, alone))
+
+
+def _images_in(image: Path, names: Sequence[str]) -> dict[str, Scan]:
+    """The images of a case of the Decathlon, or of nnU-Net 1 with a file for each, by name."""
+    if len(names) == 1:
+        return {names[0]: image}
+    if not NUMBER.search(stem(image)):
+        return {name: Part(image, number) for number, name in enumerate(names)}
+    base, ending = NUMBER.sub("", stem(image)), image.name.removeprefix(stem(image))
+    files = {n: image.with_name(f"{base}_{i:04d}{ending}") for i, n in enumerate(names)}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def _listed(root: Path, path: Path, entry: Any) -> tuple[Path, Path | None]:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_jrss.errors import ScanError
-from napari_jrss.io.found import FoundCohort, Label, Masks, case_id_of, cohort_of, scan_files, stem
+from napari_jrss.io.contrasts import complete, one_image, split_contrast, surely
+from napari_jrss.io.found import (
+    FoundCohort,
+    Label,
+    Masks,
+    Scan,
+    case_id_of,
+    cohort_of,
+    scan_files,
+    stem,
+)
 from napari_jrss.io.label_files import label_table_from_file
 from napari_jrss.io.text_files import read_rows
 from napari_jrss.labels import LabelTable
@@ -53,8 +63,11 @@ def _masks(files: Sequence[Path]) -> Masks:
     return Masks(files[0].parent, tuple((stem(path), path) for path in files))
 
 
-def nested(root: Path, files: Sequence[Path]) -> FoundCohort:
+def nested(root: Path, files: Sequence[Path], channels: Sequence[str] = ()) -> FoundCohort:
     """A folder for each case, with its scan and its label or its masks.
+
+    Several scans of a folder are the images of one case if all are named by contrasts, such as T1
+    and FLAIR, and most folders have all of these; `channels` are those that count.
 
     The label is named ``label``, ``seg``, ``mask`` or the like, or ends so. Masks lie in a folder
     ``segmentations`` or the like beside the scan; or in the scan's folder, if the scan alone is
@@ -63,6 +76,10 @@ def nested(root: Path, files: Sequence[Path]) -> FoundCohort:
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
         by_folder[path.parent].append(path)
+    if (contrasts := _contrasts(root, by_folder, channels)) is not None:
+        return contrasts
+    if channels:
+        raise one_image(root, channels)
     found: list[tuple[Path, Label | None]] = []
     alone: list[Path] = []
     for folder, inside in sorted(by_folder.items()):
@@ -99,14 +116,54 @@ def nested(root: Path, files: Sequence[Path]) -> FoundCohort:
     )
 
 
+def _contrasts(
+    root: Path, by_folder: Mapping[Path, Sequence[Path]], channels: Sequence[str]
+) -> FoundCohort | None:
+    """Cases of several images each, a folder for each case; None if they aren't."""
+    cases: dict[str, dict[str, Scan]] = {}
+    labels: dict[str, Label] = {}
+    alone: list[Path] = []
+    for folder, inside in sorted(by_folder.items()):
+        if _MASK_FOLDER.match(folder.name) and folder.parent in by_folder:
+            continue
+        split = {p: split_contrast(stem(p)) for p in inside if not _LABEL_NAME.match(stem(p))}
+        starts = {None if each is None else each[0] for each in split.values()}
+        if len(starts) != 1 or None in starts:
+            return None
+        name = starts.pop() or "_".join(folder.relative_to(root).parts)
+        if not name or name in cases:
+            return None
+        cases[name] = {each[1]: path for path, each in split.items() if each is not None}
+        found = [p for p in inside if p not in split]
+        below = [f for f in by_folder if f.parent == folder and _MASK_FOLDER.match(f.name)]
+        if found:
+            labels[name] = found[0]
+            alone += found[1:]
+        elif below:
+            labels[name] = _masks(by_folder[below[0]])
+    groups = surely(cases, channels, root)
+    if groups is None:
+        return None
+    masks = [label for label in labels.values() if isinstance(label, Masks)]
+    firsts = ((name, image, labels.get(name)) for name, image in groups.first)
+    table = table_of_masks(masks) if masks else None
+    return groups.into(cohort_of("masks" if masks else "nested", firsts, root, table, alone))
+
+
 def _several(image: Path, found: Sequence[tuple[Path, Label | None]]) -> bool:
     return sum(other.parent == image.parent for other, _ in found) > 1
 
 
-def bids(root: Path, files: Sequence[Path], series: str | None = None) -> FoundCohort:
-    """BIDS: the scans of one kind in ``anat``, with the ``dseg`` of the scan's own space.
+def bids(
+    root: Path,
+    files: Sequence[Path],
+    series: str | None = None,
+    channels: Sequence[str] = (),
+) -> FoundCohort:
+    """BIDS: the scans in ``anat``, with the ``dseg`` of the first one's own space.
 
-    The kind is `series`, or T1w if there are any, else the most frequent one.
+    A case has one image of each of the kinds `channels`. Without these it is `series` alone, or
+    T1w if there are any, else the most frequent kind; and every kind that all of these cases have.
     """
     from napari_jrss.io.dicom import LeftOut
 
@@ -122,25 +179,58 @@ def bids(root: Path, files: Sequence[Path], series: str | None = None) -> FoundC
     if not kinds:
         raise ScanError(f"{root}: a BIDS folder without scans in anat")
     usual = "T1w" if "T1w" in kinds else kinds.most_common(1)[0][0]
-    wanted = usual if series is None else series
-    if wanted not in kinds:
-        raise ScanError(f"{root}: has no {wanted} scans, only {', '.join(sorted(kinds))}")
+    wanted = channels[0] if channels else usual if series is None else series
+    if series is not None and channels:
+        raise ScanError(f"{root}: give the series or the channels, not both")
+    if unknown := [kind for kind in (wanted, *channels) if kind not in kinds]:
+        raise ScanError(f"{root}: has no {unknown[0]} scans, only {', '.join(sorted(kinds))}")
+    first = [p for p in raw if _kind(p) == wanted]
+    images = {stem(p).removesuffix(f"_{wanted}"): _of_one_visit(p, raw) for p in first}
+    if not channels:
+        others = sorted(kinds) if series is None and len(images) == len(first) else []
+        everywhere = [k for k in others if all(k in each for each in images.values())]
+        channels = [wanted, *(kind for kind in everywhere if kind != wanted)]
+    groups = complete(images, sorted(kinds), channels, root)
     found: list[tuple[str, Path, Label | None]] = []
     left: list[LeftOut] = [
-        LeftOut(f"{kind} ({number} files)", f"the cases are the {wanted} scans; see --series")
+        LeftOut(
+            f"{kind} ({number} files)",
+            f"the cases are the {' and '.join(channels)} scans; see --series and --channels",
+        )
         for kind, number in sorted(kinds.items())
-        if kind != wanted
+        if kind not in channels
     ]
-    groups = {}
-    for scan in (p for p in raw if _kind(p) == wanted):
-        name = stem(scan).removesuffix(f"_{wanted}")
+    subjects = {}
+    for name, scan in groups.first:
         fitting = [p for p in labels if stem(p).startswith(f"{name}_")]
         left += [LeftOut(p.name, f"{fitting[0].name} is the label of {name}") for p in fitting[1:]]
         found.append((name, scan, fitting[0] if fitting else None))
-        groups[case_id_of(name)] = name.split("_")[0]
+        subjects[case_id_of(name)] = name.split("_")[0]
     tables = sorted(root.rglob("*dseg.tsv"))
     table = label_table_from_file(tables[0]) if tables and any(f[2] for f in found) else None
-    return cohort_of("bids", found, root, table, left_out=tuple(left), groups=groups)
+    return groups.into(cohort_of("bids", found, root, table, left_out=tuple(left), groups=subjects))
+
+
+def _of_one_visit(scan: Path, files: Sequence[Path]) -> dict[str, Scan]:
+    """A scan, and the others of its subject and session by their kinds.
+
+    Of several of one kind the one counts whose name differs in the kind alone; else none does.
+    """
+    by_kind: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        if _visit(path) == _visit(scan):
+            by_kind[_kind(path)].append(path)
+    images: dict[str, Scan] = {_kind(scan): scan}
+    start = stem(scan).removesuffix(_kind(scan))
+    for kind, paths in by_kind.items():
+        same = [path for path in paths if stem(path) == f"{start}{kind}"] or paths
+        if kind not in images and len(same) == 1:
+            images[kind] = same[0]
+    return images
+
+
+def _visit(path: Path) -> tuple[str, ...]:
+    return tuple(part for part in stem(path).split("_") if part.startswith(("sub-", "ses-")))
 
 
 def _kind(path: Path) -> str:
@@ -151,33 +241,52 @@ def _own_space(path: Path) -> bool:
     return "space-" not in path.name or any(space in path.name for space in _OWN_SPACE)
 
 
-def cohort_in_table(path: Path) -> FoundCohort:
+def cohort_in_table(path: Path, channels: Sequence[str] = ()) -> FoundCohort:
     """The cases of a CSV file with the columns image, label, subject and split.
 
-    Only image is needed. Paths are relative to the file. The split is train, validation, test or
-    unused. A column case gives ids other than the files' names. Raises a :class:`ScanError` if a
-    column is missing or unknown, or a line names no file or no such split.
+    Only image is needed; of several images of a case, the columns are image:T1, image:FLAIR and the
+    like, or image, image2 and so on. `channels` are those that count, all by default. Paths are
+    relative to the file. The split is train, validation, test or unused. A column case gives ids
+    other than the files' names. Raises a :class:`ScanError` if a column is missing or unknown, or a
+    line names no file or no such split.
     """
     header, *rows = read_rows(path) or [[]]
     known = ("image", "label", "subject", "split", "case")
-    if "image" not in header or set(header) - set(known):
+    columns_of = {name: key for key in header if (name := _image_name(key))}
+    if not columns_of or set(header) - set(known) - set(columns_of.values()):
         raise ScanError(f"{path}: needs the column image, and of {', '.join(known[1:])} any")
-    found: list[tuple[str, Path, Label | None]] = []
+    cases: dict[str, dict[str, Scan]] = {}
+    labels: dict[str, Label | None] = {}
     columns: Mapping[str, dict[str, str]] = {"subject": {}, "split": {}}
     for line, cells in enumerate(rows, start=2):
         row = {key: cell.strip() for key, cell in zip(header, cells, strict=False) if cell.strip()}
         if not row:
             continue
-        places = {key: path.parent / row[key] for key in ("image", "label") if key in row}
+        keys = ("label", *columns_of.values())
+        places = {key: path.parent / row[key] for key in keys if key in row}
         missing = [place for place in places.values() if not place.is_file()]
-        if "image" not in row or missing:
+        images: dict[str, Scan] = {n: places[k] for n, k in columns_of.items() if k in row}
+        if not images or missing:
             what = f"{missing[0]}: no such file" if missing else "no image"
             raise ScanError(f"{path}: line {line}: {what}")
         if row.get("split", "train") not in _SPLITS:
             raise ScanError(f"{path}: line {line}: split is one of {', '.join(_SPLITS)}")
-        name = row.get("case", stem(places["image"]))
-        found.append((name, places["image"], places.get("label")))
+        name = row.get("case", stem(places[next(k for k in columns_of.values() if k in row)]))
+        if name in cases:
+            raise ScanError(f"{path}: line {line}: the case {name} is listed twice")
+        cases[name], labels[name] = images, places.get("label")
         for key, values in columns.items():
             if key in row:
                 values[case_id_of(name)] = row[key]
-    return cohort_of("table", found, path, groups=columns["subject"], splits=columns["split"])
+    groups = complete(cases, list(columns_of), channels, path)
+    found = ((name, image, labels[name]) for name, image in groups.first)
+    kept = {case_id_of(name) for name in groups.cases}
+    subjects, splits = ({k: v for k, v in each.items() if k in kept} for each in columns.values())
+    return groups.into(cohort_of("table", found, path, groups=subjects, splits=splits))
+
+
+def _image_name(column: str) -> str:
+    """The name of the images in a column of a table; empty for another column."""
+    if column.startswith("image:"):
+        return " ".join(column.removeprefix("image:").split())
+    return column if re.fullmatch(r"image\d*", column) else ""

@@ -40,18 +40,24 @@ _MOST_HEADER = 2**16
 _WORKING_BYTES = 6
 
 
-def read_nifti_header(path: Path) -> ScanHeader:
-    """Geometry of a NIfTI or Analyze file, checked against the size of the file."""
-    header = _parse(path)[1]
+def read_nifti_header(path: Path, index: int | None = None) -> ScanHeader:
+    """Geometry of a NIfTI or Analyze file, checked against the size of the file.
+
+    `index` is as for :func:`read_nifti`.
+    """
+    header = _parse(path, index)[1]
     if min(header.shape) < 2:  # as a DICOM series of one slice is no scan
         raise ScanError(f"{path}: a single slice")
     return header
 
 
-def read_nifti(path: Path) -> Volume:
-    """Read an image as float32 on its own grid; see :func:`napari_jrss.io.read.read_volume`."""
-    read_nifti_header(path)
-    raw, slope, intercept, header = _load(path)
+def read_nifti(path: Path, index: int | None = None) -> Volume:
+    """Read an image as float32 on its own grid; see :func:`napari_jrss.io.read.read_volume`.
+
+    `index` is which image to read of a file with four axes, from 0; None: the file holds one image.
+    """
+    read_nifti_header(path, index)
+    raw, slope, intercept, header = _load(path, index)
     with np.errstate(over="ignore", invalid="ignore"):
         array = raw.astype(np.float32)
         if (slope, intercept) != (1, 0):
@@ -211,7 +217,7 @@ def voxel_file(path: Path) -> Path:
     raise ScanError(f"{path}: has no .img beside it")
 
 
-def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
+def _parse(path: Path, index: int | None = None) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
     """Read and check a header, also against the size of the file that holds the voxels."""
     with open_scan_file(path) as file:
         start = file.read(540)
@@ -219,8 +225,11 @@ def _parse(path: Path) -> tuple[nib.analyze.AnalyzeHeader, ScanHeader]:
     try:
         header = kind(start[: kind.sizeof_hdr], check=False)
         lengths = header.get_data_shape()
-        if len(lengths) < 3 or min(lengths) < 1 or any(n != 1 for n in lengths[3:]):
+        single = all(n == 1 for n in lengths[3:] if index is None) and len(lengths) >= 3
+        if min(lengths, default=0) < 1 or not (single if index is None else len(lengths) == 4):
             raise ScanError(f"{path}: shape {lengths} is not that of one 3D scan")
+        if index is not None and index >= lengths[3]:
+            raise ScanError(f"{path}: holds {lengths[3]} images, not {index + 1}")
         dtype = header.get_data_dtype()
         if dtype.kind not in "iuf":
             raise ScanError(f"{path}: voxels of type {dtype} are not supported")
@@ -282,20 +291,22 @@ def _offset(header: nib.analyze.AnalyzeHeader) -> int:
     return max(int(np.nan_to_num(float(header["vox_offset"]), posinf=0, neginf=0)), least)
 
 
-def _load(path: Path) -> tuple[NDArray[Any], float, float, ScanHeader]:
-    """Raw values (z, y, x), slope, intercept and header."""
-    header, record = _parse(path)
+def _load(path: Path, index: int | None = None) -> tuple[NDArray[Any], float, float, ScanHeader]:
+    """Raw values (z, y, x), slope, intercept and header; see :func:`read_nifti`."""
+    header, record = _parse(path, index)
     dtype = header.get_data_dtype()
     wanted = math.prod(record.shape) * dtype.itemsize
     require_memory(path, math.prod(record.shape) * (dtype.itemsize + _WORKING_BYTES))
     with open_scan_file(voxel_file(path)) as file:
-        file.seek(_offset(header))
+        file.seek(_offset(header) + (index or 0) * wanted)
         content = bytearray()
         while len(content) < wanted:
             piece = file.read(min(wanted - len(content), 2**24))
             if not piece:
                 raise ScanError(f"{path}: truncated ({len(content)} of {wanted} bytes of voxels)")
             content += piece
+        if index is not None:
+            file.seek(_offset(header) + header.get_data_shape()[3] * wanted)
         # Read to the end, where gzip has its checksum, unless that unpacks without end.
         if len(file.read(_MOST_AFTER_VOXELS)) == _MOST_AFTER_VOXELS:
             raise ScanError(f"{path}: more than {_MOST_AFTER_VOXELS} bytes follow the voxels")

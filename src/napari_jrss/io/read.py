@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_jrss.errors import ScanError
-from napari_jrss.io.found import Label, Masks, Scan
+from napari_jrss.io.found import Label, Masks, Part, Scan
 from napari_jrss.io.nifti import (
     image_of,
     label_of,
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from napari_jrss.io.dicom import DicomSeries
 
 
-def read_header(path: Path | str | DicomSeries) -> ScanHeader:
+def read_header(path: Scan | str) -> ScanHeader:
     """Read the geometry of a scan without its voxels, and check it against the file's size.
 
     Raises a :class:`ScanError` as :func:`read_volume`, if the header or the file's size shows it.
     """
+    if isinstance(path, Part):
+        return read_nifti_header(_nifti_of(path), path.index)
     series = dicom_series_of(path)
     if series is not None:
         return series.header
@@ -40,7 +42,7 @@ def read_header(path: Path | str | DicomSeries) -> ScanHeader:
     return read_nifti_header(Path(path))
 
 
-def read_volume(path: Path | str | DicomSeries) -> Volume:
+def read_volume(path: Scan | str) -> Volume:
     """Read an image as float32 on its own grid, with slope and intercept applied.
 
     Parameters
@@ -48,9 +50,9 @@ def read_volume(path: Path | str | DicomSeries) -> Volume:
     path
         A DICOM series from :func:`~napari_jrss.io.dicom.find_series`, the folder of one, or
         one of its files. Or a .nii or .nii.gz file with three axes; further axes must have
-        length 1. Or a .hdr with its .img or .img.gz, as in LPBA40; Analyze 7.5 doesn't store
-        the orientation, which is then LAS by convention. Or a file of NRRD, MetaImage or
-        FreeSurfer (.nrrd, .nhdr, .mha, .mhd, .mgz, .mgh).
+        length 1. Or one image of such a file with four. Or a .hdr with its .img or .img.gz, as in
+        LPBA40; Analyze 7.5 doesn't store the orientation, which is then LAS by convention. Or a
+        file of NRRD, MetaImage or FreeSurfer (.nrrd, .nhdr, .mha, .mhd, .mgz, .mgh).
 
     Raises
     ------
@@ -59,6 +61,8 @@ def read_volume(path: Path | str | DicomSeries) -> Volume:
         colours, an affine that can't be inverted, or infinite values; or the folder holds no
         usable image series, or several.
     """
+    if isinstance(path, Part):
+        return read_nifti(_nifti_of(path), path.index)
     series = dicom_series_of(path)
     if series is not None:
         from napari_jrss.io.dicom import read_series
@@ -153,11 +157,19 @@ def _joined(masks: Masks) -> tuple[Volume, dict[int, str]]:
     return Volume(ids, first.affine, masks.folder, first.header, notes=notes), names
 
 
-def dicom_series_of(path: Path | str | DicomSeries) -> DicomSeries | None:
+def _nifti_of(part: Part) -> Path:
+    if reads(part.file):
+        raise ScanError(f"{part.file}: several images in one file are read of NIfTI only")
+    return part.file
+
+
+def dicom_series_of(path: Scan | str) -> DicomSeries | None:
     """The DICOM series of a folder or of a DICOM file; None for another file.
 
     Raises a :class:`ScanError` if the folder holds no series that can be used, or several.
     """
+    if isinstance(path, Part):
+        return None
     if not isinstance(path, Path | str):
         return path
     path = Path(path)

@@ -2,7 +2,9 @@
 
 The folder ``scan`` holds what lies on the scan's own voxels, turned to LPS: the scan itself as
 ``image``, and each label under the name of its version. ``labels/<version>`` is the copy of a
-label on the training grid, which can be made of the other.
+label on the training grid, which can be made of the other. Where a case has several images, the
+others are ``channels/1``, ``channels/2``, ..., each on the training grid and, in its folder
+``scan``, on its own voxels.
 
 The metadata is written with zarr itself, not with the ome-zarr package, which would load dask
 and cloud clients into each process. A test validates it with ome-zarr-models.
@@ -13,16 +15,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from napari_jrss.errors import ScanError, from_validation
@@ -40,11 +51,42 @@ _ATTRIBUTES = "napari_jrss"
 # only the chunks that it cuts; an axial one cuts the fewest.
 _CHUNKS = (32, 64, 64)
 _LEVEL = "0"  # the only resolution
-_SCAN, _SCAN_IMAGE = "scan", "image"
+_SCAN, _SCAN_IMAGE, _CHANNELS = "scan", "image", "channels"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class CaseAttributes(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A case of one image is stored as before there were several."""
+        return {k: v for k, v in write(self).items() if v or k not in ("channels", "part")}
+
+
+class ChannelAttributes(_Record):
+    """What is stored about a further image of a case.
+
+    Attributes
+    ----------
+    name
+        Such as FLAIR.
+    source, checksum, part
+        As for :class:`CaseAttributes`.
+    transform
+        How this image reached the training grid.
+    """
+
+    name: str
+    source: str
+    checksum: str
+    part: int | None = None
+    transform: GridTransform = Field(alias="chain")
+
+
+class CaseAttributes(_Record):
     """What is stored with a case about the scan it was made from.
 
     Attributes
@@ -65,11 +107,11 @@ class CaseAttributes(BaseModel):
         Voxel size (z, y, x) of the training grid.
     grid_sha256
         Of each label that was brought to the grid of another plan: the SHA-256 of its voxels there.
+    part
+        Which image of the source's file it is, from 1; None where the file holds one.
+    channels
+        The further images of the case.
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
-    )
 
     case_id: str
     source: str
@@ -80,6 +122,19 @@ class CaseAttributes(BaseModel):
     transform: GridTransform = Field(alias="chain")
     spacing_mm: Triple
     grid_sha256: Mapping[str, str] = {}
+    part: int | None = None
+    channels: tuple[ChannelAttributes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelArrays:
+    """A further image of a case: on the training grid, and with its own intensities.
+
+    `image` is (z, y, x) on the training grid; `scan` on its own voxels, turned to LPS.
+    """
+
+    image: NDArray[np.float32]
+    scan: NDArray[Any]
 
 
 def case_path(folder: Path, case_id: str) -> Path:
@@ -100,6 +155,7 @@ def write_case(
     version: str = "manual",
     scan_label: NDArray[Any] | None = None,
     scan_image: NDArray[Any] | None = None,
+    channels: Sequence[ChannelArrays] = (),
 ) -> Path:
     """Write a case under a hidden name, then rename it: a reader never sees half of one.
 
@@ -116,6 +172,8 @@ def write_case(
     scan_label, scan_image
         The same label, and the scan with its own intensities, on the scan's own voxels turned
         to LPS.
+    channels
+        The further images that `attributes` names.
 
     Raises
     ------
@@ -133,6 +191,12 @@ def write_case(
                 target = case / _SCAN / name
                 target.parent.mkdir(exist_ok=True)
                 _write_on_scan(target, name, array, attributes.transform, table)
+        pairs = zip(attributes.channels, channels, strict=True)
+        for number, (about, arrays) in enumerate(pairs, start=1):
+            group = zarr.create_group(_channel_folder(case, number), zarr_format=3)
+            _write_array(group, arrays.image, about.name, attributes.spacing_mm)
+            own = group.create_group(_SCAN)
+            _write_array(own, arrays.scan, about.name, spacing_mm(about.transform.scan_affine))
 
     return _write_image(
         path,
@@ -251,11 +315,20 @@ def _replacing(path: Path, target: Path) -> Iterator[Path]:
 
 
 def update_sources(
-    path: Path, *, source: str | None = None, label_source: str | None = None
+    path: Path,
+    *,
+    source: str | None = None,
+    label_source: str | None = None,
+    channels: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Store in a case where the files that it was made from lie now; None: as before."""
+    """Store in a case where the files that it was made from lie now; None: as before.
+
+    `channels` has those of its further images, by name.
+    """
     with _changing(path) as attributes:
         about = attributes[_ATTRIBUTES]
+        for channel in about.get("channels", ()):
+            channel["source"] = channels.get(channel["name"], channel["source"])
         about["source"] = source or about["source"]
         about["label_source"] = label_source or about["label_source"]
         CaseAttributes.model_validate(about)
@@ -282,6 +355,50 @@ def fingerprint(array: NDArray[np.generic]) -> str:
 def read_image(path: Path) -> NDArray[np.float32]:
     """Image float32 (z, y, x) of a case; a ScanError if there is none, or it is damaged."""
     return read_array(image_folder(path), whole=True).astype(np.float32, copy=False)
+
+
+def read_channels(path: Path, count: int) -> NDArray[np.float32]:
+    """All images of a case (count, z, y, x), float32, the one that is registered first.
+
+    Raises
+    ------
+    ScanError
+        One is gone or damaged.
+    """
+    first = read_image(path)
+    if count == 1:
+        return first[None]
+    images = [first]
+    for number in range(1, count):
+        folder = channel_folder(path, number)
+        image = read_array(folder, whole=True)
+        if image.shape != first.shape:
+            raise ScanError(f"{folder}: isn't on the training grid")
+        images.append(image.astype(np.float32, copy=False))
+    return np.stack(images)
+
+
+def channel_folder(path: Path, number: int) -> Path:
+    """The array of further image `number`, from 1, on the training grid, as `image_folder`."""
+    return _channel_folder(path, number) / _LEVEL
+
+
+def read_channel_scan(path: Path, number: int) -> NDArray[Any]:
+    """Further image `number`, from 1, of a case: (z, y, x) on its own voxels, turned to LPS.
+
+    Raises
+    ------
+    ScanError
+        It is gone or damaged.
+    """
+    return read_array(_channel_folder(path, number) / _SCAN / _LEVEL, whole=True)
+
+
+def _channel_folder(path: Path, number: int) -> Path:
+    folder = path / _CHANNELS / str(number)
+    if any(part.is_symlink() for part in (folder / _SCAN, folder, folder.parent)):
+        raise ScanError(f"{folder}: a symbolic link, which is not followed")
+    return folder
 
 
 def read_label(path: Path, version: str) -> NDArray[Any]:

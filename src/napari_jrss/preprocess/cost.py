@@ -44,6 +44,12 @@ _BYTES = {
     "prediction": (450, 8),
     "deformation": (100, 0),
 }
+# For each further image of a case: seconds per million voxels, and bytes per voxel.
+_FURTHER = {
+    "mono_segmentation": (0.1, 30),
+    "student": (0.5, 60),
+    "prediction": (0.02, 10),
+}
 ON_CROPS = ("mono_segmentation", "student", "quick")
 """Stages whose steps see crops, where the settings want crops."""
 
@@ -107,11 +113,12 @@ def this_machine(device: str = "auto") -> Machine:
     return Machine("cpu", cores, memory, speed or cores**-_CORES, known=speed is not None)
 
 
-def step_seconds(stage: str, voxels: int, classes: int) -> float:
+def step_seconds(stage: str, voxels: int, classes: int, images: int = 1) -> float:
     """Seconds of one step on the model's core; `voxels` are those of the crop or the grid."""
     fixed, per_class = _SECONDS[stage]
+    further = _FURTHER.get(stage, (0.0, 0))[0] * (images - 1)
     each = _EACH_STEP * (2 if stage == "student" else 1)
-    return each + (fixed + per_class * classes) * voxels / 1e6
+    return each + (fixed + per_class * classes + further) * voxels / 1e6
 
 
 def training_cost(
@@ -121,6 +128,7 @@ def training_cost(
     cases: int,
     unlabelled: int,
     machine: Machine,
+    images: int = 1,
 ) -> Cost:
     """What the pre-training and one round will cost.
 
@@ -136,6 +144,8 @@ def training_cost(
         Training cases, K, and those of them without a label, J.
     machine
         What trains.
+    images
+        Images of each case.
     """
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     per_epoch = max(1, round(cases / config.segmentation.batch_size))
@@ -155,16 +165,18 @@ def training_cost(
 
     def seconds(steps: Mapping[str, int]) -> float:
         return machine.speed * sum(
-            n * step_seconds(stage, crop if stage in ON_CROPS else grid, classes)
+            n * step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)
             for stage, n in steps.items()
         )
 
     step = max(
-        (fixed + per_class * classes) * (crop if stage in ON_CROPS else grid)
+        (fixed + per_class * classes + _FURTHER.get(stage, (0, 0))[1] * (images - 1))
+        * (crop if stage in ON_CROPS else grid)
         for stage, (fixed, per_class) in _BYTES.items()
         if pretraining.get(stage) or one_round.get(stage)
     )
-    kept = min(cases * grid * _VOLUME_BYTES, _KEPT_BYTES) if machine.device == "cpu" else 0
+    volume = grid * (_VOLUME_BYTES + 4 * (images - 1))
+    kept = min(cases * volume, _KEPT_BYTES) if machine.device == "cpu" else 0
     return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + _HELD * step + kept)
 
 

@@ -15,7 +15,7 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ScanError, from_os_error
 from napari_jrss.geometry import Shape
 from napari_jrss.io.atomic import sweep
-from napari_jrss.io.found import FoundCase, Label, Masks, Scan
+from napari_jrss.io.found import FoundCase, Label, Masks, Part, Scan
 from napari_jrss.io.label_files import read_classes
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.read import read_volume
@@ -25,15 +25,20 @@ from napari_jrss.pool import Workers, in_processes
 from napari_jrss.preprocess.case_store import (
     DICOM_SOURCE,
     CaseAttributes,
+    ChannelArrays,
+    ChannelAttributes,
     case_path,
     read_attributes,
     smallest,
     write_case,
 )
 from napari_jrss.preprocess.grid import training_grid
-from napari_jrss.preprocess.pipeline import LabelError, preprocess
-from napari_jrss.preprocess.transform import TrainingGrid
+from napari_jrss.preprocess.pipeline import LabelError, preprocess, preprocess_channel
+from napari_jrss.preprocess.transform import GridTransform, TrainingGrid
 from napari_jrss.processes import WorkerDiedError
+
+FEWEST_COVERED = 0.9
+"""Fraction of a case's first image that another one has to cover, or a note says how little."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def ingest(
     *,
     grid: TrainingGrid | None = None,
     version: str = "manual",
+    channels: Sequence[str] = (),
 ) -> Iterator[IngestResult]:
     """Preprocess cases in worker processes and write each to the project's folder of cases.
 
@@ -85,13 +91,22 @@ def ingest(
         The training grid; None: :func:`~napari_jrss.preprocess.grid.training_grid` of these cases.
     version
         Name of the label version.
+    channels
+        Names of the images that each case has to have, the one that is registered first; none:
+        each has one.
     """
     if table is None and any(case.label for case in cases):
         raise ValueError("labelled cases need a label table")
     sweep(folder)
     grid = grid or training_grid(cases, config, table, workers)
     one = partial(
-        _ingest_one, config=config, table=table, grid=grid, folder=folder, version=version
+        _ingest_one,
+        config=config,
+        table=table,
+        grid=grid,
+        folder=folder,
+        version=version,
+        channels=tuple(channels),
     )
     for case, result in in_processes(one, cases, workers):
         if isinstance(result, BaseException):
@@ -108,7 +123,11 @@ def _ingest_one(
     grid: TrainingGrid,
     folder: Path,
     version: str,
+    channels: tuple[str, ...],
 ) -> IngestResult:
+    if 1 + len(case.others) != max(1, len(channels)):
+        images = ", ".join(channels) or "one image"
+        raise ScanError(f"{case.case_id}: has {1 + len(case.others)} images, not {images}")
     image = read_volume(case.image)
     label, notes, unlisted = None, image.notes, Counter[str]()
     if case.label is not None:
@@ -123,6 +142,11 @@ def _ingest_one(
     except LabelError as error:
         label, notes = None, (*notes, f"without its label: {error}")
         done = preprocess(image, None, config, grid)
+    others = [
+        _channel(name, scan, done.transform, config)
+        for name, scan in zip(channels[1:], case.others, strict=True)
+    ]
+    notes += tuple(note for _, _, of in others for note in of)
     source, checksum = _origin(case.image, image)
     label_source, label_checksum = None, None
     if label is not None and case.label is not None:
@@ -136,6 +160,8 @@ def _ingest_one(
         label_dtype=label.dtype if label else None,
         transform=done.transform,
         spacing_mm=grid.spacing_mm,
+        part=_part(case.image),
+        channels=tuple(about for about, _, _ in others),
     )
     try:
         path = write_case(
@@ -147,6 +173,7 @@ def _ingest_one(
             version,
             done.scan_label,
             smallest(done.transform.turn_to_scan(image.array)),
+            [arrays for _, arrays, _ in others],
         )
     except FileExistsError:
         # An earlier run may have written the same case before it was killed.
@@ -171,11 +198,34 @@ def _ingest_one(
     )
 
 
+def _channel(
+    name: str, scan: Scan, reference: GridTransform, config: PreprocessingConfig
+) -> tuple[ChannelAttributes, ChannelArrays, tuple[str, ...]]:
+    """A further image of a case as it is stored, and what to know of it."""
+    image = read_volume(scan)
+    done = preprocess_channel(image, reference, config)
+    source, checksum = _origin(scan, image)
+    about = ChannelAttributes(
+        name=name, source=source, checksum=checksum, part=_part(scan), transform=done.transform
+    )
+    arrays = ChannelArrays(done.image, smallest(done.transform.turn_to_scan(image.array)))
+    notes = tuple(f"{name}: {note}" for note in image.notes)
+    if done.covered < FEWEST_COVERED:
+        notes += (f"{name} covers {100 * done.covered:.0f} % of the first image",)
+    return about, arrays, notes
+
+
+def _part(scan: Scan) -> int | None:
+    return scan.index + 1 if isinstance(scan, Part) else None
+
+
 def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
     """Path and checksum of a scan's file.
 
     The path of a DICOM series is not stored, since it may contain the patient's name.
     """
+    if isinstance(scan, Part):
+        scan = scan.file
     if isinstance(scan, Path):
         return str(scan.absolute()), file_checksum(scan)
     from napari_jrss.io.dicom import checksum
@@ -186,7 +236,7 @@ def _origin(scan: Scan, image: Volume) -> tuple[str, str]:
 def _label_origin(case: FoundCase, label: Label) -> tuple[str, str]:
     """Path and checksum of a label; beside DICOM the path isn't stored, as for the scan."""
     place = label.folder if isinstance(label, Masks) else label
-    path = str(place.absolute()) if isinstance(case.image, Path) else DICOM_SOURCE
+    path = str(place.absolute()) if isinstance(case.image, Path | Part) else DICOM_SOURCE
     files = [file for _, file in label.files] if isinstance(label, Masks) else [label]
     sums = [file_checksum(file) for file in files]
     return path, sums[0] if len(sums) == 1 else sha256("".join(sums).encode()).hexdigest()
@@ -195,7 +245,7 @@ def _label_origin(case: FoundCase, label: Label) -> tuple[str, str]:
 def _reason(error: BaseException, case: FoundCase) -> str:
     if isinstance(error, WorkerDiedError | ScanError | FileExistsError):
         return str(error)
-    if not isinstance(case.image, Path):  # the message may hold a path
+    if not isinstance(case.image, Path | Part):  # the message may hold a path
         return f"{case.case_id}: {type(error).__name__}"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {from_os_error(error)}"

@@ -35,6 +35,8 @@ from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingG
 # Headers keep 32-bit numbers: two grids count as equal if their voxels are nowhere further
 # apart than this.
 _DRIFT_VOXELS = 0.05
+# What further images of a case are clipped to where the first is clipped to given values, as a CT.
+OTHER_PERCENTILES = (0.5, 99.5)
 
 
 class LabelError(ScanError):
@@ -58,6 +60,8 @@ class Preprocessed:
         The label on the scan's own voxels (z, y, x), turned to LPS.
     label_kept
         Fraction of the label's foreground voxels that the training grid covers.
+    covered
+        Fraction of the case's first image, on the training grid, that this one covers.
     """
 
     image: NDArray[np.float32]
@@ -65,6 +69,7 @@ class Preprocessed:
     transform: GridTransform
     scan_label: NDArray[Any] | None = None
     label_kept: float | None = None
+    covered: float = 1.0
 
 
 def preprocess(
@@ -84,29 +89,9 @@ def preprocess(
         if not (label.array % IGNORED).any():
             raise LabelError(f"{label.source or 'label'}: label is empty")
     matrix = _grid_to_source(image, config, grid)
-    covered = inside(matrix, grid.shape, image.shape)
-    if not covered.any():
+    if not inside(matrix, grid.shape, image.shape).any():
         raise ScanError(f"{name}: lies outside the training grid")
-    # Where the grid reaches beyond the scan, it is filled with the scan's border value.
-    faces = [image.array.take(i, axis).ravel() for axis in range(3) for i in (0, -1)]
-    border = float(np.median(np.concatenate(faces)))
-    values = resample_image(image.array, matrix, grid.shape, border)
-    scan = covered
-    if image.padding is not None:
-        scan = covered & (resample_image(image.padding, matrix, grid.shape) < 0.5)
-    intensity = _intensity(values[scan], config)
-    if intensity is None:
-        raise ScanError(f"{name}: image is constant")
-    values = np.clip(values, intensity.low, intensity.high)
-    values = ((values - intensity.mean) / intensity.std).astype(np.float32)
-    transform = GridTransform(
-        source_shape=image.shape,
-        source_affine=rows(image.affine),
-        header=image.header,
-        shape=grid.shape,
-        grid_to_source=rows(matrix),
-        intensity=intensity,
-    )
+    values, transform = _brought(image, matrix, grid.shape, config)
     if label is None:
         return Preprocessed(values, None, transform)
     classes = resample_label(label.array, matrix, grid.shape)
@@ -119,6 +104,73 @@ def preprocess(
         transform.turn_to_scan(label.array),
         _kept(label.array, matrix, grid.shape),
     )
+
+
+def preprocess_channel(
+    image: Volume, reference: GridTransform, config: PreprocessingConfig
+) -> Preprocessed:
+    """Bring a further image of a case to the training grid, by its place in the world.
+
+    It is scaled by itself: a window of given intensities is that of the first image alone, and
+    here the percentiles 0.5 and 99.5 take its place.
+
+    Parameters
+    ----------
+    image
+        On its own voxels, which may be others than those of the first image.
+    reference
+        How the first image of the case reached the training grid; its pre-alignment counts here,
+        too.
+
+    Raises
+    ------
+    ScanError
+        The image is constant, or has no voxel in common with the first one.
+    """
+    image = without_padding(image)
+    matrix = np.linalg.inv(image.affine) @ reference.grid_affine
+    matrix = _snap(matrix, reference.shape, any_shift=False)
+    there = inside(reference.matrix, reference.shape, reference.source_shape)
+    covered = float(inside(matrix, reference.shape, image.shape)[there].mean())
+    if covered == 0:
+        raise ScanError(
+            f"{image.source or 'image'}: lies beside the first image of its case: they have no "
+            "place in common"
+        )
+    if config.clip_values is not None:
+        own = {"clip_values": None, "clip_percentiles": OTHER_PERCENTILES}
+        config = config.model_copy(update=own)
+    values, transform = _brought(image, matrix, reference.shape, config)
+    return Preprocessed(values, None, transform, covered=covered)
+
+
+def _brought(
+    image: Volume, matrix: Matrix, shape: Shape, config: PreprocessingConfig
+) -> tuple[NDArray[np.float32], GridTransform]:
+    """An image on the training grid, scaled, and how it came there."""
+    name = image.source or "image"
+    covered = inside(matrix, shape, image.shape)
+    # Where the grid reaches beyond the scan, it is filled with the scan's border value.
+    faces = [image.array.take(i, axis).ravel() for axis in range(3) for i in (0, -1)]
+    border = float(np.median(np.concatenate(faces)))
+    values = resample_image(image.array, matrix, shape, border)
+    scan = covered
+    if image.padding is not None:
+        scan = covered & (resample_image(image.padding, matrix, shape) < 0.5)
+    intensity = _intensity(values[scan], config)
+    if intensity is None:
+        raise ScanError(f"{name}: image is constant")
+    values = np.clip(values, intensity.low, intensity.high)
+    values = ((values - intensity.mean) / intensity.std).astype(np.float32)
+    transform = GridTransform(
+        source_shape=image.shape,
+        source_affine=rows(image.affine),
+        header=image.header,
+        shape=shape,
+        grid_to_source=rows(matrix),
+        intensity=intensity,
+    )
+    return values, transform
 
 
 def on_grid_of(image: Volume, label: Volume) -> Volume:

@@ -128,6 +128,7 @@ def make_plan(
     budget_s: float | None = None,
     wishes: PreprocessingConfig | None = None,
     extent_mm: Triple | None = None,
+    images: int = 1,
 ) -> Plan:
     """The finest plan that keeps to a budget.
 
@@ -145,6 +146,8 @@ def make_plan(
         Settings that were given, and that the plan keeps; it chooses those that weren't.
     extent_mm
         Extent (z, y, x) of the grid, where it is settled.
+    images
+        Number of images of each case.
 
     Raises
     ------
@@ -166,7 +169,8 @@ def make_plan(
             training = _training(shape, steps)
             config = _config(training)
             cost = training_cost(
-                *(config, shape, len(table.names), len(facts), len(facts) - labelled, machine)
+                *(config, shape, len(table.names), len(facts), len(facts) - labelled, machine),
+                images,
             )
             fits = cost.seconds <= budget and cost.memory <= _MEMORY_SHARE * machine.memory
             best = spacing, shape, training, cost, fits
@@ -212,11 +216,12 @@ def make_plans(
     wishes: PreprocessingConfig | None = None,
     budget_s: float | None = None,
     extent_mm: Triple | None = None,
+    images: int = 1,
 ) -> dict[Level, Plan]:
     """The plan of each level, or the one for a budget; see :func:`make_plan`."""
     levels: tuple[Level, ...] = ("balanced",) if budget_s else tuple(BUDGETS_S)
     return {
-        level: make_plan(facts, table, machine, level, budget_s, wishes, extent_mm)
+        level: make_plan(facts, table, machine, level, budget_s, wishes, extent_mm, images)
         for level in levels
     }
 

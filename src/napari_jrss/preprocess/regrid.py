@@ -14,7 +14,7 @@ from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.facts import ScanFacts, facts_of
 from napari_jrss.preprocess.padding import without_padding
-from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.pipeline import preprocess, preprocess_channel
 from napari_jrss.preprocess.transform import TrainingGrid
 
 
@@ -32,6 +32,17 @@ def kept_scan(path: Path) -> Volume:
         array = np.ascontiguousarray(transform.turn_to_source(image), np.float32)
     affine = np.array(transform.source_affine)
     return Volume(array, affine, Path(about.source), transform.header)
+
+
+def kept_channels(path: Path) -> list[Volume]:
+    """The further images of a case with their own intensities, each in the axes of its file."""
+    volumes = []
+    for number, about in enumerate(store.read_attributes(path).channels, start=1):
+        scan, transform = store.read_channel_scan(path, number), about.transform
+        array = np.ascontiguousarray(transform.turn_to_source(scan), np.float32)
+        affine = np.array(transform.source_affine)
+        volumes.append(Volume(array, affine, Path(about.source), transform.header))
+    return volumes
 
 
 def regrid_case(
@@ -56,6 +67,8 @@ def regrid_case(
     path = store.case_path(old, case_id)
     about = store.read_attributes(path)
     done = preprocess(kept_scan(path), None, config, grid)
+    others = [preprocess_channel(each, done.transform, config) for each in kept_channels(path)]
+    described = zip(about.channels, others, strict=True)
     target = store.write_case(
         new,
         about.model_copy(
@@ -63,10 +76,18 @@ def regrid_case(
                 "transform": done.transform,
                 "spacing_mm": grid.spacing_mm,
                 "grid_sha256": {},
+                "channels": tuple(
+                    channel.model_copy(update={"transform": other.transform})
+                    for channel, other in described
+                ),
             }
         ),
         done.image,
         scan_image=store.read_scan_image(path),
+        channels=[
+            store.ChannelArrays(other.image, store.read_channel_scan(path, number))
+            for number, other in enumerate(others, start=1)
+        ],
     )
     sums = {}
     for version in store.label_versions(path):

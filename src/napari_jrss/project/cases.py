@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_store import CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import IngestResult, ingest
+from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.project.folder import LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
@@ -32,6 +33,15 @@ _logger = logging.getLogger(__name__)
 
 IMPORT_AUTHOR = "import"
 FIRST_VERSION = "v0001"
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScan:
+    """A further image of a case: (z, y, x) on its own voxels turned to LPS, and its place."""
+
+    name: str
+    array: NDArray[Any]
+    transform: GridTransform
 
 
 class ProjectCases(ProjectFolder):
@@ -67,8 +77,24 @@ class ProjectCases(ProjectFolder):
         return spacing_mm(self.attributes(case_id).transform.grid_affine)
 
     def image(self, case_id: str) -> Image:
-        """Preprocessed image (z, y, x) of a case on the training grid."""
+        """Preprocessed image (z, y, x) of a case on the training grid; of several the first."""
         return store.read_image(self.case_path(self.case(case_id).case_id))
+
+    def channel_images(self, case_id: str) -> Image:
+        """All preprocessed images (channels, z, y, x) of a case, see :attr:`channels`."""
+        path = self.case_path(self.case(case_id).case_id)
+        return store.read_channels(path, self.inputs)
+
+    def channel_scans(self, case_id: str) -> list[ChannelScan]:
+        """The further images of a case with their own intensities, on their own voxels.
+
+        Each is turned to LPS; see :meth:`scan_image` for the first image.
+        """
+        path = self.case_path(self.case(case_id).case_id)
+        return [
+            ChannelScan(about.name, store.read_channel_scan(path, number), about.transform)
+            for number, about in enumerate(store.read_attributes(path).channels, start=1)
+        ]
 
     def scan_image(self, case_id: str) -> NDArray[Any]:
         """The scan (z, y, x) of a case with its own intensities, turned to LPS.
@@ -148,6 +174,7 @@ class ProjectCases(ProjectFolder):
             workers,
             grid=self.grid,
             version=FIRST_VERSION,
+            channels=self.channels,
         ):
             if result.ok:
                 path = self.case_path(result.case_id)

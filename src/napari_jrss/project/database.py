@@ -71,15 +71,16 @@ class Ledger:
         preprocessing: str,
         made_by: str,
         plan: str | None = None,
+        channels: str = "[]",
     ) -> None:
         """Write an empty ledger of the current schema into a folder that has none."""
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             schema.migrate(connection, 0)
             connection.execute(
-                "INSERT INTO project (only_row, created, made_by, label_table, preprocessing, plan)"
-                " VALUES (1, ?, ?, ?, ?, ?)",
-                (now(), made_by, label_table, preprocessing, plan),
+                "INSERT INTO project (only_row, created, made_by, label_table, preprocessing, plan,"
+                " channels) VALUES (1, ?, ?, ?, ?, ?, ?)",
+                (now(), made_by, label_table, preprocessing, plan, channels),
             )
             _log(connection, Event.CREATED, f"by napari-jrss {made_by}")
             write_bytes(path, connection.serialize())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from napari_jrss import __version__
 from napari_jrss.config import PreprocessingConfig
@@ -41,6 +43,9 @@ _CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
 
+_Names = TypeAdapter(tuple[str, ...])
+
+
 class ProjectFolder:
     """One project folder, open; see :class:`~napari_jrss.project.project.Project`."""
 
@@ -65,9 +70,15 @@ class ProjectFolder:
             self._cases = ledger.setting("cases_folder") or ""
             if not _CASES.fullmatch(self._cases):
                 raise ValueError(f"{self._cases[:100]!r} can't be the folder of cases")
+            self.channels = _Names.validate_json(ledger.setting("channels") or "")
         except (ValidationError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ProjectError(f"{path / LEDGER}: unreadable settings ({reason})") from error
+
+    @property
+    def inputs(self) -> int:
+        """Number of images of each case."""
+        return max(1, len(self.channels))
 
     @property
     def writer(self) -> str:
@@ -83,6 +94,7 @@ class ProjectFolder:
         table: LabelTable,
         preprocessing: PreprocessingConfig,
         plan: Plan | None = None,
+        channels: Sequence[str] = (),
     ) -> Self:
         """Make an empty project and open it for writing.
 
@@ -96,6 +108,9 @@ class ProjectFolder:
             How scans reach the training grid.
         plan
             Why so, and what the training costs; it is kept with the project.
+        channels
+            Names of the images that each case has, the one that is shown and registered first;
+            none: each has one.
 
         Raises
         ------
@@ -122,6 +137,7 @@ class ProjectFolder:
                     preprocessing.model_dump_json(),
                     __version__,
                     None if plan is None else plan.model_dump_json(exclude_unset=True),
+                    json.dumps(channels),
                 )
                 if path.exists():
                     path.rmdir()
@@ -231,7 +247,7 @@ class ProjectFolder:
         """
         check_case_id(case_id)
         name = f"{case_id}{store.SUFFIX}"
-        for part in ("labels", "scan"):
+        for part in ("labels", "scan", "channels"):
             self._inside(self._cases, name, part)
         return self._inside(self._cases, name)
 

@@ -45,17 +45,24 @@ class ScanFolders:
     # Which images of a study count: a pattern of DICOM's series description, or the kind of a BIDS
     # image.
     series: str | None = None
+    # Names of the images of each case that count, the one that is shown and registered first; none:
+    # all that each case has.
+    channels: tuple[str, ...] = ()
 
     def discover(self) -> FoundCohort:
         """Find the scans; :class:`~napari_jrss.errors.ScanError` if there are none."""
         if self.dicom:
+            if self.channels:
+                raise ScanError(f"{self.images}: of DICOM one series is read for each case")
             return discover_dicom(self.images, self.labels, self.series)
         from napari_jrss.io.dicom import UnusableDicomError
 
         try:
-            return discover(self.images, labels=self.labels, series=self.series)
+            return discover(
+                self.images, labels=self.labels, series=self.series, channels=self.channels
+            )
         except ScanError as error:
-            if not self.images.is_dir():
+            if not self.images.is_dir() or self.channels:
                 raise
             try:
                 return discover_dicom(self.images, self.labels, self.series)
@@ -165,7 +172,8 @@ def look_into(
                 if cancel.is_set():
                     return
         if facts:  # else the import says why no scan can be read
-            plans = make_plans(facts, table, this_machine(), wishes, budget_s)
+            images = 1 + len(cohort.cases[0].others)
+            plans = make_plans(facts, table, this_machine(), wishes, budget_s, images=images)
             found = replace(found, plans=plans)
     yield replace(found, complete=True)
 
@@ -250,6 +258,7 @@ def read_scans(
 
     `cancel` stops the work after the scans under way.
     """
+    cohort = cohort.using(project.channels)
     results = project.add_cases(cohort.cases, workers=workers, groups=cohort.groups)
     # Closing the generator ends its worker processes, wherever this one is left.
     with closing(cast("Generator[IngestResult]", results)):

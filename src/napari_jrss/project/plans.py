@@ -68,7 +68,7 @@ class ProjectPlans(ProjectSources):
         if grid.affine is not None:  # all scans lie in one frame, which stays
             z, y, x = (n * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True))
             extent = z, y, x
-        return make_plans(facts, self.table, machine, wishes, budget_s, extent)
+        return make_plans(facts, self.table, machine, wishes, budget_s, extent, images=self.inputs)
 
     def change_plan(
         self, plan: Plan, author: str | None = None, workers: Workers = None

@@ -6,7 +6,7 @@ the folder, the cases, their labels, the rounds, and the files that the cases we
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class Project(ProjectPlans):
         groups: str | Path | None = None,
         dicom: bool = False,
         series: str | None = None,
+        channels: Sequence[str] = (),
         keep_map: str | Path | None = None,
         preprocessing: PreprocessingConfig | None = None,
         plan: Level = "balanced",
@@ -87,6 +88,10 @@ class Project(ProjectPlans):
         series
             Which images of a study count: a pattern of DICOM's series description such as
             ``*T1*``, or the kind of a BIDS image such as ``T2w``.
+        channels
+            Names of the images of each case that count, where cases have several, such as T1 and
+            FLAIR: the segmentation sees all, the first is shown and registered. None: all that each
+            case has.
         keep_map
             CSV file to write which DICOM series each case is; nothing else keeps that.
         preprocessing
@@ -118,6 +123,7 @@ class Project(ProjectPlans):
             None if groups is None else Path(groups),
             dicom,
             series,
+            tuple(channels),
         )
         budget_s = None if budget is None else budget_seconds(budget)
         if plan not in BUDGETS_S:
@@ -139,7 +145,7 @@ class Project(ProjectPlans):
                     f"{keep_map}: lies in the project, which holds no patient's identity"
                 )
             write_dicom_map(Path(keep_map), found.cohort.cases)
-        project = Project.create(path, table, wishes, chosen)
+        project = Project.create(path, table, wishes, chosen, found.cohort.channels)
         try:
             yield found
             yield from read_first_scans(project, found.cohort, workers=workers)

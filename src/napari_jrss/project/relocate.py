@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class MissingFile:
     """A file that a case was made from."""
 
     case_id: str
-    kind: Literal["scan", "label"]  # its scan or its first label
+    kind: str  # `scan`, `label` (its first one), or `image` and the name of a further image
     path: Path  # where the file is, or was when last seen
     checksum: str  # its SHA-256
 
@@ -42,6 +42,11 @@ class ProjectSources(ProjectRounds):
             about = self.attributes(case.case_id)
             if about.source != store.DICOM_SOURCE:
                 found.append(MissingFile(case.case_id, "scan", Path(about.source), about.checksum))
+            found += [
+                MissingFile(case.case_id, f"image {other.name}", Path(other.source), other.checksum)
+                for other in about.channels
+                if other.source != store.DICOM_SOURCE
+            ]
             if about.label_source and about.label_source != store.DICOM_SOURCE:
                 path, checksum = Path(about.label_source), about.label_checksum or ""
                 found.append(MissingFile(case.case_id, "label", path, checksum))
@@ -94,9 +99,14 @@ class ProjectSources(ProjectRounds):
 
     def _relink(self, found: MissingFile) -> MissingFile:
         path = self.case_path(found.case_id)
-        source = {"scan": "source", "label": "label_source"}[found.kind]
+        place = str(found.path)
         try:
-            store.update_sources(path, **{source: str(found.path)})
+            if found.kind == "scan":
+                store.update_sources(path, source=place)
+            elif found.kind == "label":
+                store.update_sources(path, label_source=place)
+            else:
+                store.update_sources(path, channels={found.kind.removeprefix("image "): place})
         except OSError as error:
             raise ProjectError(f"{path}: can't be written ({from_os_error(error)})") from error
         self._ledger.relinked(found.case_id, found.kind)

@@ -201,7 +201,7 @@ class ProjectRounds(ProjectLabels):
         grid = self.grid
         known = {(v.case_id, v.version): v for v in self._ledger.versions()}
         labels = {case_id: known[case_id, version] for case_id, version in versions.items()}
-        reader = _SnapshotReader(paths, labels, grid.shape)
+        reader = _SnapshotReader(paths, labels, grid.shape, self.inputs)
         return CohortSnapshot(
             class_names=self.table.names,
             spacing_mm=grid.spacing_mm,
@@ -211,6 +211,7 @@ class ProjectRounds(ProjectLabels):
             validation=_with_role(roles, "validation"),
             label_versions=versions,
             arrays=CachedArrays(reader.image, reader.label),
+            channels=self.channels,
         )
 
 
@@ -221,10 +222,11 @@ class _SnapshotReader:
     paths: Mapping[str, Path]
     labels: Mapping[str, LabelVersion]
     shape: tuple[int, int, int]
+    inputs: int
 
     def image(self, case_id: str) -> Image:
-        image = store.read_image(self.paths[case_id])
-        if image.shape != self.shape:
+        image = store.read_channels(self.paths[case_id], self.inputs)
+        if image.shape[1:] != self.shape:
             raise ProjectError(f"{self.paths[case_id]}: isn't on the training grid")
         return image
 

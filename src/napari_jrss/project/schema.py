@@ -127,12 +127,18 @@ _ROUND_KIND = """
         CHECK (kind IN ('training', 'quick'));
 """
 
+# Names of the images that each case has, as JSON, the registered one first; none: it has one.
+_CHANNELS = """
+    ALTER TABLE project ADD COLUMN channels TEXT NOT NULL DEFAULT '[]';
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     _TABLES.replace(") STRICT;", ");"),
     _MAKE_STRICT,
     _SCAN_LABELS,
     _PLAN,
     _ROUND_KIND,
+    _CHANNELS,
 )
 """Script number i brings a ledger of schema version i to i + 1."""
 

@@ -112,12 +112,12 @@ def random_intensity(image: Tensor, std: float, generator: torch.Generator) -> T
 def strong_intensity(image: Tensor, generator: torch.Generator) -> Tensor:
     """Change how images (B, C, z, y, x) look, strongly, but not where anything is.
 
-    Each channel is changed by itself. Each of seven changes is made with a chance of 25 to 50 %: a bias field, a gamma curve (in a
-    third of the cases of the inverted image), contrast, brightness, noise, blur, and a coarser
-    resolution, as in nnU-Net (Isensee et al. 2021).
+    Each channel is changed by itself. Each of seven changes is made with a chance of 25 to 50 %: a
+    bias field, a gamma curve (in a third of the cases of the inverted image), contrast, brightness,
+    noise, blur, and a coarser resolution, as in nnU-Net (Isensee et al. 2021).
     """
     changed = [_strongly(each[None, None], generator)[0, 0] for each in image.flatten(0, 1)]
-    return torch.stack(changed).unflatten(0, image.shape[:2])
+    return torch.stack(changed).reshape(image.shape)
 
 
 def _strongly(image: Tensor, generator: torch.Generator) -> Tensor:

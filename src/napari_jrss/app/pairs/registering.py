@@ -27,6 +27,7 @@ from napari_jrss.metrics import (
 )
 from napari_jrss.preprocess.case_store import DICOM_SOURCE
 from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.regrid import kept_scan
 from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import Image, Label
@@ -115,6 +116,12 @@ class RegistrationInput:
     label: Label | None
     transform: GridTransform
     scan: Path | Volume
+    # All images (channels, z, y, x) of a case that has several; `image` is the first.
+    channels: Image | None = None
+
+    def seen(self) -> Image:
+        """What a teacher sees: all images of a case that has several."""
+        return self.image if self.channels is None else self.channels
 
     def volume(self) -> Volume:
         """The scan itself, read if it is a file."""
@@ -150,6 +157,7 @@ class Registrar:
     # Moving and fixed image (z, y, x) -> displacement (3, z, y, x), in voxels of their grid.
     field: Callable[[Image, Image], Field]
     refined: bool = False  # whether the network's field is refined on each pair
+    seen_axes: int = 3  # of what a refinement sees of a scan: 4 where its teacher sees channels
 
 
 def engine_of(project: Project, engine: str = "") -> str:
@@ -201,7 +209,8 @@ def project_registrar(
         network = load_refined(files, torch_device, watch or to_the_end)
     else:
         network = load_registration(files, torch_device)
-    return Registrar(NETWORK, partial(displacement_field, network, device=torch_device), refined)
+    field = partial(displacement_field, network, device=torch_device)
+    return Registrar(NETWORK, field, refined, 4 if project.channels else 3)
 
 
 def engine_registrar(
@@ -238,7 +247,14 @@ def register_sides(
     from napari_jrss.inference.predict import follow
 
     started = time.perf_counter()
-    field = registrar.field(moving.image, fixed.image)
+    both = [side.seen() if registrar.refined else side.image for side in (moving, fixed)]
+    for side, image in zip((moving, fixed), both, strict=True):
+        if registrar.refined and image.ndim != registrar.seen_axes:
+            raise ProjectError(
+                f"{side.name}: one image of a scan can't be refined in a project of several; "
+                "register it without refine"
+            )
+    field = registrar.field(*both)
     seconds = time.perf_counter() - started
     registered = follow(field, moving.image, moving.label)
     regularity = jacobian_statistics(field)
@@ -314,12 +330,16 @@ def read_registration_input(project: Project, name: str) -> RegistrationInput:
     if name in cases:
         attributes = project.attributes(name)
         label = project.label(name) if cases[name].label_version else None
-        image, transform = project.image(name), attributes.transform
+        channels = project.channel_images(name) if project.channels else None
+        image = project.image(name) if channels is None else channels[0]
+        transform = attributes.transform
         scan: Path | Volume = Path(attributes.source)
         if attributes.source == DICOM_SOURCE:
             # The path of a DICOM scan isn't kept: use the project's image, on the scan's grid.
             scan = Volume(transform.image_to_source(image), np.array(transform.source_affine))
-        return RegistrationInput(name, image, label, transform, scan)
+        if attributes.part is not None:
+            scan = kept_scan(project.case_path(name))
+        return RegistrationInput(name, image, label, transform, scan, channels)
     if not Path(name).exists():
         hint = did_you_mean(name, cases)
         raise ProjectError(f"{name}: neither a case of {project.path} nor a file{hint}")

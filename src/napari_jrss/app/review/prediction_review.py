@@ -151,7 +151,7 @@ class PredictionReview:
             predict = load_predictor(files, self._workspace.device, with_student=joint)
             if cancel.is_set():
                 return
-            prediction = predict(project.image(case.case_id))
+            prediction = predict(project.channel_images(case.case_id))
             if not project.read_only:
                 files.write_prediction(case.case_id, prediction)
             self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))

@@ -160,7 +160,8 @@ def estimated(
         basis = "from a measured step"
     # The process keeps volumes up to a limit; on a GPU they stay in the computer's memory.
     cases = len(snapshot.training) + len(snapshot.validation)
-    volumes = min(cases * voxels * _BYTES_PER_VOXEL, CachedArrays.budget_bytes)
+    volume = voxels * (_BYTES_PER_VOXEL + 4 * (snapshot.inputs - 1))  # a float32 for each image
+    volumes = min(cases * volume, CachedArrays.budget_bytes)
     return Estimate(
         seconds=sum(count * known[stage] for stage, count in steps.items()),
         device=measured.device,
@@ -185,7 +186,9 @@ def check_fits(project: Project, planned: PlannedRound, device: str, cancel: Can
     if small or planned.interrupted is not None:
         return
     config = planned.config
-    measured = measure_in_own_process(config, snapshot.classes, snapshot.shape, device, cancel)
+    measured = measure_in_own_process(
+        config, snapshot.classes, snapshot.shape, device, cancel, snapshot.inputs
+    )
     if measured is None:
         return
     rounds = planned.rounds_left + (not planned.pretraining)
@@ -210,13 +213,19 @@ class _Question(BaseModel):
     classes: int
     shape: Shape
     device: str
+    images: int = 1
 
 
 def measure_in_own_process(
-    config: TrainingConfig, classes: int, shape: Shape, device: str, cancel: Cancel
+    config: TrainingConfig,
+    classes: int,
+    shape: Shape,
+    device: str,
+    cancel: Cancel,
+    images: int = 1,
 ) -> Measured | None:
     """:func:`measure` in a process of its own; None if cancelled, an EstimateError if it fails."""
-    question = _Question(config=config, classes=classes, shape=shape, device=device)
+    question = _Question(config=config, classes=classes, shape=shape, device=device, images=images)
     try:
         with Child("estimate", _answer, environment=_PROMPT_FREE) as child:
             child.send(question.model_dump_json())
@@ -231,12 +240,15 @@ def measure_in_own_process(
 def _answer(parent: Parent) -> None:
     """The process that measures."""
     question = _Question.model_validate_json(parent.receive())
-    measured = measure(question.config, question.classes, question.shape, question.device)
+    asked = question
+    measured = measure(asked.config, asked.classes, asked.shape, asked.device, asked.images)
     parent.send(measured.model_dump_json())
 
 
-def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> Measured:
-    """Take one step of each stage on two small grids (z, y, x)."""
+def measure(
+    config: TrainingConfig, classes: int, shape: Shape, device: str, images: int = 1
+) -> Measured:
+    """Take one step of each stage on two small grids (z, y, x), with so many images of a case."""
     import torch
 
     from napari_jrss.inference.device import make_fabric
@@ -259,7 +271,7 @@ def measure(config: TrainingConfig, classes: int, shape: Shape, device: str) -> 
         small, large = (_scaled(of, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
         costs = []
         for grid in (small, large):
-            step = one_step(name, config, classes, grid, fabric.device.type)
+            step = one_step(name, config, classes, grid, fabric.device.type, images)
             step()  # the first one also sets things up
             costs.append(_cost(step, torch.cuda if on_gpu else None))
         sizes = math.prod(small), math.prod(large)
@@ -316,7 +328,7 @@ def _line(sizes: tuple[int, int], costs: tuple[float, float]) -> tuple[float, fl
 
 
 def one_step(
-    name: str, config: TrainingConfig, classes: int, grid: Shape, device: str
+    name: str, config: TrainingConfig, classes: int, grid: Shape, device: str, images: int = 1
 ) -> Callable[[], None]:
     """One step of a stage, as :func:`napari_jrss.training.loop.fit` takes it, on made-up cases."""
     from napari_jrss.inference.device import make_fabric
@@ -333,9 +345,9 @@ def one_step(
     )
 
     fabric = make_fabric(device, config.precision)
-    snapshot = _made_up(classes, grid)
+    snapshot = _made_up(classes, grid, images)
     dropout = config.joint.dropout if name == "student" else 0.0
-    network = build_segmentation_network(config.segmentation_network, classes, dropout)
+    network = build_segmentation_network(config.segmentation_network, classes, dropout, images)
     registration = build_registration_network(config.registration_network)
     label = _slabs(classes, grid)
     full = np.ones(classes, bool)
@@ -346,14 +358,15 @@ def one_step(
     rng = np.random.default_rng(0)
     if name == "prediction":
         network.to(fabric.device).eval()
-        return lambda: (predict_case(network, snapshot.arrays.image("a"), fabric.device), None)[1]
+        image = snapshot.arrays.channels("a")
+        return lambda: (predict_case(network, image, fabric.device), None)[1]
     if name == "deformation":
         return lambda: (field_between(snapshot, "a", "u", fabric.device), None)[1]
     stage: Stage
     if name == "registration":
         stage = RegistrationStage(name, registration, tensors, config, fabric, epochs=1)
     elif name == "student":
-        teacher = build_segmentation_network(config.segmentation_network, classes)
+        teacher = build_segmentation_network(config.segmentation_network, classes, channels=images)
         if config.joint.student == "registered":
             stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)
         else:
@@ -371,10 +384,10 @@ def one_step(
     return step
 
 
-def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
-    """Noise in slabs, one for each class."""
+def _made_up(classes: int, grid: Shape, images: int) -> CohortSnapshot:
+    """Noise, with slabs as labels, one for each class."""
     rng = np.random.default_rng(0)
-    image = rng.normal(size=grid).astype(np.float32)
+    image = rng.normal(size=(images, *grid)).astype(np.float32)
     label = _slabs(classes, grid)
     return CohortSnapshot(
         class_names=tuple(map(str, range(classes))),
@@ -385,6 +398,7 @@ def _made_up(classes: int, grid: Shape) -> CohortSnapshot:
         validation=(),
         label_versions={},
         arrays=CachedArrays(lambda case_id: image, lambda case_id: label),
+        channels=tuple(map(str, range(images))) if images > 1 else (),
     )
 
 

@@ -265,6 +265,8 @@ class InLaunchedProcess:
         for case_id in (*snapshot.training, *snapshot.validation):
             case = project.case_path(case_id)
             paths += files_below(store.image_folder(case))
+            for number in range(1, project.inputs):
+                paths += files_below(store.channel_folder(case, number))
             if case_id in snapshot.label_versions:
                 version = snapshot.label_versions[case_id]
                 paths += files_below(store.label_folder(case, version))

@@ -139,6 +139,7 @@ class RoundOrder(BaseModel):
                 lambda case_id: self._image(root, case_id),
                 lambda case_id: self._label(root, case_id),
             ),
+            channels=tuple(said.channels),
         )
         folder = root / ROUNDS / round_folder(self.number)
         parent = None if self.parent is None else root / ROUNDS / round_folder(self.parent)
@@ -146,8 +147,8 @@ class RoundOrder(BaseModel):
 
     def _image(self, root: Path, case_id: str) -> Image:
         path = store.case_path(root / self.cases, case_id)
-        image = store.read_image(path)
-        if image.shape != self.description.shape:
+        image = store.read_channels(path, max(1, len(self.description.channels)))
+        if image.shape[1:] != self.description.shape:
             raise ProjectError(f"{path}: isn't on the training grid")
         return image
 
