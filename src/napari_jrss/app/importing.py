@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from napari_jrss.errors import ProjectError, ScanError
@@ -45,6 +45,7 @@ def add_scans(
     ScanError
         There are no scans.
     """
+    folders = replace(folders, channels=folders.channels or project.channels)
     found = next(iter(look_into(folders)))
     yield found
     yield from read_scans(project, found.cohort, workers=workers)

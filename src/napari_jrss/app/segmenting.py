@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_jrss.app.new_scans import Images, new_scans, volumes_of
 from napari_jrss.app.rounds.train import teacher_warning
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.geometry import voxel_ml
@@ -23,7 +24,7 @@ from napari_jrss.io.other_formats import label_ending
 from napari_jrss.io.read import dicom_series_of, read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.pipeline import preprocess
+from napari_jrss.preprocess.pipeline import preprocess, preprocess_channel
 from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
@@ -111,15 +112,27 @@ class _Teacher:
         self._project = project
         self._predict = load_predictor(entry.files, device, with_student=with_student)
 
-    def segment(self, volume: Volume) -> _Segmented:
-        """Segment a scan in any orientation; `seconds` are those of the network alone."""
-        ready = preprocess(volume, None, self._project.preprocessing, self._project.grid)
+    def segment(self, *volumes: Volume) -> _Segmented:
+        """Segment a scan of one or several images, the one that is registered first.
+
+        They may have any orientation; `seconds` are those of the network alone.
+        """
+        first, project = volumes[0], self._project
+        if len(volumes) != project.inputs:
+            seen = " and ".join(project.channels) or "one image"
+            name = first.source or "the scan"
+            raise ScanError(f"{name}: the teacher sees {seen} of each scan, not {len(volumes)}")
+        ready = preprocess(first, None, project.preprocessing, project.grid)
+        images = [ready.image] + [
+            preprocess_channel(each, ready.transform, project.preprocessing).image
+            for each in volumes[1:]
+        ]
         started = time.perf_counter()
-        prediction = self._predict(ready.image)
+        prediction = self._predict(images[0] if len(images) == 1 else np.stack(images))
         return _Segmented(prediction, ready.transform, time.perf_counter() - started)
 
 
-def segment(project: Project, scan: str | Path | Volume, *, device: str = "auto") -> Volume:
+def segment(project: Project, scan: Images, *, device: str = "auto") -> Volume:
     """Segment a scan with the current teacher; nothing is written.
 
     Parameters
@@ -127,16 +140,18 @@ def segment(project: Project, scan: str | Path | Volume, *, device: str = "auto"
     project
         With a teacher.
     scan
-        NIfTI file, folder of one DICOM series, or a scan in memory; in any orientation.
+        NIfTI file, folder of one DICOM series, or a scan in memory; in any orientation. Where cases
+        have several images, these by their names, such as ``{"T1": ..., "FLAIR": ...}``, or a
+        folder that holds them.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Returns
     -------
     Volume
-        The label (z, y, x) on the scan's own grid. Its values are the numbers of the label files
-        that the project was made from, where each structure has exactly one, else the index of
-        the structure in ``project.table.names``; 0 is the background.
+        The label (z, y, x) on the scan's own grid, or that of its first image. Its values are the
+        numbers of the label files that the project was made from, where each structure has exactly
+        one, else the index of the structure in ``project.table.names``; 0 is the background.
 
     Raises
     ------
@@ -146,9 +161,9 @@ def segment(project: Project, scan: str | Path | Volume, *, device: str = "auto"
         The project has no teacher.
     """
     teacher = _Teacher(project, device)
-    volume = scan if isinstance(scan, Volume) else read_volume(scan)
-    ids = project.table.to_source_ids(teacher.segment(volume).on_scan())
-    return replace(volume, array=ids, source=None)
+    volumes = volumes_of(project, scan)
+    ids = project.table.to_source_ids(teacher.segment(*volumes).on_scan())
+    return replace(volumes[0], array=ids, source=None)
 
 
 @long_call(lambda project, scans, *_, **__: counting("segmenting", len(scans)))
@@ -171,7 +186,8 @@ def segment_scans(
     project
         With a teacher.
     scans
-        Files, or folders of one DICOM series each.
+        Files, or folders of one DICOM series each. Where cases have several images, all files of
+        the scans, or folders of them; see :func:`~napari_jrss.app.new_scans.new_scans`.
     out
         Folder for ``<scan>_label.nii.gz`` (of NRRD, MetaImage and MGZ, a label in kind) and the
         names of the labels; made if it is missing.
@@ -196,8 +212,9 @@ def segment_scans(
         There is no teacher, a scan is given twice, or a label is there that no export wrote or
         that was edited since.
     """
-    paths, out = [Path(scan) for scan in scans], Path(out)
     project.require_teacher()
+    found_scans, out = new_scans(project, scans), Path(out)
+    paths = [scan.path for scan in found_scans]
     names = _names_of(paths)
     if dicom_seg:
         require_outside(project, out)
@@ -214,13 +231,17 @@ def segment_scans(
     for file, content in about.items():
         folder.write(file, content)
     results = []
-    for scan, name in zip(paths, names, strict=True):
+    for new, name in zip(found_scans, names, strict=True):
+        scan = new.path
         try:
+            if new.problem:
+                raise ScanError(new.problem)
             if _too_long(name):
                 raise ScanError(f"{scan.parent / name[:40]}...: the name is too long for a label")
-            series = dicom_series_of(scan)
-            volume = read_volume(series or scan)
-            found = teacher.segment(volume)
+            series = dicom_series_of(new.images[0])
+            images = (series or new.images[0], *new.images[1:])
+            volume, *others = (read_volume(each) for each in images)
+            found = teacher.segment(volume, *others)
         except ScanError as error:
             results.append(SegmentedScan(scan, problem=str(error)))
             yield results[-1]

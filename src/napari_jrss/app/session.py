@@ -95,7 +95,7 @@ class Session:
         """
         self.workspace.require_idle()
         self.workspace.require_no_training()
-        project = Project.create(path, table, config, plan)
+        project = Project.create(path, table, config, plan, cohort.channels)
         self._replace(project)
 
         def work(cancel: threading.Event) -> Iterator[ScanRead]:

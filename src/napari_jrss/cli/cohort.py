@@ -97,6 +97,15 @@ def init(
             show_default="all series; T1w",
         ),
     ] = None,
+    channels: Annotated[
+        str | None,
+        Option(
+            metavar="T1,FLAIR",
+            help="Which images of each case, where it has several: segmentation sees all, the "
+            "first is shown and registered.",
+            show_default="all that each case has",
+        ),
+    ] = None,
     spacing: Annotated[
         Triple | None, Option(help="Voxel size z y x in mm.", show_default="planned")
     ] = None,
@@ -141,6 +150,7 @@ def init(
         "groups": groups,
         "dicom": dicom is not None,
         "series": series,
+        "channels": [name.strip() for name in (channels or "").split(",") if name.strip()],
         "keep_map": keep_map,
         "preprocessing": _wishes(
             spacing_mm=spacing,

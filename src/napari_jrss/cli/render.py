@@ -38,6 +38,9 @@ def found_line(event: Found | ScanRead) -> str:
     assert isinstance(event, Found)
     cohort = event.cohort
     line = f"layout {cohort.layout}: {event.total} scans, {event.labelled} with a label"
+    if cohort.channels:
+        images = ", ".join(cohort.channels)
+        line += f", images {images} ({cohort.channels[0]} is shown and registered)"
     for case in cohort.cases:
         if isinstance(case.image, Path) and case.label is not None:
             label = case.label if isinstance(case.label, Path) else case.label.folder

@@ -53,7 +53,12 @@ def export(
 def segment(
     project: ProjectPath,
     scans: Annotated[
-        list[Path], Argument(metavar="SCAN...", help="Files, or folders of one DICOM series.")
+        list[Path],
+        Argument(
+            metavar="SCAN...",
+            help="Files, or folders of one DICOM series. Where cases have several images: their "
+            "files or folders of these, or T1=FILE FLAIR=FILE.",
+        ),
     ],
     out: Annotated[Path, Option(help="Folder for the labels.")],
     maps: Annotated[bool, Option("--maps", help="Also write confidence and uncertainty.")] = False,

@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.geometry import rows
 from napari_jrss.io.atomic import new_folder, write_text
+from napari_jrss.io.found import Part
 from napari_jrss.io.nifti import file_checksum, write_nifti
 from napari_jrss.io.read import read_volume
+from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED
-from napari_jrss.preprocess.case_store import DICOM_SOURCE, SUFFIX, CaseAttributes, write_scan
+from napari_jrss.preprocess.case_store import (
+    DICOM_SOURCE,
+    SUFFIX,
+    CaseAttributes,
+    ChannelAttributes,
+    write_scan,
+)
+from napari_jrss.preprocess.resample import resample_image
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels import scan_header
 from napari_jrss.project.project import Project
@@ -26,6 +36,9 @@ from napari_jrss.project.records import Split
 
 if TYPE_CHECKING:
     from napari_jrss.io.dicom import DicomSeries
+
+# Headers keep 32-bit numbers: no voxel of two images on the same ones lies further apart.
+_SAME_VOXELS = 0.05
 
 
 def export_ome_zarr(
@@ -84,8 +97,9 @@ def export_dataset(
     """Write the labelled set for other tools: dataset.json, imagesTr, labelsTr, imagesTs.
 
     Images are the scans as their files hold them; labels are class indices on the same grids. Test
-    cases go to imagesTs without their labels. A :class:`ProjectError` if the folder exists, no case
-    is labelled, or a scan's file is gone or has changed.
+    cases go to imagesTs without their labels. Where cases have several images, nnU-Net's form has
+    all of them, on the voxels of the first, and the Decathlon's the first. A :class:`ProjectError`
+    if the folder exists, no case is labelled, or a scan's file is gone or has changed.
 
     Parameters
     ----------
@@ -94,7 +108,8 @@ def export_dataset(
     layout
         nnU-Net's (version 2) or the Medical Segmentation Decathlon's.
     modality
-        What the scans are; nnU-Net normalises ``CT`` in its own way.
+        What the scans are; nnU-Net normalises ``CT`` in its own way. Several images of a case have
+        their own names.
     dicom_source
         Folder in which the series of DICOM cases are looked for.
     """
@@ -114,6 +129,8 @@ def export_dataset(
         raise ProjectError(f"{folder}: exists already")
     sources = dicom_series([project.attributes(c) for c in (*training, *testing)], dicom_source)
     channel = "_0000" if layout == "nnunet" else ""
+    images = project.channels or (modality,)
+    further = len(images) - 1 if layout == "nnunet" else 0
     description: dict[str, Any] = {
         "name": folder.name,
         "description": "The labelled set of a napari-jrss project",
@@ -122,7 +139,7 @@ def export_dataset(
     }
     if layout == "nnunet":
         description |= {
-            "channel_names": {"0": modality},
+            "channel_names": {str(n): name for n, name in enumerate(images)},
             "labels": {name: index for index, name in enumerate(names)},
             "file_ending": ".nii.gz",
         }
@@ -151,6 +168,10 @@ def export_dataset(
                     volume = read_volume(_source(attributes, sources))
                     header = scan_header(attributes.transform)
                     write_nifti(out / part / f"{case_id}{channel}.nii.gz", volume.array, header)
+                    for number, other in enumerate(attributes.channels[:further], start=1):
+                        image = _on_voxels_of(volume, read_volume(_file_of(case_id, other)))
+                        file = out / part / f"{case_id}_{number:04d}.nii.gz"
+                        write_nifti(file, image, header)
                     if part == "imagesTr":
                         label = attributes.transform.turn_to_source(project.scan_label(case_id))
                         label = np.where(label == IGNORED, ignored, label).astype(label.dtype)
@@ -176,7 +197,21 @@ def dicom_series(cases: Sequence[CaseAttributes], folder: Path | None) -> dict[s
     return find_dicom_sources(folder, cases)
 
 
-def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Path | DicomSeries:
+def _on_voxels_of(first: Volume, other: Volume) -> NDArray[np.float32]:
+    """Another image of a case (z, y, x) on the voxels of its first, as nnU-Net wants it.
+
+    On the same voxels, whatever the order of their axes, nothing is interpolated.
+    """
+    matrix = np.linalg.inv(other.affine) @ first.affine
+    whole = np.rint(matrix)
+    if np.abs(matrix - whole).max() * max(first.shape) < _SAME_VOXELS:
+        matrix = whole
+    return resample_image(other.array, matrix, first.shape, float(other.array.min()))
+
+
+def _source(
+    attributes: CaseAttributes, series: Mapping[str, DicomSeries]
+) -> Path | Part | DicomSeries:
     """The file or series that a case was made from, if it is still there and still that scan."""
     if attributes.source == DICOM_SOURCE:
         if attributes.case_id not in series:
@@ -184,15 +219,20 @@ def _source(attributes: CaseAttributes, series: Mapping[str, DicomSeries]) -> Pa
                 f"the DICOM series of case {attributes.case_id} isn't in that folder"
             )
         return series[attributes.case_id]
+    return _file_of(attributes.case_id, attributes)
+
+
+def _file_of(case_id: str, attributes: CaseAttributes | ChannelAttributes) -> Path | Part:
+    """The file of a case's image, if it is still there and still that image."""
     path = Path(attributes.source)
     try:
         checksum = file_checksum(path)
     except OSError as error:
         reason = from_os_error(error)
         raise ProjectError(
-            f"{path}: the scan of case {attributes.case_id} can't be read ({reason}); "
+            f"{path}: the scan of case {case_id} can't be read ({reason}); "
             "'napari-jrss relink' finds scans that were moved"
         ) from error
     if checksum != attributes.checksum:
-        raise ProjectError(f"{path}: has changed since case {attributes.case_id} was made from it")
-    return path
+        raise ProjectError(f"{path}: has changed since case {case_id} was made from it")
+    return path if attributes.part is None else Part(path, attributes.part - 1)
