@@ -85,16 +85,15 @@ class ProjectCases(ProjectFolder):
         path = self.case_path(self.case(case_id).case_id)
         return store.read_channels(path, self.inputs)
 
-    def channel_scans(self, case_id: str) -> list[ChannelScan]:
-        """The further images of a case with their own intensities, on their own voxels.
+    def channel_scan(self, case_id: str, number: int) -> ChannelScan:
+        """Further image `number`, from 1, of a case with its own intensities, on its own voxels.
 
-        Each is turned to LPS; see :meth:`scan_image` for the first image.
+        They are turned to LPS; see :meth:`scan_image` for the first image.
         """
         path = self.case_path(self.case(case_id).case_id)
-        return [
-            ChannelScan(about.name, store.read_channel_scan(path, number), about.transform)
-            for number, about in enumerate(store.read_attributes(path).channels, start=1)
-        ]
+        about = store.read_attributes(path).channels[number - 1]
+        array = store.read_channel_scan(path, number)
+        return ChannelScan(about.name, array, about.transform)
 
     def scan_image(self, case_id: str) -> NDArray[Any]:
         """The scan (z, y, x) of a case with its own intensities, turned to LPS.

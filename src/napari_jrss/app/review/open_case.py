@@ -383,7 +383,7 @@ def read_case(
         project.table,
         transform,
         image,
-        *_range(image),
+        *intensity_range(image),
         tuple(visible_versions(project, case)),
         editor,
         autosave,
@@ -423,7 +423,7 @@ def _usual_draft(
     return np.zeros(transform.scan_shape, project.table.dtype), BLANK
 
 
-def _range(image: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+def intensity_range(image: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Intensities from black to white, and the least and the largest."""
     low, high = (float(v) for v in np.percentile(image[::4, ::4, ::4], (0.5, 99.8)))
     return (low, max(high, low + 1e-3)), (float(image.min()), float(image.max()))

@@ -21,6 +21,7 @@ from napari_jrss.app.review.open_case import (
     version_in_words,
     visible_versions,
 )
+from napari_jrss.app.review.other_images import OtherImage, other_image
 from napari_jrss.app.review.prediction_review import PredictionReview
 from napari_jrss.app.review.prompts import Prompts
 from napari_jrss.app.review.tool_drafts import ToolDrafts
@@ -108,6 +109,10 @@ class Review:
     def open_case(self) -> OpenCase:
         """The case under review; :class:`ProjectError` if there is none."""
         return self._current.open_case
+
+    def other_image(self, name: str) -> OtherImage:
+        """A further image of the case under review, such as FLAIR; a ScanError if damaged."""
+        return other_image(self._workspace.open_project, self.open_case, name)
 
     @property
     def unsaved(self) -> bool:

@@ -1,5 +1,6 @@
 """From a folder of scans to a project: where they are, what was found, how to prepare them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,13 +20,14 @@ from napari_jrss.project.importing import (
     look_into,
 )
 from napari_jrss.widgets.bridge import Relay, failure
-from napari_jrss.widgets.controls import PathField, button, in_form, in_row
+from napari_jrss.widgets.controls import PathField, button, choice, in_form, in_row
 from napari_jrss.widgets.dialogs.choose_structures import ChooseStructures
 from napari_jrss.widgets.dialogs.dialog import Dialog
 from napari_jrss.widgets.dialogs.plan import PlanChoice
 from napari_jrss.widgets.forms import editor, folded
 
 _AXES = "zyx"
+_ONE_IMAGE = "each case has one"
 _NO_LABEL = "No scan has a label: name the structures with a CSV file."
 
 
@@ -78,9 +80,17 @@ class ImportDialog(Dialog):
         self._all_structures: LabelTable | None = None  # as they are in the labels
         self._chosen: LabelTable | None = None  # by a person
         self.project = PathField("Project folder", "A new folder for the project, <name>.jrss")
+        self.shown = choice(
+            "Of several images of each case: the one that is shown and registered, on whose voxels "
+            "the labels lie; the segmentation sees all"
+        )
+        self.shown.setEnabled(False)
+        self.shown.addItem(_ONE_IMAGE)
+        self.shown.activated.connect(lambda _: self._look())
         rows = {"Scans": self.images, "Labels": self.labels}
         if not adding:
-            rows |= {"Structures": self.groups, "": self.choose, "Project": self.project}
+            rows |= {"Structures": self.groups, "": self.choose}
+            rows |= {"Shown image": self.shown, "Project": self.project}
         self.plan = PlanChoice()
         self.preparation = Preparation()
         advanced = folded("Grid and alignment")
@@ -137,6 +147,7 @@ class ImportDialog(Dialog):
 
     def _folder_changed(self) -> None:
         folder = self.images.path()
+        self._show_images(())
         if folder is not None and folder.is_dir():
             self.groups.set_path(groups_file_of(folder))
             if not self._named:
@@ -164,10 +175,28 @@ class ImportDialog(Dialog):
             self.message.setText(from_validation(error))
             return
         groups = None if self._adding else self.groups.path()
-        folders = ScanFolders(images, self.labels.path(), groups)
+        folders = ScanFolders(images, self.labels.path(), groups, channels=self._channels())
         self.message.setText("Looking …")
         chosen = self._chosen
         self._runner.start(lambda cancel: look_into(folders, wishes, cancel, table=chosen))
+
+    def _channels(self) -> tuple[str, ...]:
+        """Names of the images that each case has to have, the chosen one first; none: any."""
+        if self._adding:
+            return self._session.workspace.open_project.channels
+        names = [self.shown.itemText(i) for i in range(self.shown.count())]
+        if names == [_ONE_IMAGE]:
+            return ()
+        first = self.shown.currentText()
+        return (first, *(name for name in names if name != first))
+
+    def _show_images(self, names: Sequence[str]) -> None:
+        """Offer the images of each case, if they aren't offered already."""
+        offered = [self.shown.itemText(i) for i in range(self.shown.count())]
+        if set(offered) != set(names or [_ONE_IMAGE]):
+            self.shown.clear()
+            self.shown.addItems(names or [_ONE_IMAGE])
+        self.shown.setEnabled(bool(names))
 
     def _show_found(self, found: Found) -> None:
         from napari_jrss.io.dicom import most_telling
@@ -178,6 +207,9 @@ class ImportDialog(Dialog):
         lines = [f"{scans} scan{'s'[: scans != 1]}, {found.labelled} with a label"]
         if found.cohort.layout != "plain":
             lines[0] += f" (layout: {found.cohort.layout})"
+        self._show_images(found.cohort.channels)
+        if found.cohort.channels:
+            lines.append(f"Images of each case: {', '.join(found.cohort.channels)}")
         if found.cohort.unmatched_labels:
             names = ", ".join(path.name for path in found.cohort.unmatched_labels[:3])
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")

@@ -27,7 +27,8 @@ from napari_jrss.widgets.dialogs.review import (
     ask_replace,
 )
 from napari_jrss.widgets.dialogs.totalsegmentator import DraftDialog
-from napari_jrss.widgets.layers.review import ABOVE, OVERLAYS, ReviewLayers
+from napari_jrss.widgets.layers.other_images import OtherImageLayers
+from napari_jrss.widgets.layers.review import ABOVE, IMAGE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
 from napari_jrss.widgets.tabs.learning import LearningPanel
@@ -82,6 +83,7 @@ class ReviewTab(Tab):
             lambda kind, visible: self.prediction.show_overlay(kind, visible),
             lambda mode, size: self.brush.show_brush(mode, size),
         )
+        self.other_images = OtherImageLayers(viewer, review.other_image)
         self._build()
         self._redraw_soon = qthrottled(self._redraw_numbers, timeout=100)
 
@@ -351,10 +353,13 @@ class ReviewTab(Tab):
             part.setVisible(case is not None)
         if case is None:
             self.layers.clear()
+            self.other_images.clear()
             self.empty.setText(_no_case(project))
             self.table.clear_rows()
         else:
             self.layers.show(case, read_only)
+            if project is not None and (scan := self.layers.layer(IMAGE)) is not None:
+                self.other_images.show(case, project.channels[1:], scan)
             self._row_chosen(self.table.index or 1)
             self._brightness_chosen(self.view.show_case(case))
             self.layers.set_alone(self.view.alone.isChecked())
@@ -507,6 +512,7 @@ class ReviewTab(Tab):
         self.planes.close()
         self.prompts.close_drawing()
         self.layers.close()
+        self.other_images.clear()
         super().closeEvent(event)
 
 
