@@ -55,9 +55,9 @@ CONTRASTS = ("T1", "FLAIR")
 """Names of the images of a case with two, at the ends of their files' names."""
 
 # Brightness of the second image for that of the first: fluid is dark, grey matter brighter than
-# white. Of the lesion, and its radius.
+# white. Of the lesion, its radius, and what is darker in the first image, which it isn't in.
 _FLAIR = ((0.0, 0.22, 0.55, 0.66, 0.9, 1.0), (0.0, 0.1, 0.62, 0.56, 0.45, 0.45))
-_BRIGHT, _RADIUS = 1.0, 0.19
+_BRIGHT, _RADIUS, _FLUID = 1.0, 0.24, 0.3
 # Slices of the second image are so much thicker.
 _THICKER = 1.5
 _CONTROL_POINTS = 24
@@ -184,13 +184,12 @@ def make_case(
         raise SampleError(f"shape must be at least 8 voxels along each axis, not {shape}")
     points = deformation(index, seed).to_template(grid_points(shape))
     tissue, labels = template(points)
-    white = (labels == 0) & (tissue > 0.8)
     labels[labels > structures] = 0
     rng = np.random.default_rng((seed, index, 1))
     image = _acquire(tissue, rng)
     second = None
     if flair:
-        labels[white & _in_lesion(points, index, seed)] = structures + 1
+        labels[(tissue > _FLUID) & _in_lesion(points, index, seed)] = structures + 1
         second = _flair(index, shape, seed)
     return SyntheticCase(f"case_{index + 1:03d}", image.astype(np.float32), labels, second)
 
@@ -199,15 +198,14 @@ def _flair(index: int, shape: Shape, seed: int) -> npt.NDArray[np.float32]:
     """The second image of a case, on fewer slices."""
     z, y, x = shape
     points = deformation(index, seed).to_template(grid_points((round(z / _THICKER), y, x)))
-    tissue, labels = template(points)
-    white = (labels == 0) & (tissue > 0.8)
+    tissue, _ = template(points)
     seen = np.interp(tissue, *_FLAIR)
-    seen[white & _in_lesion(points, index, seed)] = _BRIGHT
+    seen[(tissue > _FLUID) & _in_lesion(points, index, seed)] = _BRIGHT
     return _acquire(seen, np.random.default_rng((seed, index, 3))).astype(np.float32)
 
 
 def _in_lesion(points: Array, index: int, seed: int) -> npt.NDArray[np.bool_]:
-    """Mask of a ball about a place of white matter that is drawn for each case."""
+    """Mask of a ball about a place in the cerebrum that is drawn for each case."""
     rng = np.random.default_rng((seed, index, 2))
     direction = rng.normal(size=3)
     direction[0] = abs(direction[0])  # above the fissures

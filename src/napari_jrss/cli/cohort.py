@@ -43,6 +43,9 @@ def sample(
             "(27 MB, CC BY-SA 4.0).",
         ),
     ] = False,
+    flair: Annotated[
+        bool, Option("--flair", help="Write a second image of each case, which shows a lesion.")
+    ] = False,
 ) -> None:
     """Write a synthetic brain-like cohort as NIfTI, or download a real one."""
     if real:
@@ -51,7 +54,7 @@ def sample(
         fetch_hippocampi(dest, cases)
         typer.echo(CREDIT, nl=False)
     else:
-        jrss.make_cohort(dest, cases, shape, seed, structures)
+        jrss.make_cohort(dest, cases, shape, seed, structures, flair=flair)
     typer.echo(
         f"{cases} cases in {dest}; next:\n  napari-jrss init PROJECT --images {dest}/images "
         f"--labels {dest}/labels --groups {dest}/groups.csv"
