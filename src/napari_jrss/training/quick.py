@@ -145,7 +145,7 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
     fabric.seed_everything(config.seed + task.number, verbose=False)
     name, tensors = f"quick_{task.number}", TrainingTensors(snapshot, {}, device)
     student = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, config.joint.dropout
+        config.segmentation_network, snapshot.classes, config.joint.dropout, snapshot.inputs
     )
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
@@ -170,7 +170,7 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
         if stop_requested(cancel, fabric):
             yield Cancelled(stage="prediction", step=done)
             return
-        prediction = predict_case(teacher, snapshot.arrays.image(case), device, student)
+        prediction = predict_case(teacher, snapshot.arrays.channels(case), device, student)
         task.files.write_prediction(case, prediction)
     yield StageFinished(stage="prediction")
     known = {name: value for name, value in metrics.items() if np.isfinite(value)}
@@ -178,8 +178,9 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
 
 
 def _network(task: RoundTask, weights: Path) -> nn.Module:
-    network = build_segmentation_network(task.config.segmentation_network, task.snapshot.classes)
-    load_weights(network, weights)
+    settings, snapshot = task.config.segmentation_network, task.snapshot
+    network = build_segmentation_network(settings, snapshot.classes, channels=snapshot.inputs)
+    load_weights(network, weights, snapshot.inputs)
     return network
 
 

@@ -112,6 +112,7 @@ def of_an_older_version(project: Path) -> None:
     with closing(sqlite3.connect(project / "project.sqlite")) as ledger, ledger:
         ledger.executescript(
             "ALTER TABLE project DROP COLUMN plan; ALTER TABLE project DROP COLUMN cases_folder;"
+            "ALTER TABLE project DROP COLUMN channels; ALTER TABLE rounds DROP COLUMN kind;"
             "DROP TABLE scan_labels; PRAGMA user_version = 2;"
         )
 
