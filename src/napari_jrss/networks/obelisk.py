@@ -71,9 +71,12 @@ class ObeliskLayer(nn.Module):
         """The grouped convolution of samples (B, channels, points, offsets): (B, 128, points).
 
         Its input channels are all offsets of the first channel, then those of the next. The
-        samples are not copied for it.
+        samples are not copied for it, but for three channels and other numbers.
         """
         batch, channels, points, offsets = samples.shape
+        if self.mix.groups % channels:  # a group takes parts of several channels
+            inputs = samples.transpose(2, 3).reshape(batch, channels * offsets, points, 1, 1)
+            return torch.as_tensor(self.mix(inputs)).flatten(2)
         own = self.mix.groups // channels  # groups of one channel
         weight = self.mix.weight.view(channels, own, -1, offsets // own)
         parts = samples.unflatten(3, (own, -1)).transpose(2, 4)
@@ -147,7 +150,7 @@ class ObeliskNetwork(nn.Module):
     Parameters
     ----------
     in_channels, out_channels
-        1 and the number of classes for segmentation; 2 and 3 for registration.
+        Number of images and of classes for segmentation; 2 and 3 for registration.
     slope
         LeakyReLU slope: 0.2 in JRSS, 0.025 in the reference implementation.
     dropout

@@ -264,7 +264,8 @@ def test_a_label_name_in_the_metadata_never_leaves_the_case(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "part",
     [
-        *("cases", "cases/a.ome.zarr", "cases/a.ome.zarr/labels", "rounds", "rounds/0001"),
+        *("cases", "cases/a.ome.zarr", "cases/a.ome.zarr/labels", "cases/a.ome.zarr/channels"),
+        *("rounds", "rounds/0001"),
         *("rounds/0001/predictions", "project.lock", "journal"),
     ],
 )

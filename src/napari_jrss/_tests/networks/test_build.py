@@ -47,6 +47,25 @@ def test_any_grid_size(name: str, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("channels", [2, 3])
+def test_segmentation_sees_all_images_and_registration_the_first(name: str, channels: int) -> None:
+    torch.manual_seed(0)
+    # sample_channels is of pairs: two images of one case aren't a pair
+    settings = config(name, sample_channels="fixed")
+    network = build_segmentation_network(settings, 3, channels=channels).eval()
+    image = torch.randn(1, channels, 16, 16, 16)
+    logits = network(image)
+    assert logits.shape == (1, 3, 16, 16, 16)
+    for channel in range(channels):
+        other = image.clone()
+        other[:, channel] += 1
+        assert not torch.equal(network(other), logits)
+    registration = build_registration_network(config(name))
+    pair = torch.randn(2, 1, channels, 16, 16, 16)
+    torch.testing.assert_close(registration(*pair), registration(*pair[:, :, :1]))
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("steps", [0, 5])
 def test_registration_starts_next_to_the_identity_and_learns(name: str, steps: int) -> None:
     torch.manual_seed(0)

@@ -148,3 +148,16 @@ def test_a_strong_change_moves_nothing() -> None:
         changed = strong_intensity(image, generator(seed))[0, 0]
         inner, outer = changed[inside].mean(), changed[~inside].mean()
         assert abs(float(inner - outer)) > 0.3
+
+
+def test_each_image_of_a_case_changes_by_itself() -> None:
+    same = torch.randn((1, 1, *SHAPE), generator=generator()).expand(1, 2, *SHAPE)
+    for changed in (
+        random_intensity(same, 0.3, generator(1)),
+        strong_intensity(same, generator(1)),
+    ):
+        assert changed.shape == same.shape
+        assert not torch.equal(changed[:, 0], changed[:, 1])
+    # One image is changed as the first of several.
+    alone = strong_intensity(same[:, :1], generator(1))
+    torch.testing.assert_close(alone, strong_intensity(same, generator(1))[:, :1])
