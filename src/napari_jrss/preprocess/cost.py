@@ -46,9 +46,10 @@ _BYTES = {
 }
 # For each further image of a case: seconds per million voxels, and bytes per voxel.
 _FURTHER = {
-    "mono_segmentation": (0.1, 30),
-    "student": (0.5, 60),
-    "prediction": (0.02, 10),
+    "mono_segmentation": (0.5, 90),
+    "student": (0.5, 240),
+    "quick": (0.5, 90),
+    "prediction": (0.1, 70),
 }
 ON_CROPS = ("mono_segmentation", "student", "quick")
 """Stages whose steps see crops, where the settings want crops."""
