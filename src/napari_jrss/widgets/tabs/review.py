@@ -495,7 +495,8 @@ class ReviewTab(Tab):
     def _show_propagate(self) -> None:
         case, project = self._review.case, self._workspace.project
         busy = self._workspace.inference.state.busy
-        others = set() if project is None else set(project.snapshot().labelled)
+        cases = [] if project is None else project.cases()  # none while the first are read
+        others = {each.case_id for each in cases if each.labelled}
         possible = case is not None and bool(others - {case.case_id})
         self.draft.propagate.setEnabled(possible and not busy)
 
