@@ -18,7 +18,7 @@ from napari_jrss.experiments.annotator.costs import CostModel, Effort
 from napari_jrss.experiments.annotator.loops import LOOPS, OURS, RIVALS, Loop
 from napari_jrss.experiments.annotator.session_work import Place
 from napari_jrss.experiments.folder import RUNS, finished_runs
-from napari_jrss.experiments.plots import COLOURS, JRSS_COLOUR, OTHER_COLOURS, STYLE
+from napari_jrss.experiments.plots import COLOURS, JRSS_COLOUR, STYLE
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.report import REPORT, protocol_of, write_pages
 from napari_jrss.experiments.tables import NONE, Cell, Table
@@ -260,7 +260,8 @@ def _remarks(protocol: Protocol, results: Sequence[LoopResult]) -> list[str]:
 def _colour(loop: Loop) -> str:
     if loop == OURS:
         return JRSS_COLOUR
-    return OTHER_COLOURS[2 * list(LOOPS).index(loop.name) % len(OTHER_COLOURS)]
+    others = [colour for colour in COLOURS[::2] if colour != JRSS_COLOUR]
+    return others[list(LOOPS).index(loop.name) % len(others)]
 
 
 def _curves(results: Sequence[LoopResult]) -> Figure:
