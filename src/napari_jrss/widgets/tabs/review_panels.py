@@ -65,13 +65,13 @@ class ViewPanel(QWidget):
             toolTip="Brightness: intensities from black to white (window and level); those of a CT "
             "are in Hounsfield units"
         )
-        self.window.setMinimumContentsLength(10)
+        self.window.setMinimumContentsLength(4)
         self.window.setSizeAdjustPolicy(
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
         )
         self.window.activated.connect(lambda _: self.brightness.emit(self.window.currentText()))
         self.alone = QCheckBox(
-            "Only the chosen", toolTip="Show only the structure that is chosen (S)"
+            "Chosen only", toolTip="Show only the structure that is chosen (S)"
         )
         self.outlines = QCheckBox("Outlines", toolTip="Show the label as outlines (O)")
         self.planes = QCheckBox(
