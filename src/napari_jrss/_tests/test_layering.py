@@ -146,7 +146,10 @@ def declared(*extras: str) -> set[str]:
 @pytest.fixture(scope="module")
 def provided_by() -> dict[str, list[str]]:
     """Distributions by what they are imported as, also what isn't installed everywhere."""
-    absent = {"ants": ["antspyx"], "picsl_greedy": ["picsl-greedy"], "convexAdam": ["convexadam"]}
+    absent = {
+        **{"ants": ["antspyx"], "picsl_greedy": ["picsl-greedy"], "convexAdam": ["convexadam"]},
+        "nnInteractive": ["nninteractive-client"],
+    }
     return {**absent, **metadata.packages_distributions()}
 
 
