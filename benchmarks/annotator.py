@@ -6,8 +6,8 @@
 
 What is kept lies in benchmarks/results/annotator/NAME: the protocol, and of each finished run its
 ``run.json`` and ``cases.jsonl``; no scan, no label, no weights. The tables go into
-docs/annotators-hour.md between ``<!-- measured: NAME -->`` and ``<!-- end -->``, the figures to
-docs/images/annotator.
+docs/annotators-hour.md between ``<!-- measured: NAME -->`` and ``<!-- end -->``, or to its end; the
+figures to docs/images/annotator.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "annotator"
 PAGE = ROOT / "docs" / "annotators-hour.md"
+PREFIX = "A simulated annotator, "
 PICTURES = Path("images") / "annotator"
 
 
@@ -73,10 +74,11 @@ def write(kept: Path) -> None:
     begin = f"<!-- measured: {kept.name} -->"
     page = PAGE.read_text()
     measured = f"{begin}\n\n{text}\n\n<!-- end -->"
-    found = re.subn(f"{begin}.*?<!-- end -->", lambda _: measured, page, flags=re.DOTALL)
-    if not found[1]:
-        raise SystemExit(f"{PAGE}: has no place for {kept.name}: write {begin} and <!-- end -->")
-    PAGE.write_text(found[0])
+    page, places = re.subn(f"{begin}.*?<!-- end -->", lambda _: measured, page, flags=re.DOTALL)
+    if not places:
+        title = json.loads((kept / PROTOCOL).read_text())["title"].removeprefix(PREFIX)
+        page += f"\n## {title}\n\n{measured}\n"
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":
