@@ -13,6 +13,7 @@ import pytest
 
 import napari_jrss as jrss
 from napari_jrss.app.importing import add_scans
+from napari_jrss.app.new_scans import new_scans
 from napari_jrss.app.planning import change_plan, propose
 from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.config import PreprocessingConfig, TrainingConfig
@@ -20,6 +21,7 @@ from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.inference.load import load_predictor
 from napari_jrss.io.layouts import discover
 from napari_jrss.io.read import read_volume
+from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.networks.weights import CheckpointError, load_tensors, load_weights
 from napari_jrss.preprocess import case_store as store
@@ -122,6 +124,13 @@ def test_a_new_scan_needs_all_images_however_they_are_given(
 
     # A folder, single files by their names, and files that are named.
     other = cohort / "images" / "case_008_T1.nii.gz"
+    with pytest.raises(ScanError, match="holds 10 scans, not the images of one"):
+        jrss.segment(project, cohort / "images", device="cpu")
+    for path in (t1, flair):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "one")
+    alone = jrss.segment(project, tmp_path / "one", device="cpu")
+    np.testing.assert_array_equal(alone.array, label.array)
     odd = shutil.copy(t1, tmp_path / "odd.nii.gz")
     results = jrss.segment_scans(project, [t1, flair, other], tmp_path / "out", device="cpu")
     assert [each.problem.rpartition(": ")[2] for each in results] == ["", "has no FLAIR"]
@@ -295,3 +304,39 @@ def test_an_image_that_lies_elsewhere_is_an_error_that_names_it(
     (note,) = by_case["case_002"].notes
     assert note.startswith("FLAIR covers ")
     assert note.endswith(" % of the first image")
+
+
+def test_images_in_one_file_are_imported_exported_and_told_in_new_files(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "Task01", np.random.default_rng(0)
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for case in ("a", "b"):
+        label = np.zeros((16, 16, 16), np.uint8)
+        label[4:10, 5:11, 6:12] = 1
+        values = [label * 100 + rng.normal(0, 9, label.shape), rng.normal(50, 9, label.shape)]
+        four = np.stack(values, -1).round().astype(np.int16)
+        nib.save(nib.Nifti1Image(four, affine), folder / "imagesTr" / f"{case}.nii.gz")
+        nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"{case}.nii.gz")
+    listed = [{"image": f"imagesTr/{c}.nii.gz", "label": f"labelsTr/{c}.nii.gz"} for c in "ab"]
+    about = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "PZ"}}
+    (folder / "dataset.json").write_text(json.dumps(about | {"training": listed, "test": []}))
+    with jrss.Project.from_folders(
+        tmp_path / "p.jrss", folder, channels=("ADC", "T2"), workers=1
+    ) as project:
+        assert project.channels == ("ADC", "T2")
+        about_a = project.attributes("a")
+        assert (about_a.part, about_a.channels[0].part) == (2, 1)
+        assert project.missing_sources() == []
+        new = new_scans(project, [folder / "imagesTr" / "b.nii.gz"])
+        assert [part.index for part in new[0].images] == [1, 0]
+        out = export_dataset(project, tmp_path / "Dataset002_Two")
+        exported = nib.load(out / "imagesTr" / "a_0001.nii.gz")  # T2, the second here
+        whole = nib.load(folder / "imagesTr" / "a.nii.gz")
+        np.testing.assert_array_equal(exported.get_fdata(), whole.get_fdata()[..., 0])
+
+
+def test_a_case_of_one_image_is_stored_as_before() -> None:
+    described = RoundDescription(training=config(1), classes=["background", "a"])
+    assert "channels" not in described.model_dump()
+    assert described.model_copy(update={"channels": ["T1", "T2"]}).model_dump()["channels"]

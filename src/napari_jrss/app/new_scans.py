@@ -48,7 +48,9 @@ def volumes_of(project: Project, scan: Images) -> list[Volume]:
     elif isinstance(scan, Volume) or not project.channels:
         images = [scan]
     else:
-        (found,) = new_scans(project, [scan])
+        found, *more = new_scans(project, [scan])
+        if more:
+            raise ScanError(f"{scan}: holds {1 + len(more)} scans, not the images of one")
         if found.problem:
             raise ScanError(found.problem)
         return [read_volume(image) for image in found.images]

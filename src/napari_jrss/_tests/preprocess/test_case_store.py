@@ -46,6 +46,7 @@ def test_what_is_written_is_read(case):
     # The name of the transform on disk, in projects of all versions.
     on_disk = json.loads((case / "zarr.json").read_text())["attributes"]["napari_jrss"]
     assert on_disk["chain"] == attributes().transform.model_dump(mode="json")
+    assert not {"part", "channels"} & set(on_disk)  # only where there are several images
     assert store.label_versions(case) == ("manual",)
     assert sorted(p.name for p in case.parent.iterdir()) == ["c1.ome.zarr"]
 
