@@ -182,7 +182,12 @@ def training_cost(
 
 
 def learn_speed(
-    device: str, seconds: Mapping[str, float], config: TrainingConfig, shape: Shape, classes: int
+    device: str,
+    seconds: Mapping[str, float],
+    config: TrainingConfig,
+    shape: Shape,
+    classes: int,
+    images: int = 1,
 ) -> None:
     """Keep how fast this machine has just trained, for the next plan.
 
@@ -192,9 +197,9 @@ def learn_speed(
         What trained: ``cpu`` or ``cuda``; another computer teaches nothing.
     seconds
         Of a step, by stage.
-    config, shape, classes
-        Of the training. Other networks than that of the settings ``fast`` teach nothing, nor do
-        grids on which a step takes no time.
+    config, shape, classes, images
+        Of the training; `images` of each case. Other networks than that of the settings ``fast``
+        teach nothing, nor do grids on which a step takes no time.
     """
     if device not in ("cpu", "cuda") or config.segmentation_network.name != "unet":
         return
@@ -202,7 +207,7 @@ def learn_speed(
         return
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     model = {
-        stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes)
+        stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)
         for stage in seconds
         if stage in _SECONDS
     }

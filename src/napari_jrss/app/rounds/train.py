@@ -303,7 +303,12 @@ def _run(
                 if executor.first:
                     snapshot = project.snapshot(entry.number)
                     learn_speed(
-                        executor.device, seconds, planned.config, snapshot.shape, snapshot.classes
+                        executor.device,
+                        seconds,
+                        planned.config,
+                        snapshot.shape,
+                        snapshot.classes,
+                        snapshot.inputs,
                     )
                 metrics = {
                     **event.metrics,

@@ -70,9 +70,7 @@ class ViewPanel(QWidget):
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
         )
         self.window.activated.connect(lambda _: self.brightness.emit(self.window.currentText()))
-        self.alone = QCheckBox(
-            "Chosen only", toolTip="Show only the structure that is chosen (S)"
-        )
+        self.alone = QCheckBox("Chosen only", toolTip="Show only the structure that is chosen (S)")
         self.outlines = QCheckBox("Outlines", toolTip="Show the label as outlines (O)")
         self.planes = QCheckBox(
             "3 planes",
