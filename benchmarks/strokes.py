@@ -23,8 +23,11 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from napari_jrss.app.review import strokes
+from napari_jrss.app.review.editor import LabelEditor
 from napari_jrss.geometry import spacing_mm
 from napari_jrss.inference.load import load_predictor
+from napari_jrss.io.predictions import Prediction
+from napari_jrss.preprocess.transform import GridTransform, Intensity
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Split
 
@@ -205,22 +208,54 @@ def read_cases(study: Path) -> list[Case]:
 
 def measure_time() -> None:
     """CPU time of a stroke in an organ of a large scan, by the length of the stroke."""
+    columns = ("stroke", "box", "shown (ms)", "with a teacher (ms)", "another amount (ms)")
+    print(f"| {' | '.join(columns)} | taken and undone (ms) |")
+    print("|---|---|---:|---:|---:|---:|")
     shape, spacing = (300, 512, 512), (1.0, 0.7, 0.7)
     z, y, x = np.ogrid[tuple(map(slice, shape))]
     organ = ((z - 150) / 60) ** 2 + ((y - 256) / 90) ** 2 + ((x - 200) / 110) ** 2
     label = (organ < 1).astype(np.uint8)
     rng = np.random.default_rng(0)
     image = (100 * (organ < 1.2) + rng.normal(0, 10, shape)).astype(np.int16)
+    editor = LabelEditor(label, "blank", 2)
+    teacher = a_teacher(label, spacing)
     for length in (1, 15, 60, 150):
         rows = np.arange(256 - length // 2, 256 + (length + 1) // 2)
         line = np.stack([np.full(length, 150), rows, np.full(length, 314)], 1)
+
+        def draw(teacher: strokes.Teacher | None = None, line: NDArray[np.intp] = line) -> object:
+            now, keep = editor.snapshot(), editor.painted()
+            return strokes.region(now, image, line, 1, spacing, keep=keep, teacher=teacher)
+
         found = strokes.region(label, image, line, 1, spacing)
-        spent = cpu_ms(lambda line=line: strokes.region(label, image, line, 1, spacing))
-        swept = cpu_ms(lambda found=found: found.mask(1.0))
+
+        def take(found: strokes.Region = found) -> None:
+            part = label[found.box]
+            editor.replace("add", strokes.changed(part, found), part, found.box)
+            editor.undo()
+
         print(
-            f"stroke of {length * spacing[1]:.0f} mm: box {found.odds.shape}, "
-            f"{spent:.0f} ms; another amount {swept:.0f} ms; {found.mask().sum()} voxels"
+            f"| {length * spacing[1]:.0f} mm | {' x '.join(map(str, found.odds.shape))} | "
+            f"{cpu_ms(draw):.0f} | {cpu_ms(lambda: draw(teacher)):.0f} | "
+            f"{cpu_ms(lambda found=found: found.mask(1.0)):.0f} | {cpu_ms(take):.0f} |"
         )
+
+
+def a_teacher(label: NDArray[np.uint8], spacing: tuple[float, float, float]) -> strokes.Teacher:
+    """Its prediction on a grid of half the resolution."""
+    z, y, x = spacing
+    to_scan = np.diag([2.0, 2.0, 2.0, 1.0])
+    half = np.ascontiguousarray(label[::2, ::2, ::2])
+    sure = np.full(half.shape, 0.9, np.float16)
+    transform = GridTransform(
+        source_shape=label.shape,
+        source_affine=np.diag([x, y, z, 1.0]).tolist(),
+        header=None,
+        shape=half.shape,
+        grid_to_source=to_scan.tolist(),
+        intensity=Intensity(low=0, high=1, mean=0, std=1),
+    )
+    return strokes.Teacher(Prediction(half, sure, None, 1 - half, 1 - sure), transform)
 
 
 def cpu_ms(work: Callable[[], object], repeats: int = 5) -> float:

@@ -5,6 +5,9 @@ from types import MappingProxyType
 
 UNDO, REDO, NEXT_UNCERTAIN, INTERPOLATE = "Control-Z", "Control-Shift-Z", "U", "I"
 ALONE, CONTOURS, PLANES, SEARCH = "S", "O", "Shift-P", "F3"
+REGION_ADD, REGION_REMOVE = "R", "Shift-R"
+GROW, SHRINK, TAKE_PART, LIKE_HERE = "G", "Shift-G", "C", "K"
+TAKE, DROP, MORE, LESS = "Enter", "Escape", "Up", "Down"
 ACCEPT, NEXT_CASE, SHEET = "Shift-A", "Shift-N", "? or F1"
 NEXT_DISPUTE, FIRST_OPINION, SECOND_OPINION, NEXT_SLICE = ("D", "Q", "W", "Shift-I")
 REVIEW: Mapping[str, str] = MappingProxyType(
@@ -17,6 +20,15 @@ REVIEW: Mapping[str, str] = MappingProxyType(
         NEXT_DISPUTE: "Go to the next place that teacher and propagated label dispute",
         FIRST_OPINION: "Take the teacher's label there, and go on",
         SECOND_OPINION: "Take the propagated label there, and go on",
+        REGION_ADD: "Region stroke that adds to the chosen structure; once more: the brush",
+        REGION_REMOVE: "Region stroke that removes from it; once more: the brush",
+        "Up and Down": "Larger and smaller region, as the mouse wheel, while one is shown",
+        TAKE: "Take the region that is shown",
+        DROP: "Drop the region that is shown",
+        GROW: "Grow the chosen structure by a voxel",
+        SHRINK: "Shrink it by a voxel",
+        TAKE_PART: "Take what the draft has under the mouse, where it differs from the label",
+        LIKE_HERE: "Paint only intensities like those under the mouse; once more: all",
         ALONE: "Show only the chosen structure, or all of them",
         CONTOURS: "Show the label filled, or its outlines",
         PLANES: "Show three planes, or one; T moves their crosshair to the mouse",

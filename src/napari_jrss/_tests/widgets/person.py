@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import QEvent, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QMouseEvent, QWheelEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_jrss.widgets.main_widget import MainWidget
@@ -72,6 +72,10 @@ class Person:
         self.layer.mode = "paint"
         self.layer.selected_label = index
         self.layer.brush_size = 3
+        self.drag(offset)
+
+    def drag(self, offset: int = 0) -> None:
+        """Drag the mouse over the middle of the canvas."""
         middle = QPointF(self.canvas.rect().center())
         left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
         path = [middle + QPointF(d + offset, d) for d in (-40, -20, 0, 20, 40)]
@@ -81,6 +85,21 @@ class Person:
         for place in path[1:]:
             self._mouse(QEvent.Type.MouseMove, place, none, left)
         self._mouse(QEvent.Type.MouseButtonRelease, path[-1], left, none)
+        self.settle()
+
+    def point(self) -> None:
+        """Put the mouse in the middle of the canvas."""
+        middle, none = QPointF(self.canvas.rect().center()), Qt.MouseButton.NoButton
+        self._mouse(QEvent.Type.MouseMove, middle, none, none)
+
+    def wheel(self, up: bool) -> None:
+        """Turn the mouse wheel by one notch over the middle of the canvas."""
+        place = QPointF(self.canvas.rect().center())
+        everywhere = QPointF(self.canvas.mapToGlobal(place.toPoint()))
+        turn, none = QPoint(0, 120 if up else -120), Qt.MouseButton.NoButton
+        modifier, phase = Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase
+        event = QWheelEvent(place, everywhere, QPoint(0, 0), turn, none, modifier, phase, False)
+        QApplication.sendEvent(self.canvas, event)
         self.settle()
 
     def _mouse(self, kind: Any, place: QPointF, button: Any, buttons: Any) -> None:

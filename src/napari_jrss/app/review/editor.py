@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import RLock
@@ -52,8 +52,10 @@ class Edit:
     after: Label
     # The origin before and after, if the action started from another draft; else None.
     origins: tuple[Origin, Origin] | None = None
-    # Whether the window shows it already: it was painted, and no voxel of it was refused.
+    # Whether the window shows it already: it was painted, and all of it stays.
     shown: bool = False
+    # Whether voxels of it were refused, as their structures are protected or don't exist.
+    refused: bool = False
     # Voxels that the person pointed at where a tool changed more than these; as `indices`.
     drawn: NDArray[np.intp] | None = None
     # Another program that made it, such as "nnInteractive 2.6"; empty otherwise.
@@ -134,6 +136,9 @@ class LabelEditor:
         self._stack_bytes = 0
         self._undo_bytes = undo_bytes
         self._lock = RLock()
+        # What voxels become that were painted by hand, given their indices into the flattened
+        # label, their former classes and those that were painted; None: the latter.
+        self.brush: Callable[[NDArray[np.intp], Label, Label], Label] | None = None
 
     # -- state
 
@@ -220,16 +225,32 @@ class LabelEditor:
             indices = self._written(within)
             if not indices.size:
                 return None
-            before, after = known[indices], flat[indices]
+            before, painted = known[indices], flat[indices]
+            after = painted
+            if self.brush is not None and name == BY_HAND:
+                after = self.brush(indices, before, painted)
             forbidden = self._forbidden(before, after)
-            shown = not forbidden.any()
-            if not shown:
-                flat[indices[forbidden]] = before[forbidden]
-                allowed = ~forbidden
-                indices, before, after = indices[allowed], before[allowed], after[allowed]
-            known[indices] = after
+            after = np.where(forbidden, before, after)
+            shown = bool((after == painted).all())
+            flat[indices] = known[indices] = after
+            kept = after != before
+            indices, before, after = indices[kept], before[kept], after[kept]
             self._count(indices, before, after)
-            return self._finish(Edit(name, indices, before, after, shown=shown))
+            edit = Edit(name, indices, before, after, shown=shown, refused=bool(forbidden.any()))
+            if indices.size:
+                return self._finish(edit)
+            self.changed.emit(edit)  # the window shows what was refused
+            return edit
+
+    def take_back(self, within: Box | None = None) -> NDArray[np.intp]:
+        """Give what was written into :attr:`label` since the last action its former classes back.
+
+        Returns the voxels, as indices into the flattened label; `within` as in :meth:`sync`.
+        """
+        with self._lock:
+            indices = self._written(within)
+            self.label.reshape(-1)[indices] = self._known.reshape(-1)[indices]
+            return indices
 
     def _written(self, within: Box | None) -> NDArray[np.intp]:
         """Voxels that differ from the last action's, as indices into the flattened label."""

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from psygnal import Signal
 
 from napari_jrss.app.review import strokes
+from napari_jrss.app.review.editor import Box
 from napari_jrss.app.review.open_case import CurrentCase, OpenCase
 from napari_jrss.snapshot import Label
 
@@ -39,6 +40,11 @@ class Preview:
     amount: float
     seen: Label
     drawn: NDArray[np.intp]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Voxels of the region's box that change."""
+        return self.region.mask(self.amount)
 
     @property
     def name(self) -> str:
@@ -85,6 +91,19 @@ class RegionStroke:
         places = np.asarray(voxels, np.intp).reshape(-1, 3)
         self._current.queue.submit(lambda: self._find(case, places, index, adding, amount))
 
+    def draw_painted(self, index: int, *, adding: bool, within: Box | None = None) -> None:
+        """Take back what was just painted into the label, and use it as a stroke.
+
+        So a brush draws it. A region that is shown is taken first. `within` as in
+        :meth:`LabelEditor.sync`, the others as in :meth:`draw`.
+        """
+        editor = self._current.open_case.editor
+        painted = editor.take_back(within)
+        self.take()
+        if painted.size:
+            voxels = np.stack(np.unravel_index(painted, editor.label.shape), 1)
+            self.draw(voxels, index, adding=adding)
+
     def set_amount(self, amount: float) -> None:
         """Make the region larger or smaller, within the limits."""
         if self.preview is not None:
@@ -103,18 +122,14 @@ class RegionStroke:
 
     def take(self) -> None:
         """Change the label as the preview shows, as one action."""
-
-        def work() -> None:
-            preview, self.preview = self.preview, None
-            if preview is None or preview.case is not self._current.case:
-                return
-            editor, region = preview.case.editor, preview.region
-            part = strokes.changed(preview.seen, region, preview.amount, editor.locked)
-            editor.replace(preview.name, part, preview.seen, region.box, preview.drawn)
-            self.preview_changed.emit()
-
+        preview = self.preview
+        if preview is None or preview.case is not self._current.case:
+            return
         self._current.workspace.open_project.check_writable()
-        self._current.queue.submit(work)
+        editor, region = preview.case.editor, preview.region
+        part = strokes.changed(preview.seen, region, preview.amount, editor.locked)
+        editor.replace(preview.name, part, preview.seen, region.box, preview.drawn)
+        self._show(None)
 
     def drop(self) -> None:
         """Forget the region; the label stays as it is."""

@@ -16,6 +16,7 @@ from scipy import ndimage
 from napari_jrss.snapshot import Label
 
 Mask = NDArray[np.bool_]
+_ROUNDING = 1e-6  # so that a voxel at just the distance counts
 
 
 def smooth(label: Label, index: int, spacing_mm: Sequence[float], sigma_mm: float = 1.0) -> Label:
@@ -60,6 +61,89 @@ def keep_largest(label: Label, index: int) -> Label:
         return label.copy()
     largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
     return _with_mask(label, index, box, parts == largest)
+
+
+def grow(label: Label, index: int, spacing_mm: Sequence[float], by_mm: float) -> Label:
+    """Give one structure the background within a distance of it; other structures keep theirs."""
+    box = _box(label == index, margin=[int(by_mm / size + _ROUNDING) for size in spacing_mm])
+    if box is None:
+        return label.copy()
+    part = label[box]
+    near = ndimage.distance_transform_edt(part != index, spacing_mm) <= by_mm * (1 + _ROUNDING)
+    return _with_mask(label, index, box, (part == index) | (near & (part == 0)))
+
+
+def shrink(label: Label, index: int, spacing_mm: Sequence[float], by_mm: float) -> Label:
+    """Take from one structure what lies within a distance of its surface.
+
+    The volume's edge isn't a surface.
+    """
+    box = _box(label == index)
+    if box is None:
+        return label.copy()
+    mask = label[box] == index
+    if mask.all():
+        return label.copy()
+    return _with_mask(
+        label,
+        index,
+        box,
+        ndimage.distance_transform_edt(mask, spacing_mm) > by_mm * (1 + _ROUNDING),
+    )
+
+
+def split_sides(
+    label: Label, index: int, other: int, affine: NDArray[np.float64], side: str
+) -> Label | None:
+    """Give what one structure has on the patient's left or right to another one.
+
+    Connected parts stay whole: those whose middle lies beyond the sagittal plane midway between
+    the two largest go over. A structure in one part is cut along the plane through its middle.
+
+    Parameters
+    ----------
+    label, index, other
+        Class indices (z, y, x), the structure, and the one that gets its side.
+    affine
+        Voxel (x, y, z, 1) -> LPS mm, where x grows to the patient's left.
+    side
+        ``left`` or ``right``.
+
+    Returns
+    -------
+    array or None
+        The new label. None where the two largest parts don't lie side by side.
+    """
+    places = np.argwhere(label == index)
+    if not len(places):
+        return label.copy()
+    world = places[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    parts, count = ndimage.label(label == index, np.ones((3, 3, 3)))
+    of = parts[tuple(places.T)]
+    middles = np.stack([np.bincount(of, axis)[1:] / np.bincount(of)[1:] for axis in world.T], 1)
+    if count > 1:
+        first, second = middles[np.argsort(-np.bincount(of)[1:], kind="stable")[:2]]
+        apart = np.abs(first - second)
+        if apart.argmax() != 0:
+            return None
+        left = (middles[:, 0] > (first[0] + second[0]) / 2)[of - 1]
+    else:
+        left = world[:, 0] > middles[0, 0]
+    new = label.copy()
+    new[tuple(places[left if side == "left" else ~left].T)] = other
+    return new
+
+
+def take_component(label: Label, source: Label, at: Sequence[int]) -> Label:
+    """Take what another label says where both differ, in the connected part that holds a voxel."""
+    z, y, x = at
+    differs = label != source
+    new = label.copy()
+    if differs[z, y, x]:
+        parts, _ = ndimage.label(differs)
+        part = parts == parts[z, y, x]
+        new[part] = source[part]
+    return new
 
 
 def take(label: Label, index: int, source: Label) -> Label:

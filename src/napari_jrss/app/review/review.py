@@ -170,6 +170,7 @@ class Review:
         self._put_away()
         case.editor.changed.connect(self._edited)
         self._current.case, self.prediction.region = case, None
+        self.tools.meet_case()
         self._list_unfinished()
         self.case_changed.emit()
         self.prediction.screen(case)

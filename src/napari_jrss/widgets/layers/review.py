@@ -23,6 +23,7 @@ from napari_jrss.widgets.layers.common import (
     tell_intensity,
     without_brush_box,
 )
+from napari_jrss.widgets.layers.region import DRAWN_BY, RegionView
 
 IMAGE, PSEUDO, ABOVE, CONFIDENCE, UNCERTAINTY, LABEL, OUTLINE = (
     *("scan", "teacher's draft", "left out of training"),
@@ -48,7 +49,7 @@ class ReviewLayers(LayerSet):
     them stay too, and a case shows several times faster than with new layers. A layer that the
     person removed comes back with the next case. Overlays get their voxels once they are seen.
 
-    `keys` says what keys do while one of these layers is selected. `painted` is called after
+    `commands` says what keys do while one of these layers is selected. `painted` is called after
     each stroke, with the box that holds it if it is known, `chosen` with the index of a structure
     that is chosen for painting, and `seen` with the kind of an overlay that is shown or hidden,
     from wherever, and whether it is shown. `brush` is called with the label's mode and the width
@@ -58,14 +59,14 @@ class ReviewLayers(LayerSet):
     def __init__(
         self,
         viewer: Viewer,
-        keys: dict[str, Callable[[], object]],
+        commands: dict[str, Callable[[], object]],
         painted: Callable[[Box | None], None],
         chosen: Callable[[int], None],
         seen: Callable[[str, bool], None],
         brush: Callable[[str, int], None],
     ) -> None:
         super().__init__(viewer)
-        self._keys = keys
+        self._keys = commands
         self._painted = painted
         self._chosen = chosen
         self._seen = seen
@@ -74,6 +75,9 @@ class ReviewLayers(LayerSet):
         self._table: LabelTable | None = None
         self._aside: list[Layer] = []
         self._mirrors: list[tuple[Layer, Layer]] = []
+        self.region = RegionView(self)  # what a region stroke would change
+        self._region = ""  # REGION_ADD, REGION_REMOVE or none; napari's mode is beside it
+        self._size_before = 1  # of the brush, before the region stroke
         without_brush_box(viewer)
         self._outlines = False
         # Before the layers follow: napari draws no outlines in 3D, and warns of each.
@@ -280,6 +284,8 @@ class ReviewLayers(LayerSet):
             if not read_only:
                 label.mode = "paint"
             label.events.paint.connect(self._stroke)
+            label.mouse_wheel_callbacks.append(self.region.wheel)
+            self._region = ""
             label.events.data.connect(self._replaced)
             label.events.selected_label.connect(self._choose)
         else:
@@ -372,13 +378,15 @@ class ReviewLayers(LayerSet):
         """
         if layer not in self._layers.values():
             return []
-        self._bind_keys(copy)
+        self.bind_keys(copy)
         pair = (layer, copy)
         self._mirrors.append(pair)
         ends: list[Any] = [lambda: self._mirrors.remove(pair)]
         if layer is self.label:
             copy.events.paint.connect(self._stroke)
             ends.append((copy.events.paint, self._stroke))
+            copy.mouse_wheel_callbacks.append(self.region.wheel)
+            copy.mouse_zoom = not self.region.commands
         return ends
 
     def _refresh(self, layer: Layer) -> None:
@@ -388,9 +396,35 @@ class ReviewLayers(LayerSet):
             if own is layer:
                 copy.refresh()
 
-    def _bind_keys(self, layer: Layer) -> None:
-        for key, command in self._keys.items():
+    def bind_keys(self, layer: Layer) -> None:
+        """Let a layer know the keys."""
+        for key, command in {**self._keys, **self.region.commands}.items():
             layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
+
+    @property
+    def region_mode(self) -> str:
+        """REGION_ADD or REGION_REMOVE while the mouse draws such a stroke, else empty."""
+        drawn_by = DRAWN_BY.get(self._region)
+        return self._region if self.label is not None and self.label.mode == drawn_by else ""
+
+    @property
+    def case(self) -> OpenCase | None:
+        """The case that is shown."""
+        return self._case
+
+    def everything(self) -> list[Layer]:
+        """All layers that are there, and their copies in other planes."""
+        own = [layer for kind in self._layers if (layer := self.layer(kind)) is not None]
+        return own + [copy for _, copy in self._mirrors]
+
+    def add(self, kind: str, layer: Layer) -> None:
+        """Put one more layer on top, with the same keys."""
+        self._add(kind, layer)
+
+    def refresh_label(self) -> None:
+        """Draw the label again, after its voxels changed in place."""
+        if self.label is not None:
+            self._refresh(self.label)
 
     def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
         selected = self._viewer.layers.selection.active
@@ -399,21 +433,42 @@ class ReviewLayers(LayerSet):
             self._viewer.layers.append(layer)
         else:
             self._viewer.layers.insert(place, layer)
-        self._bind_keys(layer)
+        self.bind_keys(layer)
         self._keep(kind, layer)
         if selected is not None and selected in self._viewer.layers:
             self._viewer.layers.selection.active = selected
 
     def _tell_brush(self, event: object = None) -> None:
-        if self.label is not None:
-            self._brush(str(self.label.mode), int(self.label.brush_size))
+        if self.label is None:
+            return
+        mode = str(self.label.mode)
+        if self._region and mode not in (DRAWN_BY[self._region], "pan_zoom"):
+            self._draw_regions("")  # by a key of napari's
+        self._brush(self.region_mode or mode, int(self.label.brush_size))
 
     def set_mode(self, mode: str) -> None:
-        """Choose what the mouse does on the label."""
+        """Choose what the mouse does on the label: a mode of napari's, or a region stroke."""
         if self.label is not None and self.label.editable:
             self._viewer.layers.selection.active = self.label
-            self.label.mode = mode
+            self._draw_regions(mode if mode in DRAWN_BY else "", DRAWN_BY.get(mode, mode))
         self._tell_brush()
+
+    def _draw_regions(self, region: str, mode: str = "") -> None:
+        """Draw region strokes from now on, with a thin brush, or no longer."""
+        before, self._region = self._region, region
+        if self.label is None:
+            return
+        if mode:
+            self.label.mode = mode
+        if region and not before:
+            self._size_before = self.label.brush_size
+        if bool(region) != bool(before):
+            self.label.brush_size = 1 if region else self._size_before
+
+    def set_ball(self, ball: bool) -> None:
+        """Let the brush paint a ball, or a disc on the slice."""
+        if self.label is not None:
+            self.label.n_edit_dimensions = 3 if ball else 2
 
     def set_brush(self, size: int) -> None:
         """Choose the width of the brush in voxels."""

@@ -1,7 +1,5 @@
 """The tab Review: one case, the teacher's prediction of it, and the label that is corrected."""
 
-from collections.abc import Callable
-
 from napari.viewer import Viewer
 from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import QWidget
@@ -37,7 +35,6 @@ from napari_jrss.widgets.tabs.prompts import PromptsPanel
 from napari_jrss.widgets.tabs.review_panels import (
     NEXT,
     REVERT,
-    BrushPanel,
     DraftPanel,
     PredictionPanel,
     StepsPanel,
@@ -45,6 +42,7 @@ from napari_jrss.widgets.tabs.review_panels import (
     UnfinishedPanel,
     ViewPanel,
 )
+from napari_jrss.widgets.tabs.review_tools import MouseTools
 from napari_jrss.widgets.tabs.tab import Tab, next_case_text
 from napari_jrss.widgets.words import SPLITS, STATUSES
 
@@ -63,7 +61,7 @@ class ReviewTab(Tab):
         self.layers = ReviewLayers(
             viewer,
             {
-                keys.UNDO: self._do(review.tools.undo),
+                **{key: lambda key=key: self.mouse.press(key) for key in MouseTools.KEYS},
                 keys.REDO: self._do(review.tools.redo),
                 keys.NEXT_UNCERTAIN: self._do(review.prediction.next_uncertain),
                 keys.INTERPOLATE: self._do(self._interpolate),
@@ -129,9 +127,6 @@ class ReviewTab(Tab):
         self.view.outlines.toggled.connect(self.layers.set_outlines)
         self.planes = LinkedPlanes(self._viewer, self.layers)
         self.view.planes.toggled.connect(self.planes.show)
-        self.brush = BrushPanel()
-        self.brush.chosen.connect(self.layers.set_mode)
-        self.brush.sized.connect(self.layers.set_brush)
         self.prediction = PredictionPanel()
         self.prediction.tau_changed.connect(self._tau_chosen)
         self.prediction.shown.connect(self.layers.set_visible)
@@ -147,25 +142,34 @@ class ReviewTab(Tab):
             self._do(lambda: DraftDialog(self._session, self).open()),
         )
         self.draft.start.connect(self._start_from)
-        self.draft.take.connect(lambda draft: self._with_structure(tools.take_structure, draft))
+        self.draft.take.connect(
+            lambda draft: self.mouse.with_structure(tools.take_structure, draft)
+        )
         self.opinions = OpinionsPanel(
             self._viewer, self._session, self._relay, self.layers, self.table
         )
+        self.mouse = MouseTools(
+            *(self._viewer, review, self.layers, self.planes, self._relay, self.draft),
+            lambda: self.table.index,
+            self._do,
+        )
+        self.brush = self.mouse.brush
         self.tools = ToolsPanel(
             {
                 "Interpolate": self._do(self._interpolate),
-                "Smooth": lambda: self._with_structure(tools.smooth),
-                "Fill holes": lambda: self._with_structure(tools.fill_holes),
-                "Largest part": lambda: self._with_structure(tools.keep_largest),
+                "Smooth": lambda: self.mouse.with_structure(tools.smooth),
+                "Fill holes": lambda: self.mouse.with_structure(tools.fill_holes),
+                "Largest part": lambda: self.mouse.with_structure(tools.keep_largest),
                 REVERT: self._do(tools.revert),
-            }
+            },
+            self.mouse.more,
         )
         self.prompts = PromptsPanel(
             self._viewer, self._session, self.layers, lambda: self.table.index, self._do
         )
         self.steps = StepsPanel(
             {
-                "Undo": self._do(tools.undo),
+                "Undo": lambda: self.mouse.press(keys.UNDO),
                 "Redo": self._do(tools.redo),
                 NEXT: self._do(review.prediction.next_uncertain),
             }
@@ -207,7 +211,7 @@ class ReviewTab(Tab):
         )
         decisions.setSpacing(4)
         # What each case needs stays on the screen, however low the window is.
-        column = in_column(self, scroll, self.steps, decisions)
+        column = in_column(self, scroll, self.mouse.region, self.steps, decisions)
         column.setStretchFactor(scroll, 1)
         column.setSpacing(4)
         column.setContentsMargins(4, 0, 4, 4)
@@ -217,6 +221,8 @@ class ReviewTab(Tab):
     def accept_case(self) -> None:
         """Accept the case; the first time, ask for the person's name."""
         case = self._review.case
+        with self._reporting():
+            self._review.tools.region.take()  # what is shown is what is accepted
         if (case is None or self._complete(case)) and self._named():
             with self._reporting():
                 self._review.accept(go_on=True)
@@ -278,10 +284,6 @@ class ReviewTab(Tab):
         else:
             self._do(self._review.open, suggestion.case_id)()
 
-    def _with_structure(self, command: Callable[..., object], *arguments: object) -> None:
-        if self.table.index is not None and not self._review.tools.working:
-            self._do(command, self.table.index, *arguments)()
-
     def _interpolate(self) -> None:
         index = self.table.index
         if index is not None and not self._review.tools.working:
@@ -333,8 +335,10 @@ class ReviewTab(Tab):
         case = self._review.case
         if case is None:
             return
+        if self.mouse.draw_region(within):
+            return
         edit = case.editor.sync(within=within)
-        if edit is not None and not edit.shown:
+        if edit is not None and edit.refused:
             self._workspace.notified.emit(
                 "An accepted structure stays as it is; remove its tick to paint on it"
                 if case.editor.locked
@@ -370,6 +374,7 @@ class ReviewTab(Tab):
         self.table.setEnabled(case is not None)
         self.prompts.case_shown()
         self._show_busy()
+        self.mouse.show_case()
         self._show_unfinished()
         self._show_suggestion()
         self._show_prediction()
@@ -379,7 +384,7 @@ class ReviewTab(Tab):
         case, project = self._review.case, self._workspace.project
         working = self._review.tools.working
         ready = case is not None and project is not None and not project.read_only and not working
-        for each in (*self.tools.buttons.values(), self.draft.take_one):
+        for each in (*self.tools.buttons.values(), self.mouse.more, self.draft.take_one):
             each.setEnabled(ready)
         if working:
             self.progress.setText(f"{working[:1].upper()}{working[1:]} …")

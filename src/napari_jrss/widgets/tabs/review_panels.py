@@ -13,6 +13,7 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSlider,
     QSpinBox,
+    QToolButton,
     QWidget,
 )
 
@@ -21,8 +22,15 @@ from napari_jrss.project.corrections import CorrectionsFile
 from napari_jrss.times import local_time
 from napari_jrss.training.screening import Screened
 from napari_jrss.widgets.controls import button, in_column, in_row, wrapped
-from napari_jrss.widgets.layers.review import ABOVE, CONFIDENCE, PSEUDO, UNCERTAINTY
+from napari_jrss.widgets.layers.region import REGION_ADD, REGION_REMOVE
+from napari_jrss.widgets.layers.review import (
+    ABOVE,
+    CONFIDENCE,
+    PSEUDO,
+    UNCERTAINTY,
+)
 from napari_jrss.widgets.planes import AVAILABLE
+from napari_jrss.widgets.tabs.tool_menus import BrushMenu
 
 _SLIDER_STEPS = 1000  # of tau, from 0 to 1
 
@@ -48,6 +56,16 @@ REVERT = "Revert"
 _MODES = {
     "paint": ("Paint", "Paint the chosen structure (2)"),
     "erase": ("Erase", "Erase with the brush (1)"),
+    REGION_ADD: (
+        "Region +",
+        "Draw a line over what the chosen structure lacks: the 3D region about it is added (R).\n"
+        "The mouse wheel makes it larger or smaller, Enter takes it.",
+    ),
+    REGION_REMOVE: (
+        "Region -",
+        "Draw a line over what the chosen structure has too much of: the 3D region about it is\n"
+        "removed (Shift+R). The mouse wheel makes it larger or smaller, Enter takes it.",
+    ),
     "pan_zoom": ("Move", "Move and zoom the view (6; Space while it is held)"),
 }
 NEXT = "Next uncertain"
@@ -94,10 +112,13 @@ class ViewPanel(QWidget):
 
 
 class BrushPanel(QWidget):
-    """What the mouse does on the canvas, and how wide the brush is; `modes` has napari's names."""
+    """What the mouse does on the canvas, and how wide the brush is.
+
+    `modes` has napari's names, and those of the region strokes.
+    """
 
     chosen = Signal(str)
-    """A mode of napari's Labels layer."""
+    """A mode of napari's Labels layer, or a region stroke."""
     sized = Signal(int)
     """Width of the brush in voxels."""
 
@@ -111,9 +132,19 @@ class BrushPanel(QWidget):
         self.size = QSpinBox(
             minimum=1, maximum=100, toolTip="Width of the brush in voxels ([ and ] change it)"
         )
+        self.size.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
+        self.size.setMinimumWidth(92)
+        self._voxel_mm = 1.0
         self.size.valueChanged.connect(self.sized)
-        row = in_row(*self.modes.values(), QLabel("Brush"), self.size, stretch=(1, 1, 1))
+        self.menu = BrushMenu()
+        row = in_row(*self.modes.values(), self.menu, self.size, stretch=(1,) * len(self.modes))
+        row.setSpacing(3)
         in_column(self, row).setContentsMargins(0, 0, 0, 0)
+
+    def show_size(self, voxel_mm: float) -> None:
+        """Say how wide the brush is in mm, given the size of a voxel across it."""
+        self._voxel_mm = voxel_mm
+        self.size.setSuffix(f" ({self.size.value() * voxel_mm:.3g} mm)")
 
     def show_brush(self, mode: str, size: int) -> None:
         """Show what the layer has."""
@@ -122,6 +153,7 @@ class BrushPanel(QWidget):
         self.size.blockSignals(True)
         self.size.setValue(size)
         self.size.blockSignals(False)
+        self.show_size(self._voxel_mm)
 
 
 class PredictionPanel(QGroupBox):
@@ -324,17 +356,17 @@ class UnfinishedPanel(QWidget):
 class ToolsPanel(QWidget):
     """One button for each tool, by its text.
 
-    `commands` says what those of :data:`REPAIRS` and :data:`REVERT` do.
+    `commands` says what those of :data:`REPAIRS` and :data:`REVERT` do; `more` opens a menu.
     """
 
-    def __init__(self, commands: Mapping[str, Callable[[], object]]) -> None:
+    def __init__(self, commands: Mapping[str, Callable[[], object]], more: QToolButton) -> None:
         super().__init__()
         tip = "Go back to the draft; this is one action (Ctrl+Z)"
         self.buttons = {
             text: button(text, tip, commands[text])
             for text, tip in {**REPAIRS, REVERT: tip}.items()
         }
-        row = in_row(*self.buttons.values(), stretch=(1, 1, 1, 1, 1))
+        row = in_row(*self.buttons.values(), more, stretch=(1, 1, 1, 1, 1))
         row.setSpacing(2)
         in_column(self, row).setContentsMargins(0, 0, 0, 0)
 
