@@ -92,7 +92,8 @@ def test_the_core_runs_where_posix_calls_are_missing() -> None:
         "    delattr(os, name)\n"
         "del signal.SIGHUP, signal.SIGUSR1\n"
         f"for name in {names}: importlib.import_module(name)\n"
-        "from napari_jrss.processes import available_cores, in_processes\n"
+        "from napari_jrss.pool import in_processes\n"
+        "from napari_jrss.processes import available_cores\n"
         "assert available_cores() >= 1\n"
         "print([result for _, result in in_processes(abs, [-1, -2], 1)])\n"
     )

@@ -150,21 +150,21 @@ def _described(where: Path, numbers: Sequence[str]) -> Sequence[str]:
     for folder in (where, where.parent):
         path = folder / "dataset.json"
         if path.is_file():
-            known = names_of(read_json(path))
+            known = names_of(read_json(path), path)
             if len(known) > int(numbers[-1]):
                 return [known[int(number)] for number in numbers]
     return numbers
 
 
-def names_of(description: Mapping[str, Any]) -> list[str]:
-    """Names of the images in the order of a ``dataset.json``, each once; one without a name."""
+def names_of(description: Mapping[str, Any], path: Path) -> list[str]:
+    """Names of the images in the order of a ``dataset.json`` at `path`; one without a name."""
     listed = description.get("channel_names", description.get("modality"))
     if not isinstance(listed, dict) or not listed:
         return [""]
     try:
         ordered = [listed[key] for key in sorted(listed, key=int)]
     except ValueError as error:
-        raise ScanError(f"dataset.json: images are numbered, not {next(iter(listed))!r}") from error
+        raise ScanError(f"{path}: images are numbered, not {next(iter(listed))!r}") from error
     names: list[str] = []
     for number, value in enumerate(ordered):
         name = " ".join(str(value).split()).replace(",", " ")[:_LONGEST_NAME] or f"{number:04d}"

@@ -428,7 +428,7 @@ def _described(root: Path, wanted: Sequence[str]) -> FoundCohort:
     """Cases of a dataset.json: the Decathlon lists the files, nnU-Net names them by a rule."""
     path = root / "dataset.json"
     description = read_json(path)
-    names = names_of(description)
+    names = names_of(description, path)
     table = label_table_from_dataset_json(path)
     listed = description.get("training")
     if isinstance(listed, list) and not {"file_ending", "channel_names"} & set(description):

@@ -96,7 +96,10 @@ class PerturbedStudentStage(TeacherStage):
         self.network.train()
         weight = self.config.joint.lambda_u * min(1.0, (step + 1) / (RAMP * self.steps))
         if weight == 0:  # then unlabelled scans teach nothing
-            images, labels = self._labelled(rng)
+            labelled = draw_cases(
+                self.tensors.snapshot.labelled, self.config.segmentation.batch_size, rng
+            )
+            images, labels = self._labelled(labelled, rng)
             return dice_and_cross_entropy(
                 self.network(self._intensity(images, rng)).float(), labels
             )
@@ -104,10 +107,9 @@ class PerturbedStudentStage(TeacherStage):
         return perturbed_student_step(self.network, self._batch(rng), tau, self.trusted, weight)
 
     @torch.no_grad()
-    def _labelled(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _labelled(self, labelled: Sequence[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Deformed crops of labelled scans, and their labels."""
-        tensors, size = self.tensors, self.config.segmentation.batch_size
-        labelled = draw_cases(tensors.snapshot.labelled, size, rng)
+        tensors = self.tensors
         grid = self._crops(labelled, self.config.augmentation.affine_std, rng)
         grid = self._deformed(grid, labelled, rng)
         images = sample_image(tensors.images(labelled), grid)
@@ -116,8 +118,9 @@ class PerturbedStudentStage(TeacherStage):
     @torch.no_grad()
     def _batch(self, rng: np.random.Generator) -> PerturbedBatch:
         tensors, size = self.tensors, self.config.segmentation.batch_size
-        images, labels = self._labelled(rng)
+        labelled = draw_cases(tensors.snapshot.labelled, size, rng)
         unlabelled = draw_cases(tensors.snapshot.unlabelled, size, rng)
+        images, labels = self._labelled(labelled, rng)
         unchanged = sample_image(tensors.images(unlabelled), self._crops(unlabelled, 0.0, rng))
         teacher = self.modules["teacher"]
         with evaluation(teacher):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from napari_jrss.app.review.editor import BY_HAND, Edit
@@ -53,6 +54,14 @@ COSTS = CostModel()
 UNLIKE = ("learning_cpu_s", "drafting_cpu_s")
 
 
+def loop_here(protocol: Protocol, out: Path, run: LoopRun) -> None:
+    """Run a loop in this process, which has denormal numbers again after it."""
+    try:
+        run_loop(protocol, out, "cpu", run)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="module")
 def protocol() -> Protocol:
     return Protocol.model_validate(PROTOCOL_OF_TESTS)
@@ -71,7 +80,7 @@ def study(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Itera
         FIRST,
         *(LOOPS[name] for name in ("scratch", "propagation", "monai_label", "ours")),
     ):
-        run_loop(protocol, out, "cpu", LoopRun(loop, 0))
+        loop_here(protocol, out, LoopRun(loop, 0))
     yield out
     torch.set_num_threads(threads)
 
@@ -241,7 +250,7 @@ def test_a_killed_loop_goes_on_and_ends_with_the_same_table(
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert len(place.rows()) == 1
-    run_loop(protocol, tmp_path, "cpu", run)
+    loop_here(protocol, tmp_path, run)
 
     def comparable(out: Path) -> list[dict[str, Any]]:
         rows = rows_of(out, "ours")

@@ -17,7 +17,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from napari_jrss import processes
+from napari_jrss import pool
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.layouts import discover
@@ -82,7 +82,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(path: Path, scans: Path, names: Collection[str] = KINDS, **plan: object) -> Project:
     project = Project.create(path, TABLE, PreprocessingConfig.model_validate(plan))
     with pytest.MonkeyPatch.context() as patch:  # starting new processes takes most of the time
-        patch.setattr(processes, "get_context", lambda _: get_context("fork"))
+        patch.setattr(pool, "get_context", lambda _: get_context("fork"))
         found = [case for case in discover(scans).cases if case.case_id in names]
         results = list(project.add_cases(found, workers=2))
     assert [r.reason for r in results if not r.ok] == []
