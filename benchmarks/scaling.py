@@ -51,10 +51,6 @@ def import_costs(data: Path, folder: Path) -> dict[str, float]:
     }
 
 
-def nothing(item: int) -> int:
-    return item
-
-
 def item_cost(count: int = 300) -> float:
     """Wall seconds of an item that does nothing, sent to a cluster and back."""
     from napari_jrss.cluster import Cluster, worker_command, worker_environment

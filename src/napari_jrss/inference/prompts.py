@@ -7,9 +7,10 @@ weights are licensed CC BY-NC-SA 4.0: not for commercial use.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from skimage.draw import disk, line, polygon
 
 from napari_jrss.errors import JRSSError, one_line
+
+_logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
@@ -268,8 +271,10 @@ class PromptServer:
 
     def close(self) -> None:
         """Give the place back; safe to call again, and where the server is gone."""
-        with suppress(Exception):  # it is only a courtesy to the server
+        try:
             self._session.close()
+        except Exception as error:  # it is only a courtesy to the server
+            _logger.info("%s: the session wasn't given back: %s", self.address, one_line(error))
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:

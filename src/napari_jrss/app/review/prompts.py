@@ -6,6 +6,7 @@ cancelled call, a forgotten session or another structure never leaves the two si
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from psygnal import Signal
 from napari_jrss.app.review.editor import REVERT, Edit
 from napari_jrss.app.review.open_case import CurrentCase, OpenCase
 from napari_jrss.app.work_queue import WorkQueue
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import ProjectError, one_line
 from napari_jrss.inference.prompts import (
     ExpiredError,
     Mask,
@@ -26,6 +27,8 @@ from napari_jrss.inference.prompts import (
     PromptServer,
 )
 from napari_jrss.snapshot import Label
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -271,9 +274,10 @@ class Prompts:
         def run() -> None:
             try:
                 work(wanted)
-            except Exception:
-                if wanted():  # else nobody waits for it
+            except Exception as error:
+                if wanted():
                     raise
+                _logger.info("an answer that nobody waits for: %s", one_line(error))
             finally:
                 if wanted():
                     self._due = self._due[1:]
