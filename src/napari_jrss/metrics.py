@@ -46,6 +46,27 @@ def dice_per_class(
     return dice
 
 
+def calibration_error(
+    prediction: Labels, confidence: NDArray[np.floating], truth: Labels, bins: int = 15
+) -> float:
+    """Expected calibration error: how far the confidence is from how often it is right.
+
+    Voxels are sorted into `bins` of equal width by their confidence; the result is the mean over
+    the bins of the difference between mean confidence and accuracy, weighted by their voxels (Guo
+    et al. 2017). Only voxels count in which the prediction or the truth has a structure, since the
+    background of a scan would hide everything else; where neither has one, it is NaN. The three
+    arrays have one shape, (z, y, x); voxels that are IGNORED in the truth don't count.
+    """
+    counted = ((prediction > 0) | (truth > 0)) & (truth != IGNORED)
+    sure = confidence[counted].astype(np.float64)
+    if not sure.size:
+        return float("nan")
+    right = (prediction[counted] == truth[counted]).astype(np.float64)
+    places = np.minimum((sure * bins).astype(np.intp), bins - 1)
+    gaps = np.bincount(places, sure - right, bins)
+    return float(np.abs(gaps).sum() / sure.size)
+
+
 def hd95_mm(
     prediction: Labels, truth: Labels, classes: int, spacing_mm: Sequence[float]
 ) -> FloatArray:

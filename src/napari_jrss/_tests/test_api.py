@@ -182,6 +182,8 @@ def test_evaluation_and_export_are_told_or_shown(
     assert "Mono-Nets" in summary
     assert "2 test cases and 2 pairs" in summary
     assert max(map(len, summary.splitlines())) <= 100
+    assert "ECE" in summary
+    assert "forecast" not in summary
     assert "evaluating" not in capsys.readouterr().out  # bars are for the standard error
     files = jrss.export_labels(project, tmp_path / "one")
     assert "exporting" in capsys.readouterr().err
@@ -192,6 +194,18 @@ def test_evaluation_and_export_are_told_or_shown(
         path.relative_to(tmp_path / "one") for path in files
     ]
     assert events[-1].done == events[-1].total
+
+
+def test_an_evaluation_tells_what_the_forecast_was(project: jrss.Project) -> None:
+    short = {"minimum_steps": 2, "steps_per_structure": 0, "epochs": 1}
+    settings = jrss.preset("smoke")
+    settings = jrss.TrainingConfig.model_validate(
+        settings.model_dump() | {"segmentation": settings.segmentation.model_dump() | short}
+    )
+    forecast = jrss.forecast(project, settings, device="cpu")
+    evaluation = jrss.evaluate(project, device="cpu")
+    assert evaluation.forecast == forecast.mean()[0]
+    assert f"forecast: a Dice of {evaluation.forecast:.3f}" in evaluation.summary()
 
 
 def test_a_case_that_is_mistyped_gets_a_suggestion(project: jrss.Project) -> None:

@@ -123,6 +123,7 @@ def test_evaluate_gives_every_figure_for_every_round(trained: Path) -> None:
         for figure in ("dice_before", "dice", "std_jacobian", "sdlogj_plus3", "folded_percent"):
             assert entry["registration"][figure]["mean"] is not None
         assert "hd95_mm" in entry["segmentation"]
+        assert 0 < entry["segmentation"]["calibration_error"]["mean"] < 1
         assert entry["registration"]["seconds_per_pair"]["mean"] > 0
     refined = json.loads(
         run("evaluate", trained, "--pairs", "all", "--round", 1, "--refine", "--json").stdout

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import surface_distance
 
-from napari_jrss.metrics import dice_per_class, folds, hd95_mm, jacobian_statistics
+from napari_jrss.labels import IGNORED
+from napari_jrss.metrics import (
+    calibration_error,
+    dice_per_class,
+    folds,
+    hd95_mm,
+    jacobian_statistics,
+)
 
 
 def test_dice_counts_what_it_should() -> None:
@@ -15,6 +22,21 @@ def test_dice_counts_what_it_should() -> None:
     np.testing.assert_allclose(dice, [2 * 8 / (16 + 8), 0, np.nan])
     dice = dice_per_class(prediction, truth, classes=4, undefined="absent_in_either")
     np.testing.assert_allclose(dice, [2 * 8 / (16 + 8), np.nan, np.nan])
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Ten voxels at 0.9, of which six are right, and ten at 0.6, of which six are right."""
+    prediction = np.ones((1, 5, 4), np.uint8)
+    confidence = np.repeat([0.9, 0.6], 10).reshape(1, 5, 4)
+    truth = np.where(np.arange(20) % 10 < 6, 1, 0).astype(np.uint8).reshape(1, 5, 4)
+    assert calibration_error(prediction, confidence, truth) == pytest.approx(0.15)
+    # the background on both sides, and what nobody knows, doesn't count
+    more = [np.concatenate([a, b]) for a, b in ((prediction, 0 * prediction), (truth, 0 * truth))]
+    sure = np.concatenate([confidence, 0 * confidence + 0.5])
+    assert calibration_error(more[0], sure, more[1]) == pytest.approx(0.15)
+    truth[confidence == 0.9] = IGNORED
+    assert calibration_error(prediction, confidence, truth) == pytest.approx(0)
+    assert np.isnan(calibration_error(0 * truth, confidence, 0 * truth))
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from napari_jrss.app.forecast import last_forecast
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.atomic import write_text
 from napari_jrss.progress_bar import Bar, counting, long_call
@@ -44,9 +45,13 @@ class Evaluation:
         One summary per round, in the order in which they were evaluated. Its `segmentation` and
         `registration` hold mean and standard deviation of Dice, HD95 (mm) and the regularity of
         the fields, over all structures and for each.
+    forecast
+        Mean Dice that :func:`napari_jrss.app.forecast.forecast` expected, if there is a forecast
+        of today's labels.
     """
 
     rounds: tuple[RoundEvaluated, ...]
+    forecast: float | None = None
 
     def summary(self) -> str:
         """A table with one row per round: mean and, in brackets, standard deviation.
@@ -58,15 +63,19 @@ class Evaluation:
         """
         if not self.rounds:
             return "no round was evaluated"
-        table = Table("", "Dice", "HD95 mm", "reg. Dice", "std(Jac)", "folded %", box=SIMPLE)
+        headings = ("Dice", "HD95 mm", "ECE", "reg. Dice", "std(Jac)", "folded %")
+        table = Table("", *headings, box=SIMPLE)
         first, last = self.rounds[0], self.rounds[-1]
-        table.add_row("initial", "-", "-", _mean_std(first.registration["dice_before"]), "-", "-")
+        table.add_row(
+            "initial", "-", "-", "-", _mean_std(first.registration["dice_before"]), "-", "-"
+        )
         for entry in self.rounds:
             segmentation, registration = entry.segmentation, entry.registration
             table.add_row(
                 entry.name,
                 _mean_std(segmentation["dice"]),
                 _mean_std(segmentation["hd95_mm"], 2),
+                _mean_std(segmentation["calibration_error"]),
                 _mean_std(registration["dice"]),
                 _mean_std(registration["std_jacobian"]),
                 _mean_std(registration["folded_percent"], 2),
@@ -74,11 +83,13 @@ class Evaluation:
         page = StringIO()
         plain = Console(file=page, width=100, markup=False, force_jupyter=False, color_system=None)
         plain.print(table)
+        told = "" if self.forecast is None else f"\nforecast: a Dice of {self.forecast:.3f}"
         return page.getvalue() + (
             f"mean (std) over {first.segmentation['cases']} test cases and "
             f"{first.registration['pairs']} pairs of them; "
             f"{last.segmentation['seconds_per_case']['mean']:.2f} s per case, "
-            f"{last.registration['seconds_per_pair']['mean']:.2f} s per pair"
+            f"{last.registration['seconds_per_pair']['mean']:.2f} s per pair\n"
+            "ECE: how far the confidence is from how often it is right, 0 at best" + told
         )
 
 
@@ -190,7 +201,8 @@ def evaluate(
         )
         summaries.append(summary)
         yield summary
-    return Evaluation(tuple(summaries))
+    known = last_forecast(project)
+    return Evaluation(tuple(summaries), None if known is None else known.mean()[0])
 
 
 def _name(entry: Round) -> str:

@@ -17,8 +17,8 @@ def experiment(
         Path,
         Argument(
             metavar="PROTOCOL",
-            help="YAML file; or smoke, synthetic, hippocampus, ixi, lpba40, tcia, or "
-            "annotator_synthetic, annotator_hippocampus, annotator_ixi.",
+            help="YAML file; or smoke, synthetic, hippocampus, hippocampus_fast, ixi, lpba40, "
+            "tcia, annotator_synthetic, annotator_hippocampus, annotator_ixi.",
         ),
     ],
     out: Annotated[Path | None, Option(help="Folder of the experiment.")] = None,

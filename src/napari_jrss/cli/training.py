@@ -219,7 +219,8 @@ def evaluate(
             opened, rounds=rounds, pairs=pairs, seed=seed, refine=refine, device=device
         )
     if as_json:
-        found = {"rounds": [entry.model_dump(mode="json") for entry in result.rounds]}
+        rounds_found = [entry.model_dump(mode="json") for entry in result.rounds]
+        found = {"rounds": rounds_found, "forecast": result.forecast}
         typer.echo(json.dumps(found, indent=1))
     else:
         typer.echo(result.summary())

@@ -14,7 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from napari_jrss.inference.predict import displacement_field, predict_case, warp_array
-from napari_jrss.metrics import dice_per_class, hd95_mm, jacobian_statistics
+from napari_jrss.metrics import (
+    calibration_error,
+    dice_per_class,
+    hd95_mm,
+    jacobian_statistics,
+)
 from napari_jrss.snapshot import CaseArrays
 
 Pairs = Literal["two-fixed", "all"]
@@ -26,7 +31,7 @@ class CaseEvaluated(BaseModel):
     """Segmentation of one test case.
 
     Lists run over the foreground classes, None where a figure is undefined; `seconds` is the time
-    of the prediction.
+    of the prediction, `calibration_error` that of :func:`napari_jrss.metrics.calibration_error`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +39,7 @@ class CaseEvaluated(BaseModel):
     case_id: str
     dice: list[float | None]
     hd95_mm: list[float | None]
+    calibration_error: float | None = None
     seconds: float
 
 
@@ -87,12 +93,15 @@ def evaluate_segmentation(
     for case in cases:
         image, truth = arrays.channels(case), arrays.label(case)
         started = _now(device)
-        label = predict_case(network, image, device).label
+        prediction = predict_case(network, image, device)
         seconds = _now(device) - started
+        label = prediction.label
+        off = calibration_error(label, prediction.confidence, truth)
         yield CaseEvaluated(
             case_id=case,
             dice=none_for_nan(dice_per_class(label, truth, classes)),
             hd95_mm=none_for_nan(hd95_mm(label, truth, classes, spacing_of(case))),
+            calibration_error=None if np.isnan(off) else off,
             seconds=seconds,
         )
 
@@ -139,6 +148,9 @@ def summarise_segmentation(
         "cases": len(rows),
         "dice": _statistics([row.dice for row in rows], class_names),
         "hd95_mm": _statistics([row.hd95_mm for row in rows], class_names),
+        "calibration_error": _mean_std(
+            [np.nan if row.calibration_error is None else row.calibration_error for row in rows]
+        ),
         "seconds_per_case": _mean_std([row.seconds for row in rows]),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,19 @@ def test_a_segmented_case_is_compared_with_its_label() -> None:
     assert row.dice[0] > 0.95
     assert len(row.dice) == len(row.hd95_mm) == C - 1
     assert row.seconds > 0
+    assert row.calibration_error is not None
+    assert 0 < row.calibration_error < 0.1  # it is always sure, and nearly always right
     assert CaseEvaluated.model_validate_json(row.model_dump_json()) == row
+
+
+def test_a_sure_network_that_is_wrong_is_badly_calibrated() -> None:
+    (right,) = evaluate_segmentation(Threshold(), RecordingArrays(), ["x"], C, spacing_of, CPU)
+    (wrong,) = evaluate_segmentation(Threshold(), NoStructure(), ["x"], C, spacing_of, CPU)
+    label = phantom("x")[1]
+    share = (label == 2).sum() / (label > 0).sum()
+    assert right.calibration_error is not None
+    assert wrong.calibration_error is not None
+    assert wrong.calibration_error == pytest.approx(right.calibration_error + share, abs=0.02)
 
 
 def test_distances_are_in_the_cases_own_millimetres() -> None:
@@ -136,11 +149,14 @@ def test_a_structure_missing_in_a_pair_is_undefined() -> None:
 
 
 def test_summary_of_segmentation_by_hand() -> None:
+    x: dict[str, Any] = {"dice": [0.8, 0.4], "hd95_mm": [1.0, None], "calibration_error": 0.1}
+    y: dict[str, Any] = {"dice": [0.6, None], "hd95_mm": [3.0, None]}
     rows = [
-        CaseEvaluated(case_id="x", dice=[0.8, 0.4], hd95_mm=[1.0, None], seconds=1),
-        CaseEvaluated(case_id="y", dice=[0.6, None], hd95_mm=[3.0, None], seconds=3),
+        CaseEvaluated(case_id="x", **x, seconds=1),
+        CaseEvaluated(case_id="y", **y, seconds=3),  # as older rows, without a calibration error
     ]
     told = summarise_segmentation(rows, NAMES)
+    assert told["calibration_error"] == {"mean": 0.1, "std": 0.0}
     # Each case's mean over its own classes, then mean and deviation over the cases.
     assert told["cases"] == 2
     assert told["dice"]["mean"] == pytest.approx(0.6)
