@@ -19,6 +19,7 @@ from napari_jrss.app.review.review import Review
 from napari_jrss.app.rounds.control import RoundControl
 from napari_jrss.app.rounds.learning import Learning
 from napari_jrss.app.runner import BusyError, JobRunner
+from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.app.workspace import Workspace
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.layouts import FoundCohort
@@ -124,6 +125,7 @@ class Session:
         workspace.require_no_training()
         self.cohort.stop()
         self.learning.stop()
+        self.review.stop_background()
         self.review.leave_project()
         author = workspace.author or None
 
@@ -150,12 +152,14 @@ class Session:
             workspace.learning,
             self.cohort.summaries,
             self.rounds.estimator,
+            workspace.background,
         )
         workspace.training.cancel()
         workspace.inference.cancel()
         self.learning.stop(timeout=0)
         self.rounds.estimator.cancel()
         self.cohort.stop(timeout=0)
+        self.review.stop_background(timeout=0)
         self.review.prompts.disconnect()
         kept = workspace.project is None or self.review.leave_project(timeout * _FOR_THE_STEP)
         if not workspace.training.wait(max(0.0, until - time.monotonic() - timeout * _FOR_ITS_END)):
@@ -179,6 +183,7 @@ class Session:
         if workspace.project is not None:
             self.cohort.stop()
             self.learning.stop()
+            self.review.stop_background()
             self.review.leave_project()
             if not self._keep_open:
                 workspace.project.close()
@@ -186,7 +191,7 @@ class Session:
         workspace.project_changed.emit()
 
 
-def _close_after(project: Project, runners: Iterable[JobRunner]) -> None:
+def _close_after(project: Project, runners: Iterable[JobRunner | WorkQueue]) -> None:
     for runner in runners:
         runner.wait()
     project.close()

@@ -6,6 +6,7 @@ from psygnal import Signal
 
 from napari_jrss.app.review.autosave import PERIOD_S
 from napari_jrss.app.runner import BusyError, JobRunner
+from napari_jrss.app.work_queue import WorkQueue
 from napari_jrss.errors import ProjectError
 from napari_jrss.project.project import Project
 
@@ -32,6 +33,8 @@ class Workspace:
         self.inference = JobRunner("inference")
         # Learns from accepted labels; a training ends what runs there.
         self.learning = JobRunner("learning")
+        # What nobody waits for; who gives it work says how to stop that.
+        self.background = WorkQueue("background")
 
     @property
     def open_project(self) -> Project:

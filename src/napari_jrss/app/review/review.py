@@ -11,6 +11,7 @@ import numpy as np
 from psygnal import Signal
 
 from napari_jrss.app.review.disputed import Disputed
+from napari_jrss.app.review.echoes import Echoes
 from napari_jrss.app.review.editor import Edit
 from napari_jrss.app.review.open_case import (
     CachedCase,
@@ -21,6 +22,7 @@ from napari_jrss.app.review.open_case import (
     version_in_words,
     visible_versions,
 )
+from napari_jrss.app.review.opinions import Dispute
 from napari_jrss.app.review.other_images import OtherImage, other_image
 from napari_jrss.app.review.prediction_review import PredictionReview
 from napari_jrss.app.review.prompts import Prompts
@@ -71,6 +73,7 @@ class Review:
     accepted = Signal(str)  # the case of this id has a new label version
     suggestion_changed = Signal()  # another case is suggested as the next one, see `suggestion`
     unfinished_changed = Signal()  # the list `unfinished` changed
+    place_wanted = Signal(Dispute)  # a place of the case under review is to be shown
 
     def __init__(self, workspace: Workspace, cohort: Cohort) -> None:
         self._workspace = workspace
@@ -97,6 +100,9 @@ class Review:
         self.prompts = Prompts(self._current)  # what an nnInteractive server draws
         self.tool_drafts = ToolDrafts(self._current, self.prediction)  # of other programs
         self.case_changed.connect(self.prompts.case_left)
+        # Cases that may have an error which was corrected in another one.
+        self.echoes = Echoes(workspace, cohort)
+        self.accepted.connect(self.echoes.accepted)
 
     # -- open and leave
 
@@ -141,6 +147,22 @@ class Review:
         if here:  # its own journal is read again
             self.queue.submit(self._clear)
         self.queue.submit(lambda: self._read(project, case_id))
+        return True
+
+    def open_at(self, case_id: str, place: Dispute) -> bool:
+        """Open a case as :meth:`open` does, and show a place of it; :attr:`place_wanted`."""
+        if not self.open(case_id):
+            return False
+
+        def show() -> None:
+            if self._wanted != case_id:
+                return
+            if self.case is None or self.case.case_id != case_id:
+                self.queue.submit(show)  # once the case is open
+            else:
+                self.place_wanted.emit(place)
+
+        self.queue.submit(show)
         return True
 
     def _read(self, project: Project, case_id: str) -> None:
@@ -211,6 +233,11 @@ class Review:
         if case is not None:
             self.case_changed.emit()
         return done
+
+    def stop_background(self, timeout: float | None = 10.0) -> bool:
+        """Stop what is looked for in other cases; whether that ended within `timeout` seconds."""
+        self.echoes.stop()
+        return self._workspace.background.wait(timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds until no work is left; whether that is so."""

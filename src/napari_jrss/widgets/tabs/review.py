@@ -9,6 +9,7 @@ from napari_jrss.app.author import known_author, remember_author
 from napari_jrss.app.pairs.registering import RegistrationReport
 from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.opinions import Dispute
 from napari_jrss.app.review.review import Leave
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
@@ -29,6 +30,7 @@ from napari_jrss.widgets.layers.other_images import OtherImageLayers
 from napari_jrss.widgets.layers.review import ABOVE, IMAGE, OVERLAYS, ReviewLayers
 from napari_jrss.widgets.planes import LinkedPlanes
 from napari_jrss.widgets.tables.structures import StructurePanel
+from napari_jrss.widgets.tabs.echoes import EchoPanel
 from napari_jrss.widgets.tabs.learning import LearningPanel
 from napari_jrss.widgets.tabs.opinions import DISPUTE, FIRST, SECOND, SLICE, OpinionsPanel
 from napari_jrss.widgets.tabs.prompts import PromptsPanel
@@ -94,7 +96,9 @@ class ReviewTab(Tab):
         connect(review.suggestion_changed, self._show_suggestion)
         connect(review.prediction.region_changed, self._show_region)
         connect(review.unfinished_changed, self._show_unfinished)
+        connect(review.place_wanted, self._show_place)
         connect(review.queue.failed, self._tell_error)
+        connect(workspace.background.failed, self._tell_error)
         connect(workspace.inference.event, self._show_progress)
         connect(workspace.inference.state_changed, self._inference_changed)
         connect(review.prediction.draft_made, self._show_draft)
@@ -177,6 +181,7 @@ class ReviewTab(Tab):
         self.progress = wrapped()
         self.status = wrapped()
         self.learning = LearningPanel(self._session, self._relay)
+        self.echoes = EchoPanel(self._session, self._relay)
         self.accept = button(
             "Accept",
             "Save the label as a new version, and go on to the next case. The next training uses "
@@ -201,7 +206,9 @@ class ReviewTab(Tab):
         body.setContentsMargins(0, 0, 0, 0)
         self.empty = wrapped()
         page = QWidget()
-        whole = in_column(page, self.unfinished, self.empty, self._work, self.suggestion)
+        whole = in_column(
+            page, self.unfinished, self.echoes, self.empty, self._work, self.suggestion
+        )
         whole.setStretchFactor(self._work, 1)
         whole.addStretch(0)
         whole.setContentsMargins(6, 6, 6, 0)
@@ -483,6 +490,10 @@ class ReviewTab(Tab):
         )
         if region.index:
             self.table.choose(region.index)
+
+    def _show_place(self, place: Dispute) -> None:
+        self.layers.show_dispute(place)
+        self.table.choose(place.second or place.first)
 
     def _show_unfinished(self) -> None:
         project = self._workspace.project
