@@ -49,6 +49,7 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
     from napari_jrss.io import atomic
     from napari_jrss.labels import LabelTable
     from napari_jrss.preprocess import case_store as store
+    from napari_jrss.preprocess.case_attributes import CaseAttributes
     from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
     from napari_jrss.project.project import Project
 
@@ -72,7 +73,7 @@ def make(path: Path, cases: int, shape: tuple[int, int, int]) -> None:
                     grid_to_source=rows(np.eye(4)),
                     intensity=Intensity(low=-3, high=3, mean=0, std=1),
                 )
-                attributes = store.CaseAttributes(
+                attributes = CaseAttributes(
                     case_id=case_id,
                     source=f"/scans/{case_id}.nii.gz",
                     checksum="0" * 64,

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from napari_jrss.errors import ProjectError
-from napari_jrss.preprocess.case_store import DICOM_SOURCE
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.datasets import export_ome_zarr
 from napari_jrss.project.export.dicom_seg import export_segmentations

@@ -5,17 +5,13 @@ The folder ``scan`` holds what lies on the scan's own voxels, turned to LPS: the
 label on the training grid, which can be made of the other. Where a case has several images, the
 others are ``channels/1``, ``channels/2``, ..., each on the training grid and, in its folder
 ``scan``, on its own voxels.
-
-The metadata is written with zarr itself, not with the ome-zarr package, which would load dask
-and cloud clients into each process. A test validates it with ome-zarr-models.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,104 +22,28 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
-from zarr.codecs import BloscCodec, Crc32cCodec
+from pydantic import BaseModel, ValidationError
 
 from napari_jrss.errors import ScanError, from_validation
-from napari_jrss.geometry import Rows, Triple, spacing_mm
+from napari_jrss.geometry import spacing_mm
 from napari_jrss.io.atomic import new_folder, temp_path, write_text
+from napari_jrss.io.ome_zarr_writer import (
+    ATTRIBUTES,
+    LEVEL,
+    NAME,
+    OME_VERSION,
+    SUFFIX,
+    require_name,
+    write_array,
+    write_image,
+    write_label,
+)
 from napari_jrss.io.zarr_check import group_attributes, open_array, read_array
-from napari_jrss.labels import IGNORED, LabelTable
+from napari_jrss.labels import LabelTable
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.transform import GridTransform
 
-SUFFIX = ".ome.zarr"
-DICOM_SOURCE = "dicom"
-_OME = "0.5"
-_ATTRIBUTES = "napari_jrss"
-# One shard holds a whole volume, so that a case is seven files. A slice along any axis decodes
-# only the chunks that it cuts; an axial one cuts the fewest.
-_CHUNKS = (32, 64, 64)
-_LEVEL = "0"  # the only resolution
 _SCAN, _SCAN_IMAGE, _CHANNELS = "scan", "image", "channels"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A case of one image is stored as before there were several."""
-        return {k: v for k, v in write(self).items() if v or k not in ("channels", "part")}
-
-
-class ChannelAttributes(_Record):
-    """What is stored about a further image of a case.
-
-    Attributes
-    ----------
-    name
-        Such as FLAIR.
-    source, checksum, part
-        As for :class:`CaseAttributes`.
-    transform
-        How this image reached the training grid.
-    """
-
-    name: str
-    source: str
-    checksum: str
-    part: int | None = None
-    transform: GridTransform = Field(alias="chain")
-
-
-class CaseAttributes(_Record):
-    """What is stored with a case about the scan it was made from.
-
-    Attributes
-    ----------
-    case_id
-        The case.
-    source, label_source
-        Files from which it was made. For a DICOM series, whose paths may contain the patient's
-        name, ``dicom``.
-    checksum, label_checksum
-        Their SHA-256, see :func:`napari_jrss.io.nifti.file_checksum`. For a DICOM series, that
-        of its voxels, see :func:`napari_jrss.io.dicom.checksum`.
-    label_dtype
-        Type of the label file's voxels, such as ``int16``; None where it isn't known.
-    transform
-        How the scan reached the training grid, and the way back; ``chain`` on disk.
-    spacing_mm
-        Voxel size (z, y, x) of the training grid.
-    grid_sha256
-        Of each label that was brought to the grid of another plan: the SHA-256 of its voxels there.
-    part
-        Which image of the source's file it is, from 1; None where the file holds one.
-    channels
-        The further images of the case.
-    """
-
-    case_id: str
-    source: str
-    checksum: str
-    label_source: str | None = None
-    label_checksum: str | None = None
-    label_dtype: str | None = None
-    transform: GridTransform = Field(alias="chain")
-    spacing_mm: Triple
-    grid_sha256: Mapping[str, str] = {}
-    part: int | None = None
-    channels: tuple[ChannelAttributes, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +63,7 @@ def case_path(folder: Path, case_id: str) -> Path:
     Raises a :class:`ScanError` if the id holds other characters than letters, digits, ``.``, ``_``
     and ``-``.
     """
-    return folder / (_require_name(case_id) + SUFFIX)
+    return folder / (require_name(case_id) + SUFFIX)
 
 
 def write_case(
@@ -194,11 +114,11 @@ def write_case(
         pairs = zip(attributes.channels, channels, strict=True)
         for number, (about, arrays) in enumerate(pairs, start=1):
             group = zarr.create_group(_channel_folder(case, number), zarr_format=3)
-            _write_array(group, arrays.image, about.name, attributes.spacing_mm)
+            write_array(group, arrays.image, about.name, attributes.spacing_mm)
             own = group.create_group(_SCAN)
-            _write_array(own, arrays.scan, about.name, spacing_mm(about.transform.scan_affine))
+            write_array(own, arrays.scan, about.name, spacing_mm(about.transform.scan_affine))
 
-    return _write_image(
+    return write_image(
         path,
         image,
         attributes.case_id,
@@ -208,37 +128,6 @@ def write_case(
         attributes.model_dump(mode="json"),
         beside=write_scan_part,
     )
-
-
-def write_scan(
-    path: Path,
-    image: NDArray[np.float32],
-    spacing_mm: Triple,
-    origin_mm: Triple,
-    labels: Mapping[str, NDArray[Any]],
-    table: LabelTable,
-    affine: Rows,
-) -> Path:
-    """Write a scan and its labels as an OME-Zarr image for other programs.
-
-    A ``FileExistsError`` if it exists.
-
-    Parameters
-    ----------
-    path
-        Ends in ``.ome.zarr``.
-    image, labels
-        The scan (z, y, x), turned to LPS, and class indices (z, y, x) by name.
-    spacing_mm, origin_mm
-        Voxel size, and position of the first voxel (z, y, x), in mm. OME-Zarr 0.5 stores no
-        more about the orientation.
-    affine
-        4x4, voxel (x, y, z, 1) -> LPS mm, as rows. It is stored as an attribute, for scans
-        whose axes aren't those of the world.
-    """
-    about = {"affine_lps_mm": affine}
-    name = path.name.removesuffix(SUFFIX)
-    return _write_image(path, image, name, spacing_mm, labels, table, about, origin_mm)
 
 
 def add_label(
@@ -270,18 +159,18 @@ def add_label(
     ScanError
         The label doesn't fit the case's image, or its scan.
     """
-    _require_name(version)
+    require_name(version)
     if version in label_versions(path):
         raise FileExistsError(f"{path}: label version {version} exists")
-    if label.shape != open_array(path / _LEVEL).shape:
+    if label.shape != open_array(path / LEVEL).shape:
         raise ScanError(f"{path}: label of shape {label.shape} doesn't fit the image")
     spacing = read_attributes(path).spacing_mm
     if scan_label is not None:
         add_to_scan(path, version, scan_label, table)
     with _replacing(path, path / "labels" / version) as unfinished:
-        _write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
+        write_label(zarr.create_group(unfinished, zarr_format=3), label, table, spacing, version)
     with _changing(path / "labels") as attributes:
-        attributes["ome"] = {"version": _OME, "labels": [*label_versions(path), version]}
+        attributes["ome"] = {"version": OME_VERSION, "labels": [*label_versions(path), version]}
 
 
 def add_scan_image(path: Path, image: NDArray[Any]) -> None:
@@ -299,7 +188,7 @@ def add_to_scan(
     transform = read_attributes(path).transform
     if array.shape != transform.scan_shape:
         raise ScanError(f"{path}: an array of shape {array.shape} doesn't fit the scan")
-    target = path / _SCAN / _require_name(name)
+    target = path / _SCAN / require_name(name)
     target.parent.mkdir(exist_ok=True)
     with _replacing(path, target) as unfinished:
         _write_on_scan(unfinished, name, array, transform, table)
@@ -326,7 +215,7 @@ def update_sources(
     `channels` has those of its further images, by name.
     """
     with _changing(path) as attributes:
-        about = attributes[_ATTRIBUTES]
+        about = attributes[ATTRIBUTES]
         for channel in about.get("channels", ()):
             channel["source"] = channels.get(channel["name"], channel["source"])
         about["source"] = source or about["source"]
@@ -337,7 +226,7 @@ def update_sources(
 def note_fingerprints(path: Path, grid_sha256: Mapping[str, str]) -> None:
     """Store in a case what its labels are on the training grid."""
     with _changing(path) as attributes:
-        attributes[_ATTRIBUTES]["grid_sha256"] = dict(grid_sha256)
+        attributes[ATTRIBUTES]["grid_sha256"] = dict(grid_sha256)
 
 
 def labels_on_disk(path: Path) -> set[str]:
@@ -380,7 +269,7 @@ def read_channels(path: Path, count: int) -> NDArray[np.float32]:
 
 def channel_folder(path: Path, number: int) -> Path:
     """The array of further image `number`, from 1, on the training grid, as `image_folder`."""
-    return _channel_folder(path, number) / _LEVEL
+    return _channel_folder(path, number) / LEVEL
 
 
 def read_channel_scan(path: Path, number: int) -> NDArray[Any]:
@@ -391,7 +280,7 @@ def read_channel_scan(path: Path, number: int) -> NDArray[Any]:
     ScanError
         It is gone or damaged.
     """
-    return read_array(_channel_folder(path, number) / _SCAN / _LEVEL, whole=True)
+    return read_array(_channel_folder(path, number) / _SCAN / LEVEL, whole=True)
 
 
 def _channel_folder(path: Path, number: int) -> Path:
@@ -409,12 +298,12 @@ def read_label(path: Path, version: str) -> NDArray[Any]:
 
 def image_folder(path: Path) -> Path:
     """The array of a case's image: nothing in it tells where the scan came from."""
-    return path / _LEVEL
+    return path / LEVEL
 
 
 def label_folder(path: Path, version: str) -> Path:
     """The array of a label version on the training grid."""
-    return path / "labels" / _require_name(version) / _LEVEL
+    return path / "labels" / require_name(version) / LEVEL
 
 
 def has_on_scan(path: Path, name: str) -> bool:
@@ -453,10 +342,10 @@ def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def _read_on_scan(path: Path, name: str) -> NDArray[Any]:
-    folder = path / _SCAN / _require_name(name)
+    folder = path / _SCAN / require_name(name)
     if any(part.is_symlink() for part in (folder, folder.parent)):
         raise ScanError(f"{folder}: a symbolic link, which is not followed")
-    return read_array(folder / _LEVEL, whole=True)
+    return read_array(folder / LEVEL, whole=True)
 
 
 def label_versions(path: Path) -> tuple[str, ...]:
@@ -467,7 +356,7 @@ def label_versions(path: Path) -> tuple[str, ...]:
     except ValidationError as error:
         raise ScanError(f"{folder}: damaged ({from_validation(error)})") from error
     for name in names:
-        if not _NAME.fullmatch(name) or (folder / name).is_symlink():
+        if not NAME.fullmatch(name) or (folder / name).is_symlink():
             raise ScanError(f"{folder}: {name[:100]!r} can't be a label of this case")
     return tuple(names)
 
@@ -475,10 +364,10 @@ def label_versions(path: Path) -> tuple[str, ...]:
 def read_attributes(path: Path) -> CaseAttributes:
     """What is stored with a case about its scan; a ScanError if it is gone or damaged."""
     attributes = group_attributes(path)
-    if _ATTRIBUTES not in attributes:
+    if ATTRIBUTES not in attributes:
         raise ScanError(f"{path}: not a case of a project")
     try:
-        return CaseAttributes.model_validate(attributes[_ATTRIBUTES])
+        return CaseAttributes.model_validate(attributes[ATTRIBUTES])
     except ValidationError as error:
         raise ScanError(f"{path}: damaged ({from_validation(error)})") from error
 
@@ -508,37 +397,6 @@ def _require_version(path: Path, version: str) -> None:
         raise ScanError(f"{path}: no label version {version!r}")
 
 
-def _write_image(
-    path: Path,
-    image: NDArray[Any],
-    name: str,
-    spacing: Triple,
-    labels: Mapping[str, NDArray[Any]],
-    table: LabelTable | None,
-    attributes: Mapping[str, Any],
-    origin: Triple | None = None,
-    beside: Callable[[Path], None] = lambda _: None,
-) -> Path:
-    """Write an OME-Zarr image with labels and attributes of ours; it must not exist.
-
-    `beside` writes more into the unfinished folder.
-    """
-    if path.exists():
-        raise FileExistsError(f"{path} exists")
-    with new_folder(path) as unfinished:
-        root = zarr.create_group(unfinished, zarr_format=3)
-        _write_array(root, image, name, spacing, origin)
-        root.attrs[_ATTRIBUTES] = attributes
-        group = root.create_group("labels")
-        group.attrs["ome"] = {"version": _OME, "labels": sorted(labels)}
-        for version, label in labels.items():
-            assert table is not None
-            one = group.create_group(_require_name(version))
-            _write_label(one, label, table, spacing, version, origin)
-        beside(unfinished)
-    return path
-
-
 def _write_on_scan(
     target: Path,
     name: str,
@@ -549,75 +407,7 @@ def _write_on_scan(
     """Write the scan itself, or a label of it, into a new folder."""
     group, spacing = zarr.create_group(target, zarr_format=3), spacing_mm(transform.scan_affine)
     if name == _SCAN_IMAGE:
-        _write_array(group, array, name, spacing)
+        write_array(group, array, name, spacing)
     else:
         assert table is not None
-        _write_label(group, array, table, spacing, name)
-
-
-def _write_label(
-    group: zarr.Group,
-    label: NDArray[Any],
-    table: LabelTable,
-    spacing: Triple,
-    version: str,
-    origin: Triple | None = None,
-) -> None:
-    if int(label[label != IGNORED].max(initial=0)) >= len(table.classes):
-        raise ValueError(f"class {label.max()} is beyond the table's {len(table.classes)}")
-    ome = _write_array(group, label.astype(table.dtype), version, spacing, origin)
-    ome["image-label"] = {
-        "colors": [
-            {
-                "label-value": c.index,
-                "rgba": [*bytes.fromhex(c.colour[1:]), 255 if c.index else 0],
-            }
-            for c in table.classes
-        ],
-        "properties": [{"label-value": c.index, "name": c.name} for c in table.classes],
-        "source": {"image": "../../"},
-    }
-    group.attrs["ome"] = ome
-
-
-def _write_array(
-    group: zarr.Group,
-    array: NDArray[Any],
-    name: str,
-    spacing: Triple,
-    origin: Triple | None = None,
-) -> dict[str, Any]:
-    chunks = tuple(min(c, n) for c, n in zip(_CHUNKS, array.shape, strict=True))
-    shards = tuple(-(-n // c) * c for n, c in zip(array.shape, chunks, strict=True))
-    group.create_array(
-        _LEVEL,
-        data=np.ascontiguousarray(array),
-        chunks=chunks,
-        shards=shards,
-        # The checksum finds a flipped bit, which Blosc would decode into other voxels.
-        # Unshuffled, as most scans hold few different values (docs/benchmarks.md).
-        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
-        config={"write_empty_chunks": True},  # so that a missing chunk is damage
-        dimension_names=("z", "y", "x"),
-    )
-    place: list[dict[str, Any]] = [{"type": "scale", "scale": list(spacing)}]
-    if origin is not None:
-        place.append({"type": "translation", "translation": list(origin)})
-    ome: dict[str, Any] = {
-        "version": _OME,
-        "multiscales": [
-            {
-                "name": name,
-                "axes": [{"name": a, "type": "space", "unit": "millimeter"} for a in "zyx"],
-                "datasets": [{"path": "0", "coordinateTransformations": place}],
-            }
-        ],
-    }
-    group.attrs["ome"] = ome
-    return ome
-
-
-def _require_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ScanError(f"{name!r}: use letters, digits, '.', '_' and '-' only")
-    return name
+        write_label(group, array, table, spacing, name)

@@ -22,11 +22,13 @@ from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.pool import Workers, in_processes
-from napari_jrss.preprocess.case_store import (
+from napari_jrss.preprocess.case_attributes import (
     DICOM_SOURCE,
     CaseAttributes,
-    ChannelArrays,
     ChannelAttributes,
+)
+from napari_jrss.preprocess.case_store import (
+    ChannelArrays,
     case_path,
     read_attributes,
     smallest,

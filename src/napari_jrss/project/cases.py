@@ -20,7 +20,7 @@ from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.read import read_volume
 from napari_jrss.pool import Workers
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE, CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import IngestResult, ingest
 from napari_jrss.preprocess.transform import GridTransform
@@ -108,7 +108,7 @@ class ProjectCases(ProjectFolder):
             return image
         source = Path(about.source)
         try:
-            if about.source != store.DICOM_SOURCE and file_checksum(source) == about.checksum:
+            if about.source != DICOM_SOURCE and file_checksum(source) == about.checksum:
                 image = store.smallest(transform.turn_to_scan(read_volume(source).array))
         except (OSError, ScanError) as error:
             _logger.warning("scan of %s: %s", case_id, error)

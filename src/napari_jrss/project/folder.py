@@ -17,9 +17,9 @@ from napari_jrss import __version__
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, did_you_mean, from_os_error, from_validation
 from napari_jrss.io.atomic import new_folder, sweep
+from napari_jrss.io.ome_zarr_writer import SUFFIX
 from napari_jrss.labels import LabelClass, LabelTable
 from napari_jrss.logs import ProjectLog, log_error, versions
-from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.plan import Plan
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.database import Ledger
@@ -246,7 +246,7 @@ class ProjectFolder:
         A :class:`ProjectError` if the id can't name a folder, or a link leads out of the project.
         """
         check_case_id(case_id)
-        name = f"{case_id}{store.SUFFIX}"
+        name = f"{case_id}{SUFFIX}"
         for part in ("labels", "scan", "channels"):
             self._inside(self._cases, name, part)
         return self._inside(self._cases, name)

@@ -13,6 +13,7 @@ import numpy as np
 from napari_jrss.errors import ProjectError, ScanError, from_os_error
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE, CaseAttributes
 from napari_jrss.project.rounds import ProjectRounds
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ class ProjectSources(ProjectRounds):
         found: list[MissingFile] = []
         for case in self.cases():
             about = self.attributes(case.case_id)
-            if about.source != store.DICOM_SOURCE:
+            if about.source != DICOM_SOURCE:
                 found.append(MissingFile(case.case_id, "scan", Path(about.source), about.checksum))
             found += [
                 MissingFile(case.case_id, f"image {other.name}", Path(other.source), other.checksum)
                 for other in about.channels
-                if other.source != store.DICOM_SOURCE
+                if other.source != DICOM_SOURCE
             ]
-            if about.label_source and about.label_source != store.DICOM_SOURCE:
+            if about.label_source and about.label_source != DICOM_SOURCE:
                 path, checksum = Path(about.label_source), about.label_checksum or ""
                 found.append(MissingFile(case.case_id, "label", path, checksum))
         return [file for file in found if not file.path.exists()]
@@ -131,7 +132,7 @@ def _checksum(file: Path) -> str | None:
 
 
 def find_dicom_sources(
-    folder: Path | str, cases: Iterable[store.CaseAttributes]
+    folder: Path | str, cases: Iterable[CaseAttributes]
 ) -> dict[str, DicomSeries]:
     """The series that cases were made from, among those of a folder; by case id.
 
@@ -141,7 +142,7 @@ def find_dicom_sources(
     """
     from napari_jrss.io.dicom import checksum, find_series, read_series
 
-    wanted = [case for case in cases if case.source == store.DICOM_SOURCE]
+    wanted = [case for case in cases if case.source == DICOM_SOURCE]
     found: dict[str, DicomSeries] = {}
     for series in find_series(folder)[0]:
         alike = [

@@ -13,7 +13,7 @@ from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.cases import FIRST_VERSION

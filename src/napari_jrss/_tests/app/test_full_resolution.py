@@ -18,6 +18,7 @@ from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.project import Project
@@ -59,7 +60,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 matrix = transform.matrix @ middle @ turn @ np.linalg.inv(middle)
                 transform = transform.model_copy(update={"grid_to_source": rows(matrix)})
             drawn = case_id != "unlabelled"
-            about = store.CaseAttributes(
+            about = CaseAttributes(
                 case_id=case_id,
                 source="gone.nii.gz",
                 checksum=case_id,

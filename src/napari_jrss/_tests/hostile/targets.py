@@ -39,7 +39,7 @@ from napari_jrss.io.predictions import Prediction, read_prediction, write_predic
 from napari_jrss.io.read import read_header, read_volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.transform import GridTransform, Intensity, TrainingGrid
 from napari_jrss.project.corrections import Corrections, recover, unsaved
 from napari_jrss.project.lock import WriterLock

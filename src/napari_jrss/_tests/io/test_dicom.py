@@ -32,7 +32,7 @@ from napari_jrss.io.dicom import checksum, find_series, read_series
 from napari_jrss.io.layouts import discover_dicom
 from napari_jrss.io.read import dicom_series_of, read_header, read_volume
 from napari_jrss.io.volume import Volume
-from napari_jrss.preprocess.case_store import CaseAttributes
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.transform import GridTransform, Intensity
 from napari_jrss.project.relocate import find_dicom_sources
 

@@ -13,6 +13,7 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ScanError
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.case_attributes import CaseAttributes
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.transform import TrainingGrid
 
@@ -22,7 +23,7 @@ TABLE = LabelTable.from_ids([1, 2], {1: "front", 2: "back"})
 def attributes(case_id="c1", shape=(14, 16, 18)):
     grid = TrainingGrid(shape=shape, spacing_mm=(3, 2, 1.5))
     transform = preprocess(volume(blobs(shape)), None, PreprocessingConfig(), grid).transform
-    return store.CaseAttributes(
+    return CaseAttributes(
         case_id=case_id,
         source="/a/c1.nii.gz",
         checksum="0" * 64,
@@ -106,7 +107,7 @@ def test_as_many_classes_as_there_can_be(tmp_path):
 
 
 def test_half_a_case_is_never_seen(tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError("disk full")
 
     seen = []
@@ -124,7 +125,7 @@ def test_half_a_case_is_never_seen(tmp_path, monkeypatch):
     done.set()
     reader.join()
     assert set(seen) <= {blobs().shape}
-    monkeypatch.setattr(store, "_write_label", fails)
+    monkeypatch.setattr(zarr.Group, "create_array", fails)
     with pytest.raises(OSError, match="disk full"):
         store.write_case(tmp_path, attributes("late"), blobs(), block_label(), TABLE)
     with pytest.raises(OSError, match="disk full"):

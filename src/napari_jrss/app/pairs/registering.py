@@ -25,7 +25,7 @@ from napari_jrss.metrics import (
     folds,
     jacobian_statistics,
 )
-from napari_jrss.preprocess.case_store import DICOM_SOURCE
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE
 from napari_jrss.preprocess.pipeline import preprocess
 from napari_jrss.preprocess.regrid import kept_scan
 from napari_jrss.preprocess.transform import GridTransform

@@ -18,15 +18,14 @@ from napari_jrss.geometry import rows
 from napari_jrss.io.atomic import new_folder, write_text
 from napari_jrss.io.found import Part
 from napari_jrss.io.nifti import file_checksum, write_nifti
+from napari_jrss.io.ome_zarr_writer import SUFFIX, write_scan
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import IGNORED
-from napari_jrss.preprocess.case_store import (
+from napari_jrss.preprocess.case_attributes import (
     DICOM_SOURCE,
-    SUFFIX,
     CaseAttributes,
     ChannelAttributes,
-    write_scan,
 )
 from napari_jrss.preprocess.resample import resample_image
 from napari_jrss.project.export.folder import ExportFolder

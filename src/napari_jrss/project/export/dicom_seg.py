@@ -20,7 +20,7 @@ from napari_jrss import __version__
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.predictions import prediction_path, read_prediction
 from napari_jrss.labels import LabelTable
-from napari_jrss.preprocess.case_store import DICOM_SOURCE
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE
 from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.project.export.datasets import dicom_series
 from napari_jrss.project.export.folder import ExportFolder
