@@ -196,10 +196,12 @@ class Child(ChildProcess):
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        spec = sys.modules[function.__module__].__spec__  # a module run by -m has another name
+        module = function.__module__ if spec is None else spec.name
         super().__init__(
             f"{name} process",
             # -P: no module is taken from the folder that the program happens to run in.
-            [sys.executable, "-P", "-c", _START, function.__module__, function.__name__],
+            [sys.executable, "-P", "-c", _START, module, function.__name__],
             log=log,
             environment={**(environment or {}), "PYTHONPATH": import_path()},
         )

@@ -124,8 +124,8 @@ def train(
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     devices
-        Number of GPUs or processes. With more than one, Lightning Fabric starts the calling
-        program again for each further one, so use the command line for that.
+        Number of GPUs, or of processes on the CPU, that share each batch. The results are those of
+        one, but for rounding. Each is a process of its own.
     anyway
         Start also what doesn't fit into the memory, or would take more than a week; with `on`,
         that isn't looked at.
@@ -160,16 +160,21 @@ def train(
     config = config or training_config(preset, plan=project.plan)
     cancel = cancel or Flag()
     planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
-    executor: Executor = InThisProcess(device, devices)
+    executor: Executor = InThisProcess(device)
     if on is not None:
         from napari_jrss.app.rounds.elsewhere import executor_elsewhere
-        from napari_jrss.app.rounds.launch import LaunchError, RunOn
+        from napari_jrss.app.rounds.launch import RunOn
 
-        if devices != 1:
-            raise LaunchError("several devices are for this computer only: leave out one of both")
         run_on = RunOn(on) if isinstance(on, str) else on
-        executor = executor_elsewhere(project.path, run_on, device)
-    elif not anyway:
+        executor = executor_elsewhere(project.path, run_on, device, devices)
+    elif devices > 1:
+        import torch
+
+        from napari_jrss.app.rounds.process import InOwnProcess
+
+        threads = torch.get_num_threads()
+        executor = InOwnProcess(project.path, device, devices=devices, threads=threads)
+    if on is None and not anyway:
         check_fits(project, planned, device, cancel)
     events = run_series(project, planned, cancel, executor)
     if log_to is not None:

@@ -6,6 +6,7 @@ import logging
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from napari_jrss.errors import JRSSError
 
@@ -26,12 +27,13 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
     precision
         ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     devices
-        Number of GPUs, or of processes on the CPU.
+        Number of GPUs, or of processes on the CPU. With more than one, this is one process of so
+        many (:mod:`napari_jrss.app.rounds.peers`), and waits for the others.
 
     Raises
     ------
     DeviceError
-        If the device is not there.
+        If the device is not there, or there are fewer.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +46,11 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
         raise DeviceError(f"unknown device {device!r}; known: auto, {', '.join(available)}")
     if not available[device]:
         raise DeviceError(f"this machine has no {device} device; try --device cpu")
-    fabric = Fabric(accelerator=device, devices=devices, precision=precision)  # type: ignore[arg-type]
+    if device != "cpu" and devices > (there := torch.cuda.device_count() or 1):
+        raise DeviceError(f"this machine has {there} {device} device(s), not {devices}")
+    # a batch system's own variables would say otherwise
+    plugins = None if devices == 1 else [LightningEnvironment()]
+    fabric = Fabric(accelerator=device, devices=devices, precision=precision, plugins=plugins)  # type: ignore[arg-type]
     fabric.launch()
     name = torch.cuda.get_device_name() if device == "cuda" else device
     _logger.info("networks run on %s, precision %s", name, precision)

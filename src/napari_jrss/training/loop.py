@@ -149,7 +149,7 @@ def _step(stage: Stage, fabric: Fabric, state: TrainingState, config: TrainingCo
     for group in stage.optimizer.param_groups:
         # a stage of two networks may give one of them a multiple of its rate
         group["lr"] = rate * group.get("factor", 1.0)
-    with _randomness_of(config.seed, stage.name, state.step, fabric.global_rank) as rng:
+    with _randomness_of(config.seed, stage.name, state.step) as rng:
         losses = stage.losses(state.step, rng)
         stage.optimizer.zero_grad()
         fabric.backward(losses["total"])
@@ -241,9 +241,9 @@ def _ends_epoch(step: int, stage: Stage) -> bool:
 
 
 @contextmanager
-def _randomness_of(seed: int, stage: str, step: int, rank: int) -> Iterator[np.random.Generator]:
-    """Seed numpy's draws and torch's (dropout, augmentation) for one step on one process."""
-    number = step_seed(seed + rank, stage, step)
+def _randomness_of(seed: int, stage: str, step: int) -> Iterator[np.random.Generator]:
+    """Seed numpy's draws and torch's (dropout, augmentation) for one step, in all processes."""
+    number = step_seed(seed, stage, step)
     with torch.random.fork_rng():
         torch.manual_seed(number)
         yield np.random.default_rng(number)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.inference.predict import evaluation
 from napari_jrss.inference.refine import IMAGES_QUICKLY, register_images
 from napari_jrss.snapshot import CohortSnapshot, Image
 from napari_jrss.training.augment import (
@@ -20,6 +19,7 @@ from napari_jrss.training.augment import (
     sample_label,
     strong_intensity,
 )
+from napari_jrss.training.ranks import shared
 from napari_jrss.training.sampling import draw_cases, step_seed
 from napari_jrss.training.screening import IGNORED
 from napari_jrss.training.stages import TeacherStage, TrainingTensors
@@ -86,6 +86,7 @@ class PerturbedStudentStage(TeacherStage):
     ) -> None:
         super().__init__(name, student, teacher, tensors, config, fabric)
         self.fields = fields
+        self._seeing = shared(teacher, fabric).eval()
         passed = np.zeros(tensors.snapshot.classes, bool)
         for pseudo_label in tensors.pseudo_labels.values():
             passed |= pseudo_label.classes_passed
@@ -122,9 +123,7 @@ class PerturbedStudentStage(TeacherStage):
         unlabelled = draw_cases(tensors.snapshot.unlabelled, size, rng)
         images, labels = self._labelled(labelled, rng)
         unchanged = sample_image(tensors.images(unlabelled), self._crops(unlabelled, 0.0, rng))
-        teacher = self.modules["teacher"]
-        with evaluation(teacher):
-            probabilities = teacher(unchanged).float().softmax(1)
+        probabilities = self._seeing(unchanged).float().softmax(1)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return PerturbedBatch(
             images=self._intensity(images, rng),

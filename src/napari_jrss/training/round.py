@@ -53,7 +53,7 @@ from napari_jrss.training.stages import (
     registration_validation,
     segmentation_validation,
 )
-from napari_jrss.training.trainable import RoundError, check_trainable
+from napari_jrss.training.trainable import RoundError, check_devices, check_trainable
 
 OLD_TEACHER_STAYS = (
     "The student was clearly worse on the validation cases than the teacher it began from: "
@@ -115,6 +115,7 @@ def run_round(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
         If the snapshot can't be trained on, with the reason.
     """
     check_trainable(task.snapshot, joint=task.parent is not None)
+    check_devices(task.config, fabric.world_size)
     task.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
         task.files.sweep()
@@ -230,13 +231,17 @@ def _fields(
     if not pairs or (student.exists() and teacher.exists()):
         return fields
     yield StageStarted(stage=stage, steps=len(pairs))
-    for done, (moving, fixed) in enumerate(pairs):
+    for done in range(0, len(pairs), fabric.world_size):  # each process registers one of the next
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=done)
             return None
-        field = field_between(snapshot, moving, fixed, fabric.device)
-        fields.setdefault(moving, []).append(field)
-        yield PairRegistered(stage=stage, moving=moving, fixed=fixed)
+        following = pairs[done : done + fabric.world_size]
+        own = following[min(fabric.global_rank, len(following) - 1)]
+        field = field_between(snapshot, *own, fabric.device)
+        found = torch.as_tensor(fabric.all_gather(field)) if fabric.world_size > 1 else field[None]
+        for (moving, fixed), each in zip(following, found):  # noqa: B905
+            fields.setdefault(moving, []).append(each)
+            yield PairRegistered(stage=stage, moving=moving, fixed=fixed)
     yield StageFinished(stage=stage)
     return fields
 
@@ -325,7 +330,7 @@ def train_stage(
         state_path.unlink(missing_ok=True)
     fabric.barrier()
     if not fabric.is_global_zero:
-        # Buffers differ a little between processes, so their best epochs may differ too.
+        # What was written counts, to the bit.
         for path, network in results.items():
             load_weights(network, path)
     yield StageFinished(stage=stage.name, best=best)

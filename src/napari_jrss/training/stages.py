@@ -33,6 +33,7 @@ from napari_jrss.training.augment import (
     sample_label,
 )
 from napari_jrss.training.loop import Validation
+from napari_jrss.training.ranks import shared
 from napari_jrss.training.sampling import draw_cases, draw_pairs, draw_start
 from napari_jrss.training.screening import IGNORED, PseudoLabel
 from napari_jrss.training.steps import (
@@ -220,19 +221,11 @@ class _CohortStage:
         adam = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.network, self.optimizer = fabric.setup(network, adam)
-        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size, fabric)
+        self.network, self.optimizer = fabric.setup(shared(network, fabric), adam)
+        self.steps_per_epoch = epoch_steps(tensors.snapshot, settings.batch_size)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the network."""
-
-    def _judged(self, name: str) -> nn.Module:
-        """A network to be validated: the first process's averages of the batches count."""
-        network = self.modules[name]
-        if self._fabric.world_size > 1:
-            for buffer in network.buffers():
-                torch.distributed.broadcast(buffer, 0)
-        return network
 
     def _grid(self, batch: int, std: float, rng: np.random.Generator) -> Tensor:
         """Random affine sampling grid for each image, (batch, z, y, x, 3)."""
@@ -290,7 +283,7 @@ class MonoSegmentationStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""
-        network = self._judged("network")
+        network = self.modules["network"]
         tensors = self.tensors
         return segmentation_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
@@ -363,7 +356,7 @@ class RegistrationStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of warped labels on pairs of validation cases."""
-        network = self._judged("network")
+        network = self.modules["network"]
         tensors = self.tensors
         return registration_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
@@ -393,7 +386,7 @@ class TeacherStage(_CohortStage):
 
     def validate(self) -> Validation:
         """Dice of the teacher on the validation cases."""
-        network = self._judged("teacher")
+        network = self.modules["teacher"]
         tensors = self.tensors
         return segmentation_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
@@ -462,9 +455,9 @@ class StudentStage(TeacherStage):
         )
 
 
-def epoch_steps(snapshot: CohortSnapshot, batch_size: int, fabric: Fabric) -> int:
-    """Steps of an epoch: K samples, shared by the processes."""
-    return max(1, round(len(snapshot.training) / (batch_size * fabric.world_size)))
+def epoch_steps(snapshot: CohortSnapshot, batch_size: int) -> int:
+    """Steps of an epoch of K samples."""
+    return max(1, round(len(snapshot.training) / batch_size))
 
 
 def _warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.snapshot import CohortSnapshot
 
@@ -35,4 +36,18 @@ def check_trainable(snapshot: CohortSnapshot, joint: bool) -> None:
         raise RoundError(
             "a joint round needs unlabelled training cases, and all of them are labelled: add "
             "scans, or ask for no round after the pre-training"
+        )
+
+
+def check_devices(config: TrainingConfig, devices: int) -> None:
+    """Refuse batches that are too small to be shared; :class:`RoundError`."""
+    images = config.segmentation.batch_size
+    if config.joint.student == "registered":
+        images = min(images, 2 * max(1, images // 2))  # pairs
+    if config.trains_registration:
+        images = min(images, config.registration.batch_size)
+    if images < devices:
+        raise RoundError(
+            f"{devices} devices can't share a step of {images} images: take fewer devices, or "
+            "larger batch sizes"
         )

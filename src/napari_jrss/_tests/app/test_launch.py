@@ -433,8 +433,17 @@ def test_the_words_that_another_shell_reads_are_quoted() -> None:
     assert here.environment == {}
 
 
+@needs_sshd
+def test_two_devices_there_share_each_batch(far: RunOn, project: Project) -> None:
+    napari_jrss.train(project, tiny_config(), rounds=1, device="cpu", devices=2, on=far)
+    assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
+    assert project.teacher is not None
+    assert project.teacher.metrics["device"] == "2 x cpu by ssh"
+    assert project.teacher.files.teacher.exists()
+
+
 def test_options_that_do_not_go_together_are_told(project: Project) -> None:
-    with pytest.raises(LaunchError, match="several devices are for this computer only"):
-        napari_jrss.train(project, on="nice", devices=2)
+    with pytest.raises(LaunchError, match="a round runs on one device of a cluster's worker"):
+        napari_jrss.train(project, on="tcp://localhost:8786", devices=2)
     told = CliRunner().invoke(app, ["train", str(project.path), "--remote-python", "python3"])
     assert str(told.exception) == "--remote-python and --remote-folder go with --on"

@@ -32,6 +32,7 @@ from napari_jrss.processes import ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
+from napari_jrss.training.trainable import RoundError
 
 pytestmark = [
     pytest.mark.slow,
@@ -212,4 +213,48 @@ def test_a_stop_before_the_process_is_ready_starts_no_round(
     cancel = threading.Event()
     cancel.set()
     assert list(train(project, tiny_config(), 0, cancel, executor=place)) == []
+    assert project.rounds() == []
+
+
+def test_two_processes_share_each_batch_of_a_round(project: Project) -> None:
+    place = InOwnProcess(project.path, "cpu", devices=2, threads=2)
+    events = run(place, project, rounds=1)
+    assert [event.number for event in events if isinstance(event, RoundFinished)] == [0, 1]
+    assert project.teacher is not None
+    assert project.teacher.metrics["device"] == "2 x cpu"
+    # as many steps as one process takes
+    assert project.teacher.files.metrics.exists()
+    assert sum(isinstance(event, StepEnd) for event in events) == STEPS
+
+
+STEPS = 5 + 3 + 2 + 2 * 2
+"""Of both trainings of the pre-training, and of the registration and student of a round."""
+
+
+def test_the_death_of_one_of_two_processes_is_told_and_the_round_goes_on(project: Project) -> None:
+    place = InOwnProcess(project.path, "cpu", devices=2, threads=2)
+
+    def one_killed() -> None:
+        for event in train(project, tiny_config(**LONG), 0, Never(), executor=place):
+            if isinstance(event, StepEnd) and event.step == 3:
+                [other] = psutil.Process(place.process).children()
+                other.kill()
+
+    started = time.monotonic()
+    with pytest.raises(ProcessError, match=r"training 2 of 2 process was killed \(SIGKILL"):
+        one_killed()
+    assert time.monotonic() - started < 60
+    assert place.process is None
+    cancel = threading.Event()
+    for event in train(project, tiny_config(), 0, cancel, resume=True, executor=place):
+        if isinstance(event, StepEnd):
+            cancel.set()
+    assert project.round(0).outcome is RoundOutcome.CANCELLED
+    assert not [p for p in psutil.Process().children() if "_run_child" in str(p.cmdline())]
+
+
+def test_more_processes_than_images_in_a_step_start_no_round(project: Project) -> None:
+    place = InOwnProcess(project.path, "cpu", devices=3)
+    with pytest.raises(RoundError, match="3 devices can't share a step of 2 images"):
+        run(place, project)
     assert project.rounds() == []

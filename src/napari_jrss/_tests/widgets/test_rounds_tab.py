@@ -369,6 +369,17 @@ def test_curves_are_drawn_where_they_belong(qtbot: QtBot) -> None:
     assert row_of(COLOURS[1]) + 60 < row_of(COLOURS[0])
 
 
+def test_two_devices_share_each_batch(tab: RoundsTab, qtbot: QtBot) -> None:
+    tab.devices.setValue(3)
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "can't share a step of 2 images")
+    assert tab._session.rounds.history() == []
+    tab.devices.setValue(2)
+    click(qtbot, tab.start)
+    wait_for(qtbot, tab, "Finished")
+    assert tab._workspace.project.teacher.metrics["device"] == "2 x cpu"
+
+
 def test_it_draws_ten_times_a_second_at_most(
     tab: RoundsTab, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

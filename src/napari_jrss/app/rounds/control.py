@@ -78,6 +78,7 @@ class RoundControl:
     def __init__(self, workspace: Workspace) -> None:
         self.own_process = True  # whether each round runs in a process of its own, or in this one
         self.run_on: RunOn | None = None  # where rounds run; None: on this computer
+        self.devices = 1  # GPUs, or processes on a CPU, that share each batch
         self.estimator = JobRunner("estimate")  # runs the job of `estimate`
         self._measured: dict[str, Measured] = {}
         self._workspace = workspace
@@ -240,14 +241,17 @@ class RoundControl:
 
     def _begin(self, planned: PlannedRound, *, check: bool = False) -> None:
         project, device = self._workspace.open_project, self._workspace.device
-        leaving, at_once, run_on = threading.Event(), threading.Event(), self.run_on
+        leaving, at_once = threading.Event(), threading.Event()
+        run_on, devices = self.run_on, self.devices
 
         def work(cancel: threading.Event) -> Iterator[Event]:
             executor: Executor = InThisProcess(device)
             if run_on is not None:
-                executor = executor_elsewhere(project.path, run_on, device, at_once=at_once)
-            elif self.own_process:
-                executor = InOwnProcess(project.path, device, at_once=at_once)
+                executor = executor_elsewhere(
+                    project.path, run_on, device, devices, at_once=at_once
+                )
+            elif self.own_process or devices > 1:
+                executor = InOwnProcess(project.path, device, devices=devices, at_once=at_once)
             self._workspace.stop_learning()
             try:
                 if check and run_on is None:

@@ -34,6 +34,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.processes import ChildProcess, ProcessError, import_path
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
+from napari_jrss.training.trainable import check_devices
 
 if TYPE_CHECKING:
     from napari_jrss.training.events import Event
@@ -123,13 +124,11 @@ class InLaunchedProcess:
     ----------
     run_on
         The command, and what is where on the other side.
-    at_once, patience
+    devices, at_once, patience
         As of :class:`~napari_jrss.app.rounds.process.InOwnProcess`.
     silence
         Seconds without a sign of life after which the connection counts as broken.
     """
-
-    first = True
 
     def __init__(
         self,
@@ -137,12 +136,13 @@ class InLaunchedProcess:
         run_on: RunOn,
         device: str = "auto",
         *,
+        devices: int = 1,
         at_once: Cancel | None = None,
         patience: float = PATIENCE_S,
         silence: float = SILENCE_S,
     ) -> None:
         self.device = self._asked_for = device
-        self._project, self._on = project, run_on
+        self._project, self._on, self._devices = project, run_on, devices
         self._at_once, self._patience, self._silence = at_once, patience, silence
         self._process: ChildProcess | None = None
         self._channel: Channel | None = None
@@ -158,6 +158,7 @@ class InLaunchedProcess:
         if self._process is not None and self._finished:
             return not cancel.is_set()  # the far side goes on with the next round
         self.close()
+        check_devices(config, self._devices)
         self._process = ChildProcess(
             f"command {self._on.command}",
             self._on.arguments,
@@ -184,6 +185,7 @@ class InLaunchedProcess:
                 required=bool(self._on.folder),
                 silence=self._silence,
                 device=self._asked_for,
+                devices=self._devices,
                 threads=self._on.threads,
                 config=config,
             )
@@ -197,10 +199,6 @@ class InLaunchedProcess:
         where = "in the same folder" if self._shared else "with copies"
         _logger.info("training runs on %s: %s, %s", self.device, self._on.command, where)
         return True
-
-    def agree(self, number: int) -> int:
-        """The round's number: there is one process to know it."""
-        return number
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Relay the events of the round, and bring its files home; a ``ProcessError`` if it fails.

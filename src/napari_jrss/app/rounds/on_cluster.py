@@ -39,8 +39,6 @@ class OnCluster:
         Set by somebody who can't wait for the end of a step of a round that was asked to stop.
     """
 
-    first = True
-
     def __init__(
         self, project: Path, address: str, device: str = "auto", *, at_once: Cancel | None = None
     ) -> None:
@@ -57,10 +55,6 @@ class OnCluster:
             self._cluster = Cluster(self._address, [self._project], gpu=True, at_once=self._at_once)
         self.device = f"{self._asked_for} by dask"
         return not cancel.is_set()
-
-    def agree(self, number: int) -> int:
-        """The round's number: there is one process to know it."""
-        return number
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Relay the events of the round; a ``ProcessError`` if it fails."""

@@ -21,6 +21,7 @@ from napari_jrss.config import TrainingConfig
 from napari_jrss.processes import Child, Parent
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
+from napari_jrss.training.trainable import check_devices
 
 if TYPE_CHECKING:
     from napari_jrss.training.events import Cancelled, Event
@@ -38,6 +39,7 @@ class _Settings(BaseModel):
 
     project: Path
     device: str
+    devices: int
     threads: int
     config: TrainingConfig
 
@@ -47,8 +49,10 @@ class InOwnProcess:
 
     Parameters
     ----------
+    devices
+        Number of GPUs, or of processes on the CPU, that share each batch.
     threads
-        CPU threads of the process; none: as many as there are cores, less one for the window.
+        CPU threads of all of them; none: as many as there are cores, less one for the window.
     at_once
         Set by somebody who can't wait for the end of a step: a process that was asked to stop is
         then ended, and the round goes on from its last saved state.
@@ -56,13 +60,12 @@ class InOwnProcess:
         Seconds that a process which was asked to stop is given for its present step.
     """
 
-    first = True
-
     def __init__(
         self,
         project: Path,
         device: str = "auto",
         *,
+        devices: int = 1,
         threads: int | None = None,
         at_once: Cancel | None = None,
         patience: float = PATIENCE_S,
@@ -70,7 +73,8 @@ class InOwnProcess:
         self.device = device
         self._asked_for = device
         self._project = project
-        self._threads = threads or default_threads()
+        self._devices = devices
+        self._threads = max(1, (threads or default_threads()) // devices)
         self._at_once = at_once
         self._patience = patience
         self._child: Child | None = None
@@ -83,6 +87,7 @@ class InOwnProcess:
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
         """Start the process, which checks its device and the networks; False if cancelled."""
         self.close()
+        check_devices(config, self._devices)
         self._child = Child(
             "training",
             _train,
@@ -90,7 +95,11 @@ class InOwnProcess:
             environment={"OMP_NUM_THREADS": str(self._threads)},
         )
         settings = _Settings(
-            project=self._project, device=self._asked_for, threads=self._threads, config=config
+            project=self._project,
+            device=self._asked_for,
+            devices=self._devices,
+            threads=self._threads,
+            config=config,
         )
         self._child.send(settings.model_dump_json())
         while (line := self._child.receive()) is None:
@@ -99,10 +108,6 @@ class InOwnProcess:
         self.device = str(json.loads(line))
         _logger.info("the training process runs on %s", self.device)
         return True
-
-    def agree(self, number: int) -> int:
-        """The round's number: there is one process to know it."""
-        return number
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Relay the events of the round; a ``ProcessError`` if it fails."""
@@ -170,21 +175,34 @@ def default_threads() -> int:
 
 
 def _train(parent: Parent) -> None:
-    """The process: get ready, wait for a round's number, run the round."""
+    """The process: get ready, wait for a round's number, run the round.
+
+    The further processes of a training on several devices do the same.
+    """
     import torch
 
+    from napari_jrss.app.rounds.peers import Peers
     from napari_jrss.app.rounds.train import InThisProcess
 
-    settings = _Settings.model_validate_json(parent.receive())
+    line = parent.receive().decode().strip()
+    settings = _Settings.model_validate_json(line)
     torch.set_num_threads(settings.threads)
-    step_back()
-    executor = InThisProcess(settings.device)
-    executor.prepare(settings.config, parent.stop)
-    parent.send(json.dumps(executor.device))
-    number = int(parent.receive())
-    with Project.open(settings.project, read_only=True) as project:
-        for event in executor.run(project, project.round(number), parent.stop):
-            parent.send(event.model_dump_json())
+
+    def failed(reason: str) -> None:
+        parent.send(json.dumps({"error": reason, "fault": True}))
+        os._exit(1)
+
+    with Peers(_train, settings.devices, failed) as peers:
+        step_back()
+        peers.send(line)
+        executor = InThisProcess(settings.device, settings.devices)
+        executor.prepare(settings.config, parent.stop)
+        parent.send(json.dumps(executor.device))
+        number = int(parent.receive())
+        peers.send(str(number))
+        with Project.open(settings.project, read_only=True) as project:
+            for event in executor.run(project, project.round(number), parent.stop):
+                parent.send(event.model_dump_json())
 
 
 def step_back() -> None:

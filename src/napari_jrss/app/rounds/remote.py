@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from napari_jrss import __version__
+from napari_jrss.app.rounds.peers import Peers
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import EXPECTED, JRSSError, ProjectError, one_line
 from napari_jrss.io.atomic import sweep, write_text
@@ -43,12 +44,14 @@ from napari_jrss.io.transfer import (
 )
 from napari_jrss.io.zarr_check import read_array
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.processes import Parent
 from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.records import round_folder
 from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image
 
 if TYPE_CHECKING:
     from napari_jrss.app.rounds.train import InThisProcess
+    from napari_jrss.training.loop import Cancel
     from napari_jrss.training.round import RoundTask
 
 STATES = "*.state.safetensors"
@@ -75,8 +78,8 @@ class Setup(BaseModel):
         Whether it is an error if the folder isn't seen; else copies come.
     silence
         Seconds without a word from home after which this process ends.
-    device, threads, config
-        As of :class:`~napari_jrss.app.rounds.train.InThisProcess`.
+    device, devices, threads, config
+        As of :class:`~napari_jrss.app.rounds.process.InOwnProcess`.
     """
 
     project: str
@@ -85,6 +88,7 @@ class Setup(BaseModel):
     required: bool
     silence: float
     device: str
+    devices: int = 1
     threads: int | None
     config: TrainingConfig
 
@@ -214,23 +218,52 @@ def _serve(channel: Channel) -> None:
     with _alone(copies / f"{root.name}.lock", channel):
         if setup.threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(setup.threads)
-        import torch
 
-        from napari_jrss.app.rounds.train import InThisProcess
+        def failed(reason: str) -> None:
+            channel.send("error", text=reason, fault=True)
+            os._exit(1)
 
-        if setup.threads is not None:
-            torch.set_num_threads(setup.threads)
-        step_back()
-        executor = InThisProcess(setup.device)
-        executor.prepare(setup.config, channel.stop)
-        channel.send("ready", device=executor.device, shared=shared is not None)
-        while (message := channel.wait_for("round", "done")).kind == "round":
-            order = RoundOrder.model_validate_json(message.payload)
-            executor.prepare(order.description.training, channel.stop)
-            _run(channel, order, root, executor, copied=shared is None)
+        with Peers(_follow, setup.devices, failed) as peers:
+            step_back()
+            peers.send(setup.model_dump_json())
+            executor = _ready(setup, channel.stop)
+            channel.send("ready", device=executor.device, shared=shared is not None)
+            while (message := channel.wait_for("round", "done")).kind == "round":
+                order = RoundOrder.model_validate_json(message.payload)
+                executor.prepare(order.description.training, channel.stop)
+                task = order.task(root)
+                returning = _take(channel, order, root, task.files) if shared is None else None
+                peers.send(json.dumps([str(root), order.model_dump_json()]))
+                _run(channel, task, returning, executor)
         if shared is None:
             shutil.rmtree(root, ignore_errors=True)
         channel.send("gone")
+
+
+def _ready(setup: Setup, stop: Cancel) -> InThisProcess:
+    """What runs rounds in this process, ready for them."""
+    import torch
+
+    from napari_jrss.app.rounds.train import InThisProcess
+
+    torch.set_num_threads(max(1, (setup.threads or torch.get_num_threads()) // setup.devices))
+    executor = InThisProcess(setup.device, setup.devices)
+    executor.prepare(setup.config, stop)
+    return executor
+
+
+def _follow(parent: Parent) -> None:
+    """A further process of a training on several devices: takes part in each round."""
+    from napari_jrss.app.rounds.process import step_back
+
+    step_back()
+    executor = _ready(Setup.model_validate_json(parent.receive()), parent.stop)
+    while True:
+        root, order = json.loads(parent.receive())
+        for event in executor.run_task(
+            RoundOrder.model_validate_json(order).task(Path(root)), parent.stop
+        ):
+            parent.send(event.model_dump_json())
 
 
 def _shared(setup: Setup) -> Path | None:
@@ -266,11 +299,9 @@ def _alone(path: Path, channel: Channel) -> Iterator[None]:
 
 
 def _run(
-    channel: Channel, order: RoundOrder, root: Path, executor: InThisProcess, *, copied: bool
+    channel: Channel, task: RoundTask, returning: _Returning | None, executor: InThisProcess
 ) -> None:
     """Run a round, send its events, and return what it writes where that is a copy."""
-    task = order.task(root)
-    returning = _take(channel, order, root, task.files) if copied else None
     try:
         for event in executor.run_task(task, channel.stop):
             if returning is not None and event.kind in _MILESTONES:

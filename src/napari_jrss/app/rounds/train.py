@@ -43,11 +43,6 @@ class Executor(Protocol):
     """Where rounds run, such as :class:`InThisProcess`."""
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that records the rounds."""
-        ...
-
-    @property
     def device(self) -> str:
         """What rounds run on, once prepared: ``cpu``, ``cuda`` or ``mps``."""
         ...
@@ -57,10 +52,6 @@ class Executor(Protocol):
 
         Raises a :class:`JRSSError` if the device isn't there, or a network has an unknown name.
         """
-        ...
-
-    def agree(self, number: int) -> int:
-        """The round's number, as the first process knows it."""
         ...
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
@@ -73,18 +64,16 @@ class Executor(Protocol):
 
 
 class InThisProcess:
-    """Rounds run where they are asked for, on one or several devices."""
+    """Rounds run where they are asked for.
+
+    With several `devices`, this is one process of so many, which do the same.
+    """
 
     def __init__(self, device: str = "auto", devices: int = 1) -> None:
         self.device = device
         self._devices = devices
         self._fabric: Fabric | None = None
         self._config: TrainingConfig | None = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that records the rounds."""
-        return self._fabric is None or bool(self._fabric.is_global_zero)
 
     def prepare(self, config: TrainingConfig, cancel: Cancel) -> bool:
         """Open the device and check the names of both networks."""
@@ -93,17 +82,12 @@ class InThisProcess:
 
         if self._fabric is None:
             self._fabric = make_fabric(self.device, config.precision, self._devices)
-            self.device = self._fabric.device.type
+            kind = self._fabric.device.type
+            self.device = kind if self._devices == 1 else f"{self._devices} x {kind}"
         for network in (config.segmentation_network, config.registration_network):
             check_network(network)
         self._config = config
         return True
-
-    def agree(self, number: int) -> int:
-        """The first process's number, sent to all processes."""
-        assert self._fabric is not None
-        agreed: int = self._fabric.broadcast(number)
-        return agreed
 
     def run(self, project: Project, entry: Round, cancel: Cancel) -> Iterator[Event]:
         """Run the round here; :class:`OutOfMemoryError` if the memory is not enough."""
@@ -133,12 +117,13 @@ class InThisProcess:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
+            on_cpu = self._fabric.device.type == "cpu"
             raise OutOfMemoryError(
-                f"the memory of {'this computer' if self.device == 'cpu' else 'the GPU'} is not "
+                f"the memory of {'this computer' if on_cpu else 'the GPU'} is not "
                 f"enough for round {task.number} at {' x '.join(map(str, shape))} "
                 f"voxels: lower the batch sizes (now {config.segmentation.batch_size} and "
                 f"{config.registration.batch_size}), or close other programs"
-                + ("" if self.device == "cpu" else ", use bf16-mixed precision, or train on cpu")
+                + ("" if on_cpu else ", use bf16-mixed precision, or train on cpu")
             ) from error
         self._fabric.barrier()
 
@@ -165,19 +150,17 @@ def train(
     cancel: Cancel,
     *,
     device: str = "auto",
-    devices: int = 1,
     resume: bool | None = None,
     pretrain: bool = False,
     executor: Executor | None = None,
 ) -> Iterator[Event]:
     """Pre-train a project that has no teacher yet, then run joint rounds.
 
-    See :func:`napari_jrss.train`. In a second process of a run on several devices the project is
-    open read-only. Rounds run in this process unless an `executor` is given. What
+    See :func:`napari_jrss.train`. Rounds run in this process unless an `executor` is given. What
     :func:`plan_series` refuses is raised at once; that the device isn't there, at the first event.
     """
     planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
-    return run_series(project, planned, cancel, executor or InThisProcess(device, devices))
+    return run_series(project, planned, cancel, executor or InThisProcess(device))
 
 
 def plan_series(
@@ -252,8 +235,7 @@ def run_series(
             if planned.rounds_left == 0:
                 return
             planned = PlannedRound(planned.config, planned.rounds_left - 1)
-            if executor.first:
-                _check_trainable(project, planned)
+            _check_trainable(project, planned)
     finally:
         executor.close()
 
@@ -284,11 +266,10 @@ def _check_trainable(project: Project, planned: PlannedRound) -> None:
 def _run(
     project: Project, planned: PlannedRound, executor: Executor, cancel: Cancel
 ) -> Iterator[Event]:
-    """Run one planned round; the first process records it and how it ended."""
+    """Run one planned round, and record it and how it ended."""
     from napari_jrss.training.events import RoundFinished
 
-    number = _record_start(project, planned) if executor.first else -1
-    entry = project.round(executor.agree(number))
+    entry = project.round(_record_start(project, planned))
     clock = _Clock()
     outcome, promote = RoundOutcome.CANCELLED, False
     metrics: dict[str, object] = {}
@@ -300,16 +281,15 @@ def _run(
                 event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
                 outcome, promote = RoundOutcome.FINISHED, event.metrics.get(KEPT, 1.0) > 0
                 seconds = clock.seconds_per_step()
-                if executor.first:
-                    snapshot = project.snapshot(entry.number)
-                    learn_speed(
-                        executor.device,
-                        seconds,
-                        planned.config,
-                        snapshot.shape,
-                        snapshot.classes,
-                        snapshot.inputs,
-                    )
+                snapshot = project.snapshot(entry.number)
+                learn_speed(
+                    executor.device,
+                    seconds,
+                    planned.config,
+                    snapshot.shape,
+                    snapshot.classes,
+                    snapshot.inputs,
+                )
                 metrics = {
                     **event.metrics,
                     STEP_SECONDS: seconds,
@@ -322,10 +302,9 @@ def _run(
         outcome, metrics = RoundOutcome.FAILED, {"error": str(error)}
         raise
     finally:
-        if executor.first:
-            project.finish_round(entry.number, outcome, metrics, promote=promote)
-            if planned.quick is not None and outcome is not RoundOutcome.FINISHED:
-                entry.files.drop()  # it isn't resumed
+        project.finish_round(entry.number, outcome, metrics, promote=promote)
+        if planned.quick is not None and outcome is not RoundOutcome.FINISHED:
+            entry.files.drop()  # it isn't resumed
 
 
 def _record_start(project: Project, planned: PlannedRound) -> int:

@@ -80,6 +80,12 @@ class RoundsTab(Tab):
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu", "mps" if sys.platform == "darwin" else "cuda"])
         self.device.setToolTip("Where the networks run; auto: on a CUDA GPU if there is one")
+        self.devices = QSpinBox()
+        self.devices.setRange(1, 64)
+        self.devices.setToolTip(
+            "Number of GPUs, or of processes on a CPU, that share each batch. The teacher is that\n"
+            "of one device, sooner; the batch sizes (Advanced settings) must be as large at least"
+        )
         self.run_on = QComboBox()
         self.run_on.setEditable(True)
         self.run_on.addItems([HERE, *(each.command for each in recent_run_on())])
@@ -155,12 +161,12 @@ class RoundsTab(Tab):
             (label_of(ScreeningConfig.model_fields["tau"], "Threshold"), self.tau.widget),
             (label_of(fields["seed"], "Seed"), self.seed.widget),
             (QLabel("Device"), self.device),
+            (QLabel("Devices"), self.devices),
         )
         for place, (label, widget) in enumerate(cells):
             row, column = divmod(place, 2)
             basic.addWidget(label, row, 2 * column)
             basic.addWidget(widget, row, 2 * column + 1)
-        basic.addWidget(self.measure, 2, 2, 1, 2)
         for row, (name, field) in enumerate(
             (
                 ("Run on", self.run_on),
@@ -174,7 +180,8 @@ class RoundsTab(Tab):
         self._elsewhere = [
             basic.itemAtPosition(row, column).widget() for row in (4, 5) for column in (0, 1)
         ]
-        basic.addWidget(self.pretrain, 6, 0, 1, 4)
+        basic.addWidget(self.pretrain, 6, 0, 1, 2)
+        basic.addWidget(self.measure, 6, 2, 1, 2)
         basic.setColumnStretch(1, 1)
         basic.setColumnStretch(3, 1)
         fold = folded("Advanced settings")
@@ -275,7 +282,7 @@ class RoundsTab(Tab):
                 f"{unfinished} and can be resumed. Give it up and start new rounds?"
             ):
                 return
-            rounds.run_on = self._place()
+            rounds.run_on, rounds.devices = self._place(), self.devices.value()
             rounds.start(
                 self.config(),
                 self.rounds.value(),
@@ -287,8 +294,9 @@ class RoundsTab(Tab):
 
     def _resume(self) -> None:
         with self._reporting():
-            self._session.rounds.run_on = self._place()
-            self._session.rounds.resume()
+            rounds = self._session.rounds
+            rounds.run_on, rounds.devices = self._place(), self.devices.value()
+            rounds.resume()
 
     def _cancel(self) -> None:
         if self._sure("Stop these rounds for good? Pause stops them so that you can resume."):
