@@ -200,7 +200,7 @@ class Cluster:
                     waiting.remove(i)
                     jobs[i] = future = self._client.submit(
                         _run,
-                        *(function, items[i], i, job),
+                        *(function, items[i], i, job, str(Path.cwd())),
                         key=f"{job}-{i}",
                         pure=False,
                         resources=resources,
@@ -274,8 +274,12 @@ class _Stop:
         return self._stopped
 
 
-def _run(function: Callable[[Item], Result], item: Item, number: int, job: str) -> Result:
-    """On a worker: call the function on one item."""
+def _run(
+    function: Callable[[Item], Result], item: Item, number: int, job: str, folder: str
+) -> Result:
+    """On a worker: call the function on one item, whose paths may be relative to a folder."""
+    with suppress(OSError):  # it isn't seen here, so no path is meant to be relative to it
+        os.chdir(folder)
     worker = _dask().get_worker()
     here = Surroundings(lambda message: worker.log_event(job, (number, message)), _Stop(job))
     token = surroundings.set(here)

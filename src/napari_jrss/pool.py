@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from napari_jrss.errors import JRSSError
 from napari_jrss.processes import ProcessError, WorkerDiedError, available_cores, thread_limits
 
 _logger = logging.getLogger(__name__)
@@ -133,6 +134,24 @@ def in_processes(
         for step in steps:
             if step is not None and not isinstance(step[1], Told):
                 yield step[0], step[1]
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: Workers
+) -> Generator[tuple[Item, Result | Exception]]:
+    """As :func:`in_processes`, but one item after the other in this process if `workers` is None.
+
+    What `function` raises in this process isn't caught, unless it is a :class:`JRSSError`.
+    """
+    if workers is not None:
+        yield from in_processes(function, items, workers)
+        return
+    for item in items:
+        try:
+            outcome: Result | Exception = function(item)
+        except JRSSError as error:
+            outcome = error
+        yield item, outcome
 
 
 def working(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE
@@ -15,13 +18,22 @@ from rich.table import Table
 from napari_jrss.app.forecast import last_forecast
 from napari_jrss.errors import ProjectError
 from napari_jrss.io.atomic import write_text
+from napari_jrss.pool import Workers, mapped
 from napari_jrss.progress_bar import Bar, counting, long_call
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome, Split
 from napari_jrss.snapshot import CachedArrays
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from napari_jrss.inference.evaluate import CaseEvaluated, PairEvaluated, Pairs
+    from napari_jrss.io.round_files import RoundFiles
+
+_Item: TypeAlias = str | tuple[str, str]
+"""A case, or a moving and a fixed one."""
+_Row: TypeAlias = "CaseEvaluated | PairEvaluated"
 
 
 class RoundEvaluated(BaseModel):
@@ -113,10 +125,11 @@ def evaluate(
     seed: int = 0,
     refine: bool = False,
     device: str = "auto",
+    workers: Workers = None,
 ) -> Generator[CaseEvaluated | PairEvaluated | RoundEvaluated, None, Evaluation]:
     """Measure rounds on the test cases, on the training grid.
 
-    ``evaluate.events(...)`` yields a row per case and per pair, then the summary of the round.
+    ``evaluate.events(...)`` yields a row per case and per pair, and the summary of each round.
     The rows are written to ``evaluation.jsonl`` in the round's folder, or to
     ``evaluation_refined.jsonl``.
 
@@ -135,6 +148,9 @@ def evaluate(
         Whether each displacement field is improved on its pair.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    workers
+        Processes that share the cases and pairs, of this computer or of a cluster; None: one after
+        the other in this process. The seconds of each are those beside the others.
 
     Returns
     -------
@@ -147,8 +163,6 @@ def evaluate(
         There is no finished round, or fewer than two labelled test cases.
     """
     from napari_jrss.inference import evaluate as engine
-    from napari_jrss.inference.device import make_fabric
-    from napari_jrss.inference.load import load_refined, load_registration, load_teacher
 
     cases = [c.case_id for c in project.cases() if c.split is Split.TEST and c.label_version]
     if len(cases) < 2:
@@ -172,37 +186,89 @@ def evaluate(
             )
 
     names = tuple(project.table.names)
-    arrays = CachedArrays(project.channel_images, project.label)
-    torch_device = make_fabric(device).device
-    ordered_pairs = engine.evaluation_pairs(cases, pairs, seed)
-    summaries = []
-    for entry in chosen:
-        segmentation, registration = [], []
-        teacher = load_teacher(entry.files, torch_device)
-        for case in engine.evaluate_segmentation(
-            teacher, arrays, cases, len(names), project.spacing_of, torch_device
-        ):
-            segmentation.append(case)
-            yield case
-        network = (load_refined if refine else load_registration)(entry.files, torch_device)
-        for pair in engine.evaluate_registration(
-            network, arrays, ordered_pairs, len(names), project.spacing_of, torch_device
-        ):
-            registration.append(pair)
-            yield pair
-        rows = [*segmentation, *registration]
-        lines = "".join(row.model_dump_json() + "\n" for row in rows)
-        write_text(entry.files.evaluation(refine), lines)
-        summary = RoundEvaluated(
-            number=entry.number,
-            name=_name(entry) + (", refined" if refine else ""),
-            segmentation=engine.summarise_segmentation(segmentation, names),
-            registration=engine.summarise_registration(registration, names),
-        )
-        summaries.append(summary)
-        yield summary
+    items: list[_Item] = [*cases, *engine.evaluation_pairs(cases, pairs, seed)]
+    every = [(entry.number, item) for entry in chosen for item in items]
+    if workers is None:
+        job = partial(_measure, _Networks(project, refine, device))
+    else:
+        job = partial(_in_worker, project.path, refine, device)
+    found: dict[tuple[int, _Item], _Row] = {}
+    summaries = {}
+    with closing(mapped(job, every, workers)) as working_on:
+        for (number, item), row in working_on:
+            if isinstance(row, Exception):
+                raise row
+            found[number, item] = row
+            yield row
+            rows = [found[number, each] for each in items if (number, each) in found]
+            if len(rows) < len(items):
+                continue
+            entry = project.round(number)
+            lines = "".join(row.model_dump_json() + "\n" for row in rows)
+            write_text(entry.files.evaluation(refine), lines)
+            of_cases = [row for row in rows if isinstance(row, engine.CaseEvaluated)]
+            of_pairs = [row for row in rows if isinstance(row, engine.PairEvaluated)]
+            summaries[number] = RoundEvaluated(
+                number=number,
+                name=_name(entry) + (", refined" if refine else ""),
+                segmentation=engine.summarise_segmentation(of_cases, names),
+                registration=engine.summarise_registration(of_pairs, names),
+            )
+            yield summaries[number]
     known = last_forecast(project)
-    return Evaluation(tuple(summaries), None if known is None else known.mean()[0])
+    return Evaluation(
+        tuple(summaries[entry.number] for entry in chosen),
+        None if known is None else known.mean()[0],
+    )
+
+
+class _Networks:
+    """A project's test cases, and the networks of one round after the other."""
+
+    def __init__(self, project: Project, refine: bool, device: str) -> None:
+        from napari_jrss.inference.device import make_fabric
+
+        self.project, self._refine = project, refine
+        self.device = make_fabric(device).device
+        self.arrays = CachedArrays(project.channel_images, project.label)
+        self._number, self._networks = -1, cast("dict[str, nn.Module]", {})
+
+    def teacher(self, number: int) -> nn.Module:
+        from napari_jrss.inference.load import load_teacher
+
+        return self._of(number, "teacher", load_teacher)
+
+    def registration(self, number: int) -> nn.Module:
+        from napari_jrss.inference.load import load_refined, load_registration
+
+        return self._of(number, "registration", load_refined if self._refine else load_registration)
+
+    def _of(
+        self, number: int, name: str, load: Callable[[RoundFiles, torch.device], nn.Module]
+    ) -> nn.Module:
+        if number != self._number:
+            self._number, self._networks = number, {}
+        if name not in self._networks:
+            self._networks[name] = load(self.project.round(number).files, self.device)
+        return self._networks[name]
+
+
+def _measure(networks: _Networks, what: tuple[int, _Item]) -> _Row:
+    """Measure a round on a case, or on a pair of cases."""
+    from napari_jrss.inference.evaluate import evaluate_registration, evaluate_segmentation
+
+    (number, item), project = what, networks.project
+    about = (len(project.table.names), project.spacing_of, networks.device)
+    if isinstance(item, str):
+        network = networks.teacher(number)
+        return next(evaluate_segmentation(network, networks.arrays, [item], *about))
+    network = networks.registration(number)
+    return next(evaluate_registration(network, networks.arrays, [item], *about))
+
+
+def _in_worker(path: Path, refine: bool, device: str, what: tuple[int, _Item]) -> _Row:
+    with Project.open(path, read_only=True) as project:
+        return _measure(_Networks(project, refine, device), what)
 
 
 def _name(entry: Round) -> str:

@@ -7,25 +7,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.app.new_scans import Images, new_scans, volumes_of
+from napari_jrss.app.new_scans import Images, NewScan, new_scans, volumes_of
 from napari_jrss.app.rounds.train import teacher_warning
 from napari_jrss.errors import ProjectError, ScanError
 from napari_jrss.geometry import voxel_ml
+from napari_jrss.io.atomic import write_bytes
 from napari_jrss.io.layouts import stem
-from napari_jrss.io.nifti import write_nifti
+from napari_jrss.io.nifti import nifti_bytes
 from napari_jrss.io.other_formats import label_ending
 from napari_jrss.io.read import dicom_series_of, read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
+from napari_jrss.pool import Workers, mapped
 from napari_jrss.preprocess.pipeline import preprocess, preprocess_channel
 from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.processes import WorkerDiedError
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.export.folder import ExportFolder
@@ -110,6 +115,7 @@ class _Teacher:
         entry = project.require_teacher()
         with_student = with_student and entry.parent is not None
         self._project = project
+        self.table = project.table
         self._predict = load_predictor(entry.files, device, with_student=with_student)
 
     def segment(self, *volumes: Volume) -> _Segmented:
@@ -166,6 +172,25 @@ def segment(project: Project, scan: Images, *, device: str = "auto") -> Volume:
     return replace(volumes[0], array=ids, source=None)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What is to be made of each scan, and where the files go."""
+
+    out: Path
+    maps: bool
+    dicom_seg: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made of one scan: its files by name, labels apart from maps."""
+
+    result: SegmentedScan
+    labels: dict[str, bytes]
+    maps: dict[str, bytes]
+
+
 @long_call(lambda project, scans, *_, **__: counting("segmenting", len(scans)))
 def segment_scans(
     project: Project,
@@ -175,6 +200,7 @@ def segment_scans(
     maps: bool = False,
     dicom_seg: bool = False,
     device: str = "auto",
+    workers: Workers = None,
 ) -> Generator[SegmentedScan, None, list[SegmentedScan]]:
     """Segment scans with the current teacher and write their labels, on the scans' own grids.
 
@@ -200,6 +226,9 @@ def segment_scans(
         the patient.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    workers
+        Processes that share the scans, of this computer or of a cluster; None: one scan after the
+        other in this process.
 
     Returns
     -------
@@ -212,7 +241,7 @@ def segment_scans(
         There is no teacher, a scan is given twice, or a label is there that no export wrote or
         that was edited since.
     """
-    project.require_teacher()
+    entry = project.require_teacher()
     found_scans, out = new_scans(project, scans), Path(out)
     paths = [scan.path for scan in found_scans]
     names = _names_of(paths)
@@ -226,48 +255,72 @@ def segment_scans(
         if not _too_long(name)
     ]
     folder = ExportFolder(out, [*about, *labels])
-    teacher = _Teacher(project, device, with_student=maps)
+    order = _Order(out, maps, dicom_seg, device)
+    if workers is None:
+        job = partial(_segment_scan, _Teacher(project, device, with_student=maps), order)
+    else:
+        job = partial(_in_worker, project.path, entry.number, order)
     folder.make()
     for file, content in about.items():
         folder.write(file, content)
-    results = []
-    for new, name in zip(found_scans, names, strict=True):
-        scan = new.path
-        try:
-            if new.problem:
-                raise ScanError(new.problem)
-            if _too_long(name):
-                raise ScanError(f"{scan.parent / name[:40]}...: the name is too long for a label")
-            series = dicom_series_of(new.images[0])
-            images = (series or new.images[0], *new.images[1:])
-            volume, *others = (read_volume(each) for each in images)
-            found = teacher.segment(volume, *others)
-        except ScanError as error:
-            results.append(SegmentedScan(scan, problem=str(error)))
-            yield results[-1]
-            continue
-        transform = found.transform
-        label = transform.prediction_to_scan(found.prediction)
-        file = f"{name}_label{ending_for(scan.name, None, volume.affine)}"
-        path = folder.write(file, label_bytes(label, transform, project.table, out / file))
-        for kind in ("confidence", "uncertainty") if maps else ():
-            values = getattr(found.prediction, kind)
-            if values is not None:
-                on_scan = transform.values_to_source(values.astype(np.float32))
-                write_nifti(out / f"{name}_{kind}.nii.gz", on_scan, volume)
-        if dicom_seg and series is not None:
-            file = f"{name}_label.dcm"
-            folder.write(file, segmentation_bytes(label, transform, project.table, series, file))
-        counts = np.bincount(label.ravel(), minlength=len(project.table.names))[1:]
-        each_ml = voxel_ml(np.array(transform.source_affine))
-        volumes = tuple(float(count) * each_ml for count in counts)
-        results.append(
-            SegmentedScan(
-                *(scan, "", path, volumes, found.mean_confidence(), found.seconds), volume.notes
-            )
-        )
-        yield results[-1]
-    return results
+    results: dict[Path, SegmentedScan] = {}
+    items = list(zip(found_scans, names, strict=True))
+    with closing(mapped(job, items, workers)) as working_on:
+        for (new, _), made in working_on:
+            if isinstance(made, ScanError | WorkerDiedError):
+                results[new.path] = SegmentedScan(new.path, problem=str(made))
+            elif isinstance(made, Exception):
+                raise made
+            else:
+                for file, content in made.labels.items():
+                    folder.write(file, content)
+                for file, content in made.maps.items():
+                    write_bytes(out / file, content)
+                results[new.path] = made.result
+            yield results[new.path]
+    return [results[path] for path in paths]
+
+
+def _in_worker(path: Path, number: int, order: _Order, item: tuple[NewScan, str]) -> _Made:
+    """In another process: segment a scan with the teacher of a round."""
+    with Project.open(path, read_only=True) as project:
+        if project.require_teacher().number != number:
+            raise ProjectError("another teacher was put in use meanwhile; start again")
+        return _segment_scan(_Teacher(project, order.device, order.maps), order, item)
+
+
+def _segment_scan(teacher: _Teacher, order: _Order, item: tuple[NewScan, str]) -> _Made:
+    """Segment a scan that is to have a name; a ScanError if it can't be used."""
+    new, name = item
+    scan, table = new.path, teacher.table
+    if new.problem:
+        raise ScanError(new.problem)
+    if _too_long(name):
+        raise ScanError(f"{scan.parent / name[:40]}...: the name is too long for a label")
+    series = dicom_series_of(new.images[0])
+    volume, *others = (read_volume(each) for each in (series or new.images[0], *new.images[1:]))
+    found = teacher.segment(volume, *others)
+    transform = found.transform
+    label = transform.prediction_to_scan(found.prediction)
+    file = f"{name}_label{ending_for(scan.name, None, volume.affine)}"
+    labels = {file: label_bytes(label, transform, table, order.out / file)}
+    path = order.out / file
+    maps: dict[str, bytes] = {}
+    for kind in ("confidence", "uncertainty") if order.maps else ():
+        values = getattr(found.prediction, kind)
+        if values is not None:
+            on_scan = transform.values_to_source(values.astype(np.float32))
+            file = f"{name}_{kind}.nii.gz"
+            maps[file] = nifti_bytes(order.out / file, on_scan, volume)
+    if order.dicom_seg and series is not None:
+        file = f"{name}_label.dcm"
+        labels[file] = segmentation_bytes(label, transform, table, series, file)
+    counts = np.bincount(label.ravel(), minlength=len(table.names))[1:]
+    each_ml = voxel_ml(np.array(transform.source_affine))
+    volumes = tuple(float(count) * each_ml for count in counts)
+    confidence, seconds = found.mean_confidence(), found.seconds
+    result = SegmentedScan(scan, "", path, volumes, confidence, seconds, volume.notes)
+    return _Made(result, labels, maps)
 
 
 def _names_of(paths: Sequence[Path]) -> list[str]:

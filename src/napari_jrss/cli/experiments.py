@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from napari_jrss.cli.options import workers_of
+
 if TYPE_CHECKING:
     from napari_jrss.experiments.annotator.run import LoopEnded
     from napari_jrss.experiments.run import RunEnded
@@ -36,7 +38,12 @@ def experiment(
         bool, Option("--resume", help="Go on with the experiment in the folder.")
     ] = False,
     workers: Annotated[
-        int | None, Option(min=1, help="Processes.", show_default="one per GPU, or core")
+        str | None,
+        Option(
+            metavar="NUMBER|ADDRESS",
+            help="Processes; or a cluster, such as tls://host:8786.",
+            show_default="one per GPU, or core",
+        ),
     ] = None,
     threads: Annotated[
         int | None,
@@ -65,21 +72,22 @@ def experiment(
     if out is None:
         raise ProtocolError("give --out, the folder for the results")
     run_all = run_experiment if checked.annotator is None else run_annotator
-    events: Iterator[RunEnded | LoopEnded] = run_all(
-        checked,
-        out,
-        only=only or (),
-        resume=resume,
-        workers=workers,
-        threads=threads,
-        device=device,
-    )
     failed = 0
-    for count, ended in enumerate(events, start=1):
-        state = "finished before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
-        if ended.problem:
-            failed, state = failed + 1, ended.problem
-        typer.echo(f"[{count}] {ended.run.id}: {state}")
+    with workers_of(workers, out.absolute().parent, gpu=device != "cpu") as pool:
+        events: Iterator[RunEnded | LoopEnded] = run_all(
+            checked,
+            out,
+            only=only or (),
+            resume=resume,
+            workers=pool,
+            threads=threads,
+            device=device,
+        )
+        for count, ended in enumerate(events, start=1):
+            state = "finished before" if ended.skipped else f"{ended.seconds / 60:.1f} min"
+            if ended.problem:
+                failed, state = failed + 1, ended.problem
+            typer.echo(f"[{count}] {ended.run.id}: {state}")
     if failed:
         typer.echo(f"{failed} runs failed; use --resume to try them again", err=True)
         raise typer.Exit(1)

@@ -45,6 +45,15 @@ WorkersOption = Annotated[
         show_default="one per core",
     ),
 ]
+SharedOption = Annotated[
+    str | None,
+    Option(
+        "--workers",
+        metavar="NUMBER|ADDRESS",
+        help="Processes that share the work; or a cluster, such as tls://host:8786.",
+        show_default="one item after the other",
+    ),
+]
 
 
 class UsageError(JRSSError):

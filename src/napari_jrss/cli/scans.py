@@ -10,7 +10,16 @@ import typer
 from typer import Argument, Option
 
 import napari_jrss as jrss
-from napari_jrss.cli.options import AsJson, Device, Engine, ProjectPath, Refine, UsageError
+from napari_jrss.cli.options import (
+    AsJson,
+    Device,
+    Engine,
+    ProjectPath,
+    Refine,
+    SharedOption,
+    UsageError,
+    workers_of,
+)
 from napari_jrss.config import Prealign
 
 
@@ -66,15 +75,19 @@ def segment(
         bool, Option("--dicom-seg", help="Also write a DICOM SEG for each DICOM series.")
     ] = False,
     device: Device = "auto",
+    workers: SharedOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment scans that the project need not hold, with its current teacher."""
     from napari_jrss.app.rounds.train import teacher_warning
     from napari_jrss.cli.render import segmented_table
 
-    with jrss.Project.open(project, read_only=True) as opened:
+    with (
+        jrss.Project.open(project, read_only=True) as opened,
+        workers_of(workers, project, *scans, gpu=device != "cpu") as pool,
+    ):
         results = jrss.segment_scans(
-            opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device
+            opened, scans, out, maps=maps, dicom_seg=dicom_seg, device=device, workers=pool
         )
         names, warning = opened.table.names[1:], teacher_warning(opened)
     if as_json:
@@ -148,6 +161,7 @@ def engines(
     ] = None,
     pairs: Annotated[int, Option(min=1, help="Most pairs to register by each engine.")] = 20,
     device: Device = "auto",
+    workers: SharedOption = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registration engines, or measure which is best for a project."""
@@ -157,6 +171,9 @@ def engines(
     if project is None:
         engine_list(list(known().values()), as_json)
         return
-    with jrss.Project.open(project, read_only=True) as opened:
-        found = jrss.compare_engines(opened, engine, pairs=pairs, device=device)
+    with (
+        jrss.Project.open(project, read_only=True) as opened,
+        workers_of(workers, project, gpu=device != "cpu") as pool,
+    ):
+        found = jrss.compare_engines(opened, engine, pairs=pairs, device=device, workers=pool)
     typer.echo(json.dumps(asdict(found), indent=1) if as_json else found.summary())

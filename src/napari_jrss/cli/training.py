@@ -1,7 +1,6 @@
 """Commands that train rounds, choose a teacher, and measure rounds."""
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from napari_jrss.cli.options import (
     Device,
     ProjectPath,
     Refine,
+    SharedOption,
     UsageError,
     workers_of,
 )
@@ -35,7 +35,10 @@ def train(
         PresetName, Option(help=TrainingConfig.model_fields["preset"].description)
     ] = "fast",
     device: Device = "auto",
-    devices: Annotated[int, Option(min=1, help="GPUs or processes.")] = 1,
+    devices: Annotated[
+        int,
+        Option(min=1, help="Number of GPUs, or of processes on a CPU, that share each batch."),
+    ] = 1,
     seed: Annotated[int, Option(min=0)] = 0,
     tau: Annotated[float | None, Option(min=0, max=1, help="Confidence threshold.")] = None,
     config: Annotated[
@@ -81,16 +84,11 @@ def train(
     from napari_jrss.app.settings import training_config
 
     run_on = _run_on(on, remote_python, remote_folder, threads)
-    # With several devices, Fabric runs this same command once more for each further one.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    with (
-        jrss.Project.open(project, read_only=not first) as opened,
-        _cancel_on_interrupt() as cancel,
-    ):
+    with jrss.Project.open(project) as opened, _cancel_on_interrupt() as cancel:
         from napari_jrss.app.rounds.train import plan_series, series_in_words
 
         settings = training_config(preset, config, plan=opened.plan, seed=seed, tau=tau)
-        if resume and first:
+        if resume:
             plan_series(opened, settings, rounds, resume=resume, pretrain=pretrain)
             typer.echo(series_in_words(opened), err=True)
         if threads is not None and run_on is None:
@@ -103,18 +101,17 @@ def train(
             "pretrain": pretrain,
             "device": device,
             "devices": devices,
-            "anyway": anyway or not first,
+            "anyway": anyway,
             "on": run_on,
-            "log_to": log_to if first else None,
+            "log_to": log_to,
             "cancel": cancel,
         }
-        if as_json or not first:
+        if as_json:
             for event in jrss.train.events(opened, settings, **options):
-                if first:
-                    print(event.model_dump_json(), flush=True)
+                print(event.model_dump_json(), flush=True)
         else:
             jrss.train(opened, settings, **options)
-    if cancel.is_set() and first:
+    if cancel.is_set():
         typer.echo(f"stopped; napari-jrss train {project} --resume goes on", err=True)
         raise typer.Exit(130)
 
@@ -171,14 +168,7 @@ def forecast(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
-    workers: Annotated[
-        str | None,
-        Option(
-            metavar="NUMBER|ADDRESS",
-            help="Processes that share the parts; or a cluster, such as tls://host:8786.",
-            show_default="one part after the other",
-        ),
-    ] = None,
+    workers: SharedOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what Dice to expect on unlabelled scans, by training without parts of the labels."""
@@ -211,12 +201,22 @@ def evaluate(
     seed: Annotated[int, Option(min=0, help="Draws the two fixed cases.")] = 0,
     refine: Refine = False,
     device: Device = "auto",
+    workers: SharedOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure every round on the test cases: Dice, HD95 and the regularity of the fields."""
-    with jrss.Project.open(project) as opened:
+    with (
+        jrss.Project.open(project) as opened,
+        workers_of(workers, project, gpu=device != "cpu") as pool,
+    ):
         result = jrss.evaluate(
-            opened, rounds=rounds, pairs=pairs, seed=seed, refine=refine, device=device
+            opened,
+            rounds=rounds,
+            pairs=pairs,
+            seed=seed,
+            refine=refine,
+            device=device,
+            workers=pool,
         )
     if as_json:
         rounds_found = [entry.model_dump(mode="json") for entry in result.rounds]

@@ -22,7 +22,7 @@ from napari_jrss.experiments.methods import METHODS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
 from napari_jrss.experiments.worker import train_and_evaluate
 from napari_jrss.io.atomic import write_text
-from napari_jrss.pool import in_processes
+from napari_jrss.pool import Pool, Workers, in_processes
 from napari_jrss.processes import available_cores, thread_limits
 
 
@@ -42,7 +42,7 @@ def run_experiment(
     *,
     only: Sequence[str] = (),
     resume: bool = False,
-    workers: int | None = None,
+    workers: Workers = None,
     threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[RunEnded]:
@@ -61,11 +61,12 @@ def run_experiment(
         Whether `out` may hold an experiment already, which goes on.
     workers, threads
         Processes, by default one per GPU, or per core without one; and the CPU threads of each, by
-        default the cores are shared out.
+        default the cores are shared out. Or the workers of a cluster, which see the data and `out`
+        at the same paths; their threads are those that they were started with, by default.
     device
         ``cpu``, ``cuda`` or ``auto``.
     """
-    kind, gpus = _devices(device)
+    kind, gpus = (device, []) if isinstance(workers, Pool) else _devices(device)
     planned = plan(protocol)
     runs = _chosen(planned, only)
     for run in planned:
@@ -80,11 +81,13 @@ def run_experiment(
         raise
     missing = _missing(runs, out)
     yield from (RunEnded(run, 0.0, skipped=True) for run in runs if run.id not in missing)
-    count = workers or len(gpus) or available_cores()
-    threads = threads or max(1, available_cores() // count)
-    environments = [thread_limits(threads) for _ in range(count)]
-    for i, environment in enumerate(environments if gpus else ()):
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+    environments = None
+    if not isinstance(workers, Pool):
+        count = workers or len(gpus) or available_cores()
+        threads = threads or max(1, available_cores() // count)
+        environments = [thread_limits(threads) for _ in range(count)]
+        for i, environment in enumerate(environments if gpus else ()):
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
     job = partial(train_and_evaluate, protocol, out, project, kind, threads)
 
     def ready(run: Run) -> bool:
@@ -92,7 +95,9 @@ def run_experiment(
 
     waiting = [run for run in runs if run.id in missing]
     try:
-        for run, result in in_processes(job, waiting, environments=environments, ready=ready):
+        for run, result in in_processes(
+            job, waiting, workers, environments=environments, ready=ready
+        ):
             missing.remove(run.id)
             if isinstance(result, Exception):  # whatever a run failed of, the others go on
                 problem = " ".join(f"{type(result).__name__}: {result}".split())

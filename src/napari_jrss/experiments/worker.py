@@ -30,7 +30,7 @@ PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "antspyx")
 
 
 def train_and_evaluate(
-    protocol: Protocol, out: Path, project_path: Path, device: str, threads: int, run: Run
+    protocol: Protocol, out: Path, project_path: Path, device: str, threads: int | None, run: Run
 ) -> float:
     """Train and evaluate one run; what :func:`run_experiment` does in its processes.
 
@@ -46,6 +46,8 @@ def train_and_evaluate(
     from napari_jrss.inference.evaluate import evaluation_pairs
     from napari_jrss.snapshot import CachedArrays
 
+    if threads is None:
+        threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     _flush_denormals()
     folder = out / RUNS / run.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,21 +22,28 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from napari_jrss._tests.experiments.conftest import PROTOCOL
 from napari_jrss._tests.training.phantoms import (
     Never,
     assert_same_tensors,
     tiny_config,
     weights,
 )
+from napari_jrss.app.evaluation import evaluate
 from napari_jrss.app.forecast import forecast
+from napari_jrss.app.pairs.comparison import compare_engines
 from napari_jrss.app.rounds.elsewhere import executor_elsewhere
 from napari_jrss.app.rounds.launch import LaunchError, RunOn
 from napari_jrss.app.rounds.on_cluster import OnCluster
 from napari_jrss.app.rounds.train import train
+from napari_jrss.app.segmenting import segment_scans
 from napari_jrss.cli import app
 from napari_jrss.cluster import Cluster, ClusterError, worker_command, worker_environment
+from napari_jrss.experiments.protocol import Protocol
+from napari_jrss.experiments.run import run_experiment
 from napari_jrss.pool import working
 from napari_jrss.progress_bar import finish
+from napari_jrss.project.export.folder import RECORD
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.sample_data import make_cohort
@@ -126,6 +135,139 @@ def test_import_and_forecast_are_those_of_this_computer_though_a_worker_is_kille
         assert len(killed) == 1
         assert judged == forecast(here, config, device="cpu", workers=2)
         assert not (far.path / "forecast").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a teacher that has learned for a few steps."""
+    path = shutil.copytree(trainable_once, tmp_path_factory.mktemp("trained") / "brain.jrss")
+    with Project.open(path) as project:
+        list(train(project, tiny_config(), 0, Never(), device="cpu"))
+    return path
+
+
+@pytest.fixture(params=["cluster", "processes"])
+def pool(request: pytest.FixtureRequest, trained: Path) -> Iterator[Cluster | int]:
+    """What takes two items at once: the cluster's workers, or processes of this computer."""
+    if request.param == "processes":
+        yield 2
+        return
+    with Cluster(request.getfixturevalue("workers").address, [trained]) as cluster:
+        yield cluster
+
+
+def killer(workers: Workers, pool: Cluster | int) -> Callable[[object], None]:
+    """Kills one process at work, once."""
+    killed: list[int] = []
+
+    def kill(_: object) -> None:
+        if killed:
+            return
+        if isinstance(pool, Cluster):
+            killed.append(workers.kill_busy())
+            return
+        for each in psutil.Process().children():
+            if "spawn_main" in str(each.cmdline()):
+                each.kill()
+                killed.append(each.pid)
+                return
+
+    return kill
+
+
+def test_scans_are_segmented_as_in_this_process(
+    workers: Workers,
+    pool: Cluster | int,
+    trained: Path,
+    trainable_once: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = trainable_once.parent / "cohort" / "images"
+    monkeypatch.chdir(images)  # the workers were started elsewhere
+    (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+    scans = [*sorted(each.name for each in images.iterdir()), str(tmp_path / "broken.nii.gz")]
+    with Project.open(trained, read_only=True) as project:
+        options = {"maps": True, "device": "cpu"}
+        here = segment_scans(project, scans, tmp_path / "here", **options)
+        events = segment_scans.events(project, scans, tmp_path / "far", workers=pool, **options)
+        far = finish(events, killer(workers, pool))
+    assert [result.scan for result in far] == [Path(scan) for scan in scans]
+    assert [bool(result.problem) for result in far] == [False] * 8 + [True]
+    for mine, theirs in zip(here, far, strict=True):
+        assert theirs.volumes_ml == mine.volumes_ml
+        assert theirs.problem == mine.problem
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == names
+    assert len(names) >= 2 * 8
+    for name in names:
+        known = (tmp_path / "here" / name).read_bytes()
+        assert name == RECORD or (tmp_path / "far" / name).read_bytes() == known
+
+
+def test_figures_are_those_of_this_process(
+    workers: Workers, pool: Cluster | int, trained: Path, tmp_path: Path
+) -> None:
+    def known(path: Path) -> list[dict[str, object]]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [row | {"seconds": 0} for row in rows]
+
+    with Project.open(shutil.copytree(trained, tmp_path / "brain.jrss")) as project:
+        file = project.round(0).files.evaluation(True)
+        here = evaluate(project, refine=True, device="cpu")
+        rows = known(file)
+        file.unlink()
+        events = evaluate.events(project, refine=True, device="cpu", workers=pool)
+        far = finish(events, killer(workers, pool))
+        assert known(file) == rows
+        assert len(rows) == 2 + 2
+    (mine,), (theirs,) = here.rounds, far.rounds
+    assert theirs.segmentation["dice"] == mine.segmentation["dice"]
+    assert theirs.registration["std_jacobian"] == mine.registration["std_jacobian"]
+
+
+def test_engines_are_measured_as_in_this_process(
+    workers: Workers, pool: Cluster | int, trained: Path
+) -> None:
+    with Project.open(trained, read_only=True) as project:
+        options = {"names": ["refine"], "pairs": 3, "device": "cpu"}
+        here = compare_engines(project, **options)
+        events = compare_engines.events(project, workers=pool, **options)
+        far = finish(events, killer(workers, pool))
+    assert far.pairs == here.pairs
+    assert far.figures[0].dice == here.figures[0].dice
+    assert far.failed == here.failed == {}
+
+
+def test_the_runs_of_an_experiment_are_shared(workers: Workers, tmp_path: Path) -> None:
+    protocol = Protocol.model_validate(
+        PROTOCOL | {"runs": [{"methods": ["initial", "mono"], "labelled": [2]}], "seeds": [0, 1]}
+    )
+    out, killed = tmp_path / "far", []
+
+    def kill_when_busy() -> None:
+        until = time.monotonic() + 120
+        while not killed and time.monotonic() < until:
+            if any((out / "runs").glob("mono*/*.jsonl")):
+                with suppress(StopIteration):
+                    killed.append(workers.kill_busy())
+            time.sleep(0.05)
+
+    watch = threading.Thread(target=kill_when_busy)
+    watch.start()
+    with Cluster(workers.address, [tmp_path]) as cluster:
+        ended = list(run_experiment(protocol, out, workers=cluster, threads=1, device="cpu"))
+    watch.join()
+    assert len(killed) == 1
+    here = list(run_experiment(protocol, tmp_path / "here", workers=1, threads=1, device="cpu"))
+    assert [each.problem for each in ended] == [""] * 4
+    assert {each.run.id for each in ended} == {each.run.id for each in here}
+
+    def table(folder: Path) -> list[str]:
+        rows = [line for line in (folder / "results.csv").read_text().splitlines()]
+        return [row for row in rows if "seconds" not in row]
+
+    assert table(out) == table(tmp_path / "here")
 
 
 def test_a_round_goes_on_at_another_worker_and_is_recorded_once(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from itertools import permutations
+from pathlib import Path
 from statistics import fmean, median
+from typing import TypeAlias
 
 import numpy as np
 from rich.box import SIMPLE
@@ -21,8 +25,12 @@ from napari_jrss.app.pairs.registering import (
 )
 from napari_jrss.errors import JRSSError, ProjectError
 from napari_jrss.inference.engines import engine_named, engines
+from napari_jrss.pool import Workers, mapped
 from napari_jrss.progress_bar import Bar, counting, long_call
 from napari_jrss.project.project import Project
+
+_Job: TypeAlias = tuple[str, str, str]
+"""An engine, a moving and a fixed case."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ def compare_engines(
     pairs: int = 20,
     seed: int = 0,
     device: str = "auto",
+    workers: Workers = None,
 ) -> Generator[EngineTried, None, EngineComparison]:
     """Register pairs of labelled cases by each engine, and measure the carried labels.
 
@@ -177,6 +186,9 @@ def compare_engines(
         Draws them.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    workers
+        Processes that share the registrations, of this computer or of a cluster; None: one after
+        the other in this process. The seconds of each are those beside the others.
 
     Returns
     -------
@@ -196,27 +208,41 @@ def compare_engines(
         raise ProjectError(f"{project.path}: comparing engines needs two labelled cases")
     if names is None:
         names = [name for name, engine in engines().items() if not engine.problem]
-    registrars = [
-        project_registrar(project, engine_named(name).name, device=device) for name in names
-    ]
+    names = [engine_named(name).name for name in names]
     every = list(permutations(labelled, 2))
     drawn = np.random.default_rng(seed).permutation(len(every))[:pairs]
     chosen = [every[i] for i in sorted(drawn)]
-    tried: list[EngineTried] = []
-    total = len(chosen) * len(registrars)
-    for moving, fixed in chosen:
-        here, there = (read_registration_input(project, case) for case in (moving, fixed))
-        for registrar in registrars:
-            report, problem = None, ""
-            try:
-                report = register_sides(registrar, here, there, project.table.names).report
-            except JRSSError as error:
-                problem = str(error)
-            tried.append(
-                EngineTried(registrar.engine, moving, fixed, report, len(tried) + 1, total, problem)
-            )
-            yield tried[-1]
-    return _compared(chosen, [each.engine for each in registrars], tried)
+    jobs = [(name, *pair) for pair in chosen for name in names]
+    job: Callable[[_Job], RegistrationReport]
+    if workers is None:
+        job = partial(_register, project, device)
+    else:
+        job = partial(_in_worker, project.path, device)
+    tried: dict[_Job, EngineTried] = {}
+    with closing(mapped(job, jobs, workers)) as working_on:
+        for each, outcome in working_on:
+            if isinstance(outcome, Exception) and not isinstance(outcome, JRSSError):
+                raise outcome
+            name, moving, fixed = each
+            problem = str(outcome) if isinstance(outcome, JRSSError) else ""
+            report = None if isinstance(outcome, JRSSError) else outcome
+            done = len(tried) + 1
+            tried[each] = EngineTried(name, moving, fixed, report, done, len(jobs), problem)
+            yield tried[each]
+    return _compared(chosen, names, [tried[each] for each in jobs])
+
+
+def _register(project: Project, device: str, job: _Job) -> RegistrationReport:
+    """Register a pair by an engine."""
+    name, *pair = job
+    registrar = project_registrar(project, name, device=device)
+    here, there = (read_registration_input(project, case) for case in pair)
+    return register_sides(registrar, here, there, project.table.names).report
+
+
+def _in_worker(path: Path, device: str, job: _Job) -> RegistrationReport:
+    with Project.open(path, read_only=True) as project:
+        return _register(project, device, job)
 
 
 def _compared(

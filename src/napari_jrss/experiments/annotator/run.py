@@ -23,7 +23,7 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError
 from napari_jrss.experiments.run import claim
 from napari_jrss.experiments.worker import describe_machine
 from napari_jrss.io.atomic import new_folder, write_text
-from napari_jrss.pool import in_processes
+from napari_jrss.pool import Pool, Workers, in_processes
 from napari_jrss.processes import available_cores, thread_limits
 
 FIRST = Loop("start", "The first case", "random", "blank")
@@ -70,7 +70,7 @@ def run_annotator(
     *,
     only: Sequence[str] = (),
     resume: bool = False,
-    workers: int | None = None,
+    workers: Workers = None,
     threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[LoopEnded]:
@@ -87,14 +87,16 @@ def run_annotator(
     wanted = [run for run in runs if run not in done]
     starts = [LoopRun(FIRST, seed) for seed in dict.fromkeys(run.seed for run in wanted)]
     waiting = [run for run in starts if not _is_done(run, out)] + wanted
-    count = workers or available_cores()
-    environments = [thread_limits(threads or max(1, available_cores() // count))] * count
+    environments = None
+    if not isinstance(workers, Pool):
+        count = workers or available_cores()
+        environments = [thread_limits(threads or max(1, available_cores() // count))] * count
 
     def ready(run: LoopRun) -> bool:
         return run.loop == FIRST or _is_done(LoopRun(FIRST, run.seed), out)
 
     job = partial(run_loop, protocol, out, device)
-    for run, result in in_processes(job, waiting, environments=environments, ready=ready):
+    for run, result in in_processes(job, waiting, workers, environments=environments, ready=ready):
         if isinstance(result, Exception):  # whatever a run failed of, the others go on
             yield LoopEnded(run, 0.0, " ".join(f"{type(result).__name__}: {result}".split()))
         elif run.loop != FIRST:
