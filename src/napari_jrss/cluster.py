@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -53,14 +53,14 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
-def check_address(address: str) -> None:
-    """Refuse what isn't the address of a scheduler that may be trusted.
+def check_address(address: str, role: Literal["client", "worker"] = "client") -> None:
+    """Refuse what isn't the address of a scheduler that may be trusted, as a `role` has it.
 
     Raises
     ------
     ClusterError
-        It is no such address, the package distributed isn't there, or the connection to another
-        computer would be open to everybody on the network.
+        It is no such address, the package distributed isn't there, the connection to another
+        computer would be open to everybody on the network, or there is no certificate for it.
     """
     if find_spec("distributed") is None:
         raise ClusterError("a cluster needs dask: pip install 'napari-jrss[cluster]'")
@@ -78,6 +78,18 @@ def check_address(address: str) -> None:
             f"workers: use tls://, or a tunnel to localhost, or set {TRUST}=1 in a network that "
             "you trust"
         )
+    if parts.scheme == "tls":
+        try:
+            context = _dask().Security().get_connection_args(role).get("ssl_context")
+        except OSError as error:
+            raise ClusterError(
+                f"{address}: the certificates of dask's settings can't be used ({_short(error)})"
+            ) from None
+        if context is None:
+            raise ClusterError(
+                f"{address}: dask's settings name no certificates (distributed.comm.tls: ca-file, "
+                f"{role}.cert, {role}.key)"
+            )
 
 
 def _is_here(host: str) -> bool:

@@ -59,7 +59,7 @@ def worker(
     from napari_jrss.cluster import check_address, worker_command, worker_environment
     from napari_jrss.processes import available_cores
 
-    check_address(address)
+    check_address(address, "worker")
     command = worker_command(address, processes or max(1, available_cores() // threads), gpu)
     try:
         code = subprocess.call(command, env=worker_environment(threads))
