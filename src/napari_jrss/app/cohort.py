@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from napari_jrss.app.case_summary import (
 )
 from napari_jrss.app.exporting import LabelWritten, cases_to_export, export_labels
 from napari_jrss.app.importing import LabelImported, import_labels
-from napari_jrss.app.next_case import Suggestion, suggest
+from napari_jrss.app.next_case import Suggestion, suggestions
 from napari_jrss.app.outlook import Outlook, outlook
 from napari_jrss.app.runner import BusyError, JobRunner, JobState
 from napari_jrss.errors import ProjectError, ScanError
@@ -179,12 +179,27 @@ class Cohort:
 
     def suggest(self, after: str | None = None) -> Suggestion | None:
         """Which case to label next and why, by what is known so far; `after` was just left."""
+        found = self.suggestions(1, after)
+        return found[0] if found else None
+
+    def suggestions(self, most: int, after: str | None = None) -> list[Suggestion]:
+        """The cases to label next, at most so many, as :meth:`suggest` finds the first."""
         project = self._workspace.project
         if project is None or not project.cases():
-            return None
+            return []
         figures = {row.case_id: row.figures for row in self.rows() if row.figures is not None}
         appearances = {case_id: each.vector for case_id, each in self._appearances.items()}
-        return suggest(project, appearances, figures, after=after)
+        return suggestions(project, appearances, figures, after=after, most=most)
+
+    def most_like(self, case_id: str, others: Iterable[str]) -> list[str]:
+        """Other cases, those that look most like a case first, as far as that is known."""
+        here = self._appearances.get(case_id)
+        likeness: dict[str, float] = {}
+        for name in others:
+            there = self._appearances.get(name)
+            known = here is not None and there is not None
+            likeness[name] = float(here.vector @ there.vector) if known else 0.0  # type: ignore[union-attr]
+        return sorted(likeness, key=lambda name: -likeness[name])
 
     def first(self) -> str | None:
         """The case to label first, where none has a label and all have been looked at."""

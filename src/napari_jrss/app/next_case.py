@@ -41,6 +41,23 @@ def suggest(
 ) -> Suggestion | None:
     """Suggest the case whose label would help most; None if every training case has one.
 
+    Parameters are those of :func:`suggestions`.
+    """
+    found = suggestions(project, appearances, figures, agreement, after, most=1)
+    return found[0] if found else None
+
+
+def suggestions(
+    project: Project,
+    appearances: Mapping[str, NDArray[np.float32]],
+    figures: Mapping[str, PredictionFigures],
+    agreement: Mapping[str, float] | None = None,
+    after: str | None = None,
+    *,
+    most: int,
+) -> list[Suggestion]:
+    """Suggest the cases whose labels would help most, the first one first.
+
     The unlabelled training cases are the candidates, but for `after`, which the person just left.
     Those that were skipped or rejected since the present teacher is in force come last.
 
@@ -50,6 +67,8 @@ def suggest(
         What is known of the cases, see :mod:`napari_jrss.app.case_summary`.
     agreement
         Mean Dice of propagated labels and the teacher's, by case, where it was measured.
+    most
+        How many cases at most.
     """
     cases = project.cases()
     wanted = [c.case_id for c in cases if c.split is Split.TRAIN and not c.labelled]
@@ -57,7 +76,7 @@ def suggest(
     put_off = _put_off(project)
     candidates = [case_id for case_id in wanted if case_id not in put_off] or wanted
     if not candidates:
-        return None
+        return []
     labelled = [c.case_id for c in cases if c.labelled]
     criteria = [
         _disagreement(candidates, figures),
@@ -67,28 +86,36 @@ def suggest(
     ]
     criteria = [criterion for criterion in criteria if criterion]
     if not criteria:
-        return Suggestion(candidates[0], "nothing is known of the cases yet, so by name", 0.0)
+        why = "nothing is known of the cases yet, so by name"
+        return [Suggestion(case_id, why, 0.0) for case_id in candidates[:most]]
     ranks = [_ranks(criterion) for criterion in criteria]
     scores = {
         case_id: float(np.mean([rank.get(case_id, 0.5) for rank in ranks]))
         for case_id in candidates
     }
-    best = max(candidates, key=lambda case_id: scores[case_id])
+    found = []
+    for case_id in sorted(candidates, key=lambda case_id: -scores[case_id])[:most]:
+        reason = _reason(case_id, ranks, criteria)
+        if case_id in put_off:
+            reason = f"all others are done; it was {put_off[case_id]} before; {reason}"
+        found.append(Suggestion(case_id, reason, scores[case_id]))
+    return found
+
+
+def _reason(
+    case_id: str, ranks: Sequence[Mapping[str, float]], criteria: Sequence[Criterion]
+) -> str:
+    """Why a case, in words: by the criteria in which it needs a label more than most."""
     reasons = sorted(
         (
-            (rank[best], criterion[best][1])
+            (rank[case_id], criterion[case_id][1])
             for rank, criterion in zip(ranks, criteria, strict=True)
-            if best in rank
+            if case_id in rank
         ),
         key=lambda reason: -reason[0],
     )
     strong = [words for rank, words in reasons if rank >= 0.5][:2]
-    reason = (
-        "; ".join(strong or [words for _, words in reasons[:1]]) or "nothing is known of it yet"
-    )
-    if best in put_off:
-        reason = f"all others are done; it was {put_off[best]} before; {reason}"
-    return Suggestion(best, reason, scores[best])
+    return "; ".join(strong or [words for _, words in reasons[:1]]) or "nothing is known of it yet"
 
 
 MOST_READ = 60

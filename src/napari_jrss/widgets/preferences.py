@@ -47,15 +47,19 @@ def follow_preferences(session: Session) -> Callable[[], None]:
     def apply_echo(_event: object = None) -> None:
         session.review.echoes.after_accept = page.work.echo
 
+    def apply_ahead(_event: object = None) -> None:
+        session.review.ahead.cases = page.work.ahead
+
     apply()
     apply_refine()
     apply_learn()
     apply_echo()
+    apply_ahead()
     work = page.work.events
     connected = [(each, apply) for each in (page.person.events.author, work.device, work.autosave)]
     # Apart from the others: a change of those must not undo what was ticked in the tab since.
     connected += [(work.refine, apply_refine), (work.learn, apply_learn)]
-    connected += [(work.echo, apply_echo)]
+    connected += [(work.echo, apply_echo), (work.ahead, apply_ahead)]
     for signal, follower in connected:
         signal.connect(follower)
 

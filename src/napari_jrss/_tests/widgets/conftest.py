@@ -28,6 +28,8 @@ def _own_settings(
     QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, folder)
     # A native dialog has no widgets that a test could click.
     QCoreApplication.setAttribute(Qt.ApplicationAttribute.AA_DontUseNativeDialogs)
+    # Most teachers here have no networks to make drafts by; who tests drafts ahead turns them on.
+    get_plugin_settings(PLUGIN).work.ahead = 0
     yield
     get_plugin_settings(PLUGIN).reset()
 

@@ -303,15 +303,16 @@ def propagate(
 
 
 def register_labelled(
-    project: Project, case_id: str, registrar: Registrar
+    project: Project, case_id: str, registrar: Registrar, voters: Sequence[str] | None = None
 ) -> Iterator[RegistrationReport | Prediction]:
-    """Register every other labelled case to a case.
+    """Register labelled cases to a case: `voters`, or every other one.
 
     Yields the figures of each pair; last, the label that all of them vote for.
     """
     from napari_jrss.inference.predict import Votes
 
-    atlases = [case for case in project.snapshot().labelled if case != case_id]
+    labelled = project.snapshot().labelled if voters is None else voters
+    atlases = [case for case in labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no other labelled case to register")
     names = project.table.names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +60,24 @@ def with_votes(teacher: Prediction, vote: Prediction, voters: int) -> Prediction
     n / (n + 1): as if one more voter had no opinion.
     """
     return average(teacher, vote, voters / (voters + 1))
+
+
+def propagated_drafts(
+    voters: Sequence[str],
+    vote: Prediction,
+    teacher: Prediction | None,
+    round_number: int | None,
+) -> dict[str, Prediction]:
+    """The drafts that a vote gives, by their keys, the best last.
+
+    These are the vote of some labelled cases and, where a teacher has predicted the case, in a
+    round of this number, the average of both.
+    """
+    draft = "case:" + ",".join(voters)
+    found = {draft: vote}
+    if teacher is not None:
+        found[f"{draft}+round:{round_number}"] = with_votes(teacher, vote, len(voters))
+    return found
 
 
 def _ranked(

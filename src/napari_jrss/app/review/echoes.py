@@ -141,13 +141,7 @@ class Echoes:
 
     def _like(self, project: Project, teacher: Round, case_id: str) -> list[str]:
         """Cases without a label that the teacher predicted, those most like a case first."""
-        here = self._cohort.appearance(case_id)
-        likeness: dict[str, float] = {}
-        for name in project.snapshot().unlabelled:
-            there = self._cohort.appearance(name)
-            known = here is not None and there is not None
-            likeness[name] = float(here.vector @ there.vector) if known else 0.0  # type: ignore[union-attr]
-        ranked = sorted(likeness, key=lambda name: -likeness[name])
+        ranked = self._cohort.most_like(case_id, project.snapshot().unlabelled)
         return [name for name in ranked if teacher.files.has_prediction(name)][:MOST_CASES]
 
     def _place_in(

@@ -349,10 +349,12 @@ def read_case(
     author: str,
     known: CachedCase | None = None,
     autosave_s: float = PERIOD_S,
+    ahead: tuple[str, Label] | None = None,
 ) -> OpenCase:
     """Read a case for review, with the corrections that were kept for it, if any.
 
     `author` is "" if the name isn't known yet; what is still in memory (`known`) isn't read again.
+    `ahead` is a draft that was made before, by its key and on the scan's voxels.
     A :class:`ProjectError` if the case or its label in force can't be read.
     """
     case = project.case(case_id)
@@ -365,6 +367,9 @@ def read_case(
     elif teacher is not None:
         prediction = teacher.files.prediction(case_id)
     classes = len(project.table.names)
+    drafts = {} if known is None else known.drafts
+    if ahead is not None:
+        drafts[ahead[0]] = ahead[1]
     corrections, last = None, None
     if not project.read_only and (found := recoverable(project, case_id)) is not None:
         corrections, last = Corrections.resume(project, found), found.info.last_change
@@ -372,7 +377,7 @@ def read_case(
         for index in found.info.accepted:
             editor.lock(index)
     else:
-        draft = _usual_draft(project, case, transform, teacher, prediction)
+        draft = _usual_draft(project, case, transform, teacher, prediction, ahead)
         editor = LabelEditor(*draft, classes)
     autosave = Autosave(project, case_id, editor, queue, author, corrections, autosave_s)
     if not project.read_only:
@@ -391,7 +396,7 @@ def read_case(
         teacher,
         prediction,
         screening,
-        drafts={} if known is None else known.drafts,
+        drafts=drafts,
         kept=kept_drafts(project, case_id),
     )
 
@@ -409,13 +414,17 @@ def _usual_draft(
     transform: GridTransform,
     teacher: Round | None,
     prediction: Prediction | None,
+    ahead: tuple[str, Label] | None,
 ) -> tuple[Label, str]:
     """The draft to start from.
 
-    The label in force, else the pseudo-label, else the latest of another program, else a blank one.
+    The label in force, else what was made ahead, else the pseudo-label, else the latest of another
+    program, else a blank one. Where the teacher's draft was rejected, that of another program.
     """
     if case.label_version is not None:
         return project.scan_label(case.case_id), f"version:{case.label_version}"
+    if ahead is not None and case.status is not Status.REJECTED:
+        return ahead[1].copy(), ahead[0]
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
         return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
     for draft in kept_drafts(project, case.case_id)[:1]:

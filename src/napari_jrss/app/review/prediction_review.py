@@ -14,7 +14,7 @@ from napari_jrss.app.pairs.registering import (
     register_labelled,
     require_engine,
 )
-from napari_jrss.app.review.consensus import with_votes
+from napari_jrss.app.review.consensus import propagated_drafts
 from napari_jrss.app.review.open_case import BLANK, CurrentCase, OpenCase, draft_in_words
 from napari_jrss.app.review.regions import Region, uncertain_regions
 from napari_jrss.app.rounds.train import UNLEARNED
@@ -25,6 +25,7 @@ from napari_jrss.io.predictions import Prediction
 from napari_jrss.training.screening import Screened, Screening
 
 if TYPE_CHECKING:
+    from napari_jrss.project.project import Project
     from napari_jrss.project.records import Round
 
 
@@ -106,11 +107,8 @@ class PredictionReview:
 
     def _keep_drafts(self, case: OpenCase, voters: list[str], vote: Prediction) -> None:
         """Offer a vote as a draft, and its average with what the teacher predicts."""
-        draft = "case:" + ",".join(voters)
-        found = {draft: vote}
-        if case.prediction is not None and case.teacher is not None:
-            both = with_votes(case.prediction, vote, len(voters))
-            found[f"{draft}+round:{case.teacher.number}"] = both
+        number = None if case.teacher is None else case.teacher.number
+        found = propagated_drafts(voters, vote, case.prediction, number)
         for key, prediction in found.items():
             case.drafts[key] = case.transform.prediction_to_scan(prediction)
         best = next(reversed(found))
@@ -145,15 +143,9 @@ class PredictionReview:
         assert teacher is not None
 
         def work(cancel: threading.Event) -> Iterator[object]:
-            from napari_jrss.inference.load import load_predictor
-
-            files, joint = teacher.files, teacher.parent is not None
-            predict = load_predictor(files, self._workspace.device, with_student=joint)
+            prediction = teacher_prediction(project, teacher, case.case_id, self._workspace.device)
             if cancel.is_set():
                 return
-            prediction = predict(project.channel_images(case.case_id))
-            if not project.read_only:
-                files.write_prediction(case.case_id, prediction)
             self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))
             yield prediction
 
@@ -203,6 +195,20 @@ class PredictionReview:
                 self.predict(case)
 
         self._current.queue.submit(look)
+
+
+def teacher_prediction(project: Project, teacher: Round, case_id: str, device: str) -> Prediction:
+    """What a round's teacher predicts of a case; it is computed, and kept, if it isn't known."""
+    found = teacher.files.prediction(case_id)
+    if found is None:
+        from napari_jrss.inference.load import load_predictor
+
+        joint = teacher.parent is not None
+        predict = load_predictor(teacher.files, device, with_student=joint)
+        found = predict(project.channel_images(case_id))
+        if not project.read_only:
+            teacher.files.write_prediction(case_id, found)
+    return found
 
 
 def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:

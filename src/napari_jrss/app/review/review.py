@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from psygnal import Signal
 
+from napari_jrss.app.review.ahead import DraftsAhead
 from napari_jrss.app.review.disputed import Disputed
 from napari_jrss.app.review.echoes import Echoes
 from napari_jrss.app.review.editor import Edit
@@ -103,6 +104,8 @@ class Review:
         # Cases that may have an error which was corrected in another one.
         self.echoes = Echoes(workspace, cohort)
         self.accepted.connect(self.echoes.accepted)
+        # Drafts of the cases that come next.
+        self.ahead = DraftsAhead(self._current, cohort)
 
     # -- open and leave
 
@@ -170,9 +173,16 @@ class Review:
         if not self._is_wanted(project, case_id):
             return
         known, workspace = self._cache.get(case_id), self._workspace
+        ahead = self.ahead.draft_of(case_id)
         try:
             case = read_case(
-                project, case_id, self.queue, workspace.author, known, workspace.autosave_s
+                project,
+                case_id,
+                self.queue,
+                workspace.author,
+                known,
+                workspace.autosave_s,
+                None if ahead is None else (ahead.draft, ahead.label),
             )
         except Exception:
             if self._wanted == case_id:
@@ -235,8 +245,9 @@ class Review:
         return done
 
     def stop_background(self, timeout: float | None = 10.0) -> bool:
-        """Stop what is looked for in other cases; whether that ended within `timeout` seconds."""
+        """Stop what is done in other cases; whether that ended within `timeout` seconds."""
         self.echoes.stop()
+        self.ahead.stop()
         return self._workspace.background.wait(timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -390,6 +401,7 @@ class Review:
         def look() -> None:
             self.suggestion = self._cohort.suggest(after)
             self.suggestion_changed.emit()
+            self.ahead.refresh()
             if tell and self.suggestion is None:
                 self._workspace.notified.emit("Every other training case has a label")
 

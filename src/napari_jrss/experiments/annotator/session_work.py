@@ -93,6 +93,7 @@ def opened_session(path: Path, device: str) -> Iterator[Session]:
     session, failed = Session(author=AUTHOR, device=device), list[Exception]()
     session.rounds.own_process = False
     session.review.queue.failed.connect(failed.append)
+    session.workspace.background.failed.connect(failed.append)
     session.open(path)
     try:
         yield session
@@ -204,19 +205,21 @@ class LoopWork:
         review, loop, settings = self._session.review, self._loop, self._settings
         if any(each.case_id == case_id for each in review.unfinished):
             review.discard_unfinished(case_id)
+        started = time.process_time()
+        if loop.draft in ("atlas", "average"):  # as a window makes it before the case is opened
+            review.ahead.prepare([case_id])
+            self._session.workspace.background.wait()
         review.open(case_id, Leave.DISCARD)
         self._wait()
+        begun = review.open_case.editor.origin.draft
+        if loop.draft in ("atlas", "average") and not begun.startswith("case:"):
+            raise ProjectError(f"{case_id}: no label was propagated to it")
         project, classes = self._project, len(self._project.table.names)
         truth = hidden_label(project, case_id)
         seed = [self._seed, *sha256(case_id.encode()).digest()[:4]]
         belief = believed(truth, classes, settings.hand_sd_voxels, seed)
         task = Task(truth, belief, settings.goal_dice, settings.axis, classes, costs_of(settings))
         work = Correcting(review, task)
-        started = time.process_time()
-        if loop.draft in ("atlas", "average"):
-            work.effort.clicks += 2  # propagate, and start from what comes
-            review.start_from(self._propagated())
-            self._wait()
         draft_dice = work.dice()
         work.look_through()
         if loop.interpolation:
@@ -242,13 +245,6 @@ class LoopWork:
         review.close_case()
         self._wait()
         return row
-
-    def _propagated(self) -> str:
-        """Let the labelled cases vote for the open one; the key of the draft that comes last."""
-        prediction = self._session.review.prediction
-        prediction.propagate()
-        self._wait()
-        return next(reversed(self._session.review.open_case.drafts))
 
     # -- learning
 
