@@ -207,9 +207,11 @@ class LabelTable(BaseModel):
         return cls.of_groups({names.get(i, f"label {i}"): (i,) for i in sorted(set(ids) - {0})})
 
 
-# Left or right as a word of its own, or as a letter set apart: Left-Caudate, lh.caudate, caudate_L.
+# Left or right as a word of its own, or as a letter set apart: Left-Caudate, lh.caudate, caudate_L,
+# ctx-lh-insula.
 _SIDE = re.compile(
-    r"(?i)^(?:left|right|lh|rh|l|r)[\W_]+|[\W_]+(?:left|right)(?=[\W_]|$)[)\]]?|[\W_]+[lr]$"
+    r"(?i)^(?:left|right|lh|rh|l|r)[\W_]+|(?<=[\W_])(?:lh|rh)[\W_]+"
+    r"|[\W_]+(?:left|right)(?=[\W_]|$)[)\]]?|[\W_]+[lr]$"
 )
 
 

@@ -213,6 +213,7 @@ def test_structures_are_chosen_renamed_and_merged() -> None:
         ("caudate_R", "caudate"),
         ("Hippocampus (left)", "Hippocampus"),
         ("rib_left_3", "rib_3"),
+        ("ctx-lh-insula", "ctx-insula"),
         ("lateral ventricle", "lateral ventricle"),
         ("left", "left"),
     ],

@@ -15,12 +15,13 @@ from napari_jrss._tests.app.phantoms import give_teacher, make_project
 from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.app.next_step import Step
+from napari_jrss.app.review.open_case import StructureRow
 from napari_jrss.project.project import Project
 from napari_jrss.widgets.dialogs.keys import KeySheet
 from napari_jrss.widgets.layers.orientation import letters
 from napari_jrss.widgets.layers.review import IMAGE, OUTLINE
 from napari_jrss.widgets.main_widget import MainWidget
-from napari_jrss.widgets.tables.structures import EMPTY, HERE, NAME
+from napari_jrss.widgets.tables.structures import ALL, EMPTY, HERE, HERE_FIRST, NAME, StructurePanel
 
 
 @pytest.fixture
@@ -178,6 +179,14 @@ def test_of_many_structures_those_that_are_wanted_are_shown(
     assert shown() == [
         f"structure {i}" for i in sorted(set(np.unique(person.label[person.z])) - {0})
     ]
+    panel.kind.setCurrentText(HERE_FIRST)
+    number = 1 if person.z > person.label.shape[0] // 2 else -1
+    for step in range(3):  # through slices that hold other structures
+        here = [f"structure {i}" for i in sorted(set(np.unique(person.label[person.z])) - {0})]
+        others = [f"structure {i}" for i in range(1, 11) if f"structure {i}" not in here]
+        assert shown() == here + others, step
+        person.viewer.dims.set_current_step(0, person.z - 3 * number)
+        person.settle()
     panel.kind.setCurrentText(EMPTY)
     assert shown() == []
     panel.kind.setCurrentIndex(0)
@@ -189,6 +198,31 @@ def test_of_many_structures_those_that_are_wanted_are_shown(
     person.settle()
     assert person.layer.selected_label == 9
     assert 9 in person.label[person.z]
+    QTest.keyClicks(panel.search, "1")
+    assert shown() == ["structure 10", "structure 1"]
+    table.sortByColumn(NAME, Qt.SortOrder.AscendingOrder)
+    assert shown() == ["structure 1", "structure 10"]
+
+
+def test_left_and_right_stand_together(qtbot: QtBot) -> None:
+    names = ["Left-Caudate", "ctx-lh-insula", "brain stem", "ctx-rh-insula", "right caudate"]
+    panel = StructurePanel(lambda: {5})
+    qtbot.addWidget(panel)
+    rows = [
+        StructureRow(i, name, "#ff0000", 1.0, None, None, False) for i, name in enumerate(names, 1)
+    ]
+    panel.show_rows(rows, False)
+
+    def shown() -> list[int]:
+        return [names.index(panel.table.item(r, NAME).text()) + 1 for r in range(len(names))]
+
+    assert shown() == [1, 5, 2, 4, 3]
+    assert panel.table.index == 1
+    panel.kind.setCurrentText(HERE_FIRST)
+    assert shown() == [5, 1, 2, 4, 3]
+    assert panel.table.index == 1
+    panel.kind.setCurrentText(ALL)
+    assert shown() == [1, 5, 2, 4, 3]
 
 
 def test_one_structure_alone_and_outlines_by_a_key(person: Person) -> None:

@@ -1,6 +1,6 @@
 """The structures of the case under review: colour, volume, confidence, accepted or not."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
@@ -8,6 +8,7 @@ from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QLineEdit, QSizePolicy, QTableWidgetItem, QWidget
 
 from napari_jrss.app.review.open_case import StructureRow
+from napari_jrss.labels import without_side
 from napari_jrss.widgets.controls import choice, in_column, in_row
 from napari_jrss.widgets.tables.rows import RIGHT, RowTable, number_text
 
@@ -19,6 +20,7 @@ _COLUMNS = {
     "Done": "Tick to accept this structure: nothing changes it until you remove the tick",
 }
 NAME, VOLUME, CONFIDENCE, ACCEPTED = range(len(_COLUMNS))
+_ORDER = len(_COLUMNS)  # a hidden column, by which rows are sorted until a heading is clicked
 _FEW = 8  # structures that are seen without a search
 _USE = {
     None: "There is no prediction of this structure yet",
@@ -26,7 +28,8 @@ _USE = {
     False: "Would not be used for training at this threshold",
 }
 
-ALL, HERE, NOT_DONE, EMPTY = "All", "In this slice", "Not done yet", "Empty"
+ALL, HERE_FIRST, HERE = "All", "This slice first", "In this slice"
+NOT_DONE, EMPTY = "Not done yet", "Empty"
 
 
 class _Cell(QTableWidgetItem):
@@ -41,7 +44,11 @@ class _Cell(QTableWidgetItem):
 
 
 class StructureTable(RowTable):
-    """One row for each structure, in the label table's order until a heading is clicked."""
+    """One row for each structure.
+
+    Until a heading is clicked they are in the label table's order, but left and right of one
+    structure stand together.
+    """
 
     chosen = Signal(int)
     """The index of the structure whose row was chosen."""
@@ -51,8 +58,9 @@ class StructureTable(RowTable):
     """The index of a structure, and whether it was ticked."""
 
     def __init__(self) -> None:
-        super().__init__(_COLUMNS, stretch=NAME)
-        self.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        super().__init__({**_COLUMNS, "": ""}, stretch=NAME)
+        self.setColumnHidden(_ORDER, True)
+        self.horizontalHeader().setSortIndicator(_ORDER, Qt.SortOrder.AscendingOrder)
         self._cells: dict[int, list[_Cell]] = {}
         self._shown: dict[int, StructureRow] = {}
         self.itemSelectionChanged.connect(self._row_chosen)
@@ -93,8 +101,24 @@ class StructureTable(RowTable):
                 self._show_row(each)
                 self._shown[each.index] = each
         self._set_ticks(not read_only)
+        self.setSortingEnabled(True)
         if structures and self.currentRow() < 0:
             self.selectRow(0)
+        self.blockSignals(False)
+
+    def put_first(self, indices: Collection[int]) -> None:
+        """Show some structures above all others; by the usual order, whatever heading it was."""
+        wanted = {
+            index: (index not in indices, *place)
+            for index, place in _together(self._shown.values()).items()
+        }
+        if all(self._cells[index][_ORDER].value == value for index, value in wanted.items()):
+            return
+        self.blockSignals(True)
+        self.setSortingEnabled(False)
+        self.horizontalHeader().setSortIndicator(_ORDER, Qt.SortOrder.AscendingOrder)
+        for index, value in wanted.items():
+            self._cells[index][_ORDER].value = value
         self.setSortingEnabled(True)
         self.blockSignals(False)
 
@@ -106,8 +130,10 @@ class StructureTable(RowTable):
     def _make_rows(self, structures: Sequence[StructureRow]) -> None:
         chosen = self.index
         self.clear_rows()
-        self._cells = {each.index: [_Cell() for _ in _COLUMNS] for each in structures}
+        self._cells = {each.index: [_Cell() for _ in range(_ORDER + 1)] for each in structures}
         self.fill(list(self._cells.values()))
+        for index, place in _together(structures).items():
+            self._cells[index][_ORDER].value = (False, *place)
         for index, cells in self._cells.items():
             cells[NAME].setData(Qt.ItemDataRole.UserRole, index)
             for column in (VOLUME, CONFIDENCE):
@@ -120,7 +146,7 @@ class StructureTable(RowTable):
         self.updateGeometry()
 
     def _show_row(self, structure: StructureRow) -> None:
-        name, volume, confidence, accepted = self._cells[structure.index]
+        name, volume, confidence, accepted, _ = self._cells[structure.index]
         before = self._shown.get(structure.index)
         if before is None or (before.name, before.colour) != (structure.name, structure.colour):
             name.setText(structure.name)
@@ -174,6 +200,15 @@ class StructureTable(RowTable):
             self.accepted.emit(self._index_at(item.row()), on)
 
 
+def _together(structures: Iterable[StructureRow]) -> dict[int, tuple[int, int]]:
+    """A place in the order for each index: that of the first one of its name without a side."""
+    first: dict[str, int] = {}
+    return {
+        each.index: (first.setdefault(without_side(each.name).lower(), each.index), each.index)
+        for each in structures
+    }
+
+
 class StructurePanel(QWidget):
     """The table with a search and a filter above it, where there are many structures.
 
@@ -190,10 +225,15 @@ class StructurePanel(QWidget):
             clearButtonEnabled=True,
             toolTip="Show only structures whose name holds each of these words (F3)",
         )
-        self.kind = choice("Show only structures of this kind", ALL, HERE, NOT_DONE, EMPTY)
+        self.kind = choice(
+            "Show only structures of this kind, or those in this slice above all others",
+            *(ALL, HERE_FIRST, HERE, NOT_DONE, EMPTY),
+        )
         self.search.textChanged.connect(self.filter)
         self.search.returnPressed.connect(self._take_first)
-        self.kind.currentTextChanged.connect(self.filter)
+        # Qt hides rows by their place, whatever is sorted into it.
+        self.table.horizontalHeader().sortIndicatorChanged.connect(self.filter)
+        self.kind.currentTextChanged.connect(self._kind_chosen)
         self._row = QWidget()
         in_column(self._row, in_row(self.search, self.kind, stretch=(1,))).setContentsMargins(
             0, 0, 0, 0
@@ -209,12 +249,23 @@ class StructurePanel(QWidget):
         self._row.setVisible(many)
         policy = QSizePolicy.Policy.Expanding if many else QSizePolicy.Policy.Maximum
         self.setSizePolicy(QSizePolicy.Policy.Preferred, policy)
+        if self.kind.currentText() == HERE_FIRST:
+            self._put_first()
         self.filter()
 
     def slice_changed(self) -> None:
-        """Show the structures of another slice, if only those are wanted."""
-        if self.kind.currentText() == HERE:
+        """Show the structures of another slice, if it matters which it is."""
+        if self.kind.currentText() == HERE_FIRST:
+            self._put_first()
+        if self.kind.currentText() in (HERE, HERE_FIRST):
             self.filter()
+
+    def _kind_chosen(self, kind: str) -> None:
+        self._put_first()
+        self.filter()
+
+    def _put_first(self) -> None:
+        self.table.put_first(self._here() if self.kind.currentText() == HERE_FIRST else ())
 
     def filter(self) -> None:
         """Show the rows that are wanted now."""
@@ -223,6 +274,7 @@ class StructurePanel(QWidget):
         here = self._here() if kind == HERE else ()
         belongs: dict[str, Callable[[StructureRow], bool]] = {
             ALL: lambda each: True,
+            HERE_FIRST: lambda each: True,
             HERE: lambda each: each.index in here,
             NOT_DONE: lambda each: not each.accepted,
             EMPTY: lambda each: not each.volume_ml,
