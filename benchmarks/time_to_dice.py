@@ -10,8 +10,8 @@ its pre-training and then one joint round. `former` is OBELISK with the settings
 ``ixi``, its pre-training alone. `monai` is DynUNet with nnU-Net's recipe: instance normalisation,
 deep supervision, Dice and cross-entropy, SGD with Nesterov's momentum, a rate that falls as a
 polynomial, a third of the crops around a structure, affine and intensity augmentation. It has as
-many CPU seconds as `ours` took for its pre-training, sees crops of the same size, and mirrors
-nothing. Each curve is a JSON file in `--out`; one that is there is not measured again.
+many CPU seconds as `ours` took with its round, sees crops of the same size, and mirrors nothing.
+Each curve is a JSON file in `--out`; one that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def curve(events: Iterator[Event], stage: str, title: str) -> Iterator[Point]:
 
 
 def monai(snapshot: CohortSnapshot, wanted: argparse.Namespace, out: Path) -> None:
-    """DynUNet with nnU-Net's recipe, for as long as our pre-training."""
-    own = json.loads((out / "ours.json").read_text())
+    """DynUNet with nnU-Net's recipe, for as long as our pre-training and round."""
+    own = json.loads((out / "round.json").read_text())
     budget = float(own["points"][-1][1])
     torch.manual_seed(wanted.seed)
     rng = np.random.default_rng(wanted.seed)
