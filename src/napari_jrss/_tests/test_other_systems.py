@@ -62,6 +62,7 @@ def test_no_module_calls_what_only_posix_has() -> None:
     assert found >= GUARDED, "no longer used: take it out of the list"
 
 
+@pytest.mark.slow
 def test_every_worker_is_spawned() -> None:
     """A fork copies locks; Windows has none, and macOS advises against it."""
     for path in SOURCES:

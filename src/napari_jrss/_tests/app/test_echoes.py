@@ -88,6 +88,7 @@ def test_a_place_is_carried_and_named_where_the_same_is_wrong() -> None:
     assert echo.support(found, expected, []) == 0
 
 
+@pytest.mark.slow
 def test_a_case_with_the_same_error_is_named_and_no_other(session: Session) -> None:
     project = session.workspace.open_project
     first, second, third = project.snapshot().unlabelled
@@ -124,6 +125,7 @@ def test_a_case_with_the_same_error_is_named_and_no_other(session: Session) -> N
     assert second not in session.review.echoes.found
 
 
+@pytest.mark.slow
 def test_a_script_asks_for_it_and_another_teacher_drops_it(session: Session) -> None:
     project = session.workspace.open_project
     first, second, _ = project.snapshot().unlabelled

@@ -500,6 +500,7 @@ def test_the_first_label_is_propagated_before_anything_is_trained(untrained: Ses
         assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.5
 
 
+@pytest.mark.slow
 def test_engines_are_compared_on_the_labelled_pairs(untrained: Session) -> None:
     project = untrained.workspace.open_project
     events = list(compare_engines.events(project, ["refine"], device="cpu"))

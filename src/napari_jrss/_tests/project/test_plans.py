@@ -26,6 +26,8 @@ from napari_jrss.project.records import Event, RoundOutcome
 from .conftest import TABLE
 from .faults import of_an_older_version
 
+pytestmark = pytest.mark.slow
+
 COARSE = PreprocessingConfig(spacing_mm=(2.5, 2.5, 2.5))
 
 
@@ -167,7 +169,6 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_the_former_plan_holds(project_path: Path, tmp_path: Path) -> None:
     with Project.open(project_path) as project:
         before, grid = files(project, tmp_path / "before"), project.grid
