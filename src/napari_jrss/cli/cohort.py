@@ -18,6 +18,7 @@ from napari_jrss.cli.options import (
     ProjectPath,
     UsageError,
     WorkersOption,
+    names_of,
     workers_of,
 )
 
@@ -72,7 +73,10 @@ def init(
     ] = None,
     dicom: Annotated[
         Path | None,
-        Option(help="A folder of DICOM files: one case per image series, under a pseudonym."),
+        Option(
+            help="A folder of DICOM files: a case for each image series, or for each study with "
+            "--channels, under a pseudonym."
+        ),
     ] = None,
     keep_map: Annotated[
         Path | None,
@@ -105,8 +109,9 @@ def init(
         Option(
             metavar="T1,FLAIR",
             help="Which images of each case, where it has several: segmentation sees all, the "
-            "first is shown and registered.",
-            show_default="all that each case has",
+            "first is shown and registered. Of DICOM the series of a study whose description holds "
+            "the name, or fits a pattern: 'T1=*mprage*,FLAIR=*tirm*'.",
+            show_default="all that each case has; of DICOM each series is a case",
         ),
     ] = None,
     spacing: Annotated[
@@ -153,7 +158,7 @@ def init(
         "groups": groups,
         "dicom": dicom is not None,
         "series": series,
-        "channels": [name.strip() for name in (channels or "").split(",") if name.strip()],
+        "channels": names_of(channels),
         "keep_map": keep_map,
         "preprocessing": _wishes(
             spacing_mm=spacing,
@@ -246,6 +251,14 @@ def add(
         ),
     ] = None,
     series: Annotated[str | None, Option(help="Which images of a study, as for init.")] = None,
+    channels: Annotated[
+        str | None,
+        Option(
+            metavar="T1,FLAIR",
+            help="Which images of each case, as for init.",
+            show_default="those of the project",
+        ),
+    ] = None,
     workers: WorkersOption = None,
 ) -> None:
     """Add further scans, with their labels if they have any, to a project."""
@@ -256,7 +269,8 @@ def add(
 
     happened: list[Found | ScanRead] = []
     with jrss.Project.open(project) as opened, workers_of(workers, project, scans) as pool:
-        events = add_scans.events(opened, ScanFolders(scans, labels, series=series), pool)
+        folders = ScanFolders(scans, labels, series=series, channels=names_of(channels))
+        events = add_scans.events(opened, folders, pool)
         try:
             finish(shown(events, counting("reading scans")), happened.append)
         finally:

@@ -56,6 +56,11 @@ SharedOption = Annotated[
 ]
 
 
+def names_of(text: str | None) -> tuple[str, ...]:
+    """Names that stand between commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 class UsageError(JRSSError):
     """Options that don't go together."""
 

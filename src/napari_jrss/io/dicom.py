@@ -88,10 +88,11 @@ class DicomSeries:
     affine: Rows  # 4x4, voxel (x, y, z, 1) -> LPS mm, as rows
     shape: Shape  # voxels (z, y, x)
     # Series Instance UID; Patient ID or else Study Instance UID; what the scanner's user called the
-    # series. Never stored in a project.
+    # series; Study Instance UID or else that patient. Never stored in a project.
     uid: str
     patient: str
     description: str = ""
+    study: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -141,6 +142,7 @@ class _Plane:
     series: str
     patient: str
     description: str
+    study: str
     modality: str
     localizer: bool
     shape: tuple[int, int]
@@ -306,6 +308,7 @@ def _series_of(
                 uid=uid,
                 patient=group[0].patient,
                 description=group[0].description,
+                study=group[0].study,
             )
         )
     return series, rest
@@ -385,12 +388,14 @@ def _plane(
         raise ScanError("bad RescaleSlope or RescaleIntercept")
     # Without it, the images of one folder are a series if their geometry makes a stack.
     uid = str(header.get("SeriesInstanceUID", "")) or f"{_NO_UID}{file.parent}"
+    patient = str(header.get("PatientID") or header.get("StudyInstanceUID") or uid)
     kinds = value("FrameType") or header.get("ImageType") or ()
     return _Plane(
         image=Slice(file, number, slope, intercept, _padding(header)),
         series=uid,
-        patient=str(header.get("PatientID") or header.get("StudyInstanceUID") or uid),
+        patient=patient,
         description=str(header.get("SeriesDescription", "")),
+        study=str(header.get("StudyInstanceUID") or patient),
         modality=str(header.get("Modality", "")),
         localizer="LOCALIZER" in [str(kind).upper() for kind in kinds],
         shape=(int(header.Rows), int(header.Columns)),

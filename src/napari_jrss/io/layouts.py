@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -47,7 +47,7 @@ from napari_jrss.labels import (
 )
 
 if TYPE_CHECKING:
-    from napari_jrss.io.dicom import DicomSeries
+    from napari_jrss.io.dicom import DicomSeries, LeftOut
 
 __all__ = [
     "FoundCase",
@@ -199,9 +199,12 @@ def _beside(folder: Path, files: Sequence[Path]) -> FoundCohort:
 
 
 def discover_dicom(
-    folder: Path | str, labels: Path | str | None = None, series: str | None = None
+    folder: Path | str,
+    labels: Path | str | None = None,
+    series: str | None = None,
+    channels: Sequence[str] = (),
 ) -> FoundCohort:
-    """Find the image series in a folder of DICOM files; each is a case.
+    """Find the image series in a folder of DICOM files; each is a case, or each study is one.
 
     Case ids and patient groups are pseudonyms, new ones at each call; see
     :func:`~napari_jrss.io.dicom.find_series`. A SEG or RTSTRUCT in the folder is the label of the
@@ -216,11 +219,16 @@ def discover_dicom(
         the Series Instance UID or the Patient ID of a series, or the only ones on its voxels.
     series
         Only series whose description matches count, such as ``*T1*``; case doesn't matter.
+    channels
+        The images of a case, which are series of one study: a name, whose series' description
+        holds it, or a name and a pattern of the description, such as ``FLAIR=*tirm*``. The first is
+        registered. A study that lacks one, or has two, is left out. None: each series is a case.
 
     Raises
     ------
     ScanError
-        There is no such folder, no usable series in it, or no label belongs to a series.
+        There is no such folder, no usable series in it, or no label belongs to a series; or no
+        study has all images.
     """
     from napari_jrss.io.dicom import (
         LeftOut,
@@ -246,6 +254,17 @@ def discover_dicom(
             for name, n in sorted(others.items())
         ]
         found = kept
+    further: dict[str, tuple[DicomSeries, ...]] = {}
+    if channels:
+        studies, of_no_case = _studies(found, channels, Path(folder))
+        left += of_no_case
+        further = {first.name: tuple(rest) for first, *rest in studies}
+        left += [
+            LeftOut(path.name, f"a label of another image than {_named(channels[0])[0]}")
+            for s in found
+            for path in (() if s.name in further else by_name.get(s.name, ()))
+        ]
+        found = [first for first, *_ in studies]
     files: dict[str, list[Path]] = {s.name: by_name.get(s.name, []) for s in found}
     alone: list[Path] = []
     if labels is not None:
@@ -257,11 +276,72 @@ def discover_dicom(
     ]
     return FoundCohort(
         "dicom",
-        tuple(FoundCase(s.name, s, next(iter(files[s.name]), None)) for s in found),
+        tuple(
+            FoundCase(s.name, s, next(iter(files[s.name]), None), further.get(s.name, ()))
+            for s in found
+        ),
         unmatched_labels=tuple(alone),
         left_out=tuple(left),
         groups=patient_groups(found),
+        channels=tuple(_named(channel)[0] for channel in channels) if len(channels) > 1 else (),
     )
+
+
+def _named(channel: str) -> tuple[str, str]:
+    """Name of an image, and the pattern that its series' description matches."""
+    name, equals, pattern = channel.partition("=")
+    return name.strip(), pattern.strip() if equals else f"*{name.strip()}*"
+
+
+def _studies(
+    series: Sequence[DicomSeries], channels: Sequence[str], folder: Path
+) -> tuple[list[list[DicomSeries]], list[LeftOut]]:
+    """The series of each study in the order of the images, and the studies that lack one.
+
+    Raises a :class:`ScanError` if no study has all.
+    """
+    from napari_jrss.io.dicom import LeftOut, UnusableDicomError
+
+    wanted = [_named(channel) for channel in channels]
+    names = [name for name, _ in wanted]
+    if len(set(names)) < len(names) or not all(names):
+        raise ScanError(f"{folder}: name each image once: {', '.join(channels)}")
+    by_study: dict[str, list[DicomSeries]] = defaultdict(list)
+    for each in series:
+        by_study[each.study].append(each)
+    whole: list[list[DicomSeries]] = []
+    left: list[LeftOut] = []
+    unused: Counter[str] = Counter()
+    for group in by_study.values():
+        chosen: list[DicomSeries] = []
+        problem = ""
+        for name, pattern in wanted:
+            fits = [s for s in group if fnmatch(s.description.lower(), pattern.lower())]
+            if len(fits) == 1 and fits[0] not in chosen:
+                chosen.append(fits[0])
+            elif not fits:
+                problem = problem or f"has no {name}: no series is described as {pattern}"
+            else:
+                told = ", ".join(sorted(repr(s.description) for s in fits))
+                problem = problem or (
+                    f"which series is {name}? {pattern} fits {told}: give a pattern that fits one, "
+                    f"as {name}=PATTERN"
+                )
+        if problem:
+            place = os.path.commonpath([f.parent.absolute() for s in group for f in s.files])
+            where = os.path.relpath(place, folder.absolute())
+            count = f"{len(group)} series" if len(group) > 1 else "1 series"
+            left.append(LeftOut(f"study in {where} ({count})", problem))
+        else:
+            whole.append(chosen)
+            unused.update(s.description for s in group if s not in chosen)
+    if not whole:
+        raise UnusableDicomError(f"{folder}: no study has all images ({left[0].reason})")
+    left += [
+        LeftOut(f"{n} x {name or '(no description)'}", f"none of {', '.join(names)}")
+        for name, n in sorted(unused.items())
+    ]
+    return whole, left
 
 
 def _add_labels(
@@ -504,8 +584,10 @@ def _inside(root: Path, path: Path, name: str) -> Path:
         raise ScanError(f"{path}: {name[:100]!r} can't be a file") from error
 
 
-def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
+def write_dicom_map(path: Path, cases: Iterable[FoundCase], channels: Sequence[str] = ()) -> None:
     """Write a CSV of the patient and series of each case, which only its owner may read.
+
+    Where cases have several images, named `channels`, there is a row for each.
 
     It is a new file outside the project; an ``OSError`` if it exists or can't be written.
     """
@@ -514,12 +596,15 @@ def write_dicom_map(path: Path, cases: Iterable[FoundCase]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123
         table = csv.writer(file)
-        table.writerow(["case_id", "patient_id", "series_instance_uid", "folder", "description"])
+        about = ["case_id", "patient_id", "series_instance_uid", "folder", "description"]
+        table.writerow([*about, *(["image"] if channels else [])])
         for case in cases:
-            if isinstance(series := case.image, DicomSeries):
-                folder = os.path.commonpath([f.parent.absolute() for f in series.files])
-                row = [case.case_id, series.patient, series.uid, folder, series.description]
-                table.writerow(row)
+            images = zip(channels or ("",), (case.image, *case.others), strict=True)
+            for name, series in images:
+                if isinstance(series, DicomSeries):
+                    folder = os.path.commonpath([f.parent.absolute() for f in series.files])
+                    row = [case.case_id, series.patient, series.uid, folder, series.description]
+                    table.writerow([*row, *([name] if channels else [])])
 
 
 def read_case_groups(path: Path, column: str, case_ids: Sequence[str]) -> dict[str, str]:

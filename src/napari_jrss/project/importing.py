@@ -46,15 +46,14 @@ class ScanFolders:
     # image.
     series: str | None = None
     # Names of the images of each case that count, the one that is shown and registered first; none:
-    # all that each case has.
+    # all that each case has. Of DICOM the series of each image, see `discover_dicom`; none: each
+    # series is a case.
     channels: tuple[str, ...] = ()
 
     def discover(self) -> FoundCohort:
         """Find the scans; :class:`~napari_jrss.errors.ScanError` if there are none."""
         if self.dicom:
-            if self.channels:
-                raise ScanError(f"{self.images}: of DICOM one series is read for each case")
-            return discover_dicom(self.images, self.labels, self.series)
+            return discover_dicom(self.images, self.labels, self.series, self.channels)
         from napari_jrss.io.dicom import UnusableDicomError
 
         try:
@@ -62,10 +61,10 @@ class ScanFolders:
                 self.images, labels=self.labels, series=self.series, channels=self.channels
             )
         except ScanError as error:
-            if not self.images.is_dir() or self.channels:
+            if not self.images.is_dir():
                 raise
             try:
-                return discover_dicom(self.images, self.labels, self.series)
+                return discover_dicom(self.images, self.labels, self.series, self.channels)
             except UnusableDicomError:
                 raise
             except ScanError:

@@ -91,7 +91,8 @@ class Project(ProjectPlans):
         channels
             Names of the images of each case that count, where cases have several, such as T1 and
             FLAIR: the segmentation sees all, the first is shown and registered. None: all that each
-            case has.
+            case has. Of DICOM the series of a study whose description holds the name, or fits a
+            pattern, as ``FLAIR=*tirm*``; none: each series is a case.
         keep_map
             CSV file to write which DICOM series each case is; nothing else keeps that.
         preprocessing
@@ -144,7 +145,7 @@ class Project(ProjectPlans):
                 raise ProjectError(
                     f"{keep_map}: lies in the project, which holds no patient's identity"
                 )
-            write_dicom_map(Path(keep_map), found.cohort.cases)
+            write_dicom_map(Path(keep_map), found.cohort.cases, found.cohort.channels)
         project = Project.create(path, table, wishes, chosen, found.cohort.channels)
         try:
             yield found

@@ -13,7 +13,7 @@ import numpy as np
 from napari_jrss.errors import ProjectError, ScanError, from_os_error
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.preprocess.case_attributes import DICOM_SOURCE, CaseAttributes
+from napari_jrss.preprocess.case_attributes import DICOM_SOURCE, CaseAttributes, ChannelAttributes
 from napari_jrss.project.rounds import ProjectRounds
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ def _checksum(file: Path) -> str | None:
 def find_dicom_sources(
     folder: Path | str, cases: Iterable[CaseAttributes]
 ) -> dict[str, DicomSeries]:
-    """The series that cases were made from, among those of a folder; by case id.
+    """The series that cases were made from, among those of a folder.
+
+    They stand under the case id; those of further images under ``<case id>/<name>``.
 
     A series is recognised by its geometry and its voxels, not by identifiers, so an anonymised copy
     serves as well. A case whose series isn't there is missing from the result. A :class:`ScanError`
@@ -142,14 +144,17 @@ def find_dicom_sources(
     """
     from napari_jrss.io.dicom import checksum, find_series, read_series
 
-    wanted = [case for case in cases if case.source == DICOM_SOURCE]
+    images: dict[str, CaseAttributes | ChannelAttributes] = {}
+    for case in cases:
+        images |= {case.case_id: case} | {f"{case.case_id}/{c.name}": c for c in case.channels}
+    wanted = [(key, image) for key, image in images.items() if image.source == DICOM_SOURCE]
     found: dict[str, DicomSeries] = {}
     for series in find_series(folder)[0]:
         alike = [
-            case
-            for case in wanted
-            if case.transform.source_shape == series.shape
-            and np.allclose(case.transform.source_affine, series.affine, atol=1e-2)
+            (key, image)
+            for key, image in wanted
+            if image.transform.source_shape == series.shape
+            and np.allclose(image.transform.source_affine, series.affine, atol=1e-2)
         ]
         if not alike:
             continue
@@ -157,7 +162,7 @@ def find_dicom_sources(
             voxels = checksum(read_series(series))
         except ScanError:
             continue  # damaged, so no case was made from it
-        for case in alike:
-            if case.checksum == voxels:
-                found.setdefault(case.case_id, series)
+        for key, image in alike:
+            if image.checksum == voxels:
+                found.setdefault(key, series)
     return found

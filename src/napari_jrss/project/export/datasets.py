@@ -61,12 +61,12 @@ def export_ome_zarr(
             f"{there[0]}: exists already{more}; move it away or export into another folder"
         )
     for attributes in cases:
-        _source(attributes, sources)
+        _source(attributes.case_id, attributes, sources)
 
     def write() -> Iterator[Path]:
         out.make()
         for attributes, path in zip(cases, paths, strict=True):
-            scan = read_volume(_source(attributes, sources))
+            scan = read_volume(_source(attributes.case_id, attributes, sources))
             turned = scan.to_lps()
             x, y, z = (float(v) for v in turned.affine[:3, 3])
             try:
@@ -164,11 +164,12 @@ def export_dataset(
             for part, case_ids in (("imagesTr", training), ("imagesTs", testing)):
                 for case_id in case_ids:
                     attributes = project.attributes(case_id)
-                    volume = read_volume(_source(attributes, sources))
+                    volume = read_volume(_source(case_id, attributes, sources))
                     header = scan_header(attributes.transform)
                     write_nifti(out / part / f"{case_id}{channel}.nii.gz", volume.array, header)
                     for number, other in enumerate(attributes.channels[:further], start=1):
-                        image = _on_voxels_of(volume, read_volume(_file_of(case_id, other)))
+                        scan = _source(f"{case_id}/{other.name}", other, sources)
+                        image = _on_voxels_of(volume, read_volume(scan))
                         file = out / part / f"{case_id}_{number:04d}.nii.gz"
                         write_nifti(file, image, header)
                     if part == "imagesTr":
@@ -209,20 +210,18 @@ def _on_voxels_of(first: Volume, other: Volume) -> NDArray[np.float32]:
 
 
 def _source(
-    attributes: CaseAttributes, series: Mapping[str, DicomSeries]
+    case_id: str,
+    attributes: CaseAttributes | ChannelAttributes,
+    series: Mapping[str, DicomSeries],
 ) -> Path | Part | DicomSeries:
-    """The file or series that a case was made from, if it is still there and still that scan."""
+    """The file or series of a case's image, if it is still there and still that image.
+
+    `case_id` is followed by the image's name for a further image, as in `series`.
+    """
     if attributes.source == DICOM_SOURCE:
-        if attributes.case_id not in series:
-            raise ProjectError(
-                f"the DICOM series of case {attributes.case_id} isn't in that folder"
-            )
-        return series[attributes.case_id]
-    return _file_of(attributes.case_id, attributes)
-
-
-def _file_of(case_id: str, attributes: CaseAttributes | ChannelAttributes) -> Path | Part:
-    """The file of a case's image, if it is still there and still that image."""
+        if case_id not in series:
+            raise ProjectError(f"the DICOM series of case {case_id} isn't in that folder")
+        return series[case_id]
     path = Path(attributes.source)
     try:
         checksum = file_checksum(path)
