@@ -1,78 +1,159 @@
-"""How an import, a forecast and a series of rounds grow with the number of workers: a model.
+"""How an import, and a segmentation, of 10,000 scans grow with the number of workers: a model.
 
-    python benchmarks/scaling.py --data FOLDER_WITH_IMAGES_AND_LABELS
+    python benchmarks/scaling.py --data FOLDER_WITH_IMAGES_AND_LABELS --scans 14 56
 
-It measures, in CPU seconds: one scan of the folder in a worker, the same scan in the program that
-keeps the ledger, and an item that does nothing on a cluster of two workers on this computer. From
-these it computes 10,000 scans on 1 to 64 workers. What moves between computers is counted in bytes.
+It imports a small and a larger part of a cohort with one worker, and with --segment segments a
+quarter of each. The difference tells what a further scan costs: CPU seconds in the worker and in
+the program that keeps the ledger, and bytes that are read and written. An item that does nothing
+tells what dask costs. With these costs it simulates 10,000 scans on 1 to 64 workers, whose files
+lie on one network disk: each scan waits for dask's scheduler, the disk, a worker and the program,
+and each of these serves one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
+import json
+import os
 import resource
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from napari_jrss import Project
+import psutil
+
+import napari_jrss as jrss
+from napari_jrss.config import TrainingConfig, preset
+from napari_jrss.io.layouts import discover
 from napari_jrss.pool import in_processes
 
 SCANS = 10_000
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
+DISKS = {"1 Gbit/s": 110e6, "10 Gbit/s": 1.1e9}
+"""Bytes per second of a disk behind a network, as a rule of thumb."""
 
 
-def cpu(who: int) -> float:
-    used = resource.getrusage(who)
-    return used.ru_utime + used.ru_stime
+@dataclass(frozen=True)
+class Cost:
+    """Of a scan, or of all that doesn't grow with their number: CPU seconds, and bytes."""
+
+    worker: float
+    program: float
+    read: float
+    written: float
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self.each(lambda own, others: own - others, other)
+
+    def __truediv__(self, number: int) -> Cost:
+        return self.each(lambda own, _: max(0.0, own / number), self)
+
+    def times(self, number: int) -> Cost:
+        return self.each(lambda own, _: own * number, self)
+
+    def each(self, combine: Callable[[float, float], float], other: Cost) -> Cost:
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Cost(*(combine(*pair) for pair in pairs))
 
 
-def import_costs(data: Path, folder: Path) -> dict[str, float]:
-    """CPU seconds of a scan in a worker and in the program, and bytes read and written."""
-    own, workers = cpu(resource.RUSAGE_SELF), cpu(resource.RUSAGE_CHILDREN)
-    groups = data / "groups.csv"
-    groups = groups if groups.is_file() else None
-    project = Project.from_folders(
-        folder / "scaling.jrss", data / "images", data / "labels", groups=groups, workers=2
+def now() -> Cost:
+    """What this process, and its children that have ended, have used."""
+
+    def cpu(who: int) -> float:
+        used = resource.getrusage(who)
+        return used.ru_utime + used.ru_stime
+
+    # Linux counts the bytes of children that have ended, too
+    lines = Path("/proc/self/io").read_text().splitlines()
+    moved = {name: float(value) for name, value in (line.split(": ") for line in lines)}
+    return Cost(
+        cpu(resource.RUSAGE_CHILDREN),
+        cpu(resource.RUSAGE_SELF),
+        moved["rchar"],
+        moved["wchar"],
     )
-    with project:
-        count = len(project.cases())
-        stored = sum(f.stat().st_size for f in project.path.rglob("*") if f.is_file())
-    read = sum(f.stat().st_size for f in data.glob("*/*.nii*"))
-    return {
-        "scans": count,
-        "worker": (cpu(resource.RUSAGE_CHILDREN) - workers) / count,
-        "program": (cpu(resource.RUSAGE_SELF) - own) / count,
-        "read": read / count,
-        "written": stored / count,
-    }
 
 
-def item_cost(count: int = 300) -> float:
-    """Wall seconds of an item that does nothing, sent to a cluster and back."""
+def part_of(data: Path, count: int, folder: Path) -> Path:
+    """A folder with the first scans of a cohort and their labels."""
+    folder.mkdir()
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    for image in sorted((data / "images").iterdir())[:count]:
+        (folder / "images" / image.name).symlink_to(image)
+        label = data / "labels" / image.name
+        if label.is_file():
+            (folder / "labels" / image.name).symlink_to(label)
+    if (data / "groups.csv").is_file():
+        shutil.copy(data / "groups.csv", folder)
+    return folder
+
+
+def imported(cohort: Path) -> tuple[Cost, Path]:
+    """What the import of a cohort costs, and the project."""
+    groups = cohort / "groups.csv"
+    path = cohort / "study.jrss"
+    before = now()
+    jrss.Project.from_folders(
+        path,
+        cohort / "images",
+        cohort / "labels",
+        groups=groups if groups.is_file() else None,
+        workers=1,
+    ).close()
+    return now() - before, path
+
+
+def segmented(path: Path, config: TrainingConfig, scans: list[Path]) -> Cost:
+    """What it costs to segment scans; the network is hardly trained, which costs the same."""
+    with jrss.Project.open(path) as project:
+        project.split(labelled=2, validation=0, training=3)
+        jrss.train(project, config, rounds=0, device="cpu", anyway=True)
+        before = now()
+        made = jrss.segment_scans(project, scans, path.parent / "out", device="cpu", workers=1)
+        assert not any(each.problem for each in made)
+        return now() - before
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def dask_cost(count: int = 500) -> dict[str, float]:
+    """CPU seconds of an item that does nothing, in the scheduler and in the program that asks."""
     from napari_jrss.cluster import Cluster, worker_command, worker_environment
 
-    port = 18_786
+    port = free_port()
     here = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
     address = f"tcp://127.0.0.1:{port}"
     scheduler = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_scheduler", *here], stderr=subprocess.DEVNULL
     )
     worker = subprocess.Popen(
-        worker_command(address, 2, gpu=False),
+        worker_command(address, 1, gpu=False),
         env=worker_environment(1),
         stderr=subprocess.DEVNULL,
     )
     try:
-        time.sleep(5)
+        time.sleep(20)
         with Cluster(address) as cluster:
             list(in_processes(partial(max, 0), range(10), cluster))
-            started = time.perf_counter()
+            processes = (psutil.Process(scheduler.pid), psutil.Process())
+            before = [sum(each.cpu_times()[:2]) for each in processes]
             done = sum(1 for _ in in_processes(partial(max, 0), range(count), cluster))
-            return (time.perf_counter() - started) / done
+            after = [sum(each.cpu_times()[:2]) for each in processes]
+        used = [(b - a) / done for a, b in zip(before, after, strict=True)]
+        return {"scheduler": used[0], "asking": used[1]}
     finally:
         worker.terminate()
         scheduler.terminate()
@@ -80,27 +161,103 @@ def item_cost(count: int = 300) -> float:
         scheduler.wait()
 
 
+def simulate(
+    cost: Cost, start: float, workers: int, disk: float, scheduler: float
+) -> tuple[float, str]:
+    """Seconds until 10,000 scans are done, and what is busy longest.
+
+    A worker takes the next scan when it has ended one: it waits for the scheduler and for the disk,
+    computes, and hands over to the program that keeps the ledger. Those serve in turn.
+    """
+    moving = (cost.read + cost.written) / disk
+    free = {"the scheduler": 0.0, "the disk": 0.0, "the program": 0.0}
+    busy = dict.fromkeys(free, 0.0)
+
+    def served(by: str, since: float, seconds: float) -> float:
+        begun = max(since, free[by])
+        free[by] = begun + seconds
+        busy[by] += seconds
+        return free[by]
+
+    ready = [(0.0, n) for n in range(workers)]
+    end = 0.0
+    for _ in range(SCANS):
+        at, number = heapq.heappop(ready)
+        at = served("the disk", served("the scheduler", at, scheduler), moving)
+        at += cost.worker
+        heapq.heappush(ready, (at, number))
+        end = max(end, served("the program", at, cost.program))
+    busy["the workers"] = SCANS * cost.worker / workers
+    return start + end, max(busy, key=busy.__getitem__)
+
+
+def table(name: str, cost: Cost, fixed: Cost, dask: dict[str, float]) -> None:
+    """Print the costs, and the simulated hours."""
+    print(
+        f"\n{name}: {cost.worker:.2f} CPU s a scan in a worker, {1e3 * cost.program:.0f} ms in the "
+        f"program; {cost.read / 1e6:.2f} MB read, {cost.written / 1e6:.2f} MB written; once "
+        f"{fixed.worker:.1f} CPU s in each worker, {fixed.program:.1f} in the program"
+    )
+    asked = Cost(cost.worker, cost.program + dask["asking"], cost.read, cost.written)
+    start = fixed.program + fixed.worker
+    print("\n| workers | " + " | ".join(f"hours, {disk} | busy longest" for disk in DISKS) + " |")
+    print("|---" * (1 + 2 * len(DISKS)) + "|")
+    for workers in WORKERS:
+        cells = []
+        for rate in DISKS.values():
+            seconds, limit = simulate(asked, start, workers, rate, dask["scheduler"])
+            cells += [f"{seconds / 3600:.2f}", limit]
+        print(f"| {workers} | {' | '.join(cells)} |")
+
+
+def message_bytes(cohort: Path) -> float:
+    """Bytes of a case as it is sent to a worker."""
+    from distributed.protocol import serialize
+
+    cases = discover(images=cohort / "images", labels=cohort / "labels").cases
+    return sum(len(frame) for case in cases for frame in serialize(case)[1]) / len(cases)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    data = parser.parse_args().data
+    parser.add_argument("--scans", type=int, nargs=2, default=(14, 56), metavar=("FEW", "MANY"))
+    parser.add_argument("--segment", action="store_true", help="also measure a segmentation")
+    parser.add_argument("--json", type=Path, help="also write the costs there")
+    options = parser.parse_args()
+    few, many = options.scans
+    os.environ["OMP_NUM_THREADS"] = "1"
+    settings = preset("fast").model_dump()
+    settings["segmentation"] |= {"minimum_steps": 2, "steps_per_structure": 0}
+    config = TrainingConfig.model_validate(settings)
+    imports: list[Cost] = []
+    segments: list[Cost] = []
     with tempfile.TemporaryDirectory() as place:
-        costs = import_costs(data, Path(place))
-    item = item_cost()
-    print(f"{costs['scans']:.0f} scans: {costs['worker']:.2f} CPU s each in a worker, ", end="")
+        for count in (2, few, many):  # the first one loads what this process needs
+            cohort = part_of(options.data.absolute(), count, Path(place) / str(len(imports)))
+            cost, project = imported(cohort)
+            imports.append(cost)
+            if options.segment:
+                scans = sorted((cohort / "images").iterdir())[: max(1, count // 4)]
+                segments.append(segmented(project, config, scans))
+        sent = message_bytes(cohort)
+    dask = dask_cost()
     print(
-        f"{costs['program']:.3f} CPU s in the program; {costs['read'] / 1e6:.2f} MB read, ", end=""
+        f"dask: {1e3 * dask['scheduler']:.1f} CPU ms an item in the scheduler, "
+        f"{1e3 * dask['asking']:.1f} ms in the program; a case is sent in {sent:.0f} bytes"
     )
-    print(f"{costs['written'] / 1e6:.2f} MB written; an empty item {1e3 * item:.1f} ms\n")
-    print("| workers | hours for 10,000 scans | MB/s from the disk | what limits |")
-    print("|---|---|---|---|")
-    serial = SCANS * (costs["program"] + item)
-    for workers in WORKERS:
-        parallel = SCANS * costs["worker"] / workers
-        total = max(parallel, serial)
-        rate = SCANS * (costs["read"] + costs["written"]) / 1e6 / total
-        limit = "the workers" if parallel > serial else "the program that keeps the ledger"
-        print(f"| {workers} | {total / 3600:.2f} | {rate:.1f} | {limit} |")
+    known: dict[str, object] = {"dask": dask, "scans": [few, many]}
+    for name, costs, share in (("import", imports, 1), ("segment", segments, 4)):
+        if costs:
+            _, small, large = costs
+            each = (large - small) / (many // share - few // share)
+            fixed = (small - each.times(few // share)) / 1
+            # too little to be told from what the program does once, so all of it is counted
+            each = replace(each, program=large.program / (many // share))
+            table(name, each, fixed, dask)
+            known[name] = {"each": asdict(each), "measured": [asdict(cost) for cost in costs]}
+    if options.json:
+        options.json.write_text(json.dumps(known, indent=1))
 
 
 if __name__ == "__main__":
