@@ -258,6 +258,23 @@ class JointConfig(_Settings):
         return max(self.segmentation_epochs * steps_per_epoch, self.minimum_steps)
 
 
+class FineTraining(_Settings):
+    """A second network at the scans' own voxels, where these are finer than the training grid.
+
+    It sees crops around the borders of structures and the teacher's probabilities, which it
+    corrects. Learning rate, optimiser and batch size are those of the segmentation.
+    """
+
+    steps: int = Field(0, ge=0, title="Steps at the scans' own voxels")
+    """After the pre-training and after each round. 0: no such network is trained; labels are
+    interpolated from the training grid."""
+    crop: int = Field(48, ge=16, title="Crop (voxels along each axis)")
+    """Part of a scan that a step sees; less where the structures take up less."""
+    least_finer: float = Field(1.5, ge=1, title="Only where scans are finer, at least")
+    """How many times smaller the scans' voxels have to be: the cube root of the volumes' ratio, in
+    the middle of the labelled scans."""
+
+
 class RefinementConfig(_Settings):
     """How the field of one pair is improved after the network (docs/explanation/method.md)."""
 
@@ -328,6 +345,8 @@ class TrainingConfig(_Settings):
     """Screening of pseudo-labels."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Augmentation of training images."""
+    fine: FineTraining = FineTraining()
+    """Labels at the scans' own voxels."""
 
     @model_validator(mode="after")
     def _sensible(self) -> TrainingConfig:
@@ -417,6 +436,7 @@ _FAST: dict[str, object] = {
         "dropout": 0.0,
     },
     "screening": {"tau": 0.8, "learned_gate": True},
+    "fine": {"steps": 300},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
 _SMOKE: dict[str, object] = {
@@ -439,4 +459,5 @@ _SMOKE: dict[str, object] = {
         "ema_decay": 0.95,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
+    "fine": {"steps": 60},
 }

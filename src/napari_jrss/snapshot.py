@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_jrss.geometry import Shape, Triple
+from napari_jrss.geometry import Matrix, Shape, Triple
 
 Image = NDArray[np.float32]
 Label = NDArray[np.uint8] | NDArray[np.uint16]
@@ -31,6 +31,55 @@ class CaseArrays(Protocol):
 
     def label(self, case_id: str) -> Label:
         """Class indices (z, y, x) on the training grid."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CaseScan:
+    """A case on its scan's own voxels, turned to LPS.
+
+    Attributes
+    ----------
+    images
+        (channels, z, y, x), float32, intensities scaled as on the training grid. Further images
+        are brought to the voxels of the first.
+    scan_to_grid
+        4x4: voxel (x, y, z, 1) of the scan -> voxel of the training grid.
+    """
+
+    images: Image
+    scan_to_grid: Matrix
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels (z, y, x)."""
+        z, y, x = self.images.shape[1:]
+        return z, y, x
+
+    @property
+    def finer(self) -> float:
+        """How many times smaller its voxels are than those of the training grid."""
+        return times_finer(self.scan_to_grid)
+
+
+def times_finer(scan_to_grid: Matrix) -> float:
+    """Cube root of the volume of a voxel of the training grid, in voxels of the scan."""
+    return float(abs(np.linalg.det(scan_to_grid[:3, :3])) ** (-1 / 3))
+
+
+class CaseScans(Protocol):
+    """Source of the scans of a run at their own resolution, by case id; nothing is kept."""
+
+    def scan(self, case_id: str) -> CaseScan:
+        """The images of a case."""
+        ...
+
+    def scan_label(self, case_id: str) -> Label:
+        """Class indices (z, y, x) on the scan's voxels, of a case that has a label."""
+        ...
+
+    def finer(self, case_id: str) -> float:
+        """:func:`times_finer` of a case, without reading its voxels."""
         ...
 
 
@@ -97,6 +146,8 @@ class CohortSnapshot:
     channels
         Names of the images that each case has, the one that is registered first; empty where each
         has one.
+    scans
+        Source of the scans at their own resolution; None where only the training grid is at hand.
     """
 
     class_names: tuple[str, ...]
@@ -108,6 +159,7 @@ class CohortSnapshot:
     label_versions: Mapping[str, str]
     arrays: CaseArrays
     channels: tuple[str, ...] = ()
+    scans: CaseScans | None = None
 
     @property
     def inputs(self) -> int:

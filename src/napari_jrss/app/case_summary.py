@@ -61,7 +61,7 @@ def prediction_figures(
 
     `measure` says whether to read the label that gives the Dice, if there is one.
     """
-    prediction = teacher.files.prediction(case.case_id)
+    prediction = teacher.files.prediction(case.case_id, on_scan=False)
     if prediction is None:
         return None
     classes = len(project.table.classes)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -353,7 +354,9 @@ class Cohort:
             for done, case_id in enumerate(wanted, start=1):
                 if cancel.is_set():
                     return
-                files.write_prediction(case_id, predict(project.channel_images(case_id)))
+                scan = partial(project.case_scan, case_id)
+                made = predict(project.channel_images(case_id), scan)
+                files.write_prediction(case_id, made)
                 yield CasePredicted(done, len(wanted), case_id)
                 self.summarise()
 

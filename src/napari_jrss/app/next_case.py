@@ -171,7 +171,7 @@ def _agreement(project: Project, case_ids: Iterable[str], device: str) -> dict[s
     classes = len(project.table.classes)
     agreement = {}
     for case_id in case_ids:
-        prediction = teacher.files.prediction(case_id)
+        prediction = teacher.files.prediction(case_id, on_scan=False)
         assert prediction is not None
         draft = propagate(project, case_id, device=device).label
         scores = dice_per_class(draft, prediction.label, classes)

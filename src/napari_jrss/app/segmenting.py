@@ -29,13 +29,14 @@ from napari_jrss.io.volume import Volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.pool import Workers, mapped
 from napari_jrss.preprocess.pipeline import preprocess, preprocess_channel
-from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.preprocess.transform import GridTransform, at_own_resolution
 from napari_jrss.processes import WorkerDiedError
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.dicom_seg import require_outside, segmentation_bytes
 from napari_jrss.project.export.folder import ExportFolder
 from napari_jrss.project.export.labels import ending_for, label_bytes, label_names
 from napari_jrss.project.project import Project
+from napari_jrss.snapshot import CaseScan
 
 if TYPE_CHECKING:
     from napari_jrss.app.workspace import Workspace
@@ -129,13 +130,20 @@ class _Teacher:
             name = first.source or "the scan"
             raise ScanError(f"{name}: the teacher sees {seen} of each scan, not {len(volumes)}")
         ready = preprocess(first, None, project.preprocessing, project.grid)
-        images = [ready.image] + [
-            preprocess_channel(each, ready.transform, project.preprocessing).image
-            for each in volumes[1:]
+        brought = [ready] + [
+            preprocess_channel(each, ready.transform, project.preprocessing) for each in volumes[1:]
         ]
+        images = [each.image for each in brought]
+        transforms = [each.transform for each in brought]
         started = time.perf_counter()
-        prediction = self._predict(images[0] if len(images) == 1 else np.stack(images))
+        image = images[0] if len(images) == 1 else np.stack(images)
+        prediction = self._predict(image, lambda: _own_voxels(volumes, transforms))
         return _Segmented(prediction, ready.transform, time.perf_counter() - started)
+
+
+def _own_voxels(volumes: Sequence[Volume], transforms: Sequence[GridTransform]) -> CaseScan:
+    images = [t.turn_to_scan(v.array) for v, t in zip(volumes, transforms, strict=True)]
+    return at_own_resolution(images, transforms)
 
 
 def segment(project: Project, scan: Images, *, device: str = "auto") -> Volume:

@@ -8,20 +8,24 @@ damaged, or of another network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from napari_jrss.inference.device import make_fabric
+from napari_jrss.inference.fine import fine_label
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.inference.refine import NoDisplacement, RefinedRegistration
 from napari_jrss.inference.watch import Watch, to_the_end
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import CheckpointError, load_weights
-from napari_jrss.snapshot import Image
+from napari_jrss.snapshot import CaseScan, Image
 
 
 def load_teacher(files: RoundFiles, device: torch.device) -> nn.Module:
@@ -34,9 +38,19 @@ def load_student(files: RoundFiles, device: torch.device) -> nn.Module:
     return _segmentation(files, files.student, device)
 
 
-def load_predictor(
-    files: RoundFiles, device: str, *, with_student: bool
-) -> Callable[[Image], Prediction]:
+class Predictor(Protocol):
+    """A round's teacher as a function."""
+
+    def __call__(self, image: Image, scan: Callable[[], CaseScan]) -> Prediction:
+        """Predict a case from its image (z, y, x), or (channels, z, y, x), on the training grid.
+
+        `scan` gives the same case on its own voxels. It is called only in rounds that have a
+        network for these.
+        """
+        ...
+
+
+def load_predictor(files: RoundFiles, device: str, *, with_student: bool) -> Predictor:
     """The round's teacher as a function: an image (z, y, x) -> its prediction.
 
     Of several channels the function gets (channels, z, y, x); another number of them than the
@@ -56,14 +70,29 @@ def load_predictor(
     student = load_student(files, torch_device) if with_student else None
     channels = files.description().channels
 
-    def predict(image: Image) -> Prediction:
+    fine = _fine(files, torch_device)
+
+    def predict(image: Image, scan: Callable[[], CaseScan]) -> Prediction:
         given = 1 if image.ndim == 3 else len(image)
         if given != max(1, len(channels)):
             names = ", ".join(channels) or "one image"
             raise CheckpointError(f"the teacher sees {names} of each scan, not {given} images")
-        return predict_case(teacher, image, torch_device, student)
+        prediction = predict_case(teacher, image, torch_device, student)
+        if fine is None:
+            return prediction
+        return replace(prediction, scan_label=fine_label(fine, prediction, scan(), torch_device))
 
     return predict
+
+
+def _fine(files: RoundFiles, device: torch.device) -> FineNetwork | None:
+    """The network for the scans' own voxels, if the round has one."""
+    if not files.fine.exists():
+        return None
+    described = files.description()
+    network = FineNetwork(len(described.classes), max(1, len(described.channels)))
+    load_weights(network, files.fine)
+    return network.to(device).eval()
 
 
 def load_registration(files: RoundFiles, device: torch.device) -> nn.Module:

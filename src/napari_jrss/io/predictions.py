@@ -18,7 +18,7 @@ from napari_jrss.snapshot import Label
 
 @dataclass(frozen=True)
 class Prediction:
-    """A teacher's prediction for one case, all arrays (z, y, x) on the training grid.
+    """A teacher's prediction for one case, arrays (z, y, x) on the training grid but for the last.
 
     Attributes
     ----------
@@ -33,6 +33,9 @@ class Prediction:
         Second most probable class of each voxel; None in a prediction of an older version.
     second_confidence
         Its probability.
+    scan_label
+        Classes on the scan's own voxels, turned to LPS, by the fine network; None where there is
+        none, or it wasn't asked for.
     """
 
     label: Label
@@ -40,6 +43,7 @@ class Prediction:
     uncertainty: NDArray[np.float16] | None = None
     second: Label | None = None
     second_confidence: NDArray[np.float16] | None = None
+    scan_label: Label | None = None
 
 
 def prediction_path(folder: Path, case_id: str) -> Path:
@@ -66,8 +70,11 @@ def write_prediction(folder: Path, case_id: str, prediction: Prediction) -> None
             shutil.rmtree(path)
 
 
-def read_prediction(folder: Path, case_id: str) -> Prediction:
-    """Read a case's prediction; a KeyError if there is none, a ScanError if it is damaged."""
+def read_prediction(folder: Path, case_id: str, on_scan: bool = True) -> Prediction:
+    """Read a case's prediction; a KeyError if there is none, a ScanError if it is damaged.
+
+    Without `on_scan` its label on the scan's voxels, which may be large, isn't read.
+    """
     path = prediction_path(folder, case_id)
     if not path.exists():
         raise KeyError(f"{folder} holds no prediction of case {case_id}")
@@ -84,4 +91,9 @@ def read_prediction(folder: Path, case_id: str) -> Prediction:
     for array in (label, second):
         if array is not None and (array.dtype.kind != "u" or array.shape != label.shape):
             raise ScanError(f"{path}: its label holds no classes")
-    return Prediction(label, confidence, uncertainty, second, second_confidence)
+    scan_label = None
+    if on_scan and (path / "scan_label").exists():
+        scan_label = read_array(path / "scan_label")
+        if scan_label.dtype.kind != "u":
+            raise ScanError(f"{path}: its label holds no classes")
+    return Prediction(label, confidence, uncertainty, second, second_confidence, scan_label)

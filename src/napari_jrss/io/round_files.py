@@ -113,6 +113,8 @@ class RoundFiles:
         self.teacher = folder / "teacher.safetensors"
         self.student = folder / "student.safetensors"
         self.registration = folder / "registration.safetensors"
+        # Of the network for the scans' own voxels; only where these are finer than the grid.
+        self.fine = folder / "fine.safetensors"
         # Folder of the teacher's predictions, `<case_id>.zarr`.
         self.predictions = folder / "predictions"
 
@@ -144,11 +146,14 @@ class RoundFiles:
         """Whether the round's teacher has predicted a case."""
         return prediction_path(self.predictions, case_id).exists()
 
-    def prediction(self, case_id: str) -> Prediction | None:
-        """The teacher's prediction of a case, None if there is none; a ScanError if damaged."""
+    def prediction(self, case_id: str, on_scan: bool = True) -> Prediction | None:
+        """The teacher's prediction of a case, None if there is none; a ScanError if damaged.
+
+        Without `on_scan` its label on the scan's own voxels isn't read.
+        """
         if not self.has_prediction(case_id):
             return None
-        return read_prediction(self.predictions, case_id)
+        return read_prediction(self.predictions, case_id, on_scan)
 
     def write_prediction(self, case_id: str, prediction: Prediction) -> None:
         """Write the teacher's prediction of a case; it replaces an earlier one."""

@@ -33,6 +33,7 @@ _SECONDS = {
     "prediction": (0.9, 0.0),
     "deformation": (1.4, 0.0),
     "quick": (3.4, 0.03),
+    "own_voxels": (5.0, 0.15),
 }
 # Seconds of a step apart from its voxels; a student's step is two.
 _EACH_STEP = 0.05
@@ -43,6 +44,7 @@ _BYTES = {
     "registration": (1150, 45),
     "prediction": (450, 8),
     "deformation": (100, 0),
+    "own_voxels": (1850, 90),
 }
 # For each further image of a case: seconds per million voxels, and bytes per voxel.
 _FURTHER = {
@@ -54,6 +56,8 @@ _FURTHER = {
 ON_CROPS = ("mono_segmentation", "student", "quick")
 """Stages whose steps see crops, where the settings want crops."""
 
+MOST_ON_OWN_VOXELS = 32
+"""Unlabelled cases whose label on the scan's own voxels a round makes; others' follow on demand."""
 _HELD = 2  # what a step frees, the C library keeps in part
 _PROGRAM_BYTES = 600e6  # Python with PyTorch, before any step
 _VOLUME_BYTES = 5  # of a voxel that is kept in memory: a float32 image and its label
@@ -130,6 +134,7 @@ def training_cost(
     unlabelled: int,
     machine: Machine,
     images: int = 1,
+    finer: float = 1.0,
 ) -> Cost:
     """What the pre-training and one round will cost.
 
@@ -147,6 +152,8 @@ def training_cost(
         What trains.
     images
         Images of each case.
+    finer
+        How many times smaller than those of the grid the scans' own voxels are.
     """
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     per_epoch = max(1, round(cases / config.segmentation.batch_size))
@@ -163,16 +170,23 @@ def training_cost(
         "deformation": 24 if joint.registration_augmentation else 0,
         "prediction": unlabelled,
     }
+    voxels = {stage: crop if stage in ON_CROPS else grid for stage in _SECONDS}
+    voxels["own_voxels"] = config.fine.crop**3
+    own = 0.0
+    if config.fine.steps > 0 and finer >= config.fine.least_finer:
+        pretraining["own_voxels"] = one_round["own_voxels"] = config.fine.steps
+        scans = min(unlabelled, MOST_ON_OWN_VOXELS)
+        on_scan = round(grid * finer**3)
+        own = machine.speed * scans * step_seconds("prediction", on_scan, classes, images)
 
     def seconds(steps: Mapping[str, int]) -> float:
-        return machine.speed * sum(
-            n * step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)
-            for stage, n in steps.items()
+        return own + machine.speed * sum(
+            n * step_seconds(stage, voxels[stage], classes, images) for stage, n in steps.items()
         )
 
     step = max(
         (fixed + per_class * classes + _FURTHER.get(stage, (0, 0))[1] * (images - 1))
-        * (crop if stage in ON_CROPS else grid)
+        * voxels[stage]
         for stage, (fixed, per_class) in _BYTES.items()
         if pretraining.get(stage) or one_round.get(stage)
     )
@@ -206,6 +220,8 @@ def learn_speed(
     if math.prod(shape) < _LEAST_GRID:
         return
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
+    if "own_voxels" in seconds:  # crops and predictions then depend on the scans, too
+        seconds = {k: v for k, v in seconds.items() if k not in ("own_voxels", "prediction")}
     model = {
         stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)
         for stage in seconds

@@ -168,9 +168,11 @@ def make_plan(
         for steps in _STEPS:
             training = _training(shape, steps)
             config = _config(training)
+            finer = float((np.prod(spacing) / np.prod(native)) ** (1 / 3))
             cost = training_cost(
                 *(config, shape, len(table.names), len(facts), len(facts) - labelled, machine),
                 images,
+                finer,
             )
             fits = cost.seconds <= budget and cost.memory <= _MEMORY_SHARE * machine.memory
             best = spacing, shape, training, cost, fits
@@ -184,6 +186,12 @@ def make_plan(
     if wishes.prealign == "none" and chosen["crop"] != "labelled":
         chosen |= {"shape": shape}
     small = _small(facts, table, spacing)
+    if config.fine.steps > 0 and finer >= config.fine.least_finer:
+        own = " x ".join(f"{n:.3g}" for n in native)
+        reasons.append(
+            f"after each training, {config.fine.steps} steps at the scans' own voxels "
+            f"({own} mm), so that labels are as fine as these"
+        )
     reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
     if small:
         reasons.append(

@@ -10,6 +10,7 @@ nearest to LPS ("scan"), and the training grid. Between the first two no value e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from napari_jrss.errors import ScanError
 from napari_jrss.geometry import (
     Matrix,
     Rows,
@@ -28,6 +30,7 @@ from napari_jrss.geometry import (
 )
 from napari_jrss.io.volume import ScanHeader
 from napari_jrss.preprocess.resample import inside, nearest, resample_image, resample_label
+from napari_jrss.snapshot import CaseScan
 
 if TYPE_CHECKING:
     from napari_jrss.io.predictions import Prediction
@@ -46,6 +49,12 @@ class Intensity(_Record):
     high: float
     mean: float
     std: float
+
+    def scaled(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Intensities of the scan as the networks see them."""
+        clipped = np.clip(values, self.low, self.high).astype(np.float32)
+        scaled: NDArray[np.float32] = (clipped - np.float32(self.mean)) / np.float32(self.std)
+        return scaled
 
 
 class GridTransform(_Record):
@@ -135,16 +144,16 @@ class GridTransform(_Record):
     def prediction_to_scan(self, prediction: Prediction) -> NDArray[Any]:
         """A teacher's label on the scan turned to LPS; background elsewhere.
 
-        The probabilities of its two most probable classes are interpolated linearly, and the
-        class with the largest wins.
+        That of the fine network where the prediction holds one. Else the probabilities of its two
+        most probable classes are interpolated linearly, and the class with the largest wins.
         """
-        label, second, probability = prediction.label, prediction.second, prediction.confidence
-        self._check(label.shape)
-        if second is not None and prediction.second_confidence is not None:
-            shares = [(label, probability), (second, prediction.second_confidence)]
-        else:  # of an older version
-            shares = [(label, np.ones_like(probability))]
-        return resample_label(label, self.scan_to_grid, self.scan_shape, shares)
+        fine = prediction.scan_label
+        if fine is not None:
+            if fine.shape != self.scan_shape:
+                raise ScanError(f"a predicted label of shape {fine.shape} isn't on its scan")
+            return fine
+        self._check(prediction.label.shape)
+        return carry(prediction, self.scan_to_grid, self.scan_shape)
 
     def paint(self, label: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
         """Repeat on the scan's own voxels what was painted on the training grid.
@@ -196,6 +205,36 @@ class GridTransform(_Record):
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             raise ValueError(f"shape {shape} is not that of the training grid {self.shape}")
+
+
+def carry(prediction: Prediction, scan_to_grid: Matrix, shape: Shape) -> NDArray[Any]:
+    """The label of a prediction on other voxels (z, y, x), its probabilities interpolated.
+
+    `scan_to_grid` maps these voxels (x, y, z, 1) to those of the training grid.
+    """
+    label, second, probability = prediction.label, prediction.second, prediction.confidence
+    if second is not None and prediction.second_confidence is not None:
+        shares = [(label, probability), (second, prediction.second_confidence)]
+    else:  # of an older version
+        shares = [(label, np.ones_like(probability))]
+    return resample_label(label, scan_to_grid, shape, shares)
+
+
+def at_own_resolution(
+    images: Sequence[NDArray[Any]], transforms: Sequence[GridTransform]
+) -> CaseScan:
+    """The images of a case on the voxels of the first, scaled as on the training grid.
+
+    Each image is on its own voxels (z, y, x), turned to LPS; `transforms` are theirs.
+    """
+    first = transforms[0]
+    scan = np.empty((len(images), *first.scan_shape), np.float32)
+    for number, (image, transform) in enumerate(zip(images, transforms, strict=True)):
+        if number > 0:
+            matrix = transform.grid_to_scan @ first.scan_to_grid
+            image = resample_image(image, matrix, first.scan_shape, transform.intensity.low)
+        scan[number] = transform.intensity.scaled(image)
+    return CaseScan(scan, first.scan_to_grid)
 
 
 class TrainingGrid(_Record):

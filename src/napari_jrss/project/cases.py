@@ -23,11 +23,11 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_attributes import DICOM_SOURCE, CaseAttributes
 from napari_jrss.preprocess.grid import training_grid
 from napari_jrss.preprocess.ingest import IngestResult, ingest
-from napari_jrss.preprocess.transform import GridTransform
+from napari_jrss.preprocess.transform import GridTransform, at_own_resolution
 from napari_jrss.project.folder import LEFTOVERS, REFERENCE, ROUNDS, ProjectFolder
 from napari_jrss.project.records import Case, FailedImport, LabelVersion, Split, Status, now
 from napari_jrss.project.split import Assignment, split_by_group
-from napari_jrss.snapshot import Image, Label
+from napari_jrss.snapshot import CaseScan, Image, Label
 
 _logger = logging.getLogger(__name__)
 
@@ -120,6 +120,10 @@ class ProjectCases(ProjectFolder):
             except OSError as error:  # it is only kept to be quick
                 _logger.warning("%s: can't be written (%s)", path, from_os_error(error))
         return np.ascontiguousarray(image)
+
+    def case_scan(self, case_id: str) -> CaseScan:
+        """The images of a case on the scan's own voxels, as the networks see them."""
+        return read_case_scan(self.case_path(self.case(case_id).case_id))
 
     def add_cases(
         self,
@@ -354,6 +358,18 @@ class ProjectCases(ProjectFolder):
             if case.case_id in splits
         ]
         self._ledger.assign(cases, "as the table of the import gives it", {})
+
+
+def read_case_scan(path: Path) -> CaseScan:
+    """The images of a case on its scan's own voxels, turned to LPS, scaled for the networks."""
+    about = store.read_attributes(path)
+    first = store.read_scan_image(path)
+    if first is None:  # in a project of an older version
+        on_grid = store.read_image(path)
+        first = about.transform.turn_to_scan(about.transform.image_to_source(on_grid))
+    others = [store.read_channel_scan(path, n) for n, _ in enumerate(about.channels, start=1)]
+    transforms = [about.transform, *(each.transform for each in about.channels)]
+    return at_own_resolution([first, *others], transforms)
 
 
 def read_grid_label(path: Path, label: LabelVersion) -> Label:

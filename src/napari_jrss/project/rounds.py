@@ -12,7 +12,7 @@ from napari_jrss.errors import ProjectError, from_os_error
 from napari_jrss.io.atomic import sync_folder, write_text
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.preprocess import case_store as store
-from napari_jrss.project.cases import read_grid_label
+from napari_jrss.project.cases import read_case_scan, read_grid_label, read_scan_label
 from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.labels import ProjectLabels
 from napari_jrss.project.records import (
@@ -23,7 +23,14 @@ from napari_jrss.project.records import (
     Split,
     round_folder,
 )
-from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image, Label
+from napari_jrss.snapshot import (
+    CachedArrays,
+    CaseScan,
+    CohortSnapshot,
+    Image,
+    Label,
+    times_finer,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -202,6 +209,7 @@ class ProjectRounds(ProjectLabels):
         known = {(v.case_id, v.version): v for v in self._ledger.versions()}
         labels = {case_id: known[case_id, version] for case_id, version in versions.items()}
         reader = _SnapshotReader(paths, labels, grid.shape, self.inputs)
+        scans = _ScanReader(paths, labels)
         return CohortSnapshot(
             class_names=self.table.names,
             spacing_mm=grid.spacing_mm,
@@ -212,6 +220,7 @@ class ProjectRounds(ProjectLabels):
             label_versions=versions,
             arrays=CachedArrays(reader.image, reader.label),
             channels=self.channels,
+            scans=scans,
         )
 
 
@@ -234,6 +243,27 @@ class _SnapshotReader:
         if case_id not in self.labels:
             raise KeyError(f"case {case_id} has no label in this snapshot")
         return read_grid_label(self.paths[case_id], self.labels[case_id])
+
+
+@dataclass(frozen=True)
+class _ScanReader:
+    """Reads a snapshot's scans on their own voxels; nothing is kept in memory."""
+
+    paths: Mapping[str, Path]
+    labels: Mapping[str, LabelVersion]
+
+    def scan(self, case_id: str) -> CaseScan:
+        return read_case_scan(self.paths[case_id])
+
+    def scan_label(self, case_id: str) -> Label:
+        label, path = self.labels[case_id], self.paths[case_id]
+        if label.scan_sha256 is not None:
+            return read_scan_label(path, label)
+        on_grid = read_grid_label(path, label)  # in a project of an older version
+        return store.read_attributes(path).transform.label_to_scan(on_grid)
+
+    def finer(self, case_id: str) -> float:
+        return times_finer(store.read_attributes(self.paths[case_id]).transform.scan_to_grid)
 
 
 def _with_role(roles: Mapping[str, tuple[str, str | None]], role: str) -> tuple[str, ...]:

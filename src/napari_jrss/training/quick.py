@@ -20,6 +20,7 @@ from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.io.round_files import ANCHOR_DRAFT_DICE, DRAFT_DICE, KEPT, QuickPlan
 from napari_jrss.networks.build import build_segmentation_network
+from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.training.augment import sample_image, sample_label
 from napari_jrss.training.events import (
@@ -31,7 +32,7 @@ from napari_jrss.training.events import (
     StageStarted,
 )
 from napari_jrss.training.loop import Cancel, Validation, clearly_worse, stop_requested
-from napari_jrss.training.round import RoundTask, recorded, train_stage
+from napari_jrss.training.round import RoundTask, recorded, train_stage, with_fine_label
 from napari_jrss.training.sampling import draw_cases
 from napari_jrss.training.stages import TeacherStage, TrainingTensors, segmentation_dice
 from napari_jrss.training.steps import Losses, mono_segmentation_step, update_teacher
@@ -153,8 +154,14 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
     results: dict[Path, nn.Module] = {task.files.student: student, task.files.teacher: teacher}
     if not (yield from train_stage(stage, results, task, fabric, cancel)):
         return
-    if config.trains_registration:  # a round's folder stands alone
+    # A round's folder stands alone.
+    if config.trains_registration:
         save_tensors(task.files.registration, *load_tensors(task.parent_files.registration))
+    fine = None
+    if task.parent_files.fine.exists() and snapshot.scans is not None:
+        save_tensors(task.files.fine, *load_tensors(task.parent_files.fine))
+        fine = FineNetwork(snapshot.classes, snapshot.inputs).to(device)
+        load_weights(fine, task.files.fine)
 
     yield StageStarted(stage="prediction", steps=len(plan.judged) + len(plan.predicted))
     after = yield from _judge("prediction", teacher, task, plan.judged, fabric, cancel)
@@ -171,6 +178,8 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
             yield Cancelled(stage="prediction", step=done)
             return
         prediction = predict_case(teacher, snapshot.arrays.channels(case), device, student)
+        if fine is not None:
+            prediction = with_fine_label(fine, prediction, snapshot, case, device)
         task.files.write_prediction(case, prediction)
     yield StageFinished(stage="prediction")
     known = {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
+from napari_jrss.inference.fine import fine_label
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.io.atomic import write_text
+from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundDescription, RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
+from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.events import (
     Cancelled,
@@ -36,6 +40,7 @@ from napari_jrss.training.events import (
     StageFinished,
     StageStarted,
 )
+from napari_jrss.training.fine import FineStage, fine_wanted
 from napari_jrss.training.loop import Cancel, Stage, fit, run_validation, stop_requested
 from napari_jrss.training.perturbed import (
     Fields,
@@ -262,7 +267,7 @@ def _screen(
         held_back = unlearned
     pseudo_labels: dict[str, PseudoLabel] = {}
     for case in snapshot.unlabelled:
-        prediction = task.parent_files.prediction(case)
+        prediction = task.parent_files.prediction(case, on_scan=False)
         if prediction is None:  # a case that came after the parent
             prediction = predict_case(teacher, snapshot.arrays.channels(case), fabric.device)
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
@@ -345,8 +350,13 @@ def _conclude(
     fabric: Fabric,
     cancel: Cancel,
 ) -> Iterator[Event]:
-    """Judge the teacher, write its predictions of the unlabelled cases, and screen them."""
+    """Train the fine network, judge the teacher, write and screen what it predicts."""
     stage, snapshot, screening = "prediction", task.snapshot, task.config.screening
+    fine = None
+    if fine_wanted(task.config, snapshot):
+        fine = yield from _train_fine(task, teacher, fabric, cancel)
+        if fine is None:
+            return
     required, cases = labelled_classes(snapshot), snapshot.unlabelled
     judged = len(scans_to_judge(snapshot))
     yield StageStarted(stage=stage, steps=judged + len(cases))
@@ -363,10 +373,12 @@ def _conclude(
                 if not task.files.has_prediction(own):
                     image = snapshot.arrays.channels(own)
                     made = predict_case(teacher, image, fabric.device, student)
+                    if fine is not None and own in cases[:MOST_ON_OWN_VOXELS]:
+                        made = with_fine_label(fine, made, snapshot, own, fabric.device)
                     task.files.write_prediction(own, made)
             fabric.barrier()
         held_back = unlearned if screening.learned_gate else ()
-        prediction = task.files.prediction(case)
+        prediction = task.files.prediction(case, on_scan=False)
         assert prediction is not None
         pseudo = screen(prediction, snapshot.classes, required, screening, held_back)
         accepted += pseudo.accepted
@@ -397,6 +409,36 @@ def _conclude(
         unlearned=list(unlearned),
         warning=" ".join(line for line in lines if line),
     )
+
+
+def _train_fine(
+    task: RoundTask, teacher: nn.Module, fabric: Fabric, cancel: Cancel
+) -> Generator[Event, None, FineNetwork | None]:
+    """Train the network for the scans' own voxels, or read it; None if cancelled."""
+    snapshot, config = task.snapshot, task.config
+    fabric.seed_everything(config.seed + task.number, verbose=False)
+    network = FineNetwork(snapshot.classes, snapshot.inputs)
+    tensors = TrainingTensors(snapshot, {}, fabric.device)
+    name = f"own_voxels_{task.number}"
+    stage = FineStage(name, network, teacher, tensors, config, fabric)
+    if not task.files.fine.exists() and not (yield from stage.prepare(cancel)):
+        return None
+    if not (yield from train_stage(stage, {task.files.fine: network}, task, fabric, cancel)):
+        return None
+    return network
+
+
+def with_fine_label(
+    network: FineNetwork,
+    prediction: Prediction,
+    snapshot: CohortSnapshot,
+    case: str,
+    device: torch.device,
+) -> Prediction:
+    """A prediction with the label on the scan's own voxels, if the network knows such voxels."""
+    assert snapshot.scans is not None
+    label = fine_label(network, prediction, snapshot.scans.scan(case), device)
+    return replace(prediction, scan_label=label)
 
 
 def _same_weights(network: nn.Module, path: Path) -> bool:

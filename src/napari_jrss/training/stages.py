@@ -199,7 +199,7 @@ def _of_each(scores: Sequence[NDArray[np.float64]]) -> list[float]:
     return [float(np.nanmean(score)) for score in scores]
 
 
-class _CohortStage:
+class CohortStage:
     """What the stages share: tensors of the cohort, and one network with its optimiser."""
 
     judge_start = False
@@ -260,7 +260,7 @@ class _CohortStage:
         return random_intensity(images, std, generator)
 
 
-class MonoSegmentationStage(_CohortStage):
+class MonoSegmentationStage(CohortStage):
     """Mono-Seg: the segmentation network on the labelled cases alone (Eq. 1 and 2)."""
 
     def __init__(
@@ -288,7 +288,7 @@ class MonoSegmentationStage(_CohortStage):
         return segmentation_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
 
-class RegistrationStage(_CohortStage):
+class RegistrationStage(CohortStage):
     """Registration, pre-trained (Mono-Reg) or in a round, with the labels there are (Eq. 10).
 
     `epochs` are those of a joint round; without it the stage is the pre-training, whose length
@@ -361,7 +361,7 @@ class RegistrationStage(_CohortStage):
         return registration_validation(network, tensors.snapshot, tensors.device, self._fabric)
 
 
-class TeacherStage(_CohortStage):
+class TeacherStage(CohortStage):
     """A student, and the teacher that follows it as a moving average."""
 
     def __init__(

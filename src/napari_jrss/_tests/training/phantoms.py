@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from napari_jrss.config import TrainingConfig, preset
+from napari_jrss.config import Shape, TrainingConfig, preset
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.weights import StateDict, load_tensors, save_tensors
-from napari_jrss.snapshot import CohortSnapshot, Image, Label
+from napari_jrss.preprocess.resample import resample_image, resample_label
+from napari_jrss.snapshot import (
+    CaseArrays,
+    CaseScan,
+    CohortSnapshot,
+    Image,
+    Label,
+    times_finer,
+)
 from napari_jrss.training.events import Event
 
 SHAPE = (16, 24, 16)
@@ -71,11 +79,65 @@ class RecordingArrays:
         return phantom(case_id)[1]
 
 
+SCAN_TO_GRID = np.diag([0.5, 0.5, 0.5, 1.0])
+SCAN_TO_GRID[:3, 3] = -0.25
+"""Scans have voxels half as large as the training grid's; two of them lie in one of the grid's."""
+
+
+class FinePhantoms:
+    """Phantoms whose borders lie between the voxels of the training grid; from 2 mm to 1 mm.
+
+    They are a source of volumes on the training grid and of scans.
+    """
+
+    shape: Shape = (32, 48, 32)
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Image, Label]] = {}
+
+    def scan(self, case_id: str) -> CaseScan:
+        return CaseScan(self._of(case_id)[0][None], SCAN_TO_GRID)
+
+    def scan_label(self, case_id: str) -> Label:
+        return self._of(case_id)[1]
+
+    def finer(self, case_id: str) -> float:
+        return times_finer(SCAN_TO_GRID)
+
+    def image(self, case_id: str) -> Image:
+        return resample_image(self._of(case_id)[0], np.linalg.inv(SCAN_TO_GRID), SHAPE)
+
+    def channels(self, case_id: str) -> Image:
+        return self.image(case_id)[None]
+
+    def label(self, case_id: str) -> Label:
+        return resample_label(self._of(case_id)[1], np.linalg.inv(SCAN_TO_GRID), SHAPE)
+
+    def _of(self, case_id: str) -> tuple[Image, Label]:
+        if case_id not in self._made:
+            rng = np.random.default_rng(ord(case_id[0]))
+            label = np.zeros(self.shape, np.uint8)
+            z, y, x = 2 * rng.integers(2, 5, 3) + 1
+            label[z : z + 17, y : y + 17, x : x + 17] = 1
+            label[z + 4 : z + 15, y + 20 : y + 31, x + 4 : x + 15] = 2
+            label[z + 8, y - 4 : y + 33, x + 9] = 1  # thinner than a voxel of the grid
+            image = np.array([-0.7, 1.0, 2.0])[label] + rng.normal(0, 0.2, self.shape)
+            image = ((image - image.mean()) / image.std()).astype(np.float32)
+            self._made[case_id] = image, label
+        return self._made[case_id]
+
+
+def fine_snapshot(**cases: Sequence[str]) -> CohortSnapshot:
+    """A cohort whose scans are twice as fine as the training grid."""
+    phantoms = FinePhantoms()
+    return replace(snapshot(**cases, arrays=phantoms), spacing_mm=(2.0, 2.0, 2.0), scans=phantoms)
+
+
 def snapshot(
     labelled: Sequence[str] = LABELLED,
     unlabelled: Sequence[str] = UNLABELLED,
     validation: Sequence[str] = VALIDATION,
-    arrays: RecordingArrays | None = None,
+    arrays: CaseArrays | None = None,
 ) -> CohortSnapshot:
     return CohortSnapshot(
         class_names=NAMES,

@@ -130,6 +130,15 @@ class PredictionReview:
             case.screened = case.screening.at(tau)
         self.changed.emit()
 
+    def missing(self, case: OpenCase) -> bool:
+        """Whether the teacher has yet to predict a case, or to draw its draft on its own voxels."""
+        if case.teacher is None or case.prediction is None:
+            return case.teacher is not None
+        unlabelled = case.case.label_version is None
+        return (
+            unlabelled and case.prediction.scan_label is None and case.teacher.files.fine.exists()
+        )
+
     def predict(self, case: OpenCase) -> None:
         """Let the teacher predict a case; if another short job runs, once that has ended."""
         self._predicting = None
@@ -173,7 +182,7 @@ class PredictionReview:
     def _inference_changed(self, state: JobState) -> None:
         case = self._current.case
         waiting = case is not None and case.case_id == self._predicting
-        if case is not None and waiting and not state.busy and case.prediction is None:
+        if case is not None and waiting and not state.busy and self.missing(case):
             self.predict(case)
 
     def _rounds_changed(self) -> None:
@@ -188,6 +197,8 @@ class PredictionReview:
             prediction = teacher.files.prediction(case.case_id)
             if prediction is not None:
                 self._predicted(case, teacher, prediction)
+                if self.missing(case):
+                    self.predict(case)
             else:
                 case.teacher, case.prediction = teacher, None
                 case.screening = case.screened = case.regions = None

@@ -206,7 +206,7 @@ class Review:
         self._list_unfinished()
         self.case_changed.emit()
         self.prediction.screen(case)
-        if case.prediction is None and case.teacher is not None:
+        if self.prediction.missing(case):
             self.prediction.predict(case)
         self.suggest_next()
 

@@ -30,11 +30,11 @@ from napari_jrss.app.rounds.progress import duration
 from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS, PlannedRound
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
-from napari_jrss.preprocess.cost import ON_CROPS
+from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS, ON_CROPS
 from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
-from napari_jrss.snapshot import CachedArrays, CohortSnapshot
+from napari_jrss.snapshot import CachedArrays, CaseScan, CohortSnapshot
 
 if TYPE_CHECKING:
     from napari_jrss.training.loop import Cancel
@@ -110,6 +110,7 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
+    from napari_jrss.training.fine import fine_wanted
     from napari_jrss.training.perturbed import deformation_pairs
     from napari_jrss.training.quality import scans_to_judge
 
@@ -117,13 +118,17 @@ def steps_of(
     segmentation = max(1, round(cases / config.segmentation.batch_size))
     registration = max(1, round(cases / config.registration.batch_size))
     judged = len(scans_to_judge(snapshot))
-    predictions = (judged + len(snapshot.unlabelled)) * (rounds + (not pretrained))
+    trainings = rounds + (not pretrained)
+    predictions = (judged + len(snapshot.unlabelled)) * trainings
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
         "student": rounds * config.joint.steps(segmentation),
         "deformation": rounds * deformation_pairs(config, snapshot),
         "prediction": predictions,
     }
+    if fine_wanted(config, snapshot):
+        steps["labelled_scans"] = len(snapshot.labelled) * trainings
+        steps["own_voxels"] = config.fine.steps * trainings
     if not pretrained:
         seg, reg = config.segmentation, config.registration
         steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
@@ -140,6 +145,8 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
+    from napari_jrss.training.fine import usual_finer
+
     snapshot = project.snapshot()
     voxels = math.prod(snapshot.shape)
     crop = math.prod(config.segmentation.crop(snapshot.shape))
@@ -148,9 +155,19 @@ def estimated(
     costs = {
         stage: cost.at(crop if stage in ON_CROPS else voxels)
         for stage, cost in measured.stages.items()
+        if stage != "own_voxels"
     }
     if "registration" in costs:
         costs["mono_registration"] = costs["registration"]
+    if "own_voxels" in steps:
+        costs["own_voxels"] = measured.stages["own_voxels"].at(config.fine.crop**3)
+        # A case is also predicted on its own voxels, in blocks whose memory is bounded.
+        seconds, memory = costs["prediction"]
+        on_scan = round(voxels * usual_finer(snapshot) ** 3)
+        share = min(1.0, MOST_ON_OWN_VOXELS / max(1, len(snapshot.unlabelled)))
+        more = share * measured.stages["prediction"].at(on_scan)[0]
+        costs["prediction"] = seconds + more, memory
+        costs["labelled_scans"] = seconds, memory
     known: dict[str, float] = {}
     for entry in filter(project.of_this_plan, project.rounds()):
         known.update(_step_seconds(entry, config, measured.device))
@@ -261,6 +278,8 @@ def measure(
         names.append("registration")
     if config.joint.student == "perturbed" and config.joint.registration_augmentation > 0:
         names.append("deformation")
+    if config.fine.steps > 0:
+        names.append("own_voxels")
     crop = config.segmentation.crop(shape)
     # the grids that are measured stand for whole scans, or for crops
     settings = config.segmentation.model_copy(update={"crop_fraction": 1.0})
@@ -268,6 +287,8 @@ def measure(
     stages = {}
     for name in names:
         of = crop if name in ON_CROPS else shape
+        if name == "own_voxels":
+            of = (config.fine.crop,) * 3
         small, large = (_scaled(of, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
         costs = []
         for grid in (small, large):
@@ -306,6 +327,7 @@ def cost_settings(config: TrainingConfig) -> str:
             "segmentation": {"batch_size", "loss", "crop_fraction", "crop_voxels"},
             "registration": {"batch_size", "similarity"},
             "joint": {"student", "registration_warp", "supervised_dice"},
+            "fine": {"crop"},
         }
     )
 
@@ -334,6 +356,8 @@ def one_step(
     from napari_jrss.inference.device import make_fabric
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+    from napari_jrss.networks.fine import FineNetwork
+    from napari_jrss.training.fine import FineStage
     from napari_jrss.training.loop import Stage
     from napari_jrss.training.perturbed import PerturbedStudentStage, field_between
     from napari_jrss.training.screening import PseudoLabel
@@ -371,6 +395,10 @@ def one_step(
             stage = StudentStage(name, network, teacher, registration, tensors, config, fabric)
         else:
             stage = PerturbedStudentStage(name, network, teacher, tensors, config, fabric, {})
+    elif name == "own_voxels":
+        teacher = network.to(fabric.device).eval()
+        stage = FineStage(name, FineNetwork(classes, images), teacher, tensors, config, fabric)
+        stage.crop = grid
     else:
         stage = MonoSegmentationStage(network, tensors, config, fabric)
 
@@ -390,6 +418,7 @@ def _made_up(classes: int, grid: Shape, images: int) -> CohortSnapshot:
     image = rng.normal(size=(images, *grid)).astype(np.float32)
     label = _slabs(classes, grid)
     return CohortSnapshot(
+        scans=_MadeUpScans(image, label),
         class_names=tuple(map(str, range(classes))),
         spacing_mm=(1.0, 1.0, 1.0),
         shape=grid,
@@ -400,6 +429,23 @@ def _made_up(classes: int, grid: Shape, images: int) -> CohortSnapshot:
         arrays=CachedArrays(lambda case_id: image, lambda case_id: label),
         channels=tuple(map(str, range(images))) if images > 1 else (),
     )
+
+
+@dataclass(frozen=True)
+class _MadeUpScans:
+    """The made-up case as its own scan."""
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+
+    def scan(self, case_id: str) -> CaseScan:
+        return CaseScan(self.image, np.eye(4))
+
+    def scan_label(self, case_id: str) -> NDArray[np.uint8]:
+        return self.label
+
+    def finer(self, case_id: str) -> float:
+        return 1.0
 
 
 def _slabs(classes: int, grid: Shape) -> NDArray[np.uint8]:

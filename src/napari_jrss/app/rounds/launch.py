@@ -272,7 +272,8 @@ class InLaunchedProcess:
             parent = project.round(entry.parent).files
             paths += filter(Path.exists, (parent.teacher, parent.registration))
             for case_id in snapshot.unlabelled:
-                paths += files_below(parent.predictions / f"{case_id}.zarr")
+                files = files_below(parent.predictions / f"{case_id}.zarr")
+                paths += [file for file in files if file.parent.name != "scan_label"]
         return order.model_copy(
             update={
                 "inputs": checksums(project.path, paths),
