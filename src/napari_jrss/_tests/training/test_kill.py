@@ -17,7 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from napari_jrss._tests.training.phantoms import Never, cpu, snapshot, tiny_config, write_parent
+from napari_jrss._tests.training.phantoms import (
+    Never,
+    cpu,
+    fine_snapshot,
+    snapshot,
+    tiny_config,
+    write_parent,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,13 +74,27 @@ JOINT: tuple[Moment, ...] = (
     BeforeChange("os.rename", "v.zarr"),
 )
 
+OWN_VOXELS: tuple[Moment, ...] = (
+    AtEvent("case_judged", "labelled_scans", 2),
+    AtEvent("step_end", "own_voxels_0", 1),
+    AtEvent("epoch_end", "own_voxels_0", 2),
+    BeforeChange("os.rename", "own_voxels_0.state.safetensors"),
+    AtEvent("step_end", "own_voxels_0", 2),
+    BeforeChange("os.rename", "fine.safetensors"),
+    BeforeChange("os.remove", "own_voxels_0.state.safetensors"),
+    BeforeChange("os.rename", "v.zarr"),
+)
+
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(folder: Path, parent: Path | None, moment: Moment | None) -> None:
-    """In a process of its own: run or resume, and die at the moment if it comes."""
+def _run(folder: Path, parent: Path | None, moment: Moment | None, finer: bool = False) -> None:
+    """In a process of its own: run or resume, and die at the moment if it comes.
+
+    `finer`: with scans that are finer than the training grid.
+    """
     import torch
 
     from napari_jrss.training.round import RoundTask, run_round
@@ -89,7 +110,9 @@ def _run(folder: Path, parent: Path | None, moment: Moment | None) -> None:
 
         sys.addaudithook(watch)
     seen = 0
-    this = RoundTask(1 if parent else 0, snapshot(), tiny_config(), folder, parent)
+    cohort = fine_snapshot() if finer else snapshot()
+    config = tiny_config(fine={"steps": 6, "crop": 16})
+    this = RoundTask(1 if parent else 0, cohort, config, folder, parent)
     for event in run_round(this, cpu(), Never()):
         if isinstance(moment, AtEvent) and event.kind == moment.kind:
             seen += getattr(event, "stage", "") == moment.stage
@@ -115,19 +138,22 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("moments", [PRETRAINING, JOINT], ids=["pretraining", "joint"])
+@pytest.mark.parametrize(
+    "moments", [PRETRAINING, JOINT, OWN_VOXELS], ids=["pretraining", "joint", "own voxels"]
+)
 def test_killed_at_one_moment_after_the_other_and_resumed(
     moments: tuple[Moment, ...], start, tmp_path: Path
 ) -> None:
     parent = write_parent(tmp_path / "parent") if moments is JOINT else None
-    straight = start(tmp_path / "straight", parent, None)
+    finer = moments is OWN_VOXELS
+    straight = start(tmp_path / "straight", parent, None, finer)
     straight.join()
     assert straight.exitcode == 0
     for moment in moments:
-        process = start(tmp_path / "killed", parent, moment)
+        process = start(tmp_path / "killed", parent, moment, finer)
         process.join()
         assert process.exitcode == -signal.SIGKILL, f"{moment} did not come"
-    last = start(tmp_path / "killed", parent, None)
+    last = start(tmp_path / "killed", parent, None, finer)
     last.join()
     assert last.exitcode == 0
     # Safetensors, metrics.jsonl, predictions and configuration, and nothing else.
