@@ -33,7 +33,7 @@ _SECONDS = {
     "prediction": (0.9, 0.0),
     "deformation": (1.4, 0.0),
     "quick": (3.4, 0.03),
-    "own_voxels": (5.0, 0.15),
+    "own_voxels": (3.5, 0.07),
 }
 # Seconds of a step apart from its voxels; a student's step is two.
 _EACH_STEP = 0.05

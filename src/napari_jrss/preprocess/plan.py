@@ -39,6 +39,8 @@ _COARSEST = 32  # voxels along the longest axis: no coarser grid is tried
 _CROP_SHARE = 0.08
 # Steps for each structure: as many as the budget allows; with fewer, a coarser grid is better.
 _STEPS = (150, 100, 60, 40, 20)
+# Learning at the scans' own voxels may take this part of the budget; else a finer grid is better.
+_OWN_VOXELS_SHARE = 0.4
 _MEMORY_SHARE = 0.7  # other programs need some, too
 # The box around head or body is worth it if it has less than this part of the voxels, and holds
 # the labels. With less than the least part it is rather one bright structure.
@@ -163,17 +165,22 @@ def make_plan(
     extent = _extent(facts, chosen["crop"]) if extent_mm is None else np.array(extent_mm)
     native = np.median([each.spacing_mm for each in facts], axis=0)
     best: tuple[Triple, Shape, dict[str, Any], Cost, bool] | None = None
+    unlabelled = len(facts) - labelled
     for spacing in _spacings(native, wishes):
         shape = wishes.shape or _shape(extent, spacing)
+        finer = float((np.prod(spacing) / np.prod(native)) ** (1 / 3))
+        sizes = (len(table.names), len(facts), unlabelled, machine, images)
+        own_s = [
+            training_cost(_config(_training(shape, 1)), shape, *sizes, each).seconds
+            for each in (1.0, finer)
+        ]
+        own_voxels = own_s[1] - own_s[0] <= _OWN_VOXELS_SHARE * budget
         for steps in _STEPS:
             training = _training(shape, steps)
+            if not own_voxels:
+                training["fine"] = {"steps": 0}
             config = _config(training)
-            finer = float((np.prod(spacing) / np.prod(native)) ** (1 / 3))
-            cost = training_cost(
-                *(config, shape, len(table.names), len(facts), len(facts) - labelled, machine),
-                images,
-                finer,
-            )
+            cost = training_cost(config, shape, *sizes, finer)
             fits = cost.seconds <= budget and cost.memory <= _MEMORY_SHARE * machine.memory
             best = spacing, shape, training, cost, fits
             if fits:
@@ -186,11 +193,13 @@ def make_plan(
     if wishes.prealign == "none" and chosen["crop"] != "labelled":
         chosen |= {"shape": shape}
     small = _small(facts, table, spacing)
-    if config.fine.steps > 0 and finer >= config.fine.least_finer:
-        own = " x ".join(f"{n:.3g}" for n in native)
+    if finer >= config.fine.least_finer:
         reasons.append(
-            f"after each training, {config.fine.steps} steps at the scans' own voxels "
-            f"({own} mm), so that labels are as fine as these"
+            f"after each training, {config.fine.steps} steps at the scans' own voxels, so that "
+            "labels are as fine as these"
+            if own_voxels
+            else "labels are interpolated from this grid to the scans' own voxels: learning these, "
+            f"too, would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
         )
     reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
     if small:

@@ -50,6 +50,19 @@ def plan(facts: Sequence[ScanFacts], count: int = 1, **more: object) -> Plan:
     return make_plan(facts, structures(count), machine, **more)  # type: ignore[arg-type]
 
 
+def test_a_coarser_grid_is_followed_by_the_scans_own_voxels_if_there_is_time() -> None:
+    wishes = PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0))
+    few = plan(cohort((160, 192, 160), (1, 1, 1)), wishes=wishes)
+    assert few.config().fine == preset("fast").fine
+    assert any("300 steps at the scans' own voxels" in reason for reason in few.reasons)
+    many = cohort((256, 256, 256), (1, 1, 1), volumes_ml=[9.0] * 138)
+    quick = plan(many, 138, level="quick")
+    assert quick.config().fine.steps == 0
+    assert any("labels are interpolated" in reason for reason in quick.reasons)
+    for scans in (cohort((35, 51, 35), (1, 1, 1)), cohort((70, 90, 70), (2, 2, 2))):
+        assert not any("own voxels" in reason for reason in plan(scans, wishes=wishes).reasons[1:])
+
+
 def test_small_scans_keep_their_own_voxels_and_the_usual_training() -> None:
     made = plan(cohort((35, 51, 35), (1, 1, 1)))
     assert (made.shape, made.spacing_mm, made.fits) == ((40, 56, 40), (1, 1, 1), True)
