@@ -41,11 +41,11 @@ def load_student(files: RoundFiles, device: torch.device) -> nn.Module:
 class Predictor(Protocol):
     """A round's teacher as a function."""
 
-    def __call__(self, image: Image, scan: Callable[[], CaseScan]) -> Prediction:
+    def __call__(self, image: Image, scan: Callable[[], CaseScan] | None = None) -> Prediction:
         """Predict a case from its image (z, y, x), or (channels, z, y, x), on the training grid.
 
-        `scan` gives the same case on its own voxels. It is called only in rounds that have a
-        network for these.
+        `scan` gives the same case on its own voxels, for its label there. It is called only in
+        rounds that have a network for these. None: the label of the training grid is enough.
         """
         ...
 
@@ -72,13 +72,13 @@ def load_predictor(files: RoundFiles, device: str, *, with_student: bool) -> Pre
 
     fine = _fine(files, torch_device)
 
-    def predict(image: Image, scan: Callable[[], CaseScan]) -> Prediction:
+    def predict(image: Image, scan: Callable[[], CaseScan] | None = None) -> Prediction:
         given = 1 if image.ndim == 3 else len(image)
         if given != max(1, len(channels)):
             names = ", ".join(channels) or "one image"
             raise CheckpointError(f"the teacher sees {names} of each scan, not {given} images")
         prediction = predict_case(teacher, image, torch_device, student)
-        if fine is None:
+        if fine is None or scan is None:
             return prediction
         return replace(prediction, scan_label=fine_label(fine, prediction, scan(), torch_device))
 

@@ -52,8 +52,10 @@ class Intensity(_Record):
 
     def scaled(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Intensities of the scan as the networks see them."""
-        clipped = np.clip(values, self.low, self.high).astype(np.float32)
-        scaled: NDArray[np.float32] = (clipped - np.float32(self.mean)) / np.float32(self.std)
+        scaled = values.astype(np.float32)
+        np.clip(scaled, self.low, self.high, out=scaled)
+        scaled -= self.mean
+        scaled /= self.std
         return scaled
 
 

@@ -28,7 +28,7 @@ from napari_jrss.labels import IGNORED
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.preprocess.transform import carry
-from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Label, times_finer
+from napari_jrss.snapshot import CachedArrays, Label, times_finer
 from napari_jrss.training.augment import crop_grid, random_affine, sample_image, sample_label
 from napari_jrss.training.events import Cancelled, CaseJudged, Event, StageFinished, StageStarted
 from napari_jrss.training.loop import Cancel, Validation, stop_requested
@@ -40,21 +40,6 @@ _SAVES = 3
 """How often the stage is validated and its state saved."""
 _BORDER_VOXELS = 1000
 """Voxels of a structure's border that crops are centred on, at most."""
-
-
-def fine_wanted(config: TrainingConfig, snapshot: CohortSnapshot) -> bool:
-    """Whether the fine stage runs: it is asked for, and the labelled scans are finer."""
-    return config.fine.steps > 0 and usual_finer(snapshot) >= config.fine.least_finer
-
-
-def usual_finer(snapshot: CohortSnapshot) -> float:
-    """How many times finer than the training grid the labelled scans are, the middle of them.
-
-    0 where they aren't at hand.
-    """
-    if snapshot.scans is None or not snapshot.labelled:
-        return 0.0
-    return float(np.median([snapshot.scans.finer(case) for case in snapshot.labelled]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ from napari_jrss.training.events import (
     StageFinished,
     StageStarted,
 )
-from napari_jrss.training.fine import FineStage, fine_wanted
+from napari_jrss.training.fine import FineStage
 from napari_jrss.training.loop import Cancel, Stage, fit, run_validation, stop_requested
 from napari_jrss.training.perturbed import (
     Fields,
@@ -58,7 +58,12 @@ from napari_jrss.training.stages import (
     registration_validation,
     segmentation_validation,
 )
-from napari_jrss.training.trainable import RoundError, check_devices, check_trainable
+from napari_jrss.training.trainable import (
+    RoundError,
+    check_devices,
+    check_trainable,
+    fine_wanted,
+)
 
 OLD_TEACHER_STAYS = (
     "The student was clearly worse on the validation cases than the teacher it began from: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.snapshot import CohortSnapshot
@@ -51,3 +53,18 @@ def check_devices(config: TrainingConfig, devices: int) -> None:
             f"{devices} devices can't share a step of {images} images: take fewer devices, or "
             "larger batch sizes"
         )
+
+
+def fine_wanted(config: TrainingConfig, snapshot: CohortSnapshot) -> bool:
+    """Whether the fine stage runs: it is asked for, and the labelled scans are finer."""
+    return config.fine.steps > 0 and usual_finer(snapshot) >= config.fine.least_finer
+
+
+def usual_finer(snapshot: CohortSnapshot) -> float:
+    """How many times finer than the training grid the labelled scans are, the middle of them.
+
+    0 where they aren't at hand.
+    """
+    if snapshot.scans is None or not snapshot.labelled:
+        return 0.0
+    return float(np.median([snapshot.scans.finer(case) for case in snapshot.labelled]))

@@ -37,9 +37,9 @@ from napari_jrss.networks.weights import load_weights
 from napari_jrss.preprocess.transform import carry
 from napari_jrss.snapshot import CaseScan, CohortSnapshot
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
-from napari_jrss.training.fine import fine_wanted
 from napari_jrss.training.quick import run_quick_round
 from napari_jrss.training.round import RoundTask, run_round
+from napari_jrss.training.trainable import fine_wanted
 
 CPU = torch.device("cpu")
 

@@ -110,9 +110,9 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
-    from napari_jrss.training.fine import fine_wanted
     from napari_jrss.training.perturbed import deformation_pairs
     from napari_jrss.training.quality import scans_to_judge
+    from napari_jrss.training.trainable import fine_wanted
 
     cases = len(snapshot.training)
     segmentation = max(1, round(cases / config.segmentation.batch_size))
@@ -145,7 +145,7 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
-    from napari_jrss.training.fine import usual_finer
+    from napari_jrss.training.trainable import usual_finer
 
     snapshot = project.snapshot()
     voxels = math.prod(snapshot.shape)

@@ -350,7 +350,7 @@ def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
 
 def _left_out(project: Project, entry: Round, planned: PlannedRound) -> str:
     """That labels at the scans' own voxels were to be learned, but weren't; else empty."""
-    from napari_jrss.training.fine import fine_wanted
+    from napari_jrss.training.trainable import fine_wanted
 
     if planned.quick is not None or entry.files.fine.exists():
         return ""
