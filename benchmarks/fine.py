@@ -59,7 +59,7 @@ def main() -> None:
         config = preset("fast", seed=wanted.seed, fine={"steps": 0})
         last = out / "0"
         if wanted.rounds == 0:
-            snapshot = replace(snapshot, unlabelled=())
+            snapshot = replace(snapshot, unlabelled=snapshot.unlabelled[:1])
         train(RoundTask(0, snapshot, config, last))
         if wanted.rounds:
             train(RoundTask(1, snapshot, config, out / "1", parent=last))
@@ -72,7 +72,7 @@ def main() -> None:
                 shutil.copy(RoundFiles(last).teacher, teacher)
             settings = config.model_dump() | {"seed": seed, "fine": {"steps": wanted.steps}}
             # The teacher is there, so nothing but the fine network is trained.
-            only_fine = replace(snapshot, unlabelled=())
+            only_fine = replace(snapshot, unlabelled=snapshot.unlabelled[:1])
             task = RoundTask(0, only_fine, TrainingConfig.model_validate(settings), folder)
             seconds = train(task)
             report(f"seed {seed}, {seconds:.0f} CPU s", folder, project, judges)

@@ -18,10 +18,10 @@ from napari_jrss.io.predictions import Prediction
 from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.snapshot import CaseScan, Label
 
-HALO = 16
+HALO = 8
 """Voxels around a block that the network sees beside it."""
 _MOST_BYTES = 2**30
-_LEAST_CORE = 32
+_BYTES_PER_CLASS = 12  # of a voxel: its probability, as input and interpolated, and its logit
 _CERTAIN = 0.98
 """Background of at least this confidence stays background."""
 
@@ -57,7 +57,7 @@ def fine_label(
     if region is None:
         return label
     with evaluation(network):
-        for core in _blocks(region, _core(network.classes, device)):
+        for core in _blocks(region, _most_voxels(network.classes, device)):
             if not active[_on_grid(core, scan, active.shape)].any():
                 continue
             around = tuple(
@@ -179,18 +179,23 @@ def _within(points: NDArray[np.float64], shape: tuple[int, ...]) -> Box:
     return z, y, x
 
 
-def _blocks(region: Box, side: int) -> Iterator[Box]:
-    """Blocks that cover a region, no longer than `side`."""
+def _blocks(region: Box, voxels: int) -> Iterator[Box]:
+    """Blocks that cover a region, each of at most so many voxels with its halo."""
+    lengths = np.array([max(1, side.stop - side.start) for side in region])
+    counts = np.ones(3, int)
+    while True:
+        sides = -(-lengths // counts)
+        if np.prod(sides + 2 * HALO) <= voxels or sides.max() <= HALO:
+            break
+        counts[int(sides.argmax())] += 1
     edges = []
-    for part in region:
-        count = -(-max(1, part.stop - part.start) // side)
-        cuts = np.linspace(part.start, part.stop, count + 1).round().astype(int)
+    for side, count in zip(region, counts, strict=True):
+        cuts = np.linspace(side.start, side.stop, count + 1).round().astype(int)
         edges.append([slice(int(a), int(b)) for a, b in pairwise(cuts)])
     yield from product(*edges)
 
 
-def _core(classes: int, device: torch.device) -> int:
-    """Side of a block in voxels, for the memory there is."""
-    each = BYTES_PER_VOXEL + 12 * classes
-    voxels = min(_MOST_BYTES, free_memory(device) // 2) / each
-    return max(_LEAST_CORE, int(voxels ** (1 / 3)) - 2 * HALO)
+def _most_voxels(classes: int, device: torch.device) -> int:
+    """Voxels of a block for the memory there is."""
+    each = BYTES_PER_VOXEL + _BYTES_PER_CLASS * classes
+    return int(min(_MOST_BYTES, free_memory(device) // 2) / each)

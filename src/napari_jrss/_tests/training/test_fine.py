@@ -175,7 +175,7 @@ def test_blocks_are_seen_as_the_whole_scan(
     made, scan = learned.files.prediction("v", on_scan=False), FinePhantoms().scan("v")
     assert made is not None
     whole = fine_label(network, made, scan, CPU)
-    monkeypatch.setattr(fine, "_core", lambda classes, device: 16)
+    monkeypatch.setattr(fine, "_most_voxels", lambda classes, device: 24**3)
     blocks = fine_label(network, made, scan, CPU)
     assert whole is not None
     assert blocks is not None
