@@ -14,6 +14,7 @@ from napari_jrss._tests.training.phantoms import (
     AfterSteps,
     Never,
     cpu,
+    fine_snapshot,
     phantom,
     snapshot,
     tiny_config,
@@ -52,15 +53,16 @@ def losses(events: list[Event]) -> dict[str, float]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_pretraining_and_a_round_come_to_their_end(precision: str, tmp_path: Path) -> None:
-    config = tiny_config(precision=precision)
+    config = tiny_config(precision=precision, fine={"steps": 3, "crop": 16})
     folders = tmp_path / "0", tmp_path / "1"
-    pretraining = RoundTask(0, snapshot(), config, folders[0])
-    joint = RoundTask(1, snapshot(), config, folders[1], folders[0])
+    pretraining = RoundTask(0, fine_snapshot(), config, folders[0])
+    joint = RoundTask(1, fine_snapshot(), config, folders[1], folders[0])
     for this in (pretraining, joint):
         events = list(run_round(this, make_fabric("cuda", precision), Never()))
         assert isinstance(events[-1], RoundFinished)
         assert np.isfinite(list(losses(events).values())).all()
     for folder in folders:
+        assert "fine.safetensors" in weights(folder)
         for state in weights(folder).values():
             assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
