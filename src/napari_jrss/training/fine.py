@@ -156,7 +156,7 @@ class FineStage(CohortStage):
 
     def validate(self) -> Validation:
         """Dice of each validation case at its scan's own voxels."""
-        network = self._judged("network")
+        network = self.modules["network"]
         assert isinstance(network, FineNetwork)
         snapshot, found = self.tensors.snapshot, []
         assert snapshot.scans is not None
