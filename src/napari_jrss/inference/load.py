@@ -70,7 +70,7 @@ def load_predictor(files: RoundFiles, device: str, *, with_student: bool) -> Pre
     student = load_student(files, torch_device) if with_student else None
     channels = files.description().channels
 
-    fine = _fine(files, torch_device)
+    fine = load_fine(files, torch_device)
 
     def predict(image: Image, scan: Callable[[], CaseScan] | None = None) -> Prediction:
         given = 1 if image.ndim == 3 else len(image)
@@ -85,7 +85,7 @@ def load_predictor(files: RoundFiles, device: str, *, with_student: bool) -> Pre
     return predict
 
 
-def _fine(files: RoundFiles, device: torch.device) -> FineNetwork | None:
+def load_fine(files: RoundFiles, device: torch.device) -> FineNetwork | None:
     """The network for the scans' own voxels, if the round has one."""
     if not files.fine.exists():
         return None

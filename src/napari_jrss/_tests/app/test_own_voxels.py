@@ -14,6 +14,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 import napari_jrss as jrss
+from napari_jrss.app.review.prediction_review import at_own_voxels
 from napari_jrss.app.rounds.estimate import Measured, StepCost, estimated, steps_of
 from napari_jrss.app.rounds.train import OWN_VOXELS_LEFT_OUT, PlannedRound, _left_out
 from napari_jrss.app.session import Session
@@ -166,6 +167,22 @@ def test_a_draft_without_it_is_drawn_anew_when_its_case_opens(
         np.testing.assert_array_equal(kept.scan_label, fine.scan_label)
     finally:
         session.close()
+
+
+def test_a_draft_in_which_the_teacher_has_a_part_is_drawn_by_its_network(
+    project: Project,
+) -> None:
+    teacher, case = project.require_teacher(), project.snapshot().unlabelled[0]
+    fine = teacher.files.prediction(case)
+    coarse = teacher.files.prediction(case, on_scan=False)
+    assert fine is not None
+    assert coarse is not None
+    by_network = at_own_voxels(project, teacher, case, coarse, "cpu")
+    np.testing.assert_array_equal(by_network, fine.scan_label)
+    carried = at_own_voxels(project, None, case, coarse, "cpu")
+    expected = project.attributes(case).transform.prediction_to_scan(coarse)
+    np.testing.assert_array_equal(carried, expected)
+    assert (carried != by_network).any()
 
 
 def test_the_estimate_counts_it(project: Project) -> None:

@@ -138,7 +138,7 @@ class DraftsAhead:
         voters = self._voters(project, case_id)
         if cancel.is_set() or project.read_only or not voters:
             return
-        from napari_jrss.app.review.prediction_review import teacher_prediction
+        from napari_jrss.app.review.prediction_review import at_own_voxels, teacher_prediction
 
         device, teacher = self._workspace.device, project.teacher
         now = {case.case_id: case.label_version for case in project.cases()}
@@ -159,7 +159,7 @@ class DraftsAhead:
             number = None if teacher is None else teacher.number
             drafts = propagated_drafts(voters, found, prediction, number)
             draft, best = next(reversed(drafts.items()))
-            label = project.attributes(case_id).transform.prediction_to_scan(best)
+            label = at_own_voxels(project, teacher, case_id, best, device)
             versions = {name: now[name] for name in voters}
             self._ready[case_id] = ReadyDraft(draft, label, number, versions)
 

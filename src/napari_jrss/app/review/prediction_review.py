@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from psygnal import Signal
@@ -27,6 +29,7 @@ from napari_jrss.training.screening import Screened, Screening
 if TYPE_CHECKING:
     from napari_jrss.project.project import Project
     from napari_jrss.project.records import Round
+    from napari_jrss.snapshot import Label
 
 
 class PredictionReview:
@@ -110,7 +113,11 @@ class PredictionReview:
         number = None if case.teacher is None else case.teacher.number
         found = propagated_drafts(voters, vote, case.prediction, number)
         for key, prediction in found.items():
-            case.drafts[key] = case.transform.prediction_to_scan(prediction)
+            teacher = case.teacher if prediction is not vote else None
+            case.drafts[key] = at_own_voxels(
+                *(self._workspace.open_project, teacher, case.case_id, prediction),
+                self._workspace.device,
+            )
         best = next(reversed(found))
         self.changed.emit()
         self.draft_made.emit(case.case_id, best)
@@ -211,15 +218,37 @@ class PredictionReview:
 def teacher_prediction(project: Project, teacher: Round, case_id: str, device: str) -> Prediction:
     """What a round's teacher predicts of a case; it is computed, and kept, if it isn't known."""
     found = teacher.files.prediction(case_id)
-    if found is None:
+    if found is None or (found.scan_label is None and teacher.files.fine.exists()):
         from napari_jrss.inference.load import load_predictor
 
         joint = teacher.parent is not None
         predict = load_predictor(teacher.files, device, with_student=joint)
-        found = predict(project.channel_images(case_id))
+        scan = partial(project.case_scan, case_id)
+        found = predict(project.channel_images(case_id), scan)
         if not project.read_only:
             teacher.files.write_prediction(case_id, found)
     return found
+
+
+def at_own_voxels(
+    project: Project, teacher: Round | None, case_id: str, prediction: Prediction, device: str
+) -> Label:
+    """The label of a prediction on the scan's own voxels, turned to LPS.
+
+    `teacher` is the round whose teacher had a part in it; its fine network is used if it has one.
+    """
+    transform = project.attributes(case_id).transform
+    if teacher is not None and teacher.files.fine.exists():
+        from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.fine import fine_label
+        from napari_jrss.inference.load import load_fine
+
+        where = make_fabric(device).device
+        network = load_fine(teacher.files, where)
+        assert network is not None
+        label = fine_label(network, prediction, project.case_scan(case_id), where)
+        prediction = replace(prediction, scan_label=label)
+    return transform.prediction_to_scan(prediction)
 
 
 def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:
