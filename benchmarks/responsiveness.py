@@ -7,7 +7,9 @@ Drives the real window: paints with a 3D brush, scrolls through slices, switches
 Meanwhile a timer of 10 ms notes how late it comes; what is printed are its gaps, as a table in
 Markdown. Each mode runs in a process of its own: `napari` is the peer, napari alone with a scan and
 a label on its canvas; `idle` has the dock and no round, `own-process` a round in a process of its
-own, `this-process` a round on a thread of the window's process. The first seconds, in which the
+own, `this-process` a round on a thread of the window's process. `tools` has no round: region
+strokes are drawn and taken, places are decided between two opinions, and all the while other cases
+are looked through for corrected errors and drafts are made ahead. The first seconds, in which the
 training starts, are counted apart.
 """
 
@@ -32,7 +34,7 @@ import numpy as np
 
 from napari_jrss.io.label_files import label_table_from_csv
 
-MODES = ("napari", "idle", "own-process", "this-process")
+MODES = ("napari", "idle", "own-process", "this-process", "tools")
 TICK_MS, ACT_MS, SWITCH_S = 10, 50, 3.0
 
 
@@ -86,7 +88,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, window(mode, Path(folder), shape, size) as opened:
         viewer, switch, session = opened
         steps: list[float] = []
-        timer, acting, person = QTimer(), QTimer(), Person(viewer, switch)
+        timer, acting = QTimer(), QTimer()
+        person = ToolUser(viewer, switch, session) if mode == "tools" else Person(viewer, switch)
         timer.setInterval(TICK_MS)
         timer.timeout.connect(lambda: ticks.append(time.perf_counter()))
         acting.setInterval(ACT_MS)
@@ -105,6 +108,9 @@ def measure(
     gaps = np.diff(at) * 1000
     started = at[1:] < began
     during = gaps[~started]
+    if mode == "tools":
+        done = f"{person.strokes} strokes, {person.decisions} decisions, {person.rounds} rounds"
+        print(f"{done} of work in the background", file=sys.stderr)
     return {
         "median": float(np.median(during)),
         "p99": float(np.percentile(during, 99)),
@@ -137,7 +143,11 @@ def window(
         _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
         session = dock.session
         session.workspace.author, session.workspace.device = "benchmark", "cpu"
-        session.open(make_project(folder, shape))
+        if mode == "tools":
+            session.open(with_errors(folder, shape))
+            session.pairs.engine = "refine"
+        else:
+            session.open(make_project(folder, shape))
         session.rounds.own_process = mode == "own-process"
         ids = [case.case_id for case in session.workspace.open_project.cases()][:3]
 
@@ -207,6 +217,57 @@ class Person:
         else:
             size = int(self.viewer.dims.nsteps[0])
             self.viewer.dims.set_current_step(0, int(self._rng.integers(size)))
+
+
+class ToolUser(Person):
+    """Also draws region strokes and decides disputes, while other cases are worked on."""
+
+    def __init__(self, viewer: Any, switch: Callable[[int], None], session: Any) -> None:
+        super().__init__(viewer, switch)
+        self.session = session
+        self.strokes = self.decisions = self.rounds = 0
+
+    def act(self) -> None:
+        review, project = self.session.review, self.session.workspace.open_project
+        if not self.session.workspace.background.busy:
+            self.rounds += 1
+            snapshot = project.snapshot()
+            review.echoes.look(snapshot.labelled[0])
+            review.ahead.prepare(snapshot.unlabelled)
+        case = review.case
+        if case is None or self.acts % 10 not in (3, 7):
+            super().act()
+            return
+        self.acts += 1
+        region, disputed = review.tools.region, review.disputed
+        if self.acts % 10 == 4 and region.preview is not None:
+            region.take()
+        elif self.acts % 10 == 4:
+            at = self._rng.integers(25, np.array(case.editor.label.shape) - 25)
+            line = [(int(at[0]), int(at[1]), int(at[2]) + i) for i in range(-8, 9)]
+            region.draw(line, 1, adding=True)
+            self.strokes += 1
+        elif disputed.of(case) and disputed.dispute is not None:
+            disputed.decide("second")
+            self.decisions += 1
+        else:
+            disputed.compare(f"round:{case.teacher.number}", "blank")
+
+
+def with_errors(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """Four synthetic heads, two of them labelled; the teacher sees them some voxels aside."""
+    from window_acts import make_project as with_teacher
+
+    from napari_jrss.project.project import Project
+
+    path = with_teacher(folder, shape, shape)
+    with Project.open(path) as project:
+        files = project.require_teacher().files
+        for case in project.cases():
+            found = files.prediction(case.case_id)
+            found.label[:] = np.roll(found.label, 3, axis=2)
+            files.write_prediction(case.case_id, found)
+    return path
 
 
 def make_project(folder: Path, shape: tuple[int, int, int]) -> Path:

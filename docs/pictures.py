@@ -1,9 +1,11 @@
 """Take the pictures of the tutorial from a real window, and the animation of the README.
 
     xvfb-run -a -s "-screen 0 1400x900x24" python docs/pictures.py docs/images/window
+    xvfb-run -a -s "-screen 0 1920x1080x24" python docs/pictures.py --states docs/images/states
 
-It does what docs/tutorials/first_project_window.md tells a person to do, on the same synthetic
-scans, with the same buttons.
+The first does what docs/tutorials/first_project_window.md tells a person to do, on the same
+synthetic scans, with the same buttons. The second shows each state of the window in two sizes,
+light and dark.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +25,8 @@ from PIL import Image
 from qtpy.QtCore import QSettings
 from qtpy.QtWidgets import QApplication, QDialog
 
+from napari_jrss.app.cohort import SplitCounts
+from napari_jrss.app.runner import JobRunner
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.layers.review import LABEL
 from napari_jrss.widgets.main_widget import MainWidget
@@ -29,6 +34,7 @@ from napari_jrss.widgets.main_widget import MainWidget
 WIDTH, HEIGHT = 1400, 900
 LOOP = ("cohort", "rounds", "review", "corrected", "gained")
 """The pictures that make the animation, in order."""
+SIZES, THEMES = ((1280, 720), (1920, 1080)), ("dark", "light")
 
 
 class Pictures:
@@ -186,6 +192,97 @@ class Pictures:
         self.quiet()
 
 
+class States(Pictures):
+    """The window in each of its states, every one in two sizes, light and dark."""
+
+    def state(self, name: str) -> None:
+        """Take the four pictures of the present state."""
+        for width, height in SIZES:
+            self.viewer.window.resize(width, height)
+            for theme in THEMES:
+                self.viewer.theme = theme
+                self.take(f"{name}-{width}-{theme}")
+
+    @contextmanager
+    def held(self, runner: JobRunner, reached: Callable[[], bool]) -> Iterator[None]:
+        """Hold a job as soon as something is so, while its pictures are taken."""
+        go_on, at_it = threading.Event(), threading.Event()
+
+        def hold(_event: object) -> None:
+            if reached():
+                at_it.set()
+                go_on.wait()
+
+        runner.event.connect(hold)
+        try:
+            self.wait(at_it.is_set)
+            yield
+        finally:
+            go_on.set()  # at first, since a signal that is emitted can't be disconnected
+            runner.event.disconnect(hold)
+
+    def run(self) -> None:
+        """From nothing to a registered pair, and an error."""
+        dock, session = self.dock, self.session
+        work = session.workspace
+        self.state("empty")
+        make_cohort("scans", cases=14, shape=(32, 40, 32), structures=6)
+        dock.cohort.take(Path("scans"))
+        dialog = self.dialog()
+        self.wait(lambda: dialog.start.isEnabled(), 120)
+        dialog.start.click()
+        with self.held(work.inference, lambda: len(work.open_project.cases()) > 5):
+            self.state("importing")
+        self.wait(lambda: len(work.open_project.cases()) == 14)
+        self.quiet()
+        for each in self.dialogs():  # which offers a split
+            each.reject()
+        session.cohort.split(SplitCounts(0, 0, 0))
+        self.quiet()
+        self.state("no-label")
+        session.cohort.split(SplitCounts(3, 2, 3))
+        self.quiet()
+        dock.tabs.setCurrentWidget(dock.rounds)
+        self.state("no-teacher")
+        dock.rounds.preset.set("smoke")
+        dock.rounds.rounds.setValue(1)
+        dock.rounds.start.click()
+        bar = dock.rounds.bar
+        self.wait(lambda: work.training.state.busy, 60)
+        with self.held(
+            work.training, lambda: bar.maximum() > 0 and 2 * bar.value() > bar.maximum()
+        ):
+            self.state("training")
+        self.wait(lambda: not work.training.state.busy)
+        assert work.training.error is None, work.training.error
+        self.quiet()
+        dock.tabs.setCurrentWidget(dock.review)
+        dock.review.open_next.click()
+        self.wait(lambda: session.review.case is not None, 60)
+        self.quiet()
+        self.middle()
+        self.state("review")
+        tab = dock.registration
+        dock.tabs.setCurrentWidget(tab)
+        case_id = session.review.open_case.case_id
+        for box, case in (
+            (tab.moving, work.open_project.snapshot().labelled[0]),
+            (tab.fixed, case_id),
+        ):
+            box.setCurrentIndex(box.findData(case))
+        tab.register.click()
+        self.wait(lambda: session.pairs.pair is not None, 120)
+        self.quiet()
+        self.middle()
+        self.state("pair")
+        dock.tabs.setCurrentWidget(dock.cohort)
+        broken = Path("broken.jrss")
+        broken.mkdir()
+        (broken / "project.sqlite").write_text("not a ledger")
+        dock.cohort.open_project(broken)
+        self.state("error")
+
+
 def animate(folder: Path) -> None:
     """The README's animation: the steps of the loop, one picture after another."""
     frames = [Image.open(folder / f"{name}.png").convert("RGB") for name in LOOP]
@@ -196,10 +293,10 @@ def animate(folder: Path) -> None:
     )
 
 
-def pack(folder: Path) -> None:
+def pack(folder: Path, colours: int = 256) -> None:
     """Make the pictures smaller: a window has few colours."""
     for file in folder.glob("*.png"):
-        Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        Image.open(file).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(
             file, optimize=True
         )
 
@@ -212,18 +309,20 @@ def settings_of_its_own(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]).absolute()
+    states = sys.argv[1] == "--states"
+    folder = Path(sys.argv[-1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work, settings_of_its_own(Path(work)):
         os.chdir(work)  # so that the pictures show no paths of this machine
-        pictures = Pictures(folder)
+        pictures = States(folder) if states else Pictures(folder)
         try:
             pictures.run()
         finally:
             pictures.session.close()
             pictures.viewer.close()
-    animate(folder)
-    pack(folder)
+    if not states:
+        animate(folder)
+    pack(folder, 64 if states else 256)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from napari_jrss.errors import JRSSError
+from napari_jrss.processes import available_cores
 
 _logger = logging.getLogger(__name__)
 
@@ -55,3 +56,8 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
     name = torch.cuda.get_device_name() if device == "cuda" else device
     _logger.info("networks run on %s, precision %s", name, precision)
     return fabric
+
+
+def leave_a_core() -> None:
+    """Let what PyTorch computes on this thread leave a core to others, such as a window."""
+    torch.set_num_threads(max(1, available_cores() - 1))

@@ -139,7 +139,9 @@ class DraftsAhead:
         if cancel.is_set() or project.read_only or not voters:
             return
         from napari_jrss.app.review.prediction_review import at_own_voxels, teacher_prediction
+        from napari_jrss.inference.device import leave_a_core
 
+        leave_a_core()
         device, teacher = self._workspace.device, project.teacher
         now = {case.case_id: case.label_version for case in project.cases()}
         registrar = project_registrar(

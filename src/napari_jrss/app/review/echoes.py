@@ -113,6 +113,9 @@ class Echoes:
         prediction = None if cancel.is_set() else teacher.files.prediction(case_id)
         if prediction is None:
             return
+        from napari_jrss.inference.device import leave_a_core
+
+        leave_a_core()
         accepted = project.label(case_id)
         wrong = echo.corrections(prediction.label, accepted, project.grid.spacing_mm)
         others = self._like(project, teacher, case_id) if wrong else []

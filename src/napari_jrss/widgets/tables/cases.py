@@ -46,11 +46,12 @@ FILTERS: dict[str, Callable[[CaseRow], bool]] = {
     "Unreadable": lambda row: bool(row.problem),
 }
 
-_STATUS_COLOURS = {
-    Status.MANUAL: "#56b4e9",
-    Status.ACCEPTED: "#009e73",
-    Status.CORRECTED: "#e69f00",
-    Status.REJECTED: "#d55e00",
+_MIDDLE = 127  # lightness between black and white
+_STATUS_COLOURS = {  # on a dark and on a light background
+    Status.MANUAL: ("#56b4e9", "#00588f"),
+    Status.ACCEPTED: ("#23c08e", "#00633f"),
+    Status.CORRECTED: ("#e69f00", "#7a4d00"),
+    Status.REJECTED: ("#ff7f2a", "#a33c00"),
 }
 
 
@@ -118,10 +119,9 @@ class CaseTableModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.DecorationRole and column == CASE:
             return self._icon(row.case_id)
         if role == Qt.ItemDataRole.ForegroundRole and column == LABEL:
-            colour = _STATUS_COLOURS.get(row.status)
-            return None if colour is None else QColor(colour)
+            return _colour_of(row.status, self.parent())
         if role == Qt.ItemDataRole.ForegroundRole and column == CASE and row.problem:
-            return QColor(_STATUS_COLOURS[Status.REJECTED])
+            return _colour_of(Status.REJECTED, self.parent())
         if role == Qt.ItemDataRole.TextAlignmentRole and column >= VERSIONS:
             return int(RIGHT)
         return None
@@ -207,6 +207,15 @@ class CaseTable(QTableView):
 
     def _open(self, index: QModelIndex) -> None:
         self.opened.emit(self.case_at(index))
+
+
+def _colour_of(status: Status, view: QObject) -> QColor | None:
+    """The colour of a status on the background that the table has in this theme."""
+    colours = _STATUS_COLOURS.get(status)
+    if colours is None or not isinstance(view, QWidget):
+        return None
+    dark = view.palette().text().color().lightness() > _MIDDLE
+    return QColor(colours[0] if dark else colours[1])
 
 
 def _text(row: CaseRow, column: int) -> str:
