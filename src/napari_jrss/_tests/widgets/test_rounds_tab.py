@@ -21,6 +21,7 @@ from napari_jrss._tests.app import sshd
 from napari_jrss._tests.app.conftest import trainable_once as trainable_once
 from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
+from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.rounds.estimate import Measured, StepCost, steps_of
 from napari_jrss.app.rounds.progress import Curve
 from napari_jrss.app.rounds.train import train
@@ -136,6 +137,16 @@ def test_the_wheel_over_the_form_changes_nothing(tab: RoundsTab) -> None:
     )
     QApplication.sendEvent(widget, wheel)
     assert (tab.rounds.value(), tab.seed.get()) == before
+
+
+def test_the_plot_of_validation_follows_the_split(tab: RoundsTab, qtbot: QtBot) -> None:
+    project = tab._session.workspace.open_project
+    assert tab.dice.nothing == "No data yet"
+    project.split(labelled=2)
+    tab._session.workspace.cases_changed.emit()
+    qtbot.waitUntil(lambda: tab.dice.nothing.startswith("No validation cases"))
+    tab._session.cohort.split(SplitCounts(2, 2, 2))
+    qtbot.waitUntil(lambda: tab.dice.nothing == "No data yet")
 
 
 def test_impossible_settings_are_told_by_name(tab: RoundsTab) -> None:

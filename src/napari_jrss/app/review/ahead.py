@@ -107,8 +107,9 @@ class DraftsAhead:
 
     def _go_on(self, cancel: threading.Event) -> None:
         project = self._workspace.project
-        # a teacher that learns at once is another one soon, and then this is called again
-        if cancel.is_set() or project is None or self._workspace.learning.state.busy:
+        # it is called again once the teacher has learned, and once more is known of the cases
+        soon = self._workspace.learning.state.busy or self._cohort.summaries.state.busy
+        if cancel.is_set() or project is None or soon:
             return
         here = self._current.case
         after = None if here is None else here.case_id

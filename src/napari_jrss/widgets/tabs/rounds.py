@@ -147,6 +147,7 @@ class RoundsTab(Tab):
         relay.connect(training.state_changed, self._job_changed)
         relay.connect(workspace.project_changed, self._show_project)
         relay.connect(workspace.cases_changed, self._forget_estimate)
+        relay.connect(workspace.cases_changed, self._show_buttons)
         relay.connect(workspace.rounds_changed, self._show_rounds)
         relay.connect(session.rounds.estimator.event, self._show_estimate)
         relay.connect(session.rounds.estimator.state_changed, self._estimator_changed)
@@ -364,6 +365,7 @@ class RoundsTab(Tab):
             if validated or project is None
             else "No validation cases; Split… in Cohort sets some aside before the first training"
         )
+        self.dice.update()
         writable = project is not None and not project.read_only
         idle = writable and not state.busy
         entry = self._session.rounds.interrupted if idle else None
