@@ -199,6 +199,8 @@ class States(Pictures):
         """Take the four pictures of the present state."""
         for width, height in SIZES:
             self.viewer.window.resize(width, height)
+            self.pause(0.5)
+            self.viewer.reset_view()
             for theme in THEMES:
                 self.viewer.theme = theme
                 self.take(f"{name}-{width}-{theme}")
@@ -293,10 +295,10 @@ def animate(folder: Path) -> None:
     )
 
 
-def pack(folder: Path, colours: int = 256) -> None:
+def pack(folder: Path) -> None:
     """Make the pictures smaller: a window has few colours."""
     for file in folder.glob("*.png"):
-        Image.open(file).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(
+        Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
             file, optimize=True
         )
 
@@ -322,7 +324,7 @@ def main() -> None:
             pictures.viewer.close()
     if not states:
         animate(folder)
-    pack(folder, 64 if states else 256)
+    pack(folder)
 
 
 if __name__ == "__main__":

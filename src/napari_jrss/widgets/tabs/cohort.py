@@ -302,7 +302,7 @@ class CohortTab(Tab):
             suggestion = cohort.suggest()
             self._suggested = None if suggestion is None else suggestion.case_id
             self.next.setEnabled(suggestion is not None)
-            done = "Every training case has a label." if rows else ""
+            done = "Every training case has a label." if rows and not self.importing else ""
             self.suggestion.setText(done if suggestion is None else next_case_text(suggestion))
             lines = [] if project is None else cohort.outlook().lines()
             say(self.outlook, "\n".join(lines))
@@ -346,12 +346,12 @@ class CohortTab(Tab):
     def _job_changed(self, state: JobState) -> None:
         if state.busy:
             return
+        imported, self.importing = self.importing, False
         self._busy.hide()
         self._redraw()
         if why := failure(state, self._workspace.inference):
             self._workspace.notified.emit(why)
-        if self.importing:
-            self.importing = False
+        if imported:
             self._import_ended(state)
 
     def _import_ended(self, state: JobState) -> None:
