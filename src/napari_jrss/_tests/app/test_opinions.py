@@ -129,6 +129,7 @@ def test_the_first_look_propagates_and_each_answer_is_one_undo(
     assert disputed.of(case)
     assert disputed.drafts[0] == "round:0"
     assert disputed.drafts[1].startswith("case:")
+    assert "+round:" not in disputed.drafts[1]  # the vote alone, as an opinion of its own
     assert disputed.dispute is disputed.disputes[0]
     assert gone == [disputed.dispute]
     volumes = [each.volume_ml for each in disputed.disputes]

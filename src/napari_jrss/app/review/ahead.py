@@ -34,18 +34,16 @@ class ReadyDraft:
 
     Attributes
     ----------
-    draft
-        What it was made from, as in ``Project.add_label_version``.
-    label
-        Class indices (z, y, x) on the scan's own voxels.
+    drafts
+        Class indices (z, y, x) on the scan's own voxels, by what they were made from, as in
+        ``Project.add_label_version``: the vote, then its average with the teacher if there is one.
     round_number
         The round of the teacher then; None if there was none.
     versions
         The labels that voted, by case.
     """
 
-    draft: str
-    label: Label
+    drafts: Mapping[str, Label]
     round_number: int | None
     versions: Mapping[str, str | None]
 
@@ -161,10 +159,14 @@ class DraftsAhead:
                 continue
             number = None if teacher is None else teacher.number
             drafts = propagated_drafts(voters, found, prediction, number)
-            draft, best = next(reversed(drafts.items()))
-            label = at_own_voxels(project, teacher, case_id, best, device)
+            labels = {
+                key: at_own_voxels(
+                    project, teacher if each is not found else None, case_id, each, device
+                )
+                for key, each in drafts.items()
+            }
             versions = {name: now[name] for name in voters}
-            self._ready[case_id] = ReadyDraft(draft, label, number, versions)
+            self._ready[case_id] = ReadyDraft(labels, number, versions)
 
     def _forget(self) -> None:
         self.stop()

@@ -73,7 +73,7 @@ class Disputed:
                 raise ProjectError(f"case {case.case_id} has no draft of a teacher yet")
             first = f"round:{case.teacher.number}"
         if not second:
-            propagated = [draft for draft in case.drafts if draft.startswith("case:")]
+            propagated = [draft for draft in case.drafts if _is_vote(draft)]
             if not propagated:
                 self._waiting = case.case_id
                 self._prediction.propagate()
@@ -151,9 +151,14 @@ class Disputed:
         self.changed.emit()
         self.dispute_changed.emit()
 
-    def _draft_made(self, case_id: str, draft: str) -> None:
+    def _draft_made(self, case_id: str, _draft: str) -> None:
         case = self._current.case
         if case_id == self._waiting:
             self._waiting = None
             if case is not None and case.case_id == case_id:
-                self.compare(second=draft)
+                self.compare()
+
+
+def _is_vote(draft: str) -> bool:
+    """Whether a draft was propagated, and isn't averaged with a teacher's."""
+    return draft.startswith("case:") and "+round:" not in draft

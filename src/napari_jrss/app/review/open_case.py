@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -349,12 +350,12 @@ def read_case(
     author: str,
     known: CachedCase | None = None,
     autosave_s: float = PERIOD_S,
-    ahead: tuple[str, Label] | None = None,
+    ahead: Mapping[str, Label] = MappingProxyType({}),
 ) -> OpenCase:
     """Read a case for review, with the corrections that were kept for it, if any.
 
     `author` is "" if the name isn't known yet; what is still in memory (`known`) isn't read again.
-    `ahead` is a draft that was made before, by its key and on the scan's voxels.
+    `ahead` has drafts that were made before, by key and on the scan's voxels, the best last.
     A :class:`ProjectError` if the case or its label in force can't be read.
     """
     case = project.case(case_id)
@@ -368,8 +369,7 @@ def read_case(
         prediction = teacher.files.prediction(case_id)
     classes = len(project.table.names)
     drafts = {} if known is None else known.drafts
-    if ahead is not None:
-        drafts[ahead[0]] = ahead[1]
+    drafts.update(ahead)
     corrections, last = None, None
     if not project.read_only and (found := recoverable(project, case_id)) is not None:
         corrections, last = Corrections.resume(project, found), found.info.last_change
@@ -414,7 +414,7 @@ def _usual_draft(
     transform: GridTransform,
     teacher: Round | None,
     prediction: Prediction | None,
-    ahead: tuple[str, Label] | None,
+    ahead: Mapping[str, Label],
 ) -> tuple[Label, str]:
     """The draft to start from.
 
@@ -423,8 +423,9 @@ def _usual_draft(
     """
     if case.label_version is not None:
         return project.scan_label(case.case_id), f"version:{case.label_version}"
-    if ahead is not None and case.status is not Status.REJECTED:
-        return ahead[1].copy(), ahead[0]
+    if ahead and case.status is not Status.REJECTED:
+        draft, label = list(ahead.items())[-1]
+        return label.copy(), draft
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
         return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
     for draft in kept_drafts(project, case.case_id)[:1]:

@@ -182,7 +182,7 @@ class Review:
                 workspace.author,
                 known,
                 workspace.autosave_s,
-                None if ahead is None else (ahead.draft, ahead.label),
+                {} if ahead is None else ahead.drafts,
             )
         except Exception:
             if self._wanted == case_id:
