@@ -34,6 +34,7 @@ import numpy as np
 
 from napari_jrss.io.label_files import label_table_from_csv
 
+LABEL = "label"  # the layer that is painted
 MODES = ("napari", "idle", "own-process", "this-process", "tools")
 TICK_MS, ACT_MS, SWITCH_S = 10, 50, 3.0
 
@@ -135,7 +136,7 @@ def window(
 
         cases = [make_case(index, shape, structures=4) for index in range(3)]
         image = viewer.add_image(cases[0].image)
-        label = viewer.add_labels(cases[0].labels)
+        label = viewer.add_labels(cases[0].labels, name=LABEL)
 
         def switch(turn: int) -> None:
             image.data, label.data = cases[turn % 3].image, cases[turn % 3].labels.copy()
@@ -198,20 +199,13 @@ class Person:
         self._switch_at = time.monotonic() + SWITCH_S
 
     def act(self) -> None:
-        import napari
-
         self.acts += 1
         if time.monotonic() > self._switch_at:
             self._switch_at = time.monotonic() + SWITCH_S
             self.switch(int(self._rng.integers(6)))
             return
-        labels = [
-            layer
-            for layer in self.viewer.layers
-            if isinstance(layer, napari.layers.Labels) and layer.editable
-        ]
-        if self.acts % 2 and labels:
-            layer = labels[-1]
+        if self.acts % 2 and LABEL in self.viewer.layers:
+            layer = self.viewer.layers[LABEL]
             layer.n_edit_dimensions, layer.brush_size, layer.selected_label = 3, 20, 1
             layer.paint(tuple(self._rng.integers(20, s - 20) for s in layer.data.shape), 1)
         else:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari.layers import Labels
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QLabel
 
@@ -19,7 +20,7 @@ from napari_jrss.app.review.open_case import StructureRow
 from napari_jrss.project.project import Project
 from napari_jrss.widgets.dialogs.keys import KeySheet
 from napari_jrss.widgets.layers.orientation import letters
-from napari_jrss.widgets.layers.review import IMAGE, OUTLINE
+from napari_jrss.widgets.layers.review import ABOVE, IMAGE, OUTLINE, PSEUDO
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.tables.structures import ALL, EMPTY, HERE, HERE_FIRST, NAME, StructurePanel
 
@@ -223,6 +224,25 @@ def test_left_and_right_stand_together(qtbot: QtBot) -> None:
     assert panel.table.index == 1
     panel.kind.setCurrentText(ALL)
     assert shown() == [1, 5, 2, 4, 3]
+
+
+def test_only_the_label_can_be_painted(person: Person) -> None:
+    person.open()
+    for kind in (PSEUDO, ABOVE):
+        box = person.tab.prediction.boxes[kind]
+        QTest.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
+        person.settle()
+        assert person.tab.layers.layer(kind).visible
+    person.press(Qt.Key.Key_U)  # which outlines a region
+    person.open(1)
+    layers = [each for each in person.viewer.layers if isinstance(each, Labels)]
+    assert {PSEUDO, ABOVE, OUTLINE} < {each.name for each in layers}
+    assert [each for each in layers if each.editable] == [person.layer]
+    before = person.review.open_case.prediction.label.copy()
+    person.viewer.layers.selection.active = person.tab.layers.layer(PSEUDO)
+    person.press(Qt.Key.Key_2)
+    person.drag()
+    np.testing.assert_array_equal(person.review.open_case.prediction.label, before)
 
 
 def test_one_structure_alone_and_outlines_by_a_key(person: Person) -> None:

@@ -67,6 +67,12 @@ def labels_layer(
     return Labels(array, name=name, **look_of(table), **placement(grid), **options)
 
 
+def show_voxels(layer: Layer, array: NDArray[Any]) -> None:
+    """Give a layer voxels that nobody paints; napari lets every new array be painted."""
+    layer.data = array
+    layer.editable = False
+
+
 def look_of(table: LabelTable) -> dict[str, Any]:
     """Colours of the structures, and their names for napari's status bar."""
     features = {

@@ -12,7 +12,7 @@ from napari.utils.colormaps import DirectLabelColormap
 from napari_jrss.app.review.open_case import OpenCase
 from napari_jrss.app.review.region_stroke import Preview
 from napari_jrss.widgets import keys
-from napari_jrss.widgets.layers.common import labels_layer
+from napari_jrss.widgets.layers.common import labels_layer, show_voxels
 
 REGION = "region"
 REGION_ADD, REGION_REMOVE = "region_add", "region_remove"
@@ -69,7 +69,8 @@ class RegionView:
             layer.translate = start
             self._layers.add(REGION, layer)
         else:
-            layer.data, layer.scale, layer.translate = values, spacing, start
+            show_voxels(layer, values)
+            layer.scale, layer.translate = spacing, start
             layer.visible = True
         self._sweep(commands)
 

@@ -20,6 +20,7 @@ from napari_jrss.widgets.layers.common import (
     labels_layer,
     look_of,
     show_axially,
+    show_voxels,
     tell_intensity,
     without_brush_box,
 )
@@ -179,7 +180,7 @@ class ReviewLayers(LayerSet):
             marked[region.box] = region.uncertain
             layer = self._outline(case)
             self._place(case, OUTLINE, layer)
-            layer.data = case.shown(marked)
+            show_voxels(layer, case.shown(marked))
         linear, shift = linear_and_shift(case.transform.grid_to_scan)
         z, y, x = linear @ region.at + shift
         self._bring_near((z, y, x))
@@ -193,7 +194,7 @@ class ReviewLayers(LayerSet):
         marked[dispute.box] = dispute.mask
         layer = self._outline(case)
         layer.scale, layer.translate = case.spacing_mm, (0, 0, 0)
-        layer.data = marked
+        show_voxels(layer, marked)
         self._bring_near(dispute.at)
 
     def show_slice(self, axis: int, number: int) -> None:
@@ -336,7 +337,7 @@ class ReviewLayers(LayerSet):
         where = case.grid_placement
         shape = case.image.shape if where is None else case.grid.shape
         dtype = np.uint8 if kind in _INDICES else np.float32
-        layer.data = np.broadcast_to(np.zeros((), dtype), shape)
+        show_voxels(layer, np.broadcast_to(np.zeros((), dtype), shape))
         layer.scale, layer.translate = where or (case.spacing_mm, (0, 0, 0))
 
     def _shown(self, kind: str) -> None:
@@ -354,17 +355,17 @@ class ReviewLayers(LayerSet):
         self._stale.remove(kind)
         prediction = case.prediction
         if kind == PSEUDO:
-            layer.data = case.shown(prediction.label)
+            show_voxels(layer, case.shown(prediction.label))
         elif kind == CONFIDENCE:
-            layer.data = case.shown(prediction.confidence.astype(np.float32))
+            show_voxels(layer, case.shown(prediction.confidence.astype(np.float32)))
         elif kind == UNCERTAINTY and prediction.uncertainty is not None:
             doubt = prediction.uncertainty.astype(np.float32)
-            layer.data = case.shown(doubt)
+            show_voxels(layer, case.shown(doubt))
             highest = float(np.percentile(doubt[::2, ::2, ::2], 99.8))
             layer.contrast_limits = (0, max(highest, 1e-3))
         elif kind == ABOVE and case.screening is not None and case.screened is not None:
             if not layer.data.flags.writeable:
-                layer.data = np.zeros(layer.data.shape, np.uint8)
+                show_voxels(layer, np.zeros(layer.data.shape, np.uint8))
             if case.grid_placement is not None:
                 case.screening.target(case.screened.tau, out=layer.data)
             else:
