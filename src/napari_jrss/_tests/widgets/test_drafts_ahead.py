@@ -17,9 +17,16 @@ def test_the_next_case_opens_with_it(dock: MainWidget, qtbot: QtBot, taught: Pat
     get_plugin_settings(PLUGIN).work.ahead = 1
     assert dock.session.review.ahead.cases == 1
     dock.session.open(taught)
-    person, background = Person(dock, qtbot), dock.session.workspace.background
+    person, review = Person(dock, qtbot), dock.session.review
+
+    def ready() -> bool:
+        suggestion = review.suggestion
+        return suggestion is not None and review.ahead.draft_of(suggestion.case_id) is not None
+
+    qtbot.waitUntil(
+        lambda: ready() and not dock.session.cohort.summaries.state.busy, timeout=60_000
+    )
     person.settle()
-    qtbot.waitUntil(lambda: not background.busy, timeout=60_000)
     dock.tabs.setCurrentWidget(dock.review)
     person.click(person.tab.open_next)
     panel, editor = person.tab.draft, person.review.open_case.editor
