@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +15,7 @@ from napari_jrss.errors import JRSSError
 from napari_jrss.processes import available_cores
 
 _logger = logging.getLogger(__name__)
+_BEHIND = 10  # niceness
 
 
 class DeviceError(JRSSError):
@@ -59,5 +63,11 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
 
 
 def leave_a_core() -> None:
-    """Let what PyTorch computes on this thread leave a core to others, such as a window."""
+    """Let what is computed on this thread leave a core to others, and wait for them.
+
+    For work behind a window; the thread should end with that work.
+    """
     torch.set_num_threads(max(1, available_cores() - 1))
+    if sys.platform == "linux":  # elsewhere this would be the whole process
+        least = max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), least)
