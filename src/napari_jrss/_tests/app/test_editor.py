@@ -36,6 +36,14 @@ def empty() -> np.ndarray:
     return np.zeros(SHAPE, np.uint8)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 7), (4, 5, 6), (1, 1, 1), (130, 130, 130)])
+def test_voxels_of_each_value_are_counted(shape: tuple[int, int, int]) -> None:
+    label = np.random.default_rng(0).choice([0, 1, 2, 255], shape).astype(np.uint8)
+    for each in (label, np.asfortranarray(label)):
+        counts = LabelEditor(each, "blank", CLASSES).counts
+        np.testing.assert_array_equal(counts, np.bincount(label.ravel(), minlength=256))
+
+
 def do(editor: LabelEditor, action: str, where: list[int], value: int) -> None:
     if action == "paint":
         editor.label.reshape(-1)[where] = value

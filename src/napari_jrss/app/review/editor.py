@@ -22,6 +22,7 @@ from psygnal import Signal
 from napari_jrss.labels import IGNORED
 from napari_jrss.snapshot import Label
 
+_PAIRS_AT_ONCE = 2**20
 Box: TypeAlias = tuple[slice, ...]
 
 BY_HAND = "paint"
@@ -89,13 +90,13 @@ class LabelEditor:
     Parameters
     ----------
     label
-        Class indices (z, y, x) to start from; copied.
+        Class indices (z, y, x) to start from. It isn't written to, and must not change afterwards.
     draft
         Its key, as in :meth:`Project.add_label_version`.
     classes
         Number of classes C, background included.
     base
-        Class indices of the draft, if the label was corrected already.
+        Class indices of the draft, if the label was corrected already; as `label`.
     undo_bytes
         Limit on the memory of the actions that can be undone.
 
@@ -120,14 +121,12 @@ class LabelEditor:
         undo_bytes: int = UNDO_BYTES,
     ) -> None:
         self.label: Label = label.copy()
-        self.origin = Origin(draft, (label if base is None else base).copy())
+        self.origin = Origin(draft, label if base is None else base)
         self._classes = classes
-        # Voxels that are ignored keep their value until somebody paints there. Slice by slice:
-        # NumPy makes each byte a number of eight bytes first.
-        slices = [np.bincount(each.ravel(), minlength=IGNORED + 1) for each in self.label]
-        self.counts: NDArray[np.int64] = np.sum(slices, axis=0)
+        # Voxels that are ignored keep their value until somebody paints there.
+        self.counts: NDArray[np.int64] = _count_values(self.label)
         self._known = self.label.copy()
-        self._differing = self._count_differing()
+        self._differing = 0 if base is None else self._count_differing()
         self._locked = np.zeros(IGNORED + 1, bool)
         # Changed before, by whatever means, or painted in an action that is forgotten.
         self._kept = None if base is None else self.label != base
@@ -408,3 +407,20 @@ def _mark_painted(mask: NDArray[np.bool_], edit: Edit) -> None:
     flat[edit.indices] = edit.name == BY_HAND
     if edit.drawn is not None:
         flat[edit.drawn] = True
+
+
+def _count_values(label: Label) -> NDArray[np.int64]:
+    """How many voxels have each value from 0 to :data:`IGNORED`.
+
+    Two voxels of a byte each are counted as one number, since NumPy makes each number one of eight
+    bytes first; part by part for the same reason.
+    """
+    flat = np.ascontiguousarray(label, np.uint8).reshape(-1)
+    pairs = flat[: flat.size // 2 * 2].view(np.uint16)
+    found = np.zeros(2**16, np.int64)
+    for start in range(0, pairs.size, _PAIRS_AT_ONCE):
+        found += np.bincount(pairs[start : start + _PAIRS_AT_ONCE], minlength=2**16)
+    both = found.reshape(256, 256)
+    counts: NDArray[np.int64] = both.sum(0) + both.sum(1)
+    counts[flat[pairs.size * 2 :]] += 1
+    return counts

@@ -425,7 +425,7 @@ def _usual_draft(
         return project.scan_label(case.case_id), f"version:{case.label_version}"
     if ahead and case.status is not Status.REJECTED:
         draft, label = list(ahead.items())[-1]
-        return label.copy(), draft
+        return label, draft
     if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
         return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
     for draft in kept_drafts(project, case.case_id)[:1]:
