@@ -172,8 +172,8 @@ def fast(steps: int, batch: int, **joint: object) -> TrainingConfig:
 @pytest.mark.parametrize(
     ("config", "processes"),
     [
-        pytest.param(fast(30, 2, dropout=0.3), 2, id="perturbed student"),
-        pytest.param(fast(5, 4), 3, id="parts of two, one and one image"),
+        pytest.param(fast(12, 2, dropout=0.3), 2, id="perturbed student"),
+        pytest.param(fast(3, 4), 3, id="parts of two, one and one image"),
         pytest.param(
             tiny_config(
                 segmentation={"minimum_steps": 10, "learning_rate": 2e-3},
