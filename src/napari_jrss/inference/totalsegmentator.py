@@ -111,9 +111,10 @@ class _Running:
         return self.said
 
     def _read(self) -> None:
-        for line in self.child.stdout:
-            if text := line.decode(errors="replace").strip():
-                self._lines.append(text)
+        with self.child.stdout as printed:
+            for line in printed:
+                if text := line.decode(errors="replace").strip():
+                    self._lines.append(text)
 
 
 @contextmanager
