@@ -17,6 +17,8 @@ from napari_jrss.app.session import Session
 from napari_jrss.inference.engines import EngineError
 from napari_jrss.project.project import Project
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 150
 
 

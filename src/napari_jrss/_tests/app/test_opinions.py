@@ -117,6 +117,7 @@ def case_id(session: Session) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_the_first_look_propagates_and_each_answer_is_one_undo(
     session: Session, case_id: str
 ) -> None:

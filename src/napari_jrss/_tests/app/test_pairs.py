@@ -523,6 +523,7 @@ def test_engines_are_compared_on_the_labelled_pairs(untrained: Session) -> None:
         compare_engines(project, ["gready"])
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_on_a_pair_is_no_best_one(
     untrained: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

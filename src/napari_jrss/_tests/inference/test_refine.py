@@ -167,6 +167,7 @@ def test_the_second_level_follows_what_the_first_is_too_coarse_for() -> None:
     assert dice[1] > dice[0] + 0.015
 
 
+@pytest.mark.slow
 def test_a_large_volume_of_which_a_step_sees_an_eighth_is_aligned_in_all_parts() -> None:
     moving = np.kron(phantom("a")[1], np.ones((3, 3, 3), np.uint8))
     fixed = np.roll(moving, (1, -1, 2), (0, 1, 2))

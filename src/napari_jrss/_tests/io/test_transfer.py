@@ -74,6 +74,7 @@ def test_who_hangs_up_is_noticed_after_the_last_message(ends: tuple[End, End]) -
     assert there.lost == [False]
 
 
+@pytest.mark.slow
 def test_silence_counts_only_after_the_first_word(ends: tuple[End, End]) -> None:
     here, there = ends
     time.sleep(1)  # both beat
@@ -85,6 +86,7 @@ def test_silence_counts_only_after_the_first_word(ends: tuple[End, End]) -> None
     assert there.lost[0] is True
 
 
+@pytest.mark.slow
 def test_a_slow_listener_is_no_silence(ends: tuple[End, End]) -> None:
     here, there = ends
 
