@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cohorts import on_grid
 from scipy.stats import ttest_rel
 
 from napari_jrss.config import TrainingConfig, preset
-from napari_jrss.experiments.cohort import assign, prepare_cohort, snapshot_of
-from napari_jrss.experiments.protocol import load_protocol, plan
+from napari_jrss.experiments.cohort import snapshot_of
 from napari_jrss.inference.device import make_fabric
 from napari_jrss.inference.load import load_predictor
 from napari_jrss.io.round_files import RoundFiles
@@ -82,20 +82,7 @@ def cohort(
     wanted: argparse.Namespace, out: Path
 ) -> tuple[CohortSnapshot, Project, tuple[str, ...]]:
     """The protocol's split on a grid of the wanted spacing, and cases of no split."""
-    protocol = load_protocol(Path(wanted.protocol), wanted.data)
-    known = protocol.data.preprocessing
-    own = known.spacing_mm or (1.0, 1.0, 1.0)
-    shape = known.shape and tuple(
-        max(16, 4 * round(n * s / wanted.spacing / 4))
-        for n, s in zip(known.shape, own, strict=True)
-    )
-    grid = known.model_copy(update={"spacing_mm": (wanted.spacing,) * 3, "shape": shape})
-    protocol = protocol.model_copy(
-        update={"data": protocol.data.model_copy(update={"preprocessing": grid})}
-    )
-    run = replace(plan(protocol)[0], seed=wanted.seed, labelled=wanted.labelled)
-    project = Project.open(prepare_cohort(protocol, out, [run]), read_only=True)
-    sides = assign(protocol, run, project)
+    project, sides = on_grid(wanted, out)
     subjects = {case.case_id: case.group or case.case_id for case in project.cases()}
     one_each = {subjects[case]: case for case in reversed(sides.unused)}
     snapshot = snapshot_of(replace(sides, validation=()), project)

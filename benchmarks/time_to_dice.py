@@ -26,12 +26,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cohorts import on_grid
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig, preset
-from napari_jrss.experiments.cohort import assign, prepare_cohort, snapshot_of
-from napari_jrss.experiments.protocol import load_protocol, plan
+from napari_jrss.experiments.cohort import snapshot_of
+from napari_jrss.experiments.protocol import load_protocol
 from napari_jrss.losses import batch_dice_loss
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_segmentation_network
@@ -81,20 +82,7 @@ def main() -> None:
 
 def cohort(wanted: argparse.Namespace, out: Path) -> tuple[CohortSnapshot, Project]:
     """The protocol's split on a grid of the wanted spacing; its test cases are the judges."""
-    protocol = load_protocol(Path(wanted.protocol), wanted.data)
-    known = protocol.data.preprocessing
-    own = known.spacing_mm or (1.0, 1.0, 1.0)
-    shape = known.shape and tuple(
-        max(16, 4 * round(n * s / wanted.spacing / 4))
-        for n, s in zip(known.shape, own, strict=True)
-    )
-    grid = known.model_copy(update={"spacing_mm": (wanted.spacing,) * 3, "shape": shape})
-    protocol = protocol.model_copy(
-        update={"data": protocol.data.model_copy(update={"preprocessing": grid})}
-    )
-    run = replace(plan(protocol)[0], seed=wanted.seed, labelled=wanted.labelled)
-    project = Project.open(prepare_cohort(protocol, out, [run]), read_only=True)
-    sides = assign(protocol, run, project)
+    project, sides = on_grid(wanted, out)
     return snapshot_of(replace(sides, validation=sides.test), project), project
 
 
