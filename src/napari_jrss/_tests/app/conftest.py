@@ -59,3 +59,12 @@ def session(taught_once: Path, tmp_path: Path) -> Iterator[Session]:
     session.open(shutil.copytree(taught_once, tmp_path / "brain.jrss"))
     yield session
     session.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread, so that tests side by side don't slow each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import napari_jrss
@@ -28,16 +27,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def session(path: Path) -> Iterator[Session]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def session(one_thread: None, path: Path) -> Iterator[Session]:
     made = Session(author="a reader", device="cpu")
     made.pairs.engine = "refine"
     failed: list[Exception] = []
     made.workspace.background.failed.connect(failed.append)
     yield made
     assert made.close(30)
-    torch.set_num_threads(threads)
     assert failed == []
 
 

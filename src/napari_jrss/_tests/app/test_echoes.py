@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from napari_jrss._tests.app.phantoms import give_teacher, make_project
 from napari_jrss.app.review import echo, echoes
@@ -29,17 +28,14 @@ def give_error(project: Project, *case_ids: str) -> None:
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
+def session(one_thread: None, tmp_path: Path) -> Iterator[Session]:
     path = make_project(tmp_path)
     with Project.open(path) as project:
         give_teacher(project)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     made = Session(author="a reader", device="cpu")
     made.open(path)
     yield made
     assert made.close(30)
-    torch.set_num_threads(threads)
 
 
 def accept_corrected(session: Session, case_id: str) -> None:
