@@ -335,8 +335,10 @@ def _studies(
         else:
             whole.append(chosen)
             unused.update(s.description for s in group if s not in chosen)
+    left.sort(key=lambda each: each.what)
     if not whole:
-        raise UnusableDicomError(f"{folder}: no study has all images ({left[0].reason})")
+        (reason, _), *_ = Counter(each.reason for each in left).most_common(1)
+        raise UnusableDicomError(f"{folder}: no study has all images ({reason})")
     left += [
         LeftOut(f"{n} x {name or '(no description)'}", f"none of {', '.join(names)}")
         for name, n in sorted(unused.items())
