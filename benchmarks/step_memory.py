@@ -21,7 +21,7 @@ import torch
 
 from napari_jrss.app.rounds.estimate import one_step
 from napari_jrss.config import TrainingConfig, preset
-from napari_jrss.inference.device import make_fabric
+from napari_jrss.inference.device import find_device
 
 STAGES = ("mono_segmentation", "registration", "student")
 
@@ -33,7 +33,7 @@ def measure(
 
     The peak counts the networks and the batch, too, but not the program itself.
     """
-    device = make_fabric("auto").device
+    device = find_device()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -52,7 +52,7 @@ WINDOW = {"napari", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "magicgui", 
 TRAINING = {"torch", "monai", "lightning_fabric"}
 # These start at once: not even SimpleITK, napari or Qt.
 LIGHT = ("__init__", "config", "cli", "doctor")
-# These neither train nor infer, and worker processes import them.
+# These neither train nor infer before they are asked to; worker processes import them.
 WITHOUT_TORCH = (
     "sample_data",
     "errors",
@@ -63,6 +63,7 @@ WITHOUT_TORCH = (
     "io.layouts",
     "preprocess.case_store",
     "project",
+    "app.session",
 )
 
 MODULES = sorted(

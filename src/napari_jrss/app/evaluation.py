@@ -226,10 +226,10 @@ class _Networks:
     """A project's test cases, and the networks of one round after the other."""
 
     def __init__(self, project: Project, refine: bool, device: str) -> None:
-        from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.device import find_device
 
         self.project, self._refine = project, refine
-        self.device = make_fabric(device).device
+        self.device = find_device(device)
         self.arrays = CachedArrays(project.channel_images, project.label)
         self._number, self._networks = -1, cast("dict[str, nn.Module]", {})
 

@@ -1,4 +1,4 @@
-"""Device, precision and processes, through lightning-fabric."""
+"""Device, and for training precision and processes, which lightning-fabric brings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from napari_jrss.errors import JRSSError
 from napari_jrss.processes import available_cores
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _logger = logging.getLogger(__name__)
 _BEHIND = 10  # niceness
@@ -22,23 +24,18 @@ class DeviceError(JRSSError):
     """The device is unknown, or this machine doesn't have it."""
 
 
-def make_fabric(device: str = "auto", precision: str = "32-true", devices: int = 1) -> Fabric:
-    """Fabric for training.
+def find_device(device: str = "auto") -> torch.device:
+    """The first device of a kind.
 
     Parameters
     ----------
     device
         ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA where there is one, else the CPU.
-    precision
-        ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-    devices
-        Number of GPUs, or of processes on the CPU. With more than one, this is one process of so
-        many (:mod:`napari_jrss.app.rounds.peers`), and waits for the others.
 
     Raises
     ------
     DeviceError
-        If the device is not there, or there are fewer.
+        If the device is unknown, or not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,14 +48,41 @@ def make_fabric(device: str = "auto", precision: str = "32-true", devices: int =
         raise DeviceError(f"unknown device {device!r}; known: auto, {', '.join(available)}")
     if not available[device]:
         raise DeviceError(f"this machine has no {device} device; try --device cpu")
-    if device != "cpu" and devices > (there := torch.cuda.device_count() or 1):
-        raise DeviceError(f"this machine has {there} {device} device(s), not {devices}")
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    _logger.info("networks run on %s", name)
+    return torch.device(device) if device == "cpu" else torch.device(device, 0)
+
+
+def make_fabric(device: str = "auto", precision: str = "32-true", devices: int = 1) -> Fabric:
+    """Fabric for training.
+
+    Parameters
+    ----------
+    device
+        As of :func:`find_device`, with its errors.
+    precision
+        ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    devices
+        Number of GPUs, or of processes on the CPU. With more than one, this is one process of so
+        many (:mod:`napari_jrss.app.rounds.peers`), and waits for the others.
+
+    Raises
+    ------
+    DeviceError
+        Also if there are fewer devices.
+    """
+    kind = find_device(device).type
+    if kind != "cpu" and devices > (there := torch.cuda.device_count() or 1):
+        raise DeviceError(f"this machine has {there} {kind} device(s), not {devices}")
+    # It takes as long to import as PyTorch itself, and predictions don't need it.
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
     # a batch system's own variables would say otherwise
     plugins = None if devices == 1 else [LightningEnvironment()]
-    fabric = Fabric(accelerator=device, devices=devices, precision=precision, plugins=plugins)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=kind, devices=devices, precision=precision, plugins=plugins)  # type: ignore[arg-type]
     fabric.launch()
-    name = torch.cuda.get_device_name() if device == "cuda" else device
-    _logger.info("networks run on %s, precision %s", name, precision)
+    _logger.info("trained in precision %s", precision)
     return fabric
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from napari_jrss.inference.device import make_fabric
+from napari_jrss.inference.device import find_device
 from napari_jrss.inference.fine import fine_label
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.inference.refine import NoDisplacement, RefinedRegistration
@@ -61,11 +61,11 @@ def load_predictor(files: RoundFiles, device: str, *, with_student: bool) -> Pre
     files
         The round's folder.
     device
-        See :func:`napari_jrss.inference.device.make_fabric`.
+        See :func:`napari_jrss.inference.device.find_device`.
     with_student
         Whether the uncertainty is predicted too, for which the round needs a student.
     """
-    torch_device = make_fabric(device).device
+    torch_device = find_device(device)
     teacher = load_teacher(files, torch_device)
     student = load_student(files, torch_device) if with_student else None
     channels = files.description().channels

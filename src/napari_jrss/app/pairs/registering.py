@@ -198,12 +198,12 @@ def project_registrar(
             )
         return engine_registrar(engine, project.grid.spacing_mm, watch=watch, device=device)
 
-    from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.device import find_device
     from napari_jrss.inference.load import load_refined, load_registration
     from napari_jrss.inference.predict import displacement_field
 
     files = project.require_teacher().files
-    torch_device = make_fabric(device).device
+    torch_device = find_device(device)
     refined = refined or not files.training_config().trains_registration
     if refined:
         network = load_refined(files, torch_device, watch or to_the_end)
@@ -226,12 +226,12 @@ def engine_registrar(
     require_engine(engine, None)
     chosen = engine_named(engine)
 
-    from napari_jrss.inference.device import make_fabric
+    from napari_jrss.inference.device import find_device
 
     field = partial(
         chosen.register,
         spacing_mm=spacing_mm,
-        device=str(make_fabric(device).device),
+        device=str(find_device(device)),
         watch=watch or to_the_end,
     )
     return Registrar(engine, field)

@@ -239,11 +239,11 @@ def at_own_voxels(
     """
     transform = project.attributes(case_id).transform
     if teacher is not None and teacher.files.fine.exists():
-        from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.device import find_device
         from napari_jrss.inference.fine import fine_label
         from napari_jrss.inference.load import load_fine
 
-        where = make_fabric(device).device
+        where = find_device(device)
         network = load_fine(teacher.files, where)
         assert network is not None
         label = fine_label(network, prediction, project.case_scan(case_id), where)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
-
-from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from napari_jrss.errors import JRSSError, one_line
 from napari_jrss.processes import Child, Parent, ProcessError
@@ -42,7 +41,7 @@ class Peers:
         self._closed = threading.Event()
         if devices == 1 or "LOCAL_RANK" in os.environ:
             return
-        port = find_free_network_port()
+        port = free_port()
         os.environ |= _rank(0, port)
         for rank in range(1, devices):
             name = f"training {rank + 1} of {devices}"
@@ -73,6 +72,12 @@ class Peers:
         except ProcessError as error:
             if not self._closed.is_set():
                 failed(one_line(error))
+
+
+def free_port() -> int:
+    """A port of this computer that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _rank(rank: int, port: int) -> dict[str, str]:

@@ -186,11 +186,11 @@ class LoopWork:
 
     def _entropies(self, case_ids: list[str]) -> dict[str, float]:
         """Mean entropy of the teacher's probabilities of each case, in nats."""
-        from napari_jrss.inference.device import make_fabric
+        from napari_jrss.inference.device import find_device
         from napari_jrss.inference.load import load_teacher
         from napari_jrss.inference.predict import segmentation_logits
 
-        device = make_fabric(self._session.workspace.device).device
+        device = find_device(self._session.workspace.device)
         network = load_teacher(self._project.require_teacher().files, device)
         found = {}
         for case_id in case_ids:
