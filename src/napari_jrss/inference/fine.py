@@ -101,7 +101,7 @@ def class_shares(
     prediction
         On the training grid.
     voxels
-        (z, y, x, 3), float32: places as voxels (x, y, z) of the scan.
+        (z, y, x, 3): places as voxels (x, y, z) of the scan.
     scan_to_grid
         As of :class:`~napari_jrss.snapshot.CaseScan`.
     classes
@@ -110,9 +110,9 @@ def class_shares(
     Returns
     -------
     Tensor
-        (C, z, y, x), float32.
+        (C, z, y, x), floating point.
     """
-    matrix = torch.from_numpy(scan_to_grid).float()
+    matrix = torch.from_numpy(scan_to_grid).to(voxels.dtype)
     where = voxels @ matrix[:3, :3].T + matrix[:3, 3]
     size = torch.tensor(prediction.label.shape[::-1])
     outside = ((where < -0.5) | (where > size - 0.5)).any(-1)
@@ -124,7 +124,7 @@ def class_shares(
     coarse = _one_hot(prediction, box, classes)
     grid = (where - low) * (2 / (high - low).clamp(min=1)) - 1
     shares: Tensor = grid_sample(
-        coarse[None], grid[None], padding_mode="border", align_corners=True
+        coarse[None].to(grid.dtype), grid[None], padding_mode="border", align_corners=True
     )[0]
     shares[:, outside] = 0
     shares[0, outside] = 1

@@ -48,21 +48,21 @@ def is_safe(name: str) -> bool:
     return all(_PART.fullmatch(part) for part in name.split("/"))
 
 
-def send_files(channel: Channel, root: Path, files: Mapping[str, str]) -> Iterator[str]:
-    """Send files below `root` with the checksums that they should have; yields after each piece.
+def send_files(channel: Channel, root: Path, files: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Send files below `root` with the checksums that they should have.
 
-    What is yielded is the name of a file when its last piece has gone, else empty. A
-    :data:`COMMIT`, which the caller sends, then has the other side put the files in their places.
+    Yields each piece that has gone: the name of its file, and its bytes. A :data:`COMMIT`, which
+    the caller sends, then has the other side put the files in their places.
     """
     for name, known in files.items():
         with (root / name).open("rb") as stream:
             piece = stream.read(_PIECE_BYTES)
             while following := stream.read(_PIECE_BYTES):
                 channel.send(PIECE, piece, file=name)
-                yield ""
+                yield name, len(piece)
                 piece = following
             channel.send(PIECE, piece, file=name, sha256=known)
-        yield name
+        yield name, len(piece)
 
 
 class Incoming:

@@ -82,3 +82,8 @@ class CaseAttributes(_Record):
     grid_sha256: Mapping[str, str] = {}
     part: int | None = None
     channels: tuple[ChannelAttributes, ...] = ()
+
+    @property
+    def transforms(self) -> list[GridTransform]:
+        """How each image reached the training grid, that of the first one first."""
+        return [self.transform, *(each.transform for each in self.channels)]

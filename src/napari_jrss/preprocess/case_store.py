@@ -280,7 +280,12 @@ def read_channel_scan(path: Path, number: int) -> NDArray[Any]:
     ScanError
         It is gone or damaged.
     """
-    return read_array(_channel_folder(path, number) / _SCAN / LEVEL, whole=True)
+    return read_array(channel_scan_folder(path, number), whole=True)
+
+
+def channel_scan_folder(path: Path, number: int) -> Path:
+    """The array of further image `number`, from 1, on its own voxels."""
+    return _channel_folder(path, number) / _SCAN / LEVEL
 
 
 def _channel_folder(path: Path, number: int) -> Path:
@@ -304,6 +309,11 @@ def image_folder(path: Path) -> Path:
 def label_folder(path: Path, version: str) -> Path:
     """The array of a label version on the training grid."""
     return path / "labels" / require_name(version) / LEVEL
+
+
+def scan_folder(path: Path, version: str = _SCAN_IMAGE) -> Path:
+    """The array of a label version, or of the scan itself, on the scan's own voxels."""
+    return path / _SCAN / require_name(version) / LEVEL
 
 
 def has_on_scan(path: Path, name: str) -> bool:
@@ -342,10 +352,11 @@ def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def _read_on_scan(path: Path, name: str) -> NDArray[Any]:
-    folder = path / _SCAN / require_name(name)
-    if any(part.is_symlink() for part in (folder, folder.parent)):
-        raise ScanError(f"{folder}: a symbolic link, which is not followed")
-    return read_array(folder / LEVEL, whole=True)
+    folder = scan_folder(path, name)
+    for part in folder.parents[:2]:
+        if part.is_symlink():
+            raise ScanError(f"{part}: a symbolic link, which is not followed")
+    return read_array(folder, whole=True)
 
 
 def label_versions(path: Path) -> tuple[str, ...]:

@@ -360,15 +360,17 @@ class ProjectCases(ProjectFolder):
         self._ledger.assign(cases, "as the table of the import gives it", {})
 
 
-def read_case_scan(path: Path) -> CaseScan:
-    """The images of a case on its scan's own voxels, turned to LPS, scaled for the networks."""
-    about = store.read_attributes(path)
+def read_case_scan(path: Path, transforms: Sequence[GridTransform] = ()) -> CaseScan:
+    """The images of a case on its scan's own voxels, turned to LPS, scaled for the networks.
+
+    `transforms` are those of its images; none: as stored with the case.
+    """
+    transforms = transforms or store.read_attributes(path).transforms
     first = store.read_scan_image(path)
     if first is None:  # in a project of an older version
         on_grid = store.read_image(path)
-        first = about.transform.turn_to_scan(about.transform.image_to_source(on_grid))
-    others = [store.read_channel_scan(path, n) for n, _ in enumerate(about.channels, start=1)]
-    transforms = [about.transform, *(each.transform for each in about.channels)]
+        first = transforms[0].turn_to_scan(transforms[0].image_to_source(on_grid))
+    others = [store.read_channel_scan(path, n) for n in range(1, len(transforms))]
     return at_own_resolution([first, *others], transforms)
 
 

@@ -67,7 +67,7 @@ class ProjectLabels(ProjectCases):
         ProjectError
             There is none, or its voxels aren't what was once written.
         """
-        return read_grid_label(self.case_path(case_id), self._version(case_id, version))
+        return read_grid_label(self.case_path(case_id), self.label_version(case_id, version))
 
     def scan_label(self, case_id: str, version: str | None = None) -> Label:
         """A label (z, y, x) of a case on the scan's own voxels, turned to LPS.
@@ -92,7 +92,7 @@ class ProjectLabels(ProjectCases):
         """
         path = self.case_path(self.case(case_id).case_id)
         with _BRINGING_UP:
-            label = self._version(case_id, version)
+            label = self.label_version(case_id, version)
             if label.scan_sha256 is None:
                 array, certain = self._carried(label)
                 if certain and not self.read_only:
@@ -108,7 +108,17 @@ class ProjectLabels(ProjectCases):
     def grid_sha256(self, case_id: str, version: str) -> str:
         """SHA-256 of a label's voxels on the present training grid; errors as of :meth:`label`."""
         moved = self.attributes(case_id).grid_sha256
-        return moved.get(version, self._version(case_id, version).sha256)
+        return moved.get(version, self.label_version(case_id, version).sha256)
+
+    def label_version(self, case_id: str, version: str | None = None) -> LabelVersion:
+        """A label version of a case, the one in force by default; a ProjectError without it."""
+        version = version or self.case(case_id).label_version
+        if version is None:
+            raise ProjectError(f"{self.path}: case {case_id} has no label")
+        for entry in self.label_versions(case_id):
+            if entry.version == version:
+                return entry
+        raise ProjectError(f"{self.path}: case {case_id} has no label version {version!r}")
 
     def label_versions(self, case_id: str) -> list[LabelVersion]:
         """All label versions of a case, oldest first."""
@@ -228,7 +238,7 @@ class ProjectLabels(ProjectCases):
         array, scan = self.label(case_id, version), self.scan_label(case_id, version)
         path = self.case_path(case_id)
         label = replace(
-            self._version(case_id, version),
+            self.label_version(case_id, version),
             version=self._next_version(case_id, path),
             created=now(),
             author=author,
@@ -346,7 +356,7 @@ class ProjectLabels(ProjectCases):
             start = np.zeros(transform.scan_shape, array.dtype)
         elif kind == "version":
             base = self.label(case_id, name)
-            earlier = self._version(case_id, name)
+            earlier = self.label_version(case_id, name)
             if earlier.scan_sha256 is None:
                 start, certain = self._carried(earlier)
             else:
@@ -381,15 +391,6 @@ class ProjectLabels(ProjectCases):
     def history(self, case_id: str | None = None) -> list[HistoryEntry]:
         """What happened, oldest first: to one case, or in the whole project."""
         return self._ledger.history(None if case_id is None else self.case(case_id).case_id)
-
-    def _version(self, case_id: str, version: str | None) -> LabelVersion:
-        version = version or self.case(case_id).label_version
-        if version is None:
-            raise ProjectError(f"{self.path}: case {case_id} has no label")
-        for entry in self.label_versions(case_id):
-            if entry.version == version:
-                return entry
-        raise ProjectError(f"{self.path}: case {case_id} has no label version {version!r}")
 
     def checked_label(
         self, case_id: str, array: ArrayLike, shape: tuple[int, ...] | None = None

@@ -87,11 +87,15 @@ class PairRegistered(_Event):
 
 
 class FileSent(_Event):
-    """A file that the round needs has reached the other computer, where the round runs."""
+    """A file that the round needs, or a piece of a large one, has gone to the other computer.
+
+    `step` counts the megabytes so far.
+    """
 
     kind: Literal["file_sent"] = "file_sent"
     stage: str
     file: str
+    step: int
 
 
 class StageFinished(_Event):

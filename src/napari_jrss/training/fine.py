@@ -33,7 +33,7 @@ from napari_jrss.training.augment import crop_grid, random_affine, sample_image,
 from napari_jrss.training.events import Cancelled, CaseJudged, Event, StageFinished, StageStarted
 from napari_jrss.training.loop import Cancel, Validation, stop_requested
 from napari_jrss.training.sampling import draw_cases
-from napari_jrss.training.stages import CohortStage, TrainingTensors
+from napari_jrss.training.stages import CohortStage, TrainingTensors, measured_by_all
 from napari_jrss.training.steps import Losses, dice_and_cross_entropy
 
 _SAVES = 3
@@ -158,17 +158,17 @@ class FineStage(CohortStage):
         """Dice of each validation case at its scan's own voxels."""
         network = self.modules["network"]
         assert isinstance(network, FineNetwork)
-        snapshot, found = self.tensors.snapshot, []
-        assert snapshot.scans is not None
-        for case in snapshot.validation:
-            scan, prediction = snapshot.scans.scan(case), self._predicted(case)
+        scans = self.tensors.snapshot.scans
+        assert scans is not None
+
+        def measure(case: str) -> NDArray[np.float64]:
+            scan, prediction = scans.scan(case), self._predicted(case)
             label = fine_label(network, prediction, scan, self.tensors.device)
             if label is None:
                 label = carry(prediction, scan.scan_to_grid, scan.shape)
-            dice = dice_per_class(label, snapshot.scans.scan_label(case), snapshot.classes)
-            found.append(float(np.nanmean(dice)))
-            yield
-        return found
+            return dice_per_class(label, scans.scan_label(case), self._classes)
+
+        return measured_by_all(self.tensors.snapshot.validation, measure, self._fabric)
 
     def _draw(self, part: _Part, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A deformed crop around a border, (1, channels + C, z, y, x), and its label."""

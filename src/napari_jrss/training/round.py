@@ -27,7 +27,6 @@ from napari_jrss.io.round_files import RoundDescription, RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
-from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.events import (
     Cancelled,
@@ -63,6 +62,7 @@ from napari_jrss.training.trainable import (
     check_devices,
     check_trainable,
     fine_wanted,
+    scans_read,
 )
 
 OLD_TEACHER_STAYS = (
@@ -368,7 +368,7 @@ def _conclude(
     unlearned = yield from judge(stage, teacher, snapshot, fabric, cancel)
     if unlearned is None:
         return
-    accepted = 0
+    accepted, at_own_voxels = 0, scans_read(task.config, snapshot)
     for i, case in enumerate(cases):
         if stop_requested(cancel, fabric):
             yield Cancelled(stage=stage, step=judged + i)
@@ -378,7 +378,7 @@ def _conclude(
                 if not task.files.has_prediction(own):
                     image = snapshot.arrays.channels(own)
                     made = predict_case(teacher, image, fabric.device, student)
-                    if fine is not None and own in cases[:MOST_ON_OWN_VOXELS]:
+                    if fine is not None and own in at_own_voxels:
                         made = with_fine_label(fine, made, snapshot, own, fabric.device)
                     task.files.write_prediction(own, made)
             fabric.barrier()

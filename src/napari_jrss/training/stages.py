@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, permutations
 from typing import TypeVar
@@ -145,7 +145,7 @@ def segmentation_validation(
     def measure(case: str) -> NDArray[np.float64]:
         return segmentation_dice(network, snapshot, case, device)
 
-    return _of_each((yield from _shared(snapshot.validation, measure, snapshot, fabric)))
+    return (yield from measured_by_all(snapshot.validation, measure, fabric))
 
 
 def segmentation_dice(
@@ -172,31 +172,29 @@ def registration_validation(
         return dice_per_class(label, snapshot.arrays.label(pair[1]), snapshot.classes)
 
     pairs = [(m, f) for m, f in islice(permutations(snapshot.validation, 2), VALIDATION_PAIRS)]
-    return _of_each((yield from _shared(pairs, measure, snapshot, fabric)))
+    return (yield from measured_by_all(pairs, measure, fabric))
 
 
-def _shared(
+def measured_by_all(
     items: Sequence[Item],
     measure: Callable[[Item], NDArray[np.float64]],
-    snapshot: CohortSnapshot,
     fabric: Fabric | None,
-) -> Generator[None, None, list[NDArray[np.float64]]]:
-    """The Dice (C - 1,) of each item; each process measures its part, and all get all."""
+) -> Validation:
+    """Mean Dice of each item; each process measures its part, and all return the same.
+
+    `measure` gives the Dice of each structure, NaN where there is none.
+    """
     rank, processes = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     own = []
     for first in range(0, len(items), processes):  # as many yields in each process
         part = items[first + rank : first + rank + 1]
-        own += [measure(item) for item in part] or [np.zeros(snapshot.classes - 1)]
+        own += [float(np.nanmean(measure(item))) for item in part] or [0.0]
         yield
     if fabric is None or processes == 1 or not own:
         return own
-    every = torch.as_tensor(fabric.all_gather(torch.from_numpy(np.array(own)).to(fabric.device)))
-    return [every[i % processes, i // processes].cpu().numpy() for i in range(len(items))]
-
-
-def _of_each(scores: Sequence[NDArray[np.float64]]) -> list[float]:
-    """Mean over the structures of each case."""
-    return [float(np.nanmean(score)) for score in scores]
+    scores = torch.tensor(own, dtype=torch.float64, device=fabric.device)
+    every = torch.as_tensor(fabric.all_gather(scores))
+    return [float(every[i % processes, i // processes]) for i in range(len(items))]
 
 
 class CohortStage:

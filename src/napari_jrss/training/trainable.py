@@ -6,6 +6,7 @@ import numpy as np
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.errors import JRSSError
+from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS
 from napari_jrss.snapshot import CohortSnapshot
 
 
@@ -58,6 +59,14 @@ def check_devices(config: TrainingConfig, devices: int) -> None:
 def fine_wanted(config: TrainingConfig, snapshot: CohortSnapshot) -> bool:
     """Whether the fine stage runs: it is asked for, and the labelled scans are finer."""
     return config.fine.steps > 0 and usual_finer(snapshot) >= config.fine.least_finer
+
+
+def scans_read(config: TrainingConfig, snapshot: CohortSnapshot) -> tuple[str, ...]:
+    """The cases whose scans a round reads at their own voxels: none without the fine stage."""
+    if not fine_wanted(config, snapshot):
+        return ()
+    drawn = snapshot.unlabelled[:MOST_ON_OWN_VOXELS]
+    return (*snapshot.labelled, *snapshot.validation, *drawn)
 
 
 def usual_finer(snapshot: CohortSnapshot) -> float:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from napari_jrss._tests.app.phantoms import give_teacher
+from napari_jrss._tests.app.phantoms import FINE, TURNS, give_teacher, turn
+from napari_jrss._tests.training.phantoms import Never
+from napari_jrss.app.rounds.train import train
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.label_files import label_table_from_csv
@@ -30,6 +32,38 @@ def trainable_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results = list(project.add_cases(found.cases, workers=1))
         assert [r.reason for r in results if not r.ok] == []
         project.split(labelled=2, validation=2, test=2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finer_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project on a grid of 4 mm: scans of 2 mm, some stored in other axes or obliquely."""
+    folder = tmp_path_factory.mktemp("finer")
+    cohort = make_cohort(folder / "cohort", 7, (32, 40, 32), structures=2, spacing_mm=2)
+    for case, how in TURNS.items():
+        for part in ("images", "labels"):
+            turn(cohort / part / f"{case}.nii.gz", how)
+    with Project.from_folders(
+        folder / "coarse.jrss",
+        cohort / "images",
+        cohort / "labels",
+        groups=cohort / "groups.csv",
+        preprocessing=PreprocessingConfig(shape=(16, 20, 16), spacing_mm=(4.0, 4.0, 4.0)),
+        workers=1,
+    ) as project:
+        project.split(labelled=3, validation=1, test=0, seed=1)
+        return project.path
+
+
+@pytest.fixture(scope="session")
+def fine_round(finer_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same project after a pre-training and a round of `FINE` in this process."""
+    path = shutil.copytree(finer_once, tmp_path_factory.mktemp("fine") / "coarse.jrss")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with Project.open(path) as project:
+        list(train(project, FINE, 1, Never(), device="cpu"))
+    torch.set_num_threads(threads)
     return path
 
 

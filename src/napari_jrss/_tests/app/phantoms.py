@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from napari_jrss._tests.training.phantoms import assert_same_tensors, tiny_config, weights
 from napari_jrss.config import PreprocessingConfig, preset
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundDescription
@@ -19,6 +22,9 @@ from napari_jrss.preprocess.transform import TrainingGrid
 from napari_jrss.project.cases import FIRST_VERSION
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
+
+FINE = tiny_config(fine={"steps": 4, "crop": 16})
+"""Settings of a round that also learns at the scans' own voxels, for a few steps."""
 
 
 def make_project(
@@ -102,3 +108,39 @@ def give_networks(project: Project) -> None:
     registration = build_registration_network(config.registration_network)
     save_tensors(entry.files.teacher, teacher.state_dict(), {})
     save_tensors(entry.files.registration, registration.state_dict(), {})
+
+
+TURNS = {"case_004": "LPS", "case_005": "PIR", "case_006": "oblique"}
+"""How some scans of the finer cohort are stored."""
+
+
+def turn(path: Path, how: str) -> None:
+    """Store a file's voxels in other axes, or say that they lie obliquely in the world."""
+    image = nib.Nifti1Image.from_filename(path)
+    data = np.asanyarray(image.dataobj)
+    if how == "oblique":
+        a = np.deg2rad(15)
+        affine = image.affine.copy()
+        around = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        affine[:3, :3] = around @ affine[:3, :3]
+        turned = nib.Nifti1Image(data, affine)
+    else:
+        ornt = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(how)))
+        turned = nib.Nifti1Image(data, image.affine).as_reoriented(ornt)
+    nib.save(turned, path)
+
+
+def assert_same_rounds(project: Project, expected: Path) -> None:
+    """The rounds of two projects end with the same weights and predictions, bit for bit."""
+    with Project.open(expected, read_only=True) as other:
+        assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
+        for mine, theirs in zip(project.rounds(), other.rounds(), strict=True):
+            assert mine.files.fine.exists()
+            assert_same_tensors(weights(mine.folder), weights(theirs.folder))
+            for case in project.snapshot(mine.number).unlabelled:
+                found, known = mine.files.prediction(case), theirs.files.prediction(case)
+                assert found is not None
+                assert known is not None
+                for name, array in vars(known).items():
+                    np.testing.assert_array_equal(getattr(found, name), array, err_msg=name)
+                assert found.scan_label is not None

@@ -22,12 +22,11 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from napari_jrss._tests.app.phantoms import FINE, assert_same_rounds
 from napari_jrss._tests.experiments.conftest import PROTOCOL
 from napari_jrss._tests.training.phantoms import (
     Never,
-    assert_same_tensors,
     tiny_config,
-    weights,
 )
 from napari_jrss.app.evaluation import evaluate
 from napari_jrss.app.forecast import forecast
@@ -271,24 +270,21 @@ def test_the_runs_of_an_experiment_are_shared(workers: Workers, tmp_path: Path) 
 
 
 def test_a_round_goes_on_at_another_worker_and_is_recorded_once(
-    workers: Workers, project: Project, tmp_path: Path
+    workers: Workers, finer_once: Path, fine_round: Path, tmp_path: Path
 ) -> None:
-    with Project.open(shutil.copytree(project.path, tmp_path / "here.jrss")) as here:
-        list(train(here, tiny_config(**LONG), 1, Never(), device="cpu"))
-        known = [weights(entry.folder) for entry in here.rounds()]
+    """It also learns at the scans' own voxels."""
     killed = []
 
     def kill(event: Event) -> None:
-        if isinstance(event, StepEnd) and event.step == 20 and not killed:
+        if isinstance(event, StepEnd) and event.stage == "own_voxels_1" and not killed:
             killed.append(workers.kill_busy())
 
-    place = executor_elsewhere(project.path, RunOn(workers.address), "cpu")
-    finish(train(project, tiny_config(**LONG), 1, Never(), executor=place), kill)
-    assert len(killed) == 1
-    assert [entry.outcome for entry in project.rounds()] == [RoundOutcome.FINISHED] * 2
-    assert project.round(1).metrics["device"] == "cpu by dask"
-    for entry, expected in zip(project.rounds(), known, strict=True):
-        assert_same_tensors(weights(entry.folder), expected)
+    with Project.open(shutil.copytree(finer_once, tmp_path / "coarse.jrss")) as project:
+        place = executor_elsewhere(project.path, RunOn(workers.address), "cpu")
+        finish(train(project, FINE, 1, Never(), executor=place), kill)
+        assert len(killed) == 1
+        assert_same_rounds(project, fine_round)
+        assert project.round(1).metrics["device"] == "cpu by dask"
 
 
 def test_cancel_reaches_the_worker_and_the_round_goes_on_at_home(

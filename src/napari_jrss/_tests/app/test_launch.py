@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import napari_jrss
 from napari_jrss._tests.app import sshd
+from napari_jrss._tests.app.phantoms import FINE, assert_same_rounds
 from napari_jrss._tests.training.phantoms import (
     Never,
     assert_same_tensors,
@@ -148,6 +149,49 @@ def test_by_ssh_with_copies_it_is_the_round_of_this_process(
     # When the series has ended, nothing is kept there.
     left = {p.suffix for p in server.home.rglob("*") if p.is_file()}
     assert left <= {".lock"}
+
+
+def finer(finer_once: Path, place: Path) -> Project:
+    """A project whose scans are finer than its grid, open for writing."""
+    return Project.open(shutil.copytree(finer_once, place / "coarse.jrss"))
+
+
+@needs_sshd
+def test_by_ssh_the_scans_go_out_once_for_labels_at_their_own_voxels(
+    server: sshd.Server, far: RunOn, finer_once: Path, fine_round: Path, tmp_path: Path
+) -> None:
+    with finer(finer_once, tmp_path) as project:
+        sent: list[str] = []
+        seen: dict[Path, bytes] = {}
+        told = 0
+        for event in train(project, FINE, 1, Never(), executor=executor(project, far)):
+            if event.kind == "file_sent":
+                sent.append(event.file)
+                assert event.step <= told
+            elif event.kind == "stage_started" and event.stage == "sending":
+                told = event.steps  # the megabytes, before they go
+            elif event.kind == "stage_started" and event.stage == "own_voxels_1":
+                seen = {p: p.read_bytes() for p in server.home.rglob("*") if p.is_file()}
+        assert_same_rounds(project, fine_round)
+        scans = [name for name in sent if "/scan/" in name]
+        assert len(set(scans)) == len(scans)
+        assert sum("/scan/image/0/c/" in name for name in scans) == len(project.cases())
+        labelled = project.snapshot().label_versions
+        assert sum("/scan/v0001/0/c/" in name for name in scans) == len(labelled)
+        assert not [name for name in sent if "scan_label" in name]
+        folder = str(finer_once.parent).encode()
+        assert seen
+        assert not [path for path, content in seen.items() if folder in content]
+
+
+def test_in_a_folder_that_both_see_labels_at_their_own_voxels_are_learned(
+    finer_once: Path, fine_round: Path, tmp_path: Path
+) -> None:
+    with finer(finer_once, tmp_path) as project:
+        run_on = RunOn(wrapper(tmp_path, 'exec "$@"'), threads=1)
+        events = list(train(project, FINE, 1, Never(), executor=executor(project, run_on)))
+        assert "file_sent" not in {event.kind for event in events}
+        assert_same_rounds(project, fine_round)
 
 
 @needs_sshd

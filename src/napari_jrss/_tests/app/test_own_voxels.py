@@ -14,21 +14,16 @@ import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 import napari_jrss as jrss
+from napari_jrss._tests.app.phantoms import TURNS, turn
 from napari_jrss.app.review.prediction_review import at_own_voxels
 from napari_jrss.app.rounds.estimate import Measured, StepCost, estimated, steps_of
-from napari_jrss.app.rounds.train import OWN_VOXELS_LEFT_OUT, PlannedRound, _left_out
 from napari_jrss.app.session import Session
-from napari_jrss.config import PreprocessingConfig, TrainingConfig, preset
+from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.export.labels import export_prediction_files
 from napari_jrss.project.project import Project
-from napari_jrss.sample_data import make_cohort
 
 pytestmark = pytest.mark.slow
-
-SHAPE = (32, 40, 32)
-GRID = PreprocessingConfig(shape=(16, 20, 16), spacing_mm=(4.0, 4.0, 4.0))
-TURNS = {"case_004": "LPS", "case_005": "PIR", "case_006": "oblique"}
 
 
 def short() -> TrainingConfig:
@@ -39,46 +34,23 @@ def short() -> TrainingConfig:
     return TrainingConfig.model_validate(settings)
 
 
-def turn(path: Path, how: str) -> None:
-    """Store a file's voxels in other axes, or say that they lie obliquely in the world."""
-    image = nib.Nifti1Image.from_filename(path)
-    data = np.asanyarray(image.dataobj)
-    if how == "oblique":
-        a = np.deg2rad(15)
-        affine = image.affine.copy()
-        around = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-        affine[:3, :3] = around @ affine[:3, :3]
-        turned = nib.Nifti1Image(data, affine)
-    else:
-        ornt = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(how)))
-        turned = nib.Nifti1Image(data, image.affine).as_reoriented(ornt)
-    nib.save(turned, path)
-
-
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scans of 2 mm, some of them stored in other axes or obliquely."""
-    folder = make_cohort(tmp_path_factory.mktemp("cohort"), 7, SHAPE, structures=2, spacing_mm=2)
-    for case, how in TURNS.items():
-        for part in ("images", "labels"):
-            turn(folder / part / f"{case}.nii.gz", how)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project on a grid of 4 mm after its pre-training."""
-    path = tmp_path_factory.mktemp("trained") / "coarse.jrss"
+def trained(finer_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That project after its pre-training."""
+    path = shutil.copytree(finer_once, tmp_path_factory.mktemp("trained") / "coarse.jrss")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with Project.from_folders(
-        path, cohort / "images", cohort / "labels", groups=cohort / "groups.csv", preprocessing=GRID
-    ) as project:
-        project.split(labelled=3, validation=1, test=0, seed=1)
+    with Project.open(path) as project:
         jrss.train(project, short(), rounds=0)
         assert project.require_teacher().files.fine.exists()
     torch.set_num_threads(threads)
     return path
+
+
+@pytest.fixture
+def cohort(finer_once: Path) -> Path:
+    """The scans of the project."""
+    return finer_once.parent / "cohort"
 
 
 @pytest.fixture
@@ -203,10 +175,3 @@ def test_the_estimate_counts_it(project: Project) -> None:
     crops = 60 * 32**3 * 1e-6
     assert longer.seconds - shorter.seconds == pytest.approx(crops, rel=0.5)
     assert longer.memory > shorter.memory  # a crop is larger than the grid
-
-
-def test_where_it_was_left_out_the_round_says_so(project: Project) -> None:
-    entry, planned = project.require_teacher(), PlannedRound(short(), 0)
-    assert _left_out(project, entry, planned) == ""
-    entry.files.fine.unlink()
-    assert _left_out(project, entry, planned) == OWN_VOXELS_LEFT_OUT

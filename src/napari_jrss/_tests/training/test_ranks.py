@@ -35,6 +35,7 @@ pytestmark = [
 
 BEGIN = """
 import json, os, sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -82,11 +83,16 @@ Path(sys.argv[2], f"told{fabric.global_rank}.json").write_text(json.dumps(told))
 TRAIN = (
     BEGIN
     + """
-from napari_jrss._tests.training.phantoms import RecordingArrays
+from napari_jrss._tests.training.phantoms import FinePhantoms, fine_snapshot
+from napari_jrss.snapshot import CaseScan
 
-class InDouble(RecordingArrays):
+class InDouble(FinePhantoms):
     def image(self, case_id):
         return super().image(case_id).astype("float64")
+
+    def scan(self, case_id):
+        scan = super().scan(case_id)
+        return CaseScan(scan.images.astype("float64"), scan.scan_to_grid)
 
 # With 15 digits no optimiser makes a large step of a rounding error.
 torch.set_default_dtype(torch.float64)
@@ -94,7 +100,8 @@ torch.Tensor.float = torch.Tensor.double
 config = TrainingConfig.model_validate_json(Path(sys.argv[2]).read_text())
 fabric = make_fabric("cpu", "64-true", int(sys.argv[3]))
 # Without validation cases the last weights are kept.
-cohort = snapshot(validation=(), arrays=InDouble())
+source = InDouble()
+cohort = replace(fine_snapshot(validation=()), arrays=source, scans=source)
 losses = []
 for number, parent in ((0, None), (1, folder / "0")):
     task = RoundTask(number, cohort, config, folder / str(number), parent)
@@ -166,6 +173,7 @@ def fast(steps: int, batch: int, **joint: object) -> TrainingConfig:
     }
     settings["joint"] |= {"minimum_steps": steps, **joint}
     settings["screening"] |= {"tau": 0.4, "learned_gate": False}
+    settings["fine"] |= {"steps": 6, "crop": 16}
     return TrainingConfig.model_validate(settings)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from math import ceil
 from pathlib import Path, PurePath
 from platform import node
 from typing import TYPE_CHECKING, TypeVar
@@ -34,7 +35,7 @@ from napari_jrss.preprocess import case_store as store
 from napari_jrss.processes import ChildProcess, ProcessError, import_path
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round
-from napari_jrss.training.trainable import check_devices
+from napari_jrss.training.trainable import check_devices, scans_read
 
 if TYPE_CHECKING:
     from napari_jrss.training.events import Event
@@ -244,36 +245,54 @@ class InLaunchedProcess:
 
     def _order(self, project: Project, entry: Round) -> RoundOrder:
         """The round, with the checksums of what it reads and has, where that must be copied."""
-        snapshot = project.snapshot(entry.number)
-        labels = {
-            case_id: project.grid_sha256(case_id, version)
+        snapshot, config = project.snapshot(entry.number), entry.files.training_config()
+        versions = {
+            case_id: project.label_version(case_id, version)
             for case_id, version in snapshot.label_versions.items()
         }
+        on_scan = scans_read(config, snapshot)
         order = RoundOrder(
             number=entry.number,
             parent=entry.parent,
             cases=project.cases_path.name,
-            description=RoundDescription.of(snapshot, entry.files.training_config()),
-            labels=labels,
+            description=RoundDescription.of(snapshot, config),
+            labels={c: project.grid_sha256(c, label.version) for c, label in versions.items()},
+            # the header of a scan's file stays at home
+            scans={
+                case_id: [
+                    each.model_copy(update={"header": None})
+                    for each in project.attributes(case_id).transforms
+                ]
+                for case_id in on_scan
+            },
+            scan_labels={
+                case_id: label.scan_sha256
+                for case_id, label in versions.items()
+                if case_id in on_scan and label.scan_sha256 is not None
+            },
         )
         if self._shared:
             return order
         entry.files.sweep()
-        paths: list[Path] = []
+        folders: list[Path] = []
         for case_id in (*snapshot.training, *snapshot.validation):
-            case = project.case_path(case_id)
-            paths += files_below(store.image_folder(case))
-            for number in range(1, project.inputs):
-                paths += files_below(store.channel_folder(case, number))
-            if case_id in snapshot.label_versions:
-                version = snapshot.label_versions[case_id]
-                paths += files_below(store.label_folder(case, version))
+            case, further = project.case_path(case_id), range(1, project.inputs)
+            folders.append(store.image_folder(case))
+            folders += [store.channel_folder(case, number) for number in further]
+            if case_id in versions:
+                folders.append(store.label_folder(case, versions[case_id].version))
+            if case_id in order.scans:
+                folders.append(store.scan_folder(case))
+                folders += [store.channel_scan_folder(case, number) for number in further]
+            if case_id in order.scan_labels:
+                folders.append(store.scan_folder(case, versions[case_id].version))
+        paths = [path for folder in folders for path in files_below(folder)]
         if entry.parent is not None:
             parent = project.round(entry.parent).files
             paths += filter(Path.exists, (parent.teacher, parent.registration))
             for case_id in snapshot.unlabelled:
                 files = files_below(parent.predictions / f"{case_id}.zarr")
-                paths += [file for file in files if file.parent.name != "scan_label"]
+                paths += [file for file in files if "scan_label" not in file.parts]
         return order.model_copy(
             update={
                 "inputs": checksums(project.path, paths),
@@ -293,16 +312,16 @@ class InLaunchedProcess:
         answer = self._next(cancel, "missing")
         asked_for = [] if answer is None else self._read(answer, _NAMES.validate_json)
         names = [name for name in asked_for if name in known]
+        megabytes = sum((self._project / name).stat().st_size for name in names) / 1e6
         if names:
-            yield StageStarted(stage=_SENDING, steps=len(names))
-        done = 0
+            yield StageStarted(stage=_SENDING, steps=ceil(megabytes))
+        done = 0.0
         if answer is not None:
             try:
                 missing = {name: known[name] for name in names}
-                for name in send_files(self._channel, self._project, missing):
-                    if name:
-                        yield FileSent(stage=_SENDING, file=name)
-                        done += 1
+                for name, size in send_files(self._channel, self._project, missing):
+                    done += size / 1e6
+                    yield FileSent(stage=_SENDING, file=name, step=int(done))
                     if cancel.is_set():
                         break
                 else:
@@ -310,7 +329,7 @@ class InLaunchedProcess:
             except ChannelError as error:
                 raise self._broken() from error
         if cancel.is_set():
-            yield Cancelled(stage=_SENDING, step=done)
+            yield Cancelled(stage=_SENDING, step=int(done))
             return False
         if names:
             yield StageFinished(stage=_SENDING)

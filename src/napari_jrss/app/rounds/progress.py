@@ -68,9 +68,9 @@ class Progress:
             case StepEnd():
                 self.loss = event.losses["total"]
                 self._advance(event.step)
-            case CaseScreened() | CaseJudged() | PairRegistered() | FileSent() if (
-                event.stage == self.stage
-            ):
+            case FileSent():
+                self._advance(event.step)
+            case CaseScreened() | CaseJudged() | PairRegistered() if event.stage == self.stage:
                 self._advance(self.step + 1)
             case EpochEnd():
                 self.epoch, self.best = event.epoch, event.best
@@ -138,6 +138,7 @@ def words(stage: str) -> str:
     known = {
         "mono_segmentation": "first training, segmentation",
         "mono_registration": "first training, registration",
+        "sending": "MB sent to the other computer",
     }
     return known.get(stage, stage.replace("_", " "))
 

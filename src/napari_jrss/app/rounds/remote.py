@@ -15,8 +15,9 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,12 @@ from napari_jrss.io.transfer import (
 )
 from napari_jrss.io.zarr_check import read_array
 from napari_jrss.preprocess import case_store as store
+from napari_jrss.preprocess.transform import GridTransform
 from napari_jrss.processes import Parent
+from napari_jrss.project.cases import read_case_scan
 from napari_jrss.project.folder import ROUNDS
 from napari_jrss.project.records import round_folder
-from napari_jrss.snapshot import CachedArrays, CohortSnapshot, Image
+from napari_jrss.snapshot import CachedArrays, CaseScan, CohortSnapshot, Image, times_finer
 
 if TYPE_CHECKING:
     from napari_jrss.app.rounds.train import InThisProcess
@@ -106,6 +109,9 @@ class RoundOrder(BaseModel):
         Its settings and its cases.
     labels
         SHA-256 of the voxels of each label that it reads, by case.
+    scans, scan_labels
+        Of each case whose scan it reads at its own voxels: how its images reached the training
+        grid, and the SHA-256 of its label there. Empty in a round that reads none.
     inputs, own
         What the round reads, and what its folder holds at home: names below the project's folder,
         or below the round's, with their SHA-256. Empty in a folder that both sides see.
@@ -116,6 +122,8 @@ class RoundOrder(BaseModel):
     cases: str
     description: RoundDescription
     labels: dict[str, str]
+    scans: dict[str, list[GridTransform]] = {}
+    scan_labels: dict[str, str] = {}
     inputs: dict[str, str] = {}
     own: dict[str, str] = {}
 
@@ -141,28 +149,62 @@ class RoundOrder(BaseModel):
             label_versions=said.label_versions,
             arrays=CachedArrays(
                 lambda case_id: self._image(root, case_id),
-                lambda case_id: self._label(root, case_id),
+                lambda case_id: self.grid_label(root, case_id),
             ),
             channels=tuple(said.channels),
+            scans=_Scans(self, root) if self.scans else None,
         )
         folder = root / ROUNDS / round_folder(self.number)
         parent = None if self.parent is None else root / ROUNDS / round_folder(self.parent)
         return RoundTask(self.number, snapshot, said.training, folder, parent)
 
+    def case_path(self, root: Path, case_id: str) -> Path:
+        """The folder of a case there."""
+        return store.case_path(root / self.cases, case_id)
+
+    def grid_label(self, root: Path, case_id: str) -> NDArray[Any]:
+        """A label on the training grid, as it was accepted; else a :class:`ProjectError`."""
+        return self._label(root, case_id, store.label_folder, self.labels[case_id])
+
+    def scan_label(self, root: Path, case_id: str) -> NDArray[Any]:
+        """A label on the scan's own voxels; errors as of :meth:`grid_label`."""
+        if case_id not in self.scan_labels:  # in a project of an older version
+            return self.scans[case_id][0].label_to_scan(self.grid_label(root, case_id))
+        return self._label(root, case_id, store.scan_folder, self.scan_labels[case_id])
+
     def _image(self, root: Path, case_id: str) -> Image:
-        path = store.case_path(root / self.cases, case_id)
+        path = self.case_path(root, case_id)
         image = store.read_channels(path, max(1, len(self.description.channels)))
         if image.shape[1:] != self.description.shape:
             raise ProjectError(f"{path}: isn't on the training grid")
         return image
 
-    def _label(self, root: Path, case_id: str) -> NDArray[Any]:
-        path = store.case_path(root / self.cases, case_id)
-        version = self.description.label_versions[case_id]
-        label = read_array(store.label_folder(path, version))
-        if store.fingerprint(label) != self.labels[case_id]:
+    def _label(
+        self, root: Path, case_id: str, folder: Callable[[Path, str], Path], sha256: str
+    ) -> NDArray[Any]:
+        path, version = self.case_path(root, case_id), self.description.label_versions[case_id]
+        label = read_array(folder(path, version))
+        if store.fingerprint(label) != sha256:
             raise ProjectError(f"{path}: label {version} isn't what was written; it is damaged")
         return label
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """The scans of a round at their own voxels; a :class:`napari_jrss.snapshot.CaseScans`."""
+
+    order: RoundOrder
+    root: Path
+
+    def scan(self, case_id: str) -> CaseScan:
+        path = self.order.case_path(self.root, case_id)
+        return read_case_scan(path, self.order.scans[case_id])
+
+    def scan_label(self, case_id: str) -> NDArray[Any]:
+        return self.order.scan_label(self.root, case_id)
+
+    def finer(self, case_id: str) -> float:
+        return times_finer(self.order.scans[case_id][0].scan_to_grid)
 
 
 class _Copies(BaseModel):

@@ -29,10 +29,6 @@ WARNING = "warning"
 VALIDATION_DICE = "validation_segmentation_dice"
 CLEARLY = 0.005  # in Dice; of less nothing is said
 UNLEARNED = "unlearned"
-OWN_VOXELS_LEFT_OUT = (
-    "Labels at the scans' own voxels weren't learned, since another computer gets the training "
-    "grid alone; drafts are interpolated."
-)
 
 
 class InterruptedSeriesError(JRSSError):
@@ -281,11 +277,7 @@ def _run(
         for event in executor.run(project, entry, cancel):
             clock.add(event)
             if isinstance(event, RoundFinished):
-                warnings = (
-                    event.warning,
-                    _behind(project, entry, event.metrics),
-                    _left_out(project, entry, planned),
-                )
+                warnings = (event.warning, _behind(project, entry, event.metrics))
                 event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
                 outcome, promote = RoundOutcome.FINISHED, event.metrics.get(KEPT, 1.0) > 0
                 seconds = clock.seconds_per_step()
@@ -345,17 +337,6 @@ def _behind(project: Project, entry: Round, metrics: dict[str, float]) -> str:
     return (
         f"On the validation cases round {best} segments better (Dice {reached[best]:.3f}, now "
         f"{now:.3f}); its teacher can be made the current one again."
-    )
-
-
-def _left_out(project: Project, entry: Round, planned: PlannedRound) -> str:
-    """That labels at the scans' own voxels were to be learned, but weren't; else empty."""
-    from napari_jrss.training.trainable import fine_wanted
-
-    if planned.quick is not None or entry.files.fine.exists():
-        return ""
-    return (
-        OWN_VOXELS_LEFT_OUT if fine_wanted(planned.config, project.snapshot(entry.number)) else ""
     )
 
 
