@@ -375,7 +375,8 @@ class Cohort:
         cases_to_export(project)
 
         def work(cancel: threading.Event) -> Iterator[LabelWritten]:
-            written = yield from export_labels.events(project, folder, cancel=cancel)
+            device = self._workspace.device
+            written = yield from export_labels.events(project, folder, device=device, cancel=cancel)
             self._workspace.notified.emit(f"{len(written)} labels are in {folder}")
 
         self._workspace.inference.start(work)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 
+from napari_jrss.app.review.prediction_review import teacher_prediction
 from napari_jrss.errors import ProjectError
 from napari_jrss.preprocess.case_attributes import DICOM_SOURCE
 from napari_jrss.progress_bar import counting, long_call
 from napari_jrss.project.export.datasets import export_ome_zarr
 from napari_jrss.project.export.dicom_seg import export_segmentations
-from napari_jrss.project.export.labels import export_label_files, export_prediction_files
+from napari_jrss.project.export.labels import export_drawn_files, export_label_files
 from napari_jrss.project.project import Project
+from napari_jrss.snapshot import Label
 
 EXPORTED: Mapping[str, str] = {
     "labels": "labels",
@@ -42,11 +45,14 @@ def export_labels(
     *,
     dicom_source: str | Path | None = None,
     ome_zarr: bool = False,
+    device: str = "auto",
     cancel: Event | None = None,
 ) -> Generator[LabelWritten, None, list[Path]]:
     """Write labels as NIfTI files in the geometry of their scans.
 
-    The labels in force go to ``labels`` in the folder, the teacher's to ``predictions``. A file
+    The labels in force go to ``labels`` in the folder, the teacher's to ``predictions``. Where the
+    teacher's round didn't draw them at the scan's own voxels, it is done now, which takes seconds
+    for each; they are kept unless the project is open read-only. A file
     that no export wrote, or that was edited since, is never replaced: then nothing is written.
     ``export_labels.events(...)`` yields a :class:`LabelWritten` for each file.
 
@@ -61,6 +67,8 @@ def export_labels(
         as DICOM SEG, to ``dicom-seg`` and ``dicom-seg-predictions``.
     ome_zarr
         Whether the scans with their labels are also written as OME-Zarr, to ``ome-zarr``.
+    device
+        What draws: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     cancel
         Stops the work between two files.
 
@@ -77,17 +85,18 @@ def export_labels(
     """
     out, source = Path(out), None if dicom_source is None else Path(dicom_source)
     labelled, predicted = cases_to_export(project)
-    predictions = None if project.teacher is None else project.teacher.files.predictions
+    drawn = {case_id: partial(_by_teacher, project, case_id, device) for case_id in predicted}
     # Each call refuses what it can't export; none writes before its files are asked for.
     parts: list[Iterable[Path]] = [export_label_files(project, out / "labels")]
     total = len(labelled) + len(predicted)
-    if predictions is not None:
-        parts.append(export_prediction_files(project, predictions, out / "predictions"))
+    if project.teacher is not None:
+        folder = out / "predictions"
+        parts.append(export_drawn_files(project, folder, predicted, lambda case: drawn[case]()))
     if source is not None:
         parts.append(export_segmentations(project, out / "dicom-seg", source))
-        if predictions is not None:
+        if project.teacher is not None:
             folder = out / "dicom-seg-predictions"
-            parts.append(export_segmentations(project, folder, source, predictions))
+            parts.append(export_segmentations(project, folder, source, drawn))
         total += sum(
             project.attributes(case_id).source == DICOM_SOURCE
             for case_id in (*labelled, *predicted)
@@ -103,6 +112,12 @@ def export_labels(
             if cancel is not None and cancel.is_set():
                 return written
     return written
+
+
+def _by_teacher(project: Project, case_id: str, device: str) -> Label:
+    """The teacher's label of a case on the scan's own voxels, turned to LPS."""
+    prediction = teacher_prediction(project, project.require_teacher(), case_id, device)
+    return project.attributes(case_id).transform.prediction_to_scan(prediction)
 
 
 def cases_to_export(project: Project) -> tuple[list[str], list[str]]:

@@ -40,6 +40,7 @@ def export(
     ome_zarr: Annotated[
         bool, Option("--ome-zarr", help="Also write scans with their labels as OME-Zarr.")
     ] = False,
+    device: Device = "auto",
 ) -> None:
     """Write labels, yours and the teacher's, in the geometry of each scan."""
     from napari_jrss.app.exporting import EXPORTED
@@ -50,7 +51,9 @@ def export(
         if dataset is not None:
             typer.echo(export_dataset(opened, dest, dataset, modality, dicom_source))
             return
-        files = jrss.export_labels(opened, dest, dicom_source=dicom_source, ome_zarr=ome_zarr)
+        files = jrss.export_labels(
+            opened, dest, dicom_source=dicom_source, ome_zarr=ome_zarr, device=device
+        )
         warning = teacher_warning(opened)
     written = Counter(path.parent for path in files)
     for folder, number in written.items():

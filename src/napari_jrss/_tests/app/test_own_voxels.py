@@ -20,7 +20,6 @@ from napari_jrss.app.rounds.estimate import Measured, StepCost, estimated, steps
 from napari_jrss.app.session import Session
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.metrics import dice_per_class
-from napari_jrss.project.export.labels import export_prediction_files
 from napari_jrss.project.project import Project
 
 pytestmark = pytest.mark.slow
@@ -69,9 +68,18 @@ def hidden(project: Project, cohort: Path, case: str) -> np.ndarray:
 def test_exports_of_turned_and_oblique_scans_are_better_than_interpolated(
     project: Project, cohort: Path, tmp_path: Path
 ) -> None:
+    """Also those that the round didn't draw: they are drawn now, and kept."""
     files, unlabelled = project.require_teacher().files, project.snapshot().unlabelled
     assert set(unlabelled) & set(TURNS)
-    out = {p.name: p for p in export_prediction_files(project, files.predictions, tmp_path / "e")}
+    by_round = files.prediction(unlabelled[0])
+    coarse = files.prediction(unlabelled[0], on_scan=False)
+    assert by_round is not None
+    assert coarse is not None
+    files.write_prediction(unlabelled[0], coarse)
+    out = {path.name: path for path in jrss.export_labels(project, tmp_path / "e", device="cpu")}
+    kept = files.prediction(unlabelled[0])
+    assert kept is not None
+    np.testing.assert_array_equal(kept.scan_label, by_round.scan_label)
     gained = []
     for case in unlabelled:
         made, transform = files.prediction(case), project.attributes(case).transform

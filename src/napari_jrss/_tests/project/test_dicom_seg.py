@@ -21,7 +21,6 @@ from napari_jrss.errors import ProjectError
 from napari_jrss.geometry import rows
 from napari_jrss.io.dicom import DicomSeries, find_series, series_at
 from napari_jrss.io.layouts import discover_dicom
-from napari_jrss.io.predictions import Prediction, write_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.case_store import read_attributes
 from napari_jrss.preprocess.transform import GridTransform, Intensity
@@ -131,12 +130,10 @@ def test_a_project_of_dicom_exports_onto_its_series(tmp_path: Path) -> None:
         label[8:14, 8:14, 9:13] = 2
         label[8:14, 8:14, 13:16] = 1
         project.add_label_version(case, label, "reader", status=Status.MANUAL)
-        write_prediction(
-            tmp_path / "predictions", other, Prediction(label, np.ones(label.shape, np.float16))
-        )
+        carried = project.attributes(other).transform.label_to_scan(label)
         (path,) = export_segmentations(project, tmp_path / "out", tmp_path / "in")
         (predicted,) = export_segmentations(
-            project, tmp_path / "predicted", tmp_path / "in", tmp_path / "predictions"
+            project, tmp_path / "predicted", tmp_path / "in", {other: lambda: carried}
         )
         with pytest.raises(ProjectError, match="doesn't hold the series of case"):
             list(export_segmentations(project, tmp_path / "out", tmp_path / "predicted"))

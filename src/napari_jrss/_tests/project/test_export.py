@@ -30,8 +30,8 @@ from napari_jrss.project.export.datasets import export_dataset
 from napari_jrss.project.export.fields import scan_displacement, write_displacement
 from napari_jrss.project.export.folder import RECORD
 from napari_jrss.project.export.labels import (
+    export_drawn_files,
     export_label_files,
-    export_prediction_files,
     label_names,
 )
 from napari_jrss.project.project import Project
@@ -70,10 +70,8 @@ def test_labels_come_back_bit_for_bit_with_the_scans_header(
 def test_predictions_export_like_labels(
     project: Project, cohort: FoundCohort, tmp_path: Path
 ) -> None:
-    label = project.label("case2")
-    prediction = Prediction(label, np.ones(label.shape, np.float16))
-    write_prediction(tmp_path / "predictions", "case2", prediction)
-    (path,) = export_prediction_files(project, tmp_path / "predictions", tmp_path / "out")
+    label = project.scan_label("case2")
+    (path,) = export_drawn_files(project, tmp_path / "out", ["case2"], lambda case_id: label)
     assert path.name == "case2.nii.gz"
     (source,) = [c.label for c in cohort.cases if c.case_id == "case2" and c.label]
     original = nib.Nifti1Image.from_filename(source)

@@ -160,7 +160,8 @@ class PredictionReview:
 
         def work(cancel: threading.Event) -> Iterator[object]:
             prediction = teacher_prediction(project, teacher, case.case_id, self._workspace.device)
-            if cancel.is_set():
+            undrawn = case.prediction is not None and prediction.scan_label is None
+            if cancel.is_set() or undrawn:  # its voxels are too unlike those of the training
                 return
             self._current.queue.submit(lambda: self._predicted(case, teacher, prediction))
             yield prediction
@@ -216,17 +217,22 @@ class PredictionReview:
 
 
 def teacher_prediction(project: Project, teacher: Round, case_id: str, device: str) -> Prediction:
-    """What a round's teacher predicts of a case; it is computed, and kept, if it isn't known."""
-    found = teacher.files.prediction(case_id)
-    if found is None or (found.scan_label is None and teacher.files.fine.exists()):
+    """What a round's teacher predicts of a case, with its label on the scan's own voxels.
+
+    What isn't known yet is computed, and kept unless the project is open read-only.
+    """
+    known = found = teacher.files.prediction(case_id)
+    if found is None:
         from napari_jrss.inference.load import load_predictor
 
         joint = teacher.parent is not None
         predict = load_predictor(teacher.files, device, with_student=joint)
         scan = partial(project.case_scan, case_id)
         found = predict(project.channel_images(case_id), scan)
-        if not project.read_only:
-            teacher.files.write_prediction(case_id, found)
+    elif found.scan_label is None:
+        found = _with_fine_label(project, teacher, case_id, found, device)
+    if found is not known and not project.read_only:
+        teacher.files.write_prediction(case_id, found)
     return found
 
 
@@ -237,18 +243,26 @@ def at_own_voxels(
 
     `teacher` is the round whose teacher had a part in it; its fine network is used if it has one.
     """
-    transform = project.attributes(case_id).transform
-    if teacher is not None and teacher.files.fine.exists():
-        from napari_jrss.inference.device import find_device
-        from napari_jrss.inference.fine import fine_label
-        from napari_jrss.inference.load import load_fine
+    if teacher is not None:
+        prediction = _with_fine_label(project, teacher, case_id, prediction, device)
+    return project.attributes(case_id).transform.prediction_to_scan(prediction)
 
-        where = find_device(device)
-        network = load_fine(teacher.files, where)
-        assert network is not None
-        label = fine_label(network, prediction, project.case_scan(case_id), where)
-        prediction = replace(prediction, scan_label=label)
-    return transform.prediction_to_scan(prediction)
+
+def _with_fine_label(
+    project: Project, teacher: Round, case_id: str, prediction: Prediction, device: str
+) -> Prediction:
+    """The prediction with its label by the fine network; itself if there is none, or it can't."""
+    if not teacher.files.fine.exists():
+        return prediction
+    from napari_jrss.inference.device import find_device
+    from napari_jrss.inference.fine import fine_label
+    from napari_jrss.inference.load import load_fine
+
+    where = find_device(device)
+    network = load_fine(teacher.files, where)
+    assert network is not None
+    label = fine_label(network, prediction, project.case_scan(case_id), where)
+    return prediction if label is None else replace(prediction, scan_label=label)
 
 
 def _held_back(case: OpenCase, config: ScreeningConfig) -> dict[int, str]:

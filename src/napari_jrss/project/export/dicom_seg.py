@@ -7,7 +7,7 @@ needs the source series and holds what they say of the patient: it is written ou
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from napari_jrss import __version__
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.predictions import prediction_path, read_prediction
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.case_attributes import DICOM_SOURCE
 from napari_jrss.preprocess.transform import GridTransform
@@ -47,25 +46,29 @@ _ALGORITHM = {
 
 
 def export_segmentations(
-    project: Project, folder: Path, dicom_source: Path, predictions: Path | None = None
+    project: Project,
+    folder: Path,
+    dicom_source: Path,
+    predicted: Mapping[str, Callable[[], Label]] | None = None,
 ) -> Iterator[Path]:
     """Write the labels of DICOM cases as ``<case_id>.dcm``; yield each file.
 
-    They are those in force, or those that a round keeps as `predictions`. The series are looked for
-    in `dicom_source`. What an earlier export wrote is replaced. What can't be exported is refused
-    by the call, and the iterator writes. A :class:`ProjectError` if no case came from DICOM, a
-    series isn't there or can't be referred to, `folder` lies in the project, or it holds files of
-    these names that no export wrote or that were edited since.
+    They are those in force, or what a teacher `predicted`: by case, what gives the label on the
+    scan's own voxels, turned to LPS. The series are looked for in `dicom_source`. What an earlier
+    export wrote is replaced. What can't be exported is refused by the call, and the iterator
+    writes. A :class:`ProjectError` if no case came from DICOM, a series isn't there or can't be
+    referred to, `folder` lies in the project, or it holds files of these names that no export
+    wrote or that were edited since.
     """
     require_outside(project, folder)
     cases = [project.attributes(case.case_id) for case in project.cases()]
     cases = [case for case in cases if case.source == DICOM_SOURCE]
     if not cases:
         raise ProjectError(f"{project.path}: has no case that was made from DICOM")
-    if predictions is None:
+    if predicted is None:
         cases = [case for case in cases if project.case(case.case_id).label_version]
     else:
-        cases = [case for case in cases if prediction_path(predictions, case.case_id).exists()]
+        cases = [case for case in cases if case.case_id in predicted]
     out = ExportFolder(folder, [f"{case.case_id}.dcm" for case in cases])
     series = dicom_series(cases, dicom_source)
     for case in cases:
@@ -78,11 +81,10 @@ def export_segmentations(
         out.make()
         for case in cases:
             case_id, name = case.case_id, f"{case.case_id}.dcm"
-            if predictions is None:
+            if predicted is None:
                 label, made_by = project.scan_label(case_id), _made_by(project, case_id)
             else:
-                predicted = read_prediction(predictions, case_id)
-                label, made_by = case.transform.prediction_to_scan(predicted), "AUTOMATIC"
+                label, made_by = predicted[case_id](), "AUTOMATIC"
             content = segmentation_bytes(
                 label, case.transform, project.table, series[case_id], name, made_by
             )

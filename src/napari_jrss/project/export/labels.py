@@ -15,7 +15,6 @@ from napari_jrss.errors import ProjectError
 from napari_jrss.geometry import Matrix, leans
 from napari_jrss.io.nifti import nifti_bytes
 from napari_jrss.io.other_formats import label_ending, label_file
-from napari_jrss.io.predictions import prediction_path, read_prediction
 from napari_jrss.io.volume import ScanHeader
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.transform import GridTransform
@@ -110,28 +109,16 @@ def export_label_files(
     for case_id in case_ids:
         if project.case(case_id).label_version is None:
             raise ProjectError(f"{project.path}: case {case_id} has no label")
-    return _export(project, folder, case_ids, project.scan_label)
+    return export_drawn_files(project, folder, case_ids, project.scan_label)
 
 
-def export_prediction_files(project: Project, predictions: Path, folder: Path) -> Iterator[Path]:
-    """Write a teacher's labels as ``<case_id>.nii.gz``, with their names; yield each file.
-
-    `predictions` is where a round keeps them, see :mod:`napari_jrss.io.predictions`. A
-    :class:`ProjectError` as :func:`export_label_files`.
-    """
-    cases = [case.case_id for case in project.cases()]
-    case_ids = [case for case in cases if prediction_path(predictions, case).exists()]
-
-    def on_scan(case_id: str) -> Label:
-        prediction = read_prediction(predictions, case_id)
-        return project.attributes(case_id).transform.prediction_to_scan(prediction)
-
-    return _export(project, folder, case_ids, on_scan)
-
-
-def _export(
+def export_drawn_files(
     project: Project, folder: Path, case_ids: Sequence[str], scan_label: Callable[[str], Label]
 ) -> Iterator[Path]:
+    """As :func:`export_label_files`, for any labels of cases.
+
+    `scan_label` gives that of a case on the scan's own voxels, turned to LPS, when it is written.
+    """
     names = label_names(project.table)
     about = {case_id: project.attributes(case_id) for case_id in case_ids}
     files = {
