@@ -19,7 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from napari_jrss.logs import LOG
-from napari_jrss.processes import available_cores
+from napari_jrss.threads import available_cores
 
 _DISTRIBUTION = "napari-jrss"
 _MODULES = {

@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from napari_jrss.errors import JRSSError
-from napari_jrss.processes import ProcessError, WorkerDiedError, available_cores, thread_limits
+from napari_jrss.processes import ProcessError, WorkerDiedError, thread_limits
+from napari_jrss.threads import available_cores
 
 _logger = logging.getLogger(__name__)
 

@@ -49,13 +49,6 @@ class WorkerDiedError(ProcessError):
     """The process that did a job died."""
 
 
-def available_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def thread_limits(threads: int) -> dict[str, str]:
     """Environment variables that limit the libraries of a new process to so many threads."""
     return dict.fromkeys(_THREADS, str(threads))

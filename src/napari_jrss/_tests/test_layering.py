@@ -25,6 +25,7 @@ LAYERS = {
     "snapshot": 2,
     "config": 1,
     "processes": 2,
+    "threads": 1,
     "pool": 3,
     "cluster": 4,
     "losses": 1,

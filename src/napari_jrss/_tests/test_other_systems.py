@@ -38,7 +38,7 @@ POSIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios", "pty", "tty", "sy
 GUARDED = {
     ("processes.py", "os.killpg"),
     ("processes.py", "signal.SIGKILL"),
-    ("processes.py", "os.sched_getaffinity"),
+    ("threads.py", "os.sched_getaffinity"),
 }
 
 
@@ -94,7 +94,7 @@ def test_the_core_runs_where_posix_calls_are_missing() -> None:
         "del signal.SIGHUP, signal.SIGUSR1\n"
         f"for name in {names}: importlib.import_module(name)\n"
         "from napari_jrss.pool import in_processes\n"
-        "from napari_jrss.processes import available_cores\n"
+        "from napari_jrss.threads import available_cores\n"
         "assert available_cores() >= 1\n"
         "print([result for _, result in in_processes(abs, [-1, -2], 1)])\n"
     )

@@ -57,7 +57,7 @@ def worker(
     import subprocess
 
     from napari_jrss.cluster import check_address, worker_command, worker_environment
-    from napari_jrss.processes import available_cores
+    from napari_jrss.threads import available_cores
 
     check_address(address, "worker")
     command = worker_command(address, processes or max(1, available_cores() // threads), gpu)

@@ -23,7 +23,8 @@ from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run, plan
 from napari_jrss.experiments.worker import train_and_evaluate
 from napari_jrss.io.atomic import write_text
 from napari_jrss.pool import Pool, Workers, in_processes
-from napari_jrss.processes import available_cores, thread_limits
+from napari_jrss.processes import thread_limits
+from napari_jrss.threads import available_cores
 
 
 @dataclass(frozen=True)

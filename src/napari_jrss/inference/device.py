@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import threading
 from typing import TYPE_CHECKING
 
 import torch
 
 from napari_jrss.errors import JRSSError
-from napari_jrss.processes import available_cores
+from napari_jrss.threads import available_cores, step_back
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _logger = logging.getLogger(__name__)
-_BEHIND = 10  # niceness
 
 
 class DeviceError(JRSSError):
@@ -92,6 +88,4 @@ def leave_a_core() -> None:
     For work behind a window; the thread should end with that work.
     """
     torch.set_num_threads(max(1, available_cores() - 1))
-    if sys.platform == "linux":  # elsewhere this would be the whole process
-        least = max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), least)
+    step_back()

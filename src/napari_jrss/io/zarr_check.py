@@ -24,6 +24,7 @@ from napari_jrss.errors import ScanError, from_validation
 from napari_jrss.geometry import Shape
 from napari_jrss.io.limits import require_memory
 from napari_jrss.io.text_files import read_json
+from napari_jrss.io.zarr_shard import in_one_shard, read_shard
 
 _METADATA = "zarr.json"
 _EMPTY = 2**64 - 1  # offset and length of a chunk that is missing in a shard
@@ -138,7 +139,9 @@ def read_array(path: Path, *, whole: bool = False) -> NDArray[Any]:
     """All values of an array (z, y, x); a ScanError as by :func:`open_array`."""
     array = open_array(path, whole=whole)
     try:
-        return np.asarray(array[...])
+        return (
+            read_shard(path / "c/0/0/0", array) if in_one_shard(array) else np.asarray(array[...])
+        )
     except Exception as error:  # each codec reports damage with another exception
         raise ScanError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
 

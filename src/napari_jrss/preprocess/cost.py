@@ -21,7 +21,7 @@ import psutil
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import from_os_error
 from napari_jrss.io.atomic import write_text
-from napari_jrss.processes import available_cores
+from napari_jrss.threads import available_cores
 
 _logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from napari_jrss.geometry import Matrix, Shape, is_exact, linear_and_shift, move_voxels
 from napari_jrss.labels import IGNORED
+from napari_jrss.threads import in_threads
 
 Share: TypeAlias = tuple[NDArray[Any], NDArray[np.floating[Any]]]
 
@@ -50,7 +51,7 @@ def resample_image(
     out: NDArray[np.float32] = ndimage.affine_transform(
         smooth, linear, shift, output_shape=shape, order=1, mode="nearest"
     )
-    out[~inside(matrix, shape, array.shape)] = fill
+    _fill_outside(out, matrix, array.shape, fill)
     return out
 
 
@@ -81,7 +82,7 @@ def resample_label(
     out = nearest(array, matrix, shape)
     if shares is not None and np.allclose(linear, np.diag(linear.diagonal()), 0, _NO_STEP):
         _let_win(out, shares, linear.diagonal(), shift)
-        out[~inside(matrix, shape, array.shape)] = 0
+        _fill_outside(out, matrix, array.shape, 0)
         return out
     # Only next to a boundary do shares differ from 0 and 1.
     mixed = ndimage.minimum_filter(array, 3) != ndimage.maximum_filter(array, 3)
@@ -116,25 +117,27 @@ def _let_win(
         np.clip(step * np.arange(n) + start, 0, size - 1)
         for step, start, n, size in zip(steps, shift, out.shape, shares[0][0].shape, strict=True)
     ]
-    for corner in product(
-        *(range(0, n, block) for n, block in zip(out.shape, _BLOCK, strict=True))
-    ):
+
+    def settle(corner: tuple[int, ...]) -> None:
         block = tuple(slice(first, first + n) for first, n in zip(corner, _BLOCK, strict=True))
         places = [at[side] for at, side in zip(where, block, strict=True)]
         crop = tuple(slice(int(at.min()), int(at.max()) + 2) for at in places)
         near = [(one[crop], probability[crop].astype(np.float32)) for one, probability in shares]
         rivals = np.unique(np.concatenate([one[p > _NO_RIVAL] for one, p in near]))
         if len(rivals) < 2:
-            continue
+            return
         best, winner = np.full_like(out[block], -1, np.float32), out[block].copy()
         for index in rivals:
             share = sum((one == index) * probability for one, probability in near)
             for axis, (at, side) in enumerate(zip(places, crop, strict=True)):
                 share = _between(share, at - side.start, axis)
-            share += _TIE * (out[block] == index)
-            wins = share > best
-            best[wins], winner[wins] = share[wins], index
+            share += np.float32(_TIE) * (out[block] == index)
+            np.copyto(winner, index, where=share > best)
+            np.maximum(best, share, out=best)
         out[block] = winner
+
+    corners = product(*(range(0, n, block) for n, block in zip(out.shape, _BLOCK, strict=True)))
+    in_threads(settle, corners)
 
 
 def _between(array: NDArray[Any], at: NDArray[Any], axis: int) -> NDArray[np.float32]:
@@ -164,16 +167,33 @@ def inside(matrix: Matrix, shape: Shape, extent: tuple[int, ...]) -> NDArray[np.
 def nearest(array: NDArray[Any], matrix: Matrix, shape: Shape, fill: int = 0) -> NDArray[Any]:
     """The value of the nearest voxel on the wanted grid; `fill` outside the array."""
     out = _nearest(array, matrix, shape)
-    out[~inside(matrix, shape, array.shape)] = fill
+    _fill_outside(out, matrix, array.shape, fill)
     return out
+
+
+def _fill_outside(out: NDArray[Any], matrix: Matrix, extent: tuple[int, ...], fill: float) -> None:
+    """Give the voxels of the wanted grid that don't lie within an array a value."""
+    linear, shift = linear_and_shift(matrix)
+    if not _one_for_one(linear):
+        out[~inside(matrix, out.shape, extent)] = fill
+        return
+    for axis, source in enumerate((np.abs(linear) > _NO_STEP).argmax(1)):  # no mask of the volume
+        where = linear[axis, source] * np.arange(out.shape[source]) + shift[axis]
+        beyond = (where < -0.5) | (where > extent[axis] - 0.5)
+        out[(slice(None),) * source + (beyond,)] = fill
+
+
+def _one_for_one(linear: NDArray[Any]) -> bool:
+    """Whether each axis of the array is one of the wanted grid."""
+    used = np.abs(linear) > _NO_STEP
+    return bool((used.sum(0) == 1).all() and (used.sum(1) == 1).all())
 
 
 def _nearest(array: NDArray[Any], matrix: Matrix, shape: Shape) -> NDArray[Any]:
     linear, shift = linear_and_shift(matrix)
-    used = np.abs(linear) > _NO_STEP
-    if (used.sum(0) == 1).all() and (used.sum(1) == 1).all():
+    if _one_for_one(linear):
         # One axis after the other, several times faster.
-        order = used.argmax(1)
+        order = (np.abs(linear) > _NO_STEP).argmax(1)
         for axis, source in enumerate(order):
             where = np.floor(linear[axis, source] * np.arange(shape[source]) + shift[axis] + 0.5)
             array = array.take(np.clip(where, 0, array.shape[axis] - 1).astype(np.intp), axis)

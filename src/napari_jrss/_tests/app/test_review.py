@@ -433,6 +433,29 @@ def test_a_test_case_says_that_it_never_trains(session: Session) -> None:
     assert len(session.workspace.open_project.snapshot().labelled) == n
 
 
+def test_the_suggested_case_is_read_before_it_is_opened(session: Session) -> None:
+    review, project = opened(session), session.workspace.open_project
+    review.ahead.cases = 1
+    review.suggest_next()
+    assert review.wait(10)
+    assert session.review.stop_background()
+    assert review.wait(10)
+    assert review.suggestion is not None
+    name = review.suggestion.case_id
+    scan = project.scan_image(name)
+    shutil.rmtree(project.case_path(name) / "scan" / "image")
+    case = opened(session, name).open_case
+    np.testing.assert_array_equal(case.image, scan)
+    assert case.editor.origin.draft == "round:0"
+
+
+def test_a_draft_that_was_carried_to_the_scan_is_not_carried_again(session: Session) -> None:
+    first, second = session.workspace.open_project.snapshot().unlabelled[:2]
+    drafts = [opened(session, name).open_case.editor.origin for name in (first, second, first)]
+    assert drafts[2].label is drafts[0].label
+    assert drafts[1].label is not drafts[0].label
+
+
 def test_the_latest_of_many_wishes_is_on_the_table(session: Session) -> None:
     cases = [case.case_id for case in session.workspace.open_project.cases()]
     for case_id in cases:

@@ -9,7 +9,7 @@ import threading
 import torch
 
 from napari_jrss.inference.device import leave_a_core
-from napari_jrss.processes import available_cores
+from napari_jrss.threads import available_cores
 
 
 def test_only_the_thread_that_asks_steps_back() -> None:

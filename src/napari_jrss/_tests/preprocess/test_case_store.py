@@ -11,6 +11,9 @@ from ome_zarr_models.v05.labels import Labels
 from napari_jrss._tests.io.phantoms import blobs, block_label, volume
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ScanError
+from napari_jrss.io.ome_zarr_writer import LEVEL, write_array
+from napari_jrss.io.zarr_check import open_array, read_array
+from napari_jrss.io.zarr_shard import in_one_shard
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess import case_store as store
 from napari_jrss.preprocess.case_attributes import CaseAttributes
@@ -50,6 +53,21 @@ def test_what_is_written_is_read(case):
     assert not {"part", "channels"} & set(on_disk)  # only where there are several images
     assert store.label_versions(case) == ("manual",)
     assert sorted(p.name for p in case.parent.iterdir()) == ["c1.ome.zarr"]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_a_volume_of_several_chunks_is_read_by_several_threads(tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    values = np.random.default_rng(0).integers(0, 200, (70, 65, 130)).astype(dtype)
+    write_array(zarr.create_group(tmp_path), values, "a", (1, 1, 1))
+    path = tmp_path / LEVEL
+    assert in_one_shard(open_array(path))
+    np.testing.assert_array_equal(read_array(path), values)
+    stored = bytearray((path / "c/0/0/0").read_bytes())
+    stored[len(stored) // 2] ^= 1
+    (path / "c/0/0/0").write_bytes(stored)
+    with pytest.raises(ScanError, match="damaged"):
+        read_array(path)
 
 
 def test_others_read_it_as_ome_zarr(case):

@@ -21,6 +21,7 @@ from psygnal import Signal
 
 from napari_jrss.labels import IGNORED
 from napari_jrss.snapshot import Label
+from napari_jrss.threads import in_threads
 
 _PAIRS_AT_ONCE = 2**20
 Box: TypeAlias = tuple[slice, ...]
@@ -120,12 +121,12 @@ class LabelEditor:
         base: Label | None = None,
         undo_bytes: int = UNDO_BYTES,
     ) -> None:
-        self.label: Label = label.copy()
+        self.label: Label
+        self.label, self._known = in_threads(lambda _: label.copy(), range(2))
         self.origin = Origin(draft, label if base is None else base)
         self._classes = classes
         # Voxels that are ignored keep their value until somebody paints there.
         self.counts: NDArray[np.int64] = _count_values(self.label)
-        self._known = self.label.copy()
         self._differing = 0 if base is None else self._count_differing()
         self._locked = np.zeros(IGNORED + 1, bool)
         # Changed before, by whatever means, or painted in an action that is forgotten.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -70,13 +70,20 @@ class StructureRow:
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """What stays in memory of a case that was under review."""
+    """What is in memory of a case that was, or may be next, under review."""
 
     image: NDArray[Any]
     teacher: Round | None
-    prediction: Prediction | None
-    screening: Screening | None
-    drafts: dict[str, Label]
+    prediction: Prediction | None = None
+    screening: Screening | None = None
+    drafts: dict[str, Label] = field(default_factory=dict)
+    carried: Label | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is at the scan's own voxels."""
+        labels = (self.carried, *self.drafts.values())
+        return self.image.nbytes + sum(label.nbytes for label in labels if label is not None)
 
 
 @dataclass(eq=False)
@@ -114,6 +121,8 @@ class OpenCase:
         Labels that were propagated or sent here from Registration, by draft key.
     kept
         Keys of other programs' drafts, which the project keeps.
+    carried
+        The teacher's label on the scan's own voxels; None until it is asked for.
     regions
         Uncertain regions, worst first; None until they are asked for.
     """
@@ -135,6 +144,7 @@ class OpenCase:
     screened: Screened | None = None
     drafts: dict[str, Label] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    carried: Label | None = None
     regions: list[Region] | None = None
 
     @property
@@ -205,7 +215,15 @@ class OpenCase:
     @property
     def cached(self) -> CachedCase:
         """What stays in memory when the case is left."""
-        return CachedCase(self.image, self.teacher, self.prediction, self.screening, self.drafts)
+        known = (self.image, self.teacher, self.prediction, self.screening, self.drafts)
+        return CachedCase(*known, self.carried)
+
+    def teacher_label(self) -> Label:
+        """The teacher's label on the scan's own voxels; carried there the first time."""
+        assert self.prediction is not None
+        if self.carried is None:
+            self.carried = self.transform.prediction_to_scan(self.prediction)
+        return self.carried
 
     @property
     def awaited(self) -> bool:
@@ -340,7 +358,7 @@ class CurrentCase:
             or draft != f"round:{case.teacher.number}"
         ):
             raise ProjectError(f"case {case.case_id} has no label from {draft!r}")
-        return case.transform.prediction_to_scan(case.prediction)
+        return case.teacher_label()
 
 
 def read_case(
@@ -359,25 +377,19 @@ def read_case(
     A :class:`ProjectError` if the case or its label in force can't be read.
     """
     case = project.case(case_id)
-    teacher = project.teacher
-    image = project.scan_image(case_id) if known is None else known.image
     transform = project.attributes(case_id).transform
-    prediction, screening = None, None
-    if known is not None and known.teacher == teacher:
-        prediction, screening = known.prediction, known.screening
-    elif teacher is not None:
-        prediction = teacher.files.prediction(case_id)
     classes = len(project.table.names)
-    drafts = {} if known is None else known.drafts
-    drafts.update(ahead)
+    found = None if project.read_only else recoverable(project, case_id)
+    known = read_volumes(project, case_id, known, draft=found is None and not ahead)
+    known.drafts.update(ahead)
     corrections, last = None, None
-    if not project.read_only and (found := recoverable(project, case_id)) is not None:
+    if found is not None:
         corrections, last = Corrections.resume(project, found), found.info.last_change
         editor = LabelEditor(found.label, found.info.draft, classes, found.base)
         for index in found.info.accepted:
             editor.lock(index)
     else:
-        draft = _usual_draft(project, case, transform, teacher, prediction, ahead)
+        draft = _usual_draft(project, case, known, ahead)
         editor = LabelEditor(*draft, classes)
     autosave = Autosave(project, case_id, editor, queue, author, corrections, autosave_s)
     if not project.read_only:
@@ -387,18 +399,40 @@ def read_case(
         project.grid,
         project.table,
         transform,
-        image,
-        *intensity_range(image),
+        known.image,
+        *intensity_range(known.image),
         tuple(visible_versions(project, case)),
         editor,
         autosave,
         last,
-        teacher,
-        prediction,
-        screening,
-        drafts=drafts,
+        known.teacher,
+        known.prediction,
+        known.screening,
+        drafts=known.drafts,
         kept=kept_drafts(project, case_id),
+        carried=known.carried,
     )
+
+
+def read_volumes(
+    project: Project, case_id: str, known: CachedCase | None = None, *, draft: bool = True
+) -> CachedCase:
+    """Read what a review of a case begins from; what is still in memory (`known`) isn't read again.
+
+    With `draft` the teacher's label is carried to the scan's own voxels if the case has none in
+    force. A :class:`ProjectError` or ScanError if the case can't be read.
+    """
+    case, teacher = project.case(case_id), project.teacher
+    if known is None:
+        known = CachedCase(project.scan_image(case_id), None)
+    if known.teacher != teacher:
+        prediction = None if teacher is None else teacher.files.prediction(case_id)
+        known = CachedCase(known.image, teacher, prediction, drafts=known.drafts)
+    usual = case.label_version is None and case.status is not Status.REJECTED
+    if draft and usual and known.prediction is not None and known.carried is None:
+        transform = project.attributes(case_id).transform
+        known = replace(known, carried=transform.prediction_to_scan(known.prediction))
+    return known
 
 
 def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:
@@ -411,9 +445,7 @@ def visible_versions(project: Project, case: Case) -> Sequence[LabelVersion]:
 def _usual_draft(
     project: Project,
     case: Case,
-    transform: GridTransform,
-    teacher: Round | None,
-    prediction: Prediction | None,
+    known: CachedCase,
     ahead: Mapping[str, Label],
 ) -> tuple[Label, str]:
     """The draft to start from.
@@ -426,11 +458,15 @@ def _usual_draft(
     if ahead and case.status is not Status.REJECTED:
         draft, label = list(ahead.items())[-1]
         return label, draft
-    if prediction is not None and teacher is not None and case.status is not Status.REJECTED:
-        return transform.prediction_to_scan(prediction), f"round:{teacher.number}"
+    if (
+        known.carried is not None
+        and known.teacher is not None
+        and case.status is not Status.REJECTED
+    ):
+        return known.carried, f"round:{known.teacher.number}"
     for draft in kept_drafts(project, case.case_id)[:1]:
         return kept_draft(project, case.case_id, draft), draft
-    return np.zeros(transform.scan_shape, project.table.dtype), BLANK
+    return np.zeros(known.image.shape, project.table.dtype), BLANK
 
 
 def intensity_range(image: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:

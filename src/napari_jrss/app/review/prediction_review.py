@@ -171,15 +171,16 @@ class PredictionReview:
     def _predicted(self, case: OpenCase, teacher: Round, prediction: Prediction) -> None:
         """Take a new prediction; it becomes the draft only if the person changed nothing."""
         case.teacher, case.prediction = teacher, prediction
-        case.screening = case.regions = None
+        case.screening = case.regions = case.carried = None
         editor = case.editor
         editor.sync()
         proposed = editor.origin.draft == BLANK or editor.origin.draft.startswith("round:")
         unlabelled = case.case.label_version is None
         touched = editor.undo_name is not None or editor.voxels_changed > 0 or bool(editor.locked)
         if proposed and unlabelled and not touched:
-            label = case.transform.prediction_to_scan(prediction)
-            editor.begin("new draft of the teacher", label, f"round:{teacher.number}")
+            editor.begin(
+                "new draft of the teacher", case.teacher_label(), f"round:{teacher.number}"
+            )
         elif touched:
             self._workspace.notified.emit(
                 f"{case.case_id}: the teacher of round {teacher.number} has a new draft. Your "
@@ -209,7 +210,7 @@ class PredictionReview:
                     self.predict(case)
             else:
                 case.teacher, case.prediction = teacher, None
-                case.screening = case.screened = case.regions = None
+                case.screening = case.screened = case.regions = case.carried = None
                 self.changed.emit()
                 self.predict(case)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,7 @@ from napari_jrss.app.review.open_case import (
     OpenCase,
     draft_in_words,
     read_case,
+    read_volumes,
     version_in_words,
     visible_versions,
 )
@@ -30,10 +33,11 @@ from napari_jrss.app.review.prompts import Prompts
 from napari_jrss.app.review.tool_drafts import ToolDrafts
 from napari_jrss.app.review.tools import Tools
 from napari_jrss.app.runner import JobState
-from napari_jrss.errors import ProjectError
+from napari_jrss.errors import JRSSError, ProjectError
 from napari_jrss.project.corrections import CorrectionsFile, discard, unsaved
 from napari_jrss.project.labels import check_draft
 from napari_jrss.snapshot import Label
+from napari_jrss.threads import step_back
 
 if TYPE_CHECKING:
     from napari_jrss.app.cohort import Cohort
@@ -41,10 +45,12 @@ if TYPE_CHECKING:
     from napari_jrss.app.workspace import Workspace
     from napari_jrss.project.project import Project
 
+_logger = logging.getLogger(__name__)
+
 CACHED_CASES = 3
 """Most cases that stay in memory, so that going back to one is quick."""
 CACHED_BYTES = 2**28
-"""Most memory of their scans; the latest stays even if it is larger."""
+"""Most memory of their scans and drafts; the latest stays even if it is larger."""
 
 
 class Leave(StrEnum):
@@ -401,6 +407,9 @@ class Review:
         def look() -> None:
             self.suggestion = self._cohort.suggest(after)
             self.suggestion_changed.emit()
+            if self.ahead.cases and self.suggestion is not None:
+                wanted = partial(self._read_ahead, self.suggestion.case_id)
+                self._workspace.background.submit(wanted)
             self.ahead.refresh()
             if tell and self.suggestion is None:
                 self._workspace.notified.emit("Every other training case has a label")
@@ -499,11 +508,32 @@ class Review:
         if self.case is None:
             return
         self.case.autosave.keep()
-        self._cache[self.case.case_id] = self.case.cached
-        self._cache.move_to_end(self.case.case_id)
+        self._cache_case(self.case.case_id, self.case.cached)
+
+    def _read_ahead(self, case_id: str) -> None:
+        """Read the case that is suggested, on the background's thread, if it isn't in memory."""
+        project = self._workspace.project
+        if project is None or case_id in self._cache or self._wanted == case_id:
+            return
+        step_back()
+        try:
+            volumes = read_volumes(project, case_id)
+        except JRSSError as error:  # who opens the case is told
+            _logger.info("%s can't be read ahead: %s", case_id, error)
+            return
+
+        def keep() -> None:
+            if self._workspace.project is project and case_id not in self._cache:
+                self._cache_case(case_id, volumes)
+
+        self.queue.submit(keep)
+
+    def _cache_case(self, case_id: str, volumes: CachedCase) -> None:
+        self._cache[case_id] = volumes
+        self._cache.move_to_end(case_id)
         while len(self._cache) > 1 and (
             len(self._cache) > CACHED_CASES
-            or sum(case.image.nbytes for case in self._cache.values()) > CACHED_BYTES
+            or sum(case.nbytes for case in self._cache.values()) > CACHED_BYTES
         ):
             self._cache.popitem(last=False)
 

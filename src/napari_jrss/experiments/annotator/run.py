@@ -24,7 +24,8 @@ from napari_jrss.experiments.run import claim
 from napari_jrss.experiments.worker import describe_machine
 from napari_jrss.io.atomic import new_folder, write_text
 from napari_jrss.pool import Pool, Workers, in_processes
-from napari_jrss.processes import available_cores, thread_limits
+from napari_jrss.processes import thread_limits
+from napari_jrss.threads import available_cores
 
 FIRST = Loop("start", "The first case", "random", "blank")
 
