@@ -39,7 +39,6 @@ class Device:
     name: str
     description: str
     memory_gib: float
-    bfloat16: bool
 
 
 @dataclass(frozen=True)
@@ -150,10 +149,11 @@ def _torch_build() -> str:
     """What PyTorch is built for."""
     import torch
 
+    unseen = "" if torch.cuda.device_count() else ", but sees no GPU here"
     if torch.version.hip:
-        return f"ROCm {torch.version.hip}"
+        return f"ROCm {torch.version.hip}{unseen}"
     if torch.version.cuda:
-        return f"CUDA {torch.version.cuda}"
+        return f"CUDA {torch.version.cuda}{unseen}"
     if torch.backends.mps.is_built():
         return "Apple GPUs (MPS)"
     unused = ", though an NVIDIA GPU is here" if shutil.which("nvidia-smi") else ""
@@ -168,17 +168,15 @@ def _devices() -> tuple[Device, ...]:
         Device(
             "cpu",
             f"{platform.processor() or platform.machine()}, {cores} cores, "
-            f"{torch.get_num_threads()} threads",
+            f"{torch.get_num_threads()} thread(s)",
             psutil.virtual_memory().total / _GIB,
-            bfloat16=True,
         )
     ]
     if torch.backends.mps.is_available():
-        found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory() / _GIB, True))
+        found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory() / _GIB))
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        gib = gpu.total_memory / _GIB
-        found.append(Device(f"cuda:{index}", gpu.name, gib, bfloat16=gpu.major >= 8))
+        found.append(Device(f"cuda:{index}", gpu.name, gpu.total_memory / _GIB))
     return tuple(found)
 
 

@@ -28,7 +28,10 @@ def test_what_pytorch_is_built_for_is_said(tmp_path: Path, monkeypatch: pytest.M
     for version, attribute, told in (("12.8", "cuda", "CUDA 12.8"), ("6.4", "hip", "ROCm 6.4")):
         with monkeypatch.context() as patched:
             patched.setattr(torch.version, attribute, version)
+            patched.setattr(torch.cuda, "device_count", lambda: 1)
             assert doctor._torch_build() == told
+            patched.setattr(torch.cuda, "device_count", lambda: 0)
+            assert doctor._torch_build() == f"{told}, but sees no GPU here"
     for each in ("cuda", "hip"):
         monkeypatch.setattr(torch.version, each, None)
     with monkeypatch.context() as patched:

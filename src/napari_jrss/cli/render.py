@@ -279,7 +279,7 @@ def doctor_report(report: Report) -> None:
     for problem in report.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     if not report.problems:
-        console.print("nothing is missing")
+        console.print("all packages that napari-jrss requires are there")
 
 
 def _figure(value: object, digits: int = 3) -> str:
