@@ -1,13 +1,14 @@
-"""How an import, and a segmentation, of 10,000 scans grow with the number of workers: a model.
+"""How work on 10,000 scans, or pairs of them, grows with the number of workers: a model.
 
-    python benchmarks/scaling.py --data FOLDER_WITH_IMAGES_AND_LABELS --scans 14 56
+    python benchmarks/scaling.py --data COHORT --scans 14 56 --segment --refine
 
-It imports a small and a larger part of a cohort with one worker, and with --segment segments a
-quarter of each. The difference tells what a further scan costs: CPU seconds in the worker and in
-the program that keeps the ledger, and bytes that are read and written. An item that does nothing
-tells what dask costs. With these costs it simulates 10,000 scans on 1 to 64 workers, whose files
-lie on one network disk: each scan waits for dask's scheduler, the disk, a worker and the program,
-and each of these serves one at a time.
+COHORT holds images and labels. It imports a small and a larger part of it with one worker; with
+--segment it segments a quarter of each, and with --refine it registers one pair and four by
+refinement. The difference tells what a further scan, or pair, costs: CPU seconds in the worker and
+in the program that keeps the ledger, and bytes that are read and written. An item that does nothing
+tells what dask costs. With these costs it simulates 10,000 scans or pairs on 1 to 64 workers, whose
+files lie on one network disk: each of them waits for dask's scheduler, the disk, a worker and the
+program, and each of these serves one at a time.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from pathlib import Path
 import psutil
 
 import napari_jrss as jrss
+from napari_jrss.app.pairs.comparison import compare_engines
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.io.layouts import discover
 from napari_jrss.pool import in_processes
 
-SCANS = 10_000
+ITEMS = 10_000
+PAIRS = (1, 4)
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 DISKS = {"1 Gbit/s": 110e6, "10 Gbit/s": 1.1e9}
 """Bytes per second of a disk behind a network, as a rule of thumb."""
@@ -43,7 +46,7 @@ DISKS = {"1 Gbit/s": 110e6, "10 Gbit/s": 1.1e9}
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a scan, or of all that doesn't grow with their number: CPU seconds, and bytes."""
+    """Of a scan or pair, or of all that doesn't grow with their number: CPU seconds, and bytes."""
 
     worker: float
     program: float
@@ -123,6 +126,16 @@ def segmented(path: Path, config: TrainingConfig, scans: list[Path]) -> Cost:
         return now() - before
 
 
+def refined(path: Path, pairs: int) -> Cost:
+    """What it costs to register pairs of scans by refinement, without a network."""
+    with jrss.Project.open(path, read_only=True) as project:
+        before = now()
+        found = compare_engines(project, ["refine"], pairs=pairs, device="cpu", workers=1)
+        assert len(found.pairs) == pairs
+        assert not found.failed
+        return now() - before
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -164,9 +177,9 @@ def dask_cost(count: int = 500) -> dict[str, float]:
 def simulate(
     cost: Cost, start: float, workers: int, disk: float, scheduler: float
 ) -> tuple[float, str]:
-    """Seconds until 10,000 scans are done, and what is busy longest.
+    """Seconds until 10,000 scans or pairs are done, and what is busy longest.
 
-    A worker takes the next scan when it has ended one: it waits for the scheduler and for the disk,
+    A worker takes the next one when it has ended one: it waits for the scheduler and for the disk,
     computes, and hands over to the program that keeps the ledger. Those serve in turn.
     """
     moving = (cost.read + cost.written) / disk
@@ -181,21 +194,21 @@ def simulate(
 
     ready = [(0.0, n) for n in range(workers)]
     end = 0.0
-    for _ in range(SCANS):
+    for _ in range(ITEMS):
         at, number = heapq.heappop(ready)
         at = served("the disk", served("the scheduler", at, scheduler), moving)
         at += cost.worker
         heapq.heappush(ready, (at, number))
         end = max(end, served("the program", at, cost.program))
-    busy["the workers"] = SCANS * cost.worker / workers
+    busy["the workers"] = ITEMS * cost.worker / workers
     return start + end, max(busy, key=busy.__getitem__)
 
 
-def table(name: str, cost: Cost, fixed: Cost, dask: dict[str, float]) -> None:
+def table(name: str, item: str, cost: Cost, fixed: Cost, dask: dict[str, float]) -> None:
     """Print the costs, and the simulated hours."""
     print(
-        f"\n{name}: {cost.worker:.2f} CPU s a scan in a worker, {1e3 * cost.program:.0f} ms in the "
-        f"program; {cost.read / 1e6:.2f} MB read, {cost.written / 1e6:.2f} MB written; once "
+        f"\n{name}: {cost.worker:.2f} CPU s a {item} in a worker, {1e3 * cost.program:.0f} ms in "
+        f"the program; {cost.read / 1e6:.2f} MB read, {cost.written / 1e6:.2f} MB written; once "
         f"{fixed.worker:.1f} CPU s in each worker, {fixed.program:.1f} in the program"
     )
     asked = Cost(cost.worker, cost.program + dask["asking"], cost.read, cost.written)
@@ -223,6 +236,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scans", type=int, nargs=2, default=(14, 56), metavar=("FEW", "MANY"))
     parser.add_argument("--segment", action="store_true", help="also measure a segmentation")
+    parser.add_argument("--refine", action="store_true", help="also measure pairs")
     parser.add_argument("--json", type=Path, help="also write the costs there")
     options = parser.parse_args()
     few, many = options.scans
@@ -232,12 +246,15 @@ def main() -> None:
     config = TrainingConfig.model_validate(settings)
     imports: list[Cost] = []
     segments: list[Cost] = []
+    refinements: list[Cost] = []
     with tempfile.TemporaryDirectory() as place:
         for count in (2, few, many):  # the first one loads what this process needs
             cohort = part_of(options.data.absolute(), count, Path(place) / str(len(imports)))
             cost, project = imported(cohort)
             imports.append(cost)
-            if options.segment:
+            if options.refine and len(imports) > 1:
+                refinements.append(refined(project, PAIRS[len(imports) - 2]))
+            if options.segment and len(imports) > 1:
                 scans = sorted((cohort / "images").iterdir())[: max(1, count // 4)]
                 segments.append(segmented(project, config, scans))
         sent = message_bytes(cohort)
@@ -247,14 +264,18 @@ def main() -> None:
         f"{1e3 * dask['asking']:.1f} ms in the program; a case is sent in {sent:.0f} bytes"
     )
     known: dict[str, object] = {"dask": dask, "scans": [few, many]}
-    for name, costs, share in (("import", imports, 1), ("segment", segments, 4)):
+    for name, item, costs, (fewer, more) in (
+        ("import", "scan", imports[1:], (few, many)),
+        ("segment", "scan", segments, (max(1, few // 4), max(1, many // 4))),
+        ("refine", "pair", refinements, PAIRS),
+    ):
         if costs:
-            _, small, large = costs
-            each = (large - small) / (many // share - few // share)
-            fixed = (small - each.times(few // share)) / 1
+            small, large = costs
+            each = (large - small) / (more - fewer)
+            fixed = (small - each.times(fewer)) / 1
             # too little to be told from what the program does once, so all of it is counted
-            each = replace(each, program=large.program / (many // share))
-            table(name, each, fixed, dask)
+            each = replace(each, program=large.program / more)
+            table(name, item, each, fixed, dask)
             known[name] = {"each": asdict(each), "measured": [asdict(cost) for cost in costs]}
     if options.json:
         options.json.write_text(json.dumps(known, indent=1))

@@ -21,7 +21,7 @@ import torch
 
 from napari_jrss.app.rounds.estimate import one_step
 from napari_jrss.config import TrainingConfig, preset
-from napari_jrss.inference.device import find_device
+from napari_jrss.inference.device import find_device, make_fabric
 
 STAGES = ("mono_segmentation", "registration", "student")
 
@@ -38,7 +38,7 @@ def measure(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     before = _in_use(device)
-    step = one_step(stage, config, classes, shape, device.type)
+    step = one_step(stage, config, classes, shape, make_fabric(device.type, config.precision))
     seconds = []
     for _ in range(1 + repeats):
         seconds.append(_timed(step, device))

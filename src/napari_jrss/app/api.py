@@ -175,7 +175,7 @@ def train(
         threads = torch.get_num_threads()
         executor = InOwnProcess(project.path, device, devices=devices, threads=threads)
     if on is None and not anyway:
-        check_fits(project, planned, device, cancel)
+        check_fits(project, planned, device, cancel, devices)
     events = run_series(project, planned, cancel, executor)
     if log_to is not None:
         from napari_jrss.app.rounds.logged import logged, open_logger

@@ -9,6 +9,7 @@ from napari_jrss._tests.training.phantoms import Never, tiny_config
 from napari_jrss.app.rounds.estimate import measure_in_own_process, one_step
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import OutOfMemoryError, train
+from napari_jrss.inference.device import make_fabric
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome
 from napari_jrss.training.events import RoundFinished
@@ -59,7 +60,7 @@ def test_the_estimate_of_memory_is_what_a_step_takes(precision: str) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step = one_step(stage, config, 3, GRID, "cuda")
+        step = one_step(stage, config, 3, GRID, make_fabric("cuda", config.precision))
         for _ in range(2):
             step()
         taken = torch.cuda.max_memory_reserved() - before

@@ -22,6 +22,7 @@ from napari_jrss.app.rounds.estimate import (
 from napari_jrss.app.rounds.train import train
 from napari_jrss.project.project import Project
 from napari_jrss.training.events import StageStarted
+from napari_jrss.training.trainable import RoundError
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,15 @@ def test_memory_is_the_program_the_volumes_and_a_step(project: Project) -> None:
     assert "0.5 of 3.7 GiB of memory" in estimate.line()
 
 
+def test_processes_share_cases_and_each_has_its_memory(project: Project) -> None:
+    both = costs().model_copy(update={"devices": 2})
+    one, two = (estimated(project, tiny_config(), 1, each) for each in (costs(), both))
+    assert two.memory == 2 * one.memory
+    # Of the two unlabelled cases each predicts one, after the pre-training and after the round.
+    assert one.seconds - two.seconds == 2
+    assert "on 2 x cpu (from a measured step)" in two.line()
+
+
 def test_what_can_not_end_on_this_machine_is_refused(project: Project) -> None:
     config = tiny_config()
     require_fit(estimated(project, config, 1, costs()))
@@ -79,10 +89,12 @@ def test_what_can_not_end_on_this_machine_is_refused(project: Project) -> None:
         require_fit(estimated(project, config, 1, large))
 
 
-def test_a_real_step_is_measured_in_a_process_of_its_own() -> None:
-    measured = measure_in_own_process(tiny_config(), 3, (16, 24, 16), "cpu", Never())
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_real_step_is_measured_in_processes_of_its_own(devices: int) -> None:
+    config, shape = tiny_config(), (16, 24, 16)
+    measured = measure_in_own_process(config, 3, shape, "cpu", Never(), devices=devices)
     assert measured is not None
-    assert measured.device == "cpu"
+    assert measured.name == ("cpu" if devices == 1 else "2 x cpu")
     assert set(measured.stages) == set(STAGES)
     assert measured.program > 1e8
     for cost in measured.stages.values():
@@ -95,5 +107,7 @@ def test_a_measurement_can_be_stopped_and_its_failure_is_one_line() -> None:
     cancel = threading.Event()
     cancel.set()
     assert measure_in_own_process(tiny_config(), 3, (16, 16, 16), "cpu", cancel) is None
+    with pytest.raises(RoundError, match="3 devices can't share a step of 2 images"):
+        measure_in_own_process(tiny_config(), 3, (16, 16, 16), "cpu", cancel, devices=3)
     with pytest.raises(EstimateError, match=r"could not be measured: .*unknown device 'abacus'"):
         measure_in_own_process(tiny_config(), 3, (16, 16, 16), "abacus", Never())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from napari_jrss.app.rounds.elsewhere import executor_elsewhere
 from napari_jrss.app.rounds.estimate import (
     Estimate,
+    EstimateError,
     Measured,
     check_fits,
     cost_settings,
@@ -207,22 +208,28 @@ class RoundControl:
         """Estimate the time and memory of a series. Runs as a job of :attr:`estimator`.
 
         Its event is an :class:`~napari_jrss.app.rounds.estimate.Estimate`. A process of its own
-        measures a few steps, which takes seconds; the same settings are measured once. While a
-        round runs, which the measurement would disturb, this is a :class:`BusyError`.
+        measures a few steps, which takes seconds; the same settings are measured once. With several
+        :attr:`devices`, there are as many processes. While a round runs, which the measurement
+        would disturb, this is a :class:`BusyError`; with :attr:`run_on`, an :class:`EstimateError`.
         """
+        if self.run_on is not None:
+            raise EstimateError(
+                f"{self.run_on.command}: only a training on this computer can be estimated"
+            )
         project, device = self._workspace.open_project, self._workspace.device
         if self._workspace.training.state.busy:
             raise BusyError("a round is running; its progress says how long it takes")
-        snapshot = project.snapshot()
+        snapshot, devices = project.snapshot(), self.devices
         # What changes the cost of no step is measured once.
-        key = f"{device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
+        key = f"{devices} {device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
         key += f" {config.trains_registration}"  # else none of its steps is measured
 
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)
             if measured is None:
                 measured = measure_in_own_process(
-                    config, snapshot.classes, snapshot.shape, device, cancel
+                    *(config, snapshot.classes, snapshot.shape, device, cancel),
+                    *(snapshot.inputs, devices),
                 )
             if measured is not None:
                 self._measured[key] = measured
@@ -255,7 +262,7 @@ class RoundControl:
             self._workspace.stop_learning()
             try:
                 if check and run_on is None:
-                    check_fits(project, planned, device, cancel)
+                    check_fits(project, planned, device, cancel, devices)
                 yield from run_series(project, planned, cancel, executor)
             finally:
                 if leaving.is_set():

@@ -26,8 +26,9 @@ import psutil
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from napari_jrss.app.rounds.peers import Peers, ending
 from napari_jrss.app.rounds.progress import duration
-from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS, PlannedRound
+from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS, PlannedRound, device_name
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
 from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS, ON_CROPS
@@ -35,8 +36,11 @@ from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
 from napari_jrss.snapshot import CachedArrays, CaseScan, CohortSnapshot
+from napari_jrss.training.trainable import check_devices
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from napari_jrss.training.loop import Cancel
 
 SMALL_VOXELS, LARGE_VOXELS = 24**3, 40**3
@@ -72,13 +76,22 @@ class StepCost(BaseModel):
 
 
 class Measured(BaseModel):
-    """Result of :func:`measure`: bytes of the process before any step, of the device in all."""
+    """Result of :func:`measure`: bytes of a process before any step, of the device in all.
+
+    With several devices, the costs are those of each process while all take the step together.
+    """
 
     model_config = ConfigDict(frozen=True)
     device: str
+    devices: int = 1
     program: float
     total: float
     stages: dict[str, StepCost]
+
+    @property
+    def name(self) -> str:
+        """The device as a round records it."""
+        return device_name(self.device, self.devices)
 
 
 @dataclass(frozen=True)
@@ -145,6 +158,8 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
+    from napari_jrss.training.perturbed import deformation_pairs
+    from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import usual_finer
 
     snapshot = project.snapshot()
@@ -159,38 +174,52 @@ def estimated(
     }
     if "registration" in costs:
         costs["mono_registration"] = costs["registration"]
+    # Several processes share unlabelled cases and pairs; all judge the same labelled ones.
+    each, memory = costs["prediction"]
+    judged, unlabelled = len(scans_to_judge(snapshot)), len(snapshot.unlabelled)
+    seconds = each * (judged + _part(unlabelled, measured))
     if "own_voxels" in steps:
         costs["own_voxels"] = measured.stages["own_voxels"].at(config.fine.crop**3)
+        costs["labelled_scans"] = each, memory
         # A case is also predicted on its own voxels, in blocks whose memory is bounded.
-        seconds, memory = costs["prediction"]
-        on_scan = round(voxels * usual_finer(snapshot) ** 3)
-        share = min(1.0, MOST_ON_OWN_VOXELS / max(1, len(snapshot.unlabelled)))
-        more = share * measured.stages["prediction"].at(on_scan)[0]
-        costs["prediction"] = seconds + more, memory
-        costs["labelled_scans"] = seconds, memory
+        on_scan = measured.stages["prediction"].at(round(voxels * usual_finer(snapshot) ** 3))[0]
+        seconds += on_scan * _part(min(unlabelled, MOST_ON_OWN_VOXELS), measured)
+    costs["prediction"] = seconds / (judged + unlabelled), memory
+    if "deformation" in steps:
+        pairs = deformation_pairs(config, snapshot)
+        each, memory = costs["deformation"]
+        costs["deformation"] = each * _part(pairs, measured) / pairs, memory
     known: dict[str, float] = {}
     for entry in filter(project.of_this_plan, project.rounds()):
-        known.update(_step_seconds(entry, config, measured.device))
+        known.update(_step_seconds(entry, config, measured.name))
     basis = "as earlier rounds took"
     if not steps.keys() <= known.keys():
         known = {stage: seconds for stage, (seconds, _) in costs.items()}
         basis = "from a measured step"
-    # The process keeps volumes up to a limit; on a GPU they stay in the computer's memory.
+    # Each process keeps volumes up to a limit; on a GPU they stay in the computer's memory.
     cases = len(snapshot.training) + len(snapshot.validation)
     volume = voxels * (_BYTES_PER_VOXEL + 4 * (snapshot.inputs - 1))  # a float32 for each image
     volumes = min(cases * volume, CachedArrays.budget_bytes)
+    memory = measured.program + max(memory for _, memory in costs.values())
+    if measured.device == "cpu":
+        memory = measured.devices * (memory + volumes)
     return Estimate(
         seconds=sum(count * known[stage] for stage, count in steps.items()),
-        device=measured.device,
+        device=measured.name,
         basis=basis,
-        memory=measured.program
-        + max(memory for _, memory in costs.values())
-        + (volumes if measured.device == "cpu" else 0),
+        memory=memory,
         available=measured.total,
     )
 
 
-def check_fits(project: Project, planned: PlannedRound, device: str, cancel: Cancel) -> None:
+def _part(count: int, measured: Measured) -> int:
+    """How many of so many items a process has that shares them with the others."""
+    return -(-count // measured.devices)
+
+
+def check_fits(
+    project: Project, planned: PlannedRound, device: str, cancel: Cancel, devices: int = 1
+) -> None:
     """Measure a step of each stage, unless the grid is small, and compare with the machine.
 
     Raises
@@ -204,7 +233,7 @@ def check_fits(project: Project, planned: PlannedRound, device: str, cancel: Can
         return
     config = planned.config
     measured = measure_in_own_process(
-        config, snapshot.classes, snapshot.shape, device, cancel, snapshot.inputs
+        config, snapshot.classes, snapshot.shape, device, cancel, snapshot.inputs, devices
     )
     if measured is None:
         return
@@ -231,6 +260,7 @@ class _Question(BaseModel):
     shape: Shape
     device: str
     images: int = 1
+    devices: int = 1
 
 
 def measure_in_own_process(
@@ -240,9 +270,16 @@ def measure_in_own_process(
     device: str,
     cancel: Cancel,
     images: int = 1,
+    devices: int = 1,
 ) -> Measured | None:
-    """:func:`measure` in a process of its own; None if cancelled, an EstimateError if it fails."""
-    question = _Question(config=config, classes=classes, shape=shape, device=device, images=images)
+    """:func:`measure` in a process of its own; None if cancelled, an EstimateError if it fails.
+
+    A :class:`~napari_jrss.training.trainable.RoundError` if so many devices can't share a batch.
+    """
+    check_devices(config, devices)
+    question = _Question(
+        config=config, classes=classes, shape=shape, device=device, images=images, devices=devices
+    )
     try:
         with Child("estimate", _answer, environment=_PROMPT_FREE) as child:
             child.send(question.model_dump_json())
@@ -255,22 +292,32 @@ def measure_in_own_process(
 
 
 def _answer(parent: Parent) -> None:
-    """The process that measures."""
-    question = _Question.model_validate_json(parent.receive())
-    asked = question
-    measured = measure(asked.config, asked.classes, asked.shape, asked.device, asked.images)
-    parent.send(measured.model_dump_json())
+    """The process that measures; of several devices, one process of so many."""
+    line = parent.receive().decode().strip()
+    asked = _Question.model_validate_json(line)
+    with Peers(_answer, asked.devices, ending(parent)) as peers:
+        peers.send(line)
+        measured = measure(
+            *(asked.config, asked.classes, asked.shape, asked.device, asked.images, asked.devices)
+        )
+        parent.send(measured.model_dump_json())
 
 
 def measure(
-    config: TrainingConfig, classes: int, shape: Shape, device: str, images: int = 1
+    config: TrainingConfig,
+    classes: int,
+    shape: Shape,
+    device: str,
+    images: int = 1,
+    devices: int = 1,
 ) -> Measured:
     """Take one step of each stage on two small grids (z, y, x), with so many images of a case."""
     import torch
 
     from napari_jrss.inference.device import make_fabric
 
-    fabric = make_fabric(device, config.precision)
+    torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    fabric = make_fabric(device, config.precision, devices)
     on_gpu = fabric.device.type == "cuda"
     program = 0.5 * _GIB if on_gpu else float(psutil.Process().memory_info().rss)
     names = ["mono_segmentation", "student", "prediction"]
@@ -292,8 +339,9 @@ def measure(
         small, large = (_scaled(of, voxels) for voxels in (SMALL_VOXELS, LARGE_VOXELS))
         costs = []
         for grid in (small, large):
-            step = one_step(name, config, classes, grid, fabric.device.type, images)
+            step = one_step(name, config, classes, grid, fabric, images)
             step()  # the first one also sets things up
+            fabric.barrier()
             costs.append(_cost(step, torch.cuda if on_gpu else None))
         sizes = math.prod(small), math.prod(large)
         stages[name] = StepCost(
@@ -303,7 +351,9 @@ def measure(
     total = psutil.virtual_memory().total
     if on_gpu:
         total = torch.cuda.get_device_properties(fabric.device).total_memory
-    return Measured(device=fabric.device.type, program=program, total=total, stages=stages)
+    return Measured(
+        device=fabric.device.type, devices=devices, program=program, total=total, stages=stages
+    )
 
 
 def _step_seconds(entry: Round, config: TrainingConfig, device: str) -> dict[str, float]:
@@ -350,10 +400,9 @@ def _line(sizes: tuple[int, int], costs: tuple[float, float]) -> tuple[float, fl
 
 
 def one_step(
-    name: str, config: TrainingConfig, classes: int, grid: Shape, device: str, images: int = 1
+    name: str, config: TrainingConfig, classes: int, grid: Shape, fabric: Fabric, images: int = 1
 ) -> Callable[[], None]:
     """One step of a stage, as :func:`napari_jrss.training.loop.fit` takes it, on made-up cases."""
-    from napari_jrss.inference.device import make_fabric
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.fine import FineNetwork
@@ -368,7 +417,6 @@ def one_step(
         TrainingTensors,
     )
 
-    fabric = make_fabric(device, config.precision)
     snapshot = _made_up(classes, grid, images)
     dropout = config.joint.dropout if name == "student" else 0.0
     network = build_segmentation_network(config.segmentation_network, classes, dropout, images)

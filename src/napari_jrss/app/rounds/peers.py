@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -72,6 +73,16 @@ class Peers:
         except ProcessError as error:
             if not self._closed.is_set():
                 failed(one_line(error))
+
+
+def ending(parent: Parent) -> Callable[[str], None]:
+    """What ends this process when a peer has died, and tells its parent why."""
+
+    def failed(reason: str) -> None:
+        parent.send(json.dumps({"error": reason, "fault": True}))
+        os._exit(1)
+
+    return failed
 
 
 def free_port() -> int:

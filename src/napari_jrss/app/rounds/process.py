@@ -181,18 +181,14 @@ def _train(parent: Parent) -> None:
     """
     import torch
 
-    from napari_jrss.app.rounds.peers import Peers
+    from napari_jrss.app.rounds.peers import Peers, ending
     from napari_jrss.app.rounds.train import InThisProcess
 
     line = parent.receive().decode().strip()
     settings = _Settings.model_validate_json(line)
     torch.set_num_threads(settings.threads)
 
-    def failed(reason: str) -> None:
-        parent.send(json.dumps({"error": reason, "fault": True}))
-        os._exit(1)
-
-    with Peers(_train, settings.devices, failed) as peers:
+    with Peers(_train, settings.devices, ending(parent)) as peers:
         step_back()
         peers.send(line)
         executor = InThisProcess(settings.device, settings.devices)

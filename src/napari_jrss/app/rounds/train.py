@@ -82,8 +82,7 @@ class InThisProcess:
 
         if self._fabric is None:
             self._fabric = make_fabric(self.device, config.precision, self._devices)
-            kind = self._fabric.device.type
-            self.device = kind if self._devices == 1 else f"{self._devices} x {kind}"
+            self.device = device_name(self._fabric.device.type, self._devices)
         for network in (config.segmentation_network, config.registration_network):
             check_network(network)
         self._config = config
@@ -129,6 +128,11 @@ class InThisProcess:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def device_name(kind: str, devices: int) -> str:
+    """What a round runs on, as it is recorded: ``cuda``, or ``2 x cuda``."""
+    return kind if devices == 1 else f"{devices} x {kind}"
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class RoundsTab(Tab):
         self.preset.changed.connect(lambda _: self._show_preset())
         for signal in (self.preset.changed, self.seed.changed, self.tau.changed):
             signal.connect(self._forget_estimate)
-        for signal in (self.rounds.valueChanged, self.pretrain.toggled, self.advanced.changed):
+        numbers = (self.rounds.valueChanged, self.devices.valueChanged)
+        for signal in (*numbers, self.pretrain.toggled, self.advanced.changed):
             signal.connect(self._forget_estimate)
         self.device.currentTextChanged.connect(self._set_device)
         self.table.itemSelectionChanged.connect(self._show_buttons)
@@ -313,9 +314,9 @@ class RoundsTab(Tab):
 
     def _estimate(self) -> None:
         with self._reporting():
-            self._session.rounds.estimate(
-                self.config(), self.rounds.value(), pretrain=self.pretrain.isChecked()
-            )
+            rounds = self._session.rounds
+            rounds.run_on, rounds.devices = self._place(), self.devices.value()
+            rounds.estimate(self.config(), self.rounds.value(), pretrain=self.pretrain.isChecked())
 
     def _sure(self, question: str) -> bool:
         return QMessageBox.question(self, "JRSS", question) == QMessageBox.StandardButton.Yes
