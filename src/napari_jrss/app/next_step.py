@@ -86,7 +86,7 @@ def work_state(
         step, action = Step.IMPORT, "The scans are being read."
     reached = {
         Step.IMPORT: bool(cases),
-        Step.LABEL: bool(labelled),
+        Step.LABEL: bool(labelled) and not (importing and teacher is None),
         Step.TRAIN: teacher is not None,
         Step.REVIEW: teacher is not None and left == 0,
         Step.EXPORT: False,

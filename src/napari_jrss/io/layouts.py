@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -57,6 +57,7 @@ __all__ = [
     "discover_dicom",
     "labels_of",
     "read_case_groups",
+    "series_in_words",
     "stem",
     "write_dicom_map",
 ]
@@ -293,6 +294,32 @@ def _named(channel: str) -> tuple[str, str]:
     return name.strip(), pattern.strip() if equals else f"*{name.strip()}*"
 
 
+def _place(series: Sequence[DicomSeries], folder: Path) -> str:
+    """Where the files of a study lie, for the screen."""
+    place = os.path.commonpath([f.parent.absolute() for s in series for f in s.files])
+    return f"study in {os.path.relpath(place, folder.absolute())}"
+
+
+def series_in_words(cohort: FoundCohort, folder: Path) -> list[str]:
+    """What :func:`discover_dicom` took from a folder, a line each, for the screen.
+
+    Each study with the series that are its images; where each series is a case, how many series
+    have which description.
+    """
+    if cohort.layout != "dicom":
+        return []
+    cases = [cast("tuple[DicomSeries, ...]", (c.image, *c.others)) for c in cohort.cases]
+    if not cohort.channels:
+        counts = Counter(first.description or "(no description)" for first, *_ in cases)
+        return [f"{n} x {description}" for description, n in sorted(counts.items())]
+    lines = []
+    for images in cases:
+        named = zip(cohort.channels, images, strict=True)
+        words = ", ".join(f"{name} is {series.description!r}" for name, series in named)
+        lines.append(f"{_place(images, folder)}: {words}")
+    return sorted(lines)
+
+
 def _studies(
     series: Sequence[DicomSeries], channels: Sequence[str], folder: Path
 ) -> tuple[list[list[DicomSeries]], list[LeftOut]]:
@@ -328,10 +355,7 @@ def _studies(
                     f"as {name}=PATTERN"
                 )
         if problem:
-            place = os.path.commonpath([f.parent.absolute() for s in group for f in s.files])
-            where = os.path.relpath(place, folder.absolute())
-            count = f"{len(group)} series" if len(group) > 1 else "1 series"
-            left.append(LeftOut(f"study in {where} ({count})", problem))
+            left.append(LeftOut(f"{_place(group, folder)} ({len(group)} series)", problem))
         else:
             whole.append(chosen)
             unused.update(s.description for s in group if s not in chosen)

@@ -52,7 +52,7 @@ class Ledger:
         try:
             self._connection = connect(path)
         except sqlite3.Error as error:
-            raise ProjectError(f"{path}: {error}") from error
+            raise ProjectError(_unreadable(path, error)) from error
         try:
             with self.reading() as connection:
                 self._bring_up_to_date()
@@ -99,7 +99,8 @@ class Ledger:
                 "the ledger of a project",
             )
         except ProjectError as error:
-            raise ProjectError(f"{self.path}: {error}") from None
+            advice = "" if "newer version" in str(error) else _remedy(self.path)
+            raise ProjectError(f"{self.path}: {error}{advice}") from None
         if version == len(schema.MIGRATIONS):
             return
         if self.read_only:
@@ -135,7 +136,7 @@ class Ledger:
                 raise
             # A value that isn't one of ours, or that isn't UTF-8.
             except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
-                raise ProjectError(f"{self.path}: {one_line(error)[:300]}") from error
+                raise ProjectError(_unreadable(self.path, error)) from error
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -450,6 +451,23 @@ class Ledger:
                 (Event.PROMOTED, Event.PLAN_CHANGED),
             ).fetchone()
         return None if row is None or row[0] is None else int(row[0])
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged ledger."""
+    copies = sorted(path.parent.glob(schema.copy_before_migration(path, 0).name.replace("0", "*")))
+    older = f" (beside it is {copies[-1].name}, from before an update)" if copies else ""
+    return (
+        f". Put this file of your latest backup in its place{older}; nothing was changed, and "
+        "scans and labels are still in the folder"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a ledger can't be read, and what to do if its file is damaged."""
+    if type(error) is sqlite3.DatabaseError:  # its subclasses say that it is locked, for example
+        return f"{path}: damaged ({one_line(error)}){_remedy(path)}"
+    return f"{path}: {one_line(error)[:300]}"
 
 
 def connect(path: Path) -> sqlite3.Connection:

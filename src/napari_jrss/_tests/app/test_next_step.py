@@ -88,6 +88,7 @@ def test_what_runs_is_said(project: Project) -> None:
     work = work_state(project, importing=True)
     assert work.states[Step.IMPORT] is StepState.RUNNING
     assert work.action == "The scans are being read."
+    assert work.states[Step.LABEL] is StepState.LATER  # more may come
 
 
 def test_an_interrupted_training_is_resumed_first(project: Project) -> None:

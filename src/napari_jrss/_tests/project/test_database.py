@@ -107,7 +107,11 @@ def test_newer_foreign_and_damaged_files_are_named(path: Path, tmp_path: Path) -
         Ledger(other)
     noise = tmp_path / "noise.sqlite"
     noise.write_bytes(b"no database at all" * 100)
-    with pytest.raises(ProjectError, match=r"noise\.sqlite"):
+    copy = schema.copy_before_migration(noise, 4)
+    copy.touch()
+    with pytest.raises(
+        ProjectError, match=rf"noise\.sqlite: damaged .*backup.*beside it is {copy.name}"
+    ):
         Ledger(noise)
     with pytest.raises(ProjectError, match=r"missing\.sqlite"):
         Ledger(tmp_path / "missing.sqlite")

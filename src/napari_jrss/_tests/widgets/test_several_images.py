@@ -6,15 +6,61 @@ import os
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import generate_uid
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
+from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
+from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss.sample_data import make_cohort
 from napari_jrss.widgets.dialogs.import_scans import ImportDialog
 from napari_jrss.widgets.layers.review import IMAGE
 from napari_jrss.widgets.main_widget import MainWidget
+
+
+def test_series_of_a_study_are_named_before_the_import(
+    dock: MainWidget, qtbot: QtBot, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dicom"
+    for study, kinds in {"a": ("t1 mprage", "ax flair"), "b": ("t1 mprage",)}.items():
+        uid = generate_uid()
+        for number, kind in enumerate(kinds):
+            made = slices(blobs().astype(np.int16), lps_affine(), "MR", study=uid, patient=study)
+            for each in made:
+                each.SeriesDescription = kind
+            save(folder / study / str(number), made)
+    (tmp_path / "groups.csv").write_text("label,name,class_id,class_name\n1,blob,1,blob\n")
+    dock.session.workspace.author = "anna"
+    dock.cohort.take(folder)
+    dialog = dock.cohort.findChild(ImportDialog)
+
+    def listed() -> list[str]:
+        return [dialog.studies.item(i).text() for i in range(dialog.studies.count())]
+
+    qtbot.waitUntil(lambda: listed() == ["1 x ax flair", "2 x t1 mprage"], timeout=60_000)
+    dialog.series.setFocus()
+    QTest.keyClicks(dialog.series, "T1=*mprage*, T2")
+    qtbot.waitUntil(lambda: "no study has all images" in dialog.message.text(), timeout=60_000)
+    assert listed() == ["1 x ax flair", "2 x t1 mprage"]
+    assert not dialog.start.isEnabled()
+    for _ in "T2":
+        QTest.keyClick(dialog.series, Qt.Key.Key_Backspace)
+    QTest.keyClicks(dialog.series, "FLAIR")
+    qtbot.waitUntil(lambda: len(listed()) == 2 and dialog.start.isEnabled(), timeout=60_000)
+    assert listed() == [
+        "study in a: T1 is 't1 mprage', FLAIR is 'ax flair'",
+        "Left out: study in b/0 (1 series): has no FLAIR: no series is described as *FLAIR*",
+    ]
+    assert [dialog.shown.itemText(i) for i in range(2)] == ["T1", "FLAIR"]
+    _picture(dialog, "studies")
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: dock.session.workspace.project is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: not dock.session.workspace.inference.state.busy, timeout=60_000)
+    project = dock.session.workspace.open_project
+    assert project.channels == ("T1", "FLAIR")
+    assert len(project.cases()) == 1
 
 
 def test_two_images_are_imported_and_shown(dock: MainWidget, qtbot: QtBot, tmp_path: Path) -> None:

@@ -6,12 +6,21 @@ from pathlib import Path
 from pydantic import ValidationError
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QDialog, QDoubleSpinBox, QFormLayout, QSpinBox, QWidget
+from qtpy.QtWidgets import (
+    QDialog,
+    QDoubleSpinBox,
+    QFormLayout,
+    QLineEdit,
+    QListWidget,
+    QSpinBox,
+    QWidget,
+)
 
 from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, from_validation
+from napari_jrss.io.layouts import series_in_words
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.importing import (
     Found,
@@ -87,7 +96,18 @@ class ImportDialog(Dialog):
         self.shown.setEnabled(False)
         self.shown.addItem(_ONE_IMAGE)
         self.shown.activated.connect(lambda _: self._look())
-        rows = {"Scans": self.images, "Labels": self.labels}
+        self.series = QLineEdit(
+            placeholderText="T1=*mprage*, FLAIR=*tirm*",
+            toolTip="Of DICOM: the images of a case, which are series of one study. Each is a name "
+            "that the series' description holds, or a name and a pattern of the description; the "
+            "first is registered. Empty: each series is a case",
+        )
+        self.series.setEnabled(False)
+        self.studies = QListWidget(toolTip="Series and studies of the folder, and what is left out")
+        self.studies.setMaximumHeight(130)
+        self.studies.hide()
+        self._without_names: list[str] = []  # the series, while no images of a study were named
+        rows = {"Scans": self.images, "Labels": self.labels, "DICOM series": self.series}
         if not adding:
             rows |= {"Structures": self.groups, "": self.choose}
             rows |= {"Shown image": self.shown, "Project": self.project}
@@ -99,7 +119,7 @@ class ImportDialog(Dialog):
         self.message.setText("Choose a folder of scans.")
         self.message.setMinimumHeight(90)
         self.message.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.lay_out(in_form(rows), *(() if adding else (self.plan, advanced)))
+        self.lay_out(in_form(rows), self.studies, *(() if adding else (self.plan, advanced)))
 
         # Typing a path shouldn't read the disk at every letter.
         self._soon = QTimer(self, singleShot=True, interval=250)
@@ -110,6 +130,7 @@ class ImportDialog(Dialog):
             field.changed.connect(self._forget_structures)
             field.changed.connect(self._soon.start)
         self.preparation.changed.connect(self._soon.start)
+        self.series.textEdited.connect(lambda _: self._soon.start())
         if folder is not None:
             self.images.set_path(folder)
 
@@ -148,6 +169,9 @@ class ImportDialog(Dialog):
     def _folder_changed(self) -> None:
         folder = self.images.path()
         self._show_images(())
+        self.series.clear()
+        self.series.setEnabled(False)
+        self._show_series([])
         if folder is not None and folder.is_dir():
             self.groups.set_path(groups_file_of(folder))
             if not self._named:
@@ -181,14 +205,19 @@ class ImportDialog(Dialog):
         self._runner.start(lambda cancel: look_into(folders, wishes, cancel, table=chosen))
 
     def _channels(self) -> tuple[str, ...]:
-        """Names of the images that each case has to have, the chosen one first; none: any."""
+        """The images that each case has to have, the one that is shown first; none: any."""
+        wishes = tuple(part.strip() for part in self.series.text().split(",") if part.strip())
+        named = {wish.partition("=")[0].strip(): wish for wish in wishes}
         if self._adding:
-            return self._session.workspace.open_project.channels
+            return wishes or self._session.workspace.open_project.channels
         names = [self.shown.itemText(i) for i in range(self.shown.count())]
+        if wishes and (len(named) < len(wishes) or set(named) != set(names)):
+            return wishes
         if names == [_ONE_IMAGE]:
             return ()
         first = self.shown.currentText()
-        return (first, *(name for name in names if name != first))
+        ordered = (first, *(name for name in names if name != first))
+        return tuple(named.get(name, name) for name in ordered)
 
     def _show_images(self, names: Sequence[str]) -> None:
         """Offer the images of each case, if they aren't offered already."""
@@ -208,6 +237,7 @@ class ImportDialog(Dialog):
         if found.cohort.layout != "plain":
             lines[0] += f" (layout: {found.cohort.layout})"
         self._show_images(found.cohort.channels)
+        self.series.setEnabled(found.cohort.layout == "dicom")
         if found.cohort.channels:
             lines.append(f"Images of each case: {', '.join(found.cohort.channels)}")
         if found.cohort.unmatched_labels:
@@ -215,6 +245,12 @@ class ImportDialog(Dialog):
             lines.append(f"{len(found.cohort.unmatched_labels)} labels without a scan: {names}")
         left = found.cohort.left_out
         self.message.setToolTip("\n".join(f"{each.what}: {each.reason}" for each in left))
+        images = self.images.path()
+        if self.series.isEnabled() and images is not None:
+            series = series_in_words(found.cohort, images)
+            if not found.cohort.channels:
+                self._without_names = series
+            self._show_series([*series, *(f"Left out: {e.what}: {e.reason}" for e in left)])
         first = most_telling(left)
         if first is not None:
             more = f"; {len(left) - 1} more, see the tooltip" if len(left) > 1 else ""
@@ -238,6 +274,11 @@ class ImportDialog(Dialog):
         self.message.setText("\n".join(lines))
         self.start.setEnabled(self.found is not None)
 
+    def _show_series(self, lines: Sequence[str]) -> None:
+        self.studies.clear()
+        self.studies.addItems(lines)
+        self.studies.setVisible(bool(lines))
+
     def _forget_structures(self) -> None:
         self._all_structures = self._chosen = None
         self.choose.setEnabled(False)
@@ -256,6 +297,8 @@ class ImportDialog(Dialog):
             self._look()
         elif why := failure(state, self._runner):
             self.message.setText(why)
+            if self.series.isEnabled():  # what there is to name
+                self._show_series(self._without_names)
 
 
 class Preparation(QWidget):

@@ -30,7 +30,16 @@ _TIPS = {
 }
 
 
-class BrushMenu(QToolButton):
+class _MenuButton(QToolButton):
+    """A button that opens a menu, with room for its arrow beside the text."""
+
+    def __init__(self, tooltip: str) -> None:
+        super().__init__(toolTip=tooltip)
+        self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.setStyleSheet("QToolButton { padding-right: 14px; }")
+
+
+class BrushMenu(_MenuButton):
     """What the brush changes, in a menu that opens below."""
 
     limited = Signal(object)
@@ -39,9 +48,7 @@ class BrushMenu(QToolButton):
     """Whether the brush is a ball in 3D."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-        self.setToolTip("What the brush may change")
+        super().__init__("What the brush may change")
         self._limits = BrushLimits()
         self.in_3d = QCheckBox("Ball: paint in 3D", toolTip="Not only on this slice")
         self.in_3d.toggled.connect(self.ball)
@@ -118,17 +125,15 @@ class BrushMenu(QToolButton):
         )
 
 
-class MoreTools(QToolButton):
+class MoreTools(_MenuButton):
     """The tools that are needed less often; `tools` by their text."""
 
     split = Signal(str, int)
     """The patient's side, and the structure that gets it."""
 
     def __init__(self, commands: dict[str, Callable[[], object]]) -> None:
-        super().__init__()
+        super().__init__("Further tools for the chosen structure")
         self.setText("More")
-        self.setToolTip("Further tools for the chosen structure")
-        self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self)
         menu.setToolTipsVisible(True)
         self.tools: dict[str, QAction] = {}
