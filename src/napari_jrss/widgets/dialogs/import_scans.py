@@ -260,7 +260,8 @@ class ImportDialog(Dialog):
         elif found.table is not None:
             names = found.table.names[1:]
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            lines.append(f"{len(names)} structures: {', '.join(names[:12])}{more}")
+            count = f"{len(names)} structure{'s'[: len(names) != 1]}"
+            lines.append(f"{count}: {', '.join(names[:12])}{more}")
             self.found = found if found.complete else None
             self._all_structures = self._all_structures or found.table
             self.choose.setEnabled(True)
