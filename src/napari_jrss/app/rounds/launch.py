@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import takewhile
 from math import ceil
 from pathlib import Path, PurePath
 from platform import node
@@ -207,9 +208,14 @@ class InLaunchedProcess:
         The round can be resumed from what came home; or, on the same computer, from what was left
         there by a connection that broke.
         """
+        from napari_jrss.training.events import Cancelled
+
         self._finished = False
         try:
-            order = self._order(project, entry)
+            order = self._order(project, entry, cancel)
+            if cancel.is_set():
+                yield Cancelled(stage=_SENDING, step=0)
+                return
             self._send("round", order.model_dump_json().encode())
             if not self._shared and not (yield from self._supply(entry, order, cancel)):
                 return
@@ -243,8 +249,11 @@ class InLaunchedProcess:
 
     # -- the round
 
-    def _order(self, project: Project, entry: Round) -> RoundOrder:
-        """The round, with the checksums of what it reads and has, where that must be copied."""
+    def _order(self, project: Project, entry: Round, cancel: Cancel) -> RoundOrder:
+        """The round, with the checksums of what it reads and has, where that must be copied.
+
+        They are not complete if cancelled.
+        """
         snapshot, config = project.snapshot(entry.number), entry.files.training_config()
         versions = {
             case_id: project.label_version(case_id, version)
@@ -295,7 +304,7 @@ class InLaunchedProcess:
                 paths += [file for file in files if "scan_label" not in file.parts]
         return order.model_copy(
             update={
-                "inputs": checksums(project.path, paths),
+                "inputs": checksums(project.path, takewhile(lambda _: not cancel.is_set(), paths)),
                 "own": checksums(entry.folder, filter(_of_round, files_below(entry.folder))),
             }
         )
