@@ -248,14 +248,17 @@ def main() -> None:
     segments: list[Cost] = []
     refinements: list[Cost] = []
     with tempfile.TemporaryDirectory() as place:
+        projects: list[Path] = []
         for count in (2, few, many):  # the first one loads what this process needs
             cohort = part_of(options.data.absolute(), count, Path(place) / str(len(imports)))
             cost, project = imported(cohort)
             imports.append(cost)
-            if options.refine and len(imports) > 1:
-                refinements.append(refined(project, PAIRS[len(imports) - 2]))
-            if options.segment and len(imports) > 1:
-                scans = sorted((cohort / "images").iterdir())[: max(1, count // 4)]
+            projects.append(project)
+        for project, count, pairs in zip(projects[1:], (few, many), PAIRS, strict=True):
+            if options.refine:
+                refinements.append(refined(project, pairs))
+            if options.segment:
+                scans = sorted((project.parent / "images").iterdir())[: max(1, count // 4)]
                 segments.append(segmented(project, config, scans))
         sent = message_bytes(cohort)
     dask = dask_cost()
