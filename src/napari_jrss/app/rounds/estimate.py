@@ -76,7 +76,7 @@ class StepCost(BaseModel):
 
 
 class Measured(BaseModel):
-    """Result of :func:`measure`: bytes of a process before any step, of the device in all.
+    """Result of :func:`measure`: bytes of a process between steps, of the device in all.
 
     With several devices, the costs are those of each process while all take the step together.
     """
@@ -341,6 +341,8 @@ def measure(
         for grid in (small, large):
             step = one_step(name, config, classes, grid, fabric, images)
             step()  # the first one also sets things up
+            if not on_gpu:  # packages that a stage needs, networks and the optimiser's moments
+                program = max(program, float(psutil.Process().memory_info().rss))
             fabric.barrier()
             costs.append(_cost(step, torch.cuda if on_gpu else None))
         sizes = math.prod(small), math.prod(large)
