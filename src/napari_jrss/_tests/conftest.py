@@ -1,5 +1,6 @@
 """What several test folders use."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, skip in without.items():
             if item.get_closest_marker(name):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Pass over all that was imported where garbage is collected, as napari does in each test."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real viewer with the dock in it; needs a display, such as Xvfb gives one."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from napari_jrss.app.author import VARIABLE
 from napari_jrss.project.project import Project
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.preferences import PLUGIN
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collection() -> None:
+    """Pass over what former tests imported late where napari's fixture collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
