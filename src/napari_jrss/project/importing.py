@@ -16,8 +16,9 @@ import numpy as np
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, ScanError
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.io.label_files import label_table_from_file, label_table_from_files
-from napari_jrss.io.layouts import FoundCohort, discover, discover_dicom
+from napari_jrss.io.layouts import FoundCohort, discover
 from napari_jrss.labels import LabelTable
 from napari_jrss.pool import Workers
 from napari_jrss.preprocess.cost import this_machine

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.layouts import write_dicom_map
+from napari_jrss.io.dicom_layout import write_dicom_map
 from napari_jrss.pool import Workers
 from napari_jrss.preprocess.plan import BUDGETS_S, Level, budget_seconds
 from napari_jrss.progress_bar import long_call

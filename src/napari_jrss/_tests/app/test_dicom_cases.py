@@ -11,7 +11,7 @@ from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss.app.pairs.registering import read_registration_input
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project

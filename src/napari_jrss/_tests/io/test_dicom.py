@@ -29,7 +29,7 @@ from napari_jrss._tests.io.dicom_phantoms import (
 from napari_jrss.errors import ScanError
 from napari_jrss.geometry import rows
 from napari_jrss.io.dicom import checksum, find_series, read_series
-from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.io.read import dicom_series_of, read_header, read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.preprocess.case_attributes import CaseAttributes

@@ -9,9 +9,10 @@ import pytest
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, slices
 from napari_jrss._tests.io.phantoms import block_label, write
 from napari_jrss.errors import ScanError
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.io.found import Masks
 from napari_jrss.io.label_files import read_classes
-from napari_jrss.io.layouts import discover, discover_dicom
+from napari_jrss.io.layouts import discover
 from napari_jrss.labels import IGNORED
 from napari_jrss.metrics import dice_per_class, hd95_mm
 from napari_jrss.preprocess.resample import resample_label

@@ -12,13 +12,13 @@ from highdicom.sr import CodedConcept
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, slices
 from napari_jrss._tests.io.phantoms import blobs, block_label
 from napari_jrss.errors import ScanError
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.io.found import Masks
 from napari_jrss.io.label_files import (
     label_table_from_file,
     label_table_from_files,
     read_classes,
 )
-from napari_jrss.io.layouts import discover_dicom
 from napari_jrss.io.nifti import file_checksum
 from napari_jrss.io.ome_zarr import read_zarr_image, read_zarr_labels
 from napari_jrss.io.read import read_header, read_label, read_volume

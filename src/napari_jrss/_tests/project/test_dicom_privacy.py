@@ -27,7 +27,7 @@ from napari_jrss._tests.io.dicom_phantoms import (
 )
 from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss.config import PreprocessingConfig
-from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.case_store import read_attributes
 from napari_jrss.project.project import Project

@@ -20,7 +20,7 @@ from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
 from napari_jrss.geometry import rows
 from napari_jrss.io.dicom import DicomSeries, find_series, series_at
-from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.labels import LabelTable
 from napari_jrss.preprocess.case_store import read_attributes
 from napari_jrss.preprocess.transform import GridTransform, Intensity

@@ -18,7 +18,7 @@ from napari_jrss._tests.project.test_dicom_privacy import assert_none_of, plante
 from napari_jrss.cli import app
 from napari_jrss.errors import ScanError
 from napari_jrss.io.dicom import DicomSeries
-from napari_jrss.io.layouts import discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
 from napari_jrss.project.project import Project
 
 pytestmark = pytest.mark.slow

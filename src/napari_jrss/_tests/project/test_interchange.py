@@ -20,7 +20,8 @@ from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss._tests.io.phantoms import blobs
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError
-from napari_jrss.io.layouts import FoundCohort, discover_dicom
+from napari_jrss.io.dicom_layout import discover_dicom
+from napari_jrss.io.layouts import FoundCohort
 from napari_jrss.io.nifti import read_label_volume
 from napari_jrss.io.read import read_volume
 from napari_jrss.labels import LabelTable

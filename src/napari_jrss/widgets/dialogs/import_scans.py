@@ -20,7 +20,7 @@ from napari_jrss.app.runner import JobRunner, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import ProjectError, from_validation
-from napari_jrss.io.layouts import series_in_words
+from napari_jrss.io.dicom_layout import series_in_words
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.importing import (
     Found,
