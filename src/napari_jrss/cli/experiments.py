@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -10,7 +10,6 @@ from typer import Argument, Option
 from napari_jrss.cli.options import workers_of
 
 if TYPE_CHECKING:
-    from napari_jrss.experiments.annotator.run import LoopEnded
     from napari_jrss.experiments.run import RunEnded
 
 
@@ -74,7 +73,7 @@ def experiment(
     run_all = run_experiment if checked.annotator is None else run_annotator
     failed = 0
     with workers_of(workers, out.absolute().parent, gpu=device != "cpu") as pool:
-        events: Iterator[RunEnded | LoopEnded] = run_all(
+        events: Iterator[RunEnded[Any]] = run_all(
             checked,
             out,
             only=only or (),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from napari_jrss.experiments.cohort import COHORT, prepare_cohort
 from napari_jrss.experiments.folder import PROTOCOL, RUN, RUNS, begun_with, collect
@@ -26,13 +26,15 @@ from napari_jrss.pool import Pool, Workers, in_processes
 from napari_jrss.processes import thread_limits
 from napari_jrss.threads import available_cores
 
+Each = TypeVar("Each")
+
 
 @dataclass(frozen=True)
-class RunEnded:
+class RunEnded(Generic[Each]):
     """One run ended: `problem` is empty if it went well, `skipped` if it had been done before."""
 
-    run: Run
-    seconds: float
+    run: Each
+    seconds: float  # of computing, in this start
     problem: str = ""
     skipped: bool = False
 
@@ -46,7 +48,7 @@ def run_experiment(
     workers: Workers = None,
     threads: int | None = None,
     device: str = "auto",
-) -> Iterator[RunEnded]:
+) -> Iterator[RunEnded[Run]]:
     """Run what is not done yet in the folder `out`, and yield how each run ended.
 
     A run that fails leaves the others alone. A :class:`ProtocolError` is raised before anything is
@@ -82,13 +84,9 @@ def run_experiment(
         raise
     missing = _missing(runs, out)
     yield from (RunEnded(run, 0.0, skipped=True) for run in runs if run.id not in missing)
-    environments = None
-    if not isinstance(workers, Pool):
-        count = workers or len(gpus) or available_cores()
-        threads = threads or max(1, available_cores() // count)
-        environments = [thread_limits(threads) for _ in range(count)]
-        for i, environment in enumerate(environments if gpus else ()):
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+    environments = environments_of(workers, threads, gpus)
+    if environments is not None:
+        threads = int(environments[0]["OMP_NUM_THREADS"])
     job = partial(train_and_evaluate, protocol, out, project, kind, threads)
 
     def ready(run: Run) -> bool:
@@ -96,17 +94,39 @@ def run_experiment(
 
     waiting = [run for run in runs if run.id in missing]
     try:
-        for run, result in in_processes(
-            job, waiting, workers, environments=environments, ready=ready
-        ):
-            missing.remove(run.id)
-            if isinstance(result, Exception):  # whatever a run failed of, the others go on
-                problem = " ".join(f"{type(result).__name__}: {result}".split())
-                yield RunEnded(run, 0.0, problem)
-            else:
-                yield RunEnded(run, result)
+        for ended in run_each(job, waiting, workers, environments, ready):
+            missing.remove(ended.run.id)
+            yield ended
     finally:
         collect(out)
+
+
+def environments_of(
+    workers: Workers, threads: int | None, gpus: Sequence[str] = ()
+) -> list[dict[str, str]] | None:
+    """Variables of each process that runs, one per GPU or core; None for those of a cluster."""
+    if isinstance(workers, Pool):
+        return None
+    count = workers or len(gpus) or available_cores()
+    limits = thread_limits(threads or max(1, available_cores() // count))
+    if not gpus:
+        return [limits] * count
+    return [{**limits, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+
+
+def run_each(
+    job: Callable[[Each], float],
+    runs: Sequence[Each],
+    workers: Workers,
+    environments: Sequence[Mapping[str, str]] | None,
+    ready: Callable[[Each], bool],
+) -> Iterator[RunEnded[Each]]:
+    """Do each run in a process of its own; whatever one fails of, the others go on."""
+    for run, result in in_processes(job, runs, workers, environments=environments, ready=ready):
+        if isinstance(result, Exception):
+            yield RunEnded(run, 0.0, " ".join(f"{type(result).__name__}: {result}".split()))
+        else:
+            yield RunEnded(run, result)
 
 
 def _missing(runs: Sequence[Run], out: Path) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_jrss.experiments.protocol import Protocol
+from napari_jrss.experiments.protocol import Protocol, Run
 from napari_jrss.experiments.run import RunEnded, run_experiment
 
 PROTOCOL = {
@@ -43,7 +43,7 @@ def protocol() -> Protocol:
 @pytest.fixture(scope="session")
 def experiment(
     protocol: Protocol, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[RunEnded]]:
+) -> tuple[Path, list[RunEnded[Run]]]:
     """The experiment's folder and what was said of its runs."""
     out = tmp_path_factory.mktemp("experiment") / "out"
     return out, list(run_experiment(protocol, out, device="cpu", workers=1, threads=1))

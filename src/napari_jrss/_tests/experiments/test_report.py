@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_jrss.experiments.methods import METHODS
-from napari_jrss.experiments.protocol import ProtocolError
+from napari_jrss.experiments.protocol import ProtocolError, Run
 from napari_jrss.experiments.report import write_report
 from napari_jrss.experiments.results import MethodResults, holm, paired_p, read_results
 from napari_jrss.experiments.run import RunEnded
@@ -26,7 +26,7 @@ from napari_jrss.experiments.tables import by_round, comparison, gains, over_lab
 
 pytestmark = pytest.mark.slow
 
-Experiment = tuple[Path, list[RunEnded]]
+Experiment = tuple[Path, list[RunEnded[Run]]]
 
 
 def figures(

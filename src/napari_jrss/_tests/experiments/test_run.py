@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from napari_jrss.experiments.folder import COLUMNS
-from napari_jrss.experiments.protocol import Protocol, ProtocolError
+from napari_jrss.experiments.protocol import Protocol, ProtocolError, Run
 from napari_jrss.experiments.run import RunEnded, run_experiment
 from napari_jrss.project.project import Project
 
@@ -25,7 +25,7 @@ RUNS = [
     "mono-n0-seed0",
     "jrss-n2-seed0-tau0.999",
 ]
-Experiment = tuple[Path, list[RunEnded]]
+Experiment = tuple[Path, list[RunEnded[Run]]]
 
 
 def rows(out: Path) -> list[dict[str, str]]:

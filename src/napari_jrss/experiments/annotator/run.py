@@ -20,12 +20,10 @@ from napari_jrss.experiments.annotator.loops import LOOPS, Loop
 from napari_jrss.experiments.annotator.session_work import Place, loop_work
 from napari_jrss.experiments.folder import RUN, RUNS
 from napari_jrss.experiments.protocol import Protocol, ProtocolError
-from napari_jrss.experiments.run import claim
+from napari_jrss.experiments.run import RunEnded, claim, environments_of, run_each
 from napari_jrss.experiments.worker import describe_machine
 from napari_jrss.io.atomic import new_folder, write_text
-from napari_jrss.pool import Pool, Workers, in_processes
-from napari_jrss.processes import thread_limits
-from napari_jrss.threads import available_cores
+from napari_jrss.pool import Workers
 
 FIRST = Loop("start", "The first case", "random", "blank")
 
@@ -41,16 +39,6 @@ class LoopRun:
     def id(self) -> str:
         """Name of its folder, such as ``ours-seed0``."""
         return f"{self.loop.name}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class LoopEnded:
-    """One run ended: `problem` is empty if it went well, `skipped` if it had been done before."""
-
-    run: LoopRun
-    seconds: float  # of computing, in this start
-    problem: str = ""
-    skipped: bool = False
 
 
 def loop_runs(protocol: Protocol, only: Sequence[str] = ()) -> list[LoopRun]:
@@ -74,7 +62,7 @@ def run_annotator(
     workers: Workers = None,
     threads: int | None = None,
     device: str = "auto",
-) -> Iterator[LoopEnded]:
+) -> Iterator[RunEnded[LoopRun]]:
     """Run the loops that aren't done yet in the folder `out`, and yield how each ended.
 
     Parameters are those of :func:`~napari_jrss.experiments.run.run_experiment`. A
@@ -84,24 +72,18 @@ def run_annotator(
     runs = loop_runs(protocol, only)
     claim(protocol, out, resume)
     done = [run for run in runs if _is_done(run, out)]
-    yield from (LoopEnded(run, 0.0, skipped=True) for run in done)
+    yield from (RunEnded(run, 0.0, skipped=True) for run in done)
     wanted = [run for run in runs if run not in done]
     starts = [LoopRun(FIRST, seed) for seed in dict.fromkeys(run.seed for run in wanted)]
     waiting = [run for run in starts if not _is_done(run, out)] + wanted
-    environments = None
-    if not isinstance(workers, Pool):
-        count = workers or available_cores()
-        environments = [thread_limits(threads or max(1, available_cores() // count))] * count
 
     def ready(run: LoopRun) -> bool:
         return run.loop == FIRST or _is_done(LoopRun(FIRST, run.seed), out)
 
     job = partial(run_loop, protocol, out, device)
-    for run, result in in_processes(job, waiting, workers, environments=environments, ready=ready):
-        if isinstance(result, Exception):  # whatever a run failed of, the others go on
-            yield LoopEnded(run, 0.0, " ".join(f"{type(result).__name__}: {result}".split()))
-        elif run.loop != FIRST:
-            yield LoopEnded(run, result)
+    for ended in run_each(job, waiting, workers, environments_of(workers, threads), ready):
+        if ended.problem or ended.run.loop != FIRST:
+            yield ended
 
 
 def run_loop(protocol: Protocol, out: Path, device: str, run: LoopRun) -> float:
