@@ -1,7 +1,8 @@
-"""The command line as a person meets it: real processes, real files, real mistakes."""
+"""The command line as a person meets it: real files, real mistakes, and some real processes."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import highdicom as hd
@@ -20,11 +23,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from napari_jrss._tests.io.dicom_phantoms import save, slices
+from napari_jrss.cli import main
 from napari_jrss.io.read import read_volume
 from napari_jrss.project.project import Project
 from napari_jrss.sample_data import make_cohort
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 TINY = {
     "segmentation": {"minimum_steps": 6},
@@ -34,23 +38,47 @@ TINY = {
 }
 
 
-def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run one command and check its exit code."""
-    result = subprocess.run(
-        [sys.executable, "-m", "napari_jrss", *map(str, arguments)],
+Done = subprocess.CompletedProcess[str]
+
+
+def here(arguments: Sequence[str]) -> Done:
+    """Run one command in this process, since PyTorch loads for seconds."""
+    printed, told = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(told):
+        patch.setattr(sys, "argv", ["napari-jrss", *arguments])
+        patch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return Done(arguments, code or 0, printed.getvalue(), told.getvalue())
+
+
+def apart(arguments: Sequence[str]) -> Done:
+    """Run one command in a process of its own, as a person does."""
+    return subprocess.run(
+        [sys.executable, "-m", "napari_jrss", *arguments],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
     )
+
+
+def run(*arguments: object, code: int = 0, how: Callable[[Sequence[str]], Done] = here) -> Done:
+    """Run one command and check its exit code."""
+    words = list(map(str, arguments))
+    if words[0] == "init":
+        words += ["--workers", "1"]  # has read the phantoms before a second one has started
+    result = how(words)
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result
 
 
-def mistake(*arguments: object) -> str:
+def mistake(*arguments: object, how: Callable[[Sequence[str]], Done] = here) -> str:
     """The one line on the standard error with which a command refuses."""
-    result = run(*arguments, code=2)
+    result = run(*arguments, code=2, how=how)
     lines = result.stderr.strip().splitlines()
     assert len([line for line in lines if line.startswith("error: ")]) == 1, result.stderr
     return lines[-1]
@@ -362,10 +390,10 @@ def test_ctrl_c_stops_within_a_step_and_resume_goes_on(
     assert said in run("status", project).stdout.replace("\n", " ")
     assert "still running" not in run("status", project).stdout
     with Project.open(project):  # as the training itself has it
-        now = " ".join(run("status", project).stdout.split())
+        now = " ".join(run("status", project, how=apart).stdout.split())
         at_work = f"open for writing in process {os.getpid()}"
         assert f"{said}, unless it is still running: {at_work}" in now
-        held = mistake("train", project, "--preset", "smoke", "--resume")
+        held = mistake("train", project, "--preset", "smoke", "--resume", how=apart)
         assert "open for writing in process" in held
         assert "read-only" not in held
     told = run("train", project, "--resume", "--json", "--tau", "0.9")
@@ -443,7 +471,7 @@ def test_a_mistake_is_one_line(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in mistake(*arguments)
+    assert message in mistake(*arguments, how=apart)
 
 
 def test_mistakes_with_a_project_are_one_line(trained: Path, cohort: Path, tmp_path: Path) -> None:
@@ -540,6 +568,6 @@ def test_volumes_are_those_of_the_written_label(
 
 
 def test_doctor_finds_nothing_missing() -> None:
-    report = json.loads(run("doctor", "--json").stdout)
+    report = json.loads(run("doctor", "--json", how=apart).stdout)
     assert report["problems"] == []
     assert {"torch", "zarr"} <= set(report["versions"])

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 import napari_jrss.cli
-from napari_jrss import config
+from napari_jrss import config, pool
 from napari_jrss._tests.io.dicom_phantoms import lps_affine, save, slices
 from napari_jrss.experiments.protocol import Protocol
 from napari_jrss.sample_data import make_case, make_cohort
@@ -169,11 +169,12 @@ def write_dicom(folder: Path) -> None:
 
 
 def shrink(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Work in a folder, with settings of its own and few steps."""
+    """Work in a folder, with settings of its own, few steps, and one worker process at a time."""
     patch.chdir(folder)
     patch.setenv("XDG_CONFIG_HOME", str(folder / "settings"))
     patch.delenv("NAPARI_JRSS_USER", raising=False)
     patch.setattr(config, "_SMOKE", STEPS)
+    patch.setattr(pool, "available_cores", lambda: 1)
 
 
 def command(text: str, variables: dict[str, Any] | None = None) -> None:
@@ -242,6 +243,8 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "docs" / "tutorials" / "first_project.ipynb", as_version=4)
+    few = f"from napari_jrss import config\nconfig._SMOKE = {STEPS}"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(few))
     folder = {"metadata": {"path": str(tmp_path)}}
     client.NotebookClient(notebook, timeout=600, resources=folder).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]

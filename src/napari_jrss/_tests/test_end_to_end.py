@@ -1,4 +1,4 @@
-"""From scans to a better teacher, once on phantoms and once on real scans."""
+"""From real scans to a better teacher; experiments/test_methods.py has the gain on phantoms."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from napari_jrss._tests.app.series import train
 from napari_jrss.app.evaluation import RoundEvaluated, evaluate
-from napari_jrss.app.rounds.train import train
 from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
-from napari_jrss.io.label_files import label_table_from_csv
-from napari_jrss.io.layouts import FoundCase, discover
+from napari_jrss.io.layouts import FoundCase
 from napari_jrss.labels import LabelTable
 from napari_jrss.project.project import Project
-from napari_jrss.sample_data import make_cohort
 
 pytestmark = pytest.mark.slow
 
 
-def smoke(segmentation_steps: int, student_epochs: int, registration_steps: int) -> TrainingConfig:
-    """The preset smoke with other numbers of steps."""
+def short() -> TrainingConfig:
+    """The preset smoke with fewer steps, and next to none at the scans' own voxels."""
     base = preset("smoke")
+    joint = {"minimum_steps": 40, "segmentation_epochs": 1, "registration_epochs": 1}
     return preset(
         "smoke",
-        segmentation=base.segmentation.model_copy(update={"minimum_steps": segmentation_steps}),
-        registration=base.registration.model_copy(update={"minimum_steps": registration_steps}),
-        joint=base.joint.model_copy(update={"segmentation_epochs": student_epochs}),
+        segmentation=base.segmentation.model_copy(update={"minimum_steps": 100}),
+        registration=base.registration.model_copy(update={"minimum_steps": 240}),
+        joint=base.joint.model_copy(update=joint),
+        fine=base.fine.model_copy(update={"steps": 2}),
     )
 
 
@@ -39,18 +39,6 @@ def summaries(project: Project, config: TrainingConfig) -> list[RoundEvaluated]:
         pass
     events = list(evaluate.events(project, device="cpu"))
     return [event for event in events if isinstance(event, RoundEvaluated)]
-
-
-def test_on_phantoms_the_joint_teacher_beats_its_mono_seg(tmp_path: Path) -> None:
-    cohort = make_cohort(tmp_path / "cohort", cases=12, shape=(24, 32, 24), structures=3)
-    found = discover(images=cohort / "images", labels=cohort / "labels")
-    table = label_table_from_csv(cohort / "groups.csv")
-    with Project.create(tmp_path / "p.jrss", table, PreprocessingConfig()) as project:
-        assert all(result.ok for result in project.add_cases(found.cases, workers=1))
-        project.split(labelled=2, validation=2, test=3)
-        mono, joint = summaries(project, smoke(120, 24, 40))
-    assert mono.segmentation["dice"]["mean"] > 0.5
-    assert joint.segmentation["dice"]["mean"] > mono.segmentation["dice"]["mean"] + 0.01
 
 
 @pytest.mark.usefixtures("one_thread")  # the figures depend on it a little
@@ -70,9 +58,9 @@ def test_on_real_hippocampus_scans_both_networks_learn(shared_data: Path, tmp_pa
     # Half the resolution, so that the test takes seconds.
     config = PreprocessingConfig(spacing_mm=(2, 2, 2), shape=(24, 32, 24))
     with Project.create(tmp_path / "h.jrss", table, config) as project:
-        assert all(result.ok for result in project.add_cases(found, workers=2))
+        assert all(result.ok for result in project.add_cases(found, workers=1))
         project.split(labelled=5, validation=2, test=5, groups={n: groups[n] for n in names})
-        mono, joint = summaries(project, smoke(150, 8, 240))
+        mono, joint = summaries(project, short())
         teacher = project.teacher
         assert teacher is not None
         assert teacher.number == 1

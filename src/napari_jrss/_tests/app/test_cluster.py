@@ -23,6 +23,7 @@ import pytest
 from typer.testing import CliRunner
 
 from napari_jrss._tests.app.phantoms import FINE, assert_same_rounds
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.experiments.conftest import PROTOCOL
 from napari_jrss._tests.training.phantoms import (
     Never,
@@ -34,7 +35,6 @@ from napari_jrss.app.pairs.comparison import compare_engines
 from napari_jrss.app.rounds.elsewhere import executor_elsewhere
 from napari_jrss.app.rounds.launch import LaunchError, RunOn
 from napari_jrss.app.rounds.on_cluster import OnCluster
-from napari_jrss.app.rounds.train import train
 from napari_jrss.app.segmenting import segment_scans
 from napari_jrss.cli import app
 from napari_jrss.cluster import Cluster, ClusterError, worker_command, worker_environment
@@ -147,9 +147,9 @@ def trained(trainable_once: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(params=["cluster", "processes"])
 def pool(request: pytest.FixtureRequest, trained: Path) -> Iterator[Cluster | int]:
-    """What takes two items at once: the cluster's workers, or processes of this computer."""
+    """The cluster's workers, or a process of this computer."""
     if request.param == "processes":
-        yield 2
+        yield 1
         return
     with Cluster(request.getfixturevalue("workers").address, [trained]) as cluster:
         yield cluster
@@ -174,7 +174,7 @@ def killer(workers: Workers, pool: Cluster | int) -> Callable[[object], None]:
     return kill
 
 
-def test_scans_are_segmented_as_in_this_process(
+def test_scans_are_segmented_as_in_this_process_though_a_worker_is_killed(
     workers: Workers,
     pool: Cluster | int,
     trained: Path,
@@ -205,7 +205,7 @@ def test_scans_are_segmented_as_in_this_process(
 
 
 def test_figures_are_those_of_this_process(
-    workers: Workers, pool: Cluster | int, trained: Path, tmp_path: Path
+    pool: Cluster | int, trained: Path, tmp_path: Path
 ) -> None:
     def known(path: Path) -> list[dict[str, object]]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -216,8 +216,7 @@ def test_figures_are_those_of_this_process(
         here = evaluate(project, refine=True, device="cpu")
         rows = known(file)
         file.unlink()
-        events = evaluate.events(project, refine=True, device="cpu", workers=pool)
-        far = finish(events, killer(workers, pool))
+        far = evaluate(project, refine=True, device="cpu", workers=pool)
         assert known(file) == rows
         assert len(rows) == 2 + 2
     (mine,), (theirs,) = here.rounds, far.rounds
@@ -225,14 +224,11 @@ def test_figures_are_those_of_this_process(
     assert theirs.registration["std_jacobian"] == mine.registration["std_jacobian"]
 
 
-def test_engines_are_measured_as_in_this_process(
-    workers: Workers, pool: Cluster | int, trained: Path
-) -> None:
+def test_engines_are_measured_as_in_this_process(pool: Cluster | int, trained: Path) -> None:
     with Project.open(trained, read_only=True) as project:
         options = {"names": ["refine"], "pairs": 3, "device": "cpu"}
         here = compare_engines(project, **options)
-        events = compare_engines.events(project, workers=pool, **options)
-        far = finish(events, killer(workers, pool))
+        far = compare_engines(project, workers=pool, **options)
     assert far.pairs == here.pairs
     assert far.figures[0].dice == here.figures[0].dice
     assert far.failed == here.failed == {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import Never, tiny_config
 from napari_jrss.app.rounds.estimate import measure_in_own_process, one_step
 from napari_jrss.app.rounds.process import InOwnProcess
-from napari_jrss.app.rounds.train import OutOfMemoryError, train
+from napari_jrss.app.rounds.train import OutOfMemoryError
 from napari_jrss.inference.device import make_fabric
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import RoundOutcome

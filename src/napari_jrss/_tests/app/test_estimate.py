@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import SHAPE, Never, tiny_config
 from napari_jrss.app.rounds.estimate import (
     EstimateError,
@@ -19,7 +20,6 @@ from napari_jrss.app.rounds.estimate import (
     require_fit,
     steps_of,
 )
-from napari_jrss.app.rounds.train import train
 from napari_jrss.project.project import Project
 from napari_jrss.training.events import StageStarted
 from napari_jrss.training.trainable import RoundError

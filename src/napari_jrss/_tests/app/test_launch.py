@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import napari_jrss
 from napari_jrss._tests.app import sshd
 from napari_jrss._tests.app.phantoms import FINE, assert_same_rounds
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import (
     Never,
     assert_same_tensors,
@@ -30,7 +31,6 @@ from napari_jrss._tests.training.phantoms import (
 )
 from napari_jrss.app.planning import change_plan, propose
 from napari_jrss.app.rounds.launch import InLaunchedProcess, LaunchError, RunOn
-from napari_jrss.app.rounds.train import train
 from napari_jrss.cli import app
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.errors import JRSSError

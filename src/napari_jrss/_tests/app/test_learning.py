@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import Never, assert_same_tensors, tiny_config, weights
 from napari_jrss.app.next_step import work_state
 from napari_jrss.app.rounds import learning
 from napari_jrss.app.rounds.learning import LearningError, new_labels, plan_quick_round
-from napari_jrss.app.rounds.train import InterruptedSeriesError, train
+from napari_jrss.app.rounds.train import InterruptedSeriesError
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.session import Session
 from napari_jrss.preprocess import cost

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import (
     Never,
     assert_same_tensors,
@@ -25,7 +26,6 @@ from napari_jrss._tests.training.phantoms import (
     weights,
 )
 from napari_jrss.app.rounds.process import LOG, NICENESS, InOwnProcess
-from napari_jrss.app.rounds.train import train
 from napari_jrss.config import NetworkConfig
 from napari_jrss.networks.unet import VoxelMorphUNet
 from napari_jrss.processes import ProcessError
@@ -160,7 +160,7 @@ import sys, threading
 from pathlib import Path
 from napari_jrss.config import (TrainingConfig)
 from napari_jrss.project.project import (Project)
-from napari_jrss.app.rounds.train import (train)
+from napari_jrss._tests.app.series import (train)
 from napari_jrss.app.rounds.process import (InOwnProcess)
 
 path, config = Path(sys.argv[1]), TrainingConfig.model_validate_json(sys.argv[2])

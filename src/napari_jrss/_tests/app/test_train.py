@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import napari_jrss as jrss
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import (
     AfterSteps,
     Never,
@@ -20,7 +21,7 @@ from napari_jrss._tests.training.phantoms import (
 )
 from napari_jrss.app.evaluation import evaluate
 from napari_jrss.app.rounds.process import InOwnProcess
-from napari_jrss.app.rounds.train import InterruptedSeriesError, train
+from napari_jrss.app.rounds.train import InterruptedSeriesError
 from napari_jrss.app.status import history, project_status
 from napari_jrss.cli import app
 from napari_jrss.errors import ProjectError

@@ -101,6 +101,15 @@ def mono(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
     return task.folder, METHODS["mono"].train(task)
 
 
+@pytest.fixture(scope="module")
+def jrss(
+    mono: tuple[Path, Trained], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Trained]:
+    """The joint round that goes on from it."""
+    task = task_of("jrss", tmp_path_factory.mktemp("joint"), mono[0])
+    return task.folder, METHODS["jrss"].train(task)
+
+
 def test_mono_net_learns_both_tasks(mono: tuple[Path, Trained]) -> None:
     trained = mono[1]
     assert dice_of_segmentation(trained.segmentation) > 0.5
@@ -116,19 +125,18 @@ def test_methods_that_learn_registration_are_refused_where_none_is_trained(tmp_p
         METHODS["voxelmorph"].train(task)
 
 
-def test_jrss_goes_on_from_mono_net(mono: tuple[Path, Trained], tmp_path: Path) -> None:
-    trained = METHODS["jrss"].train(task_of("jrss", tmp_path, mono[0]))
+def test_jrss_goes_on_from_mono_net(mono: tuple[Path, Trained], jrss: tuple[Path, Trained]) -> None:
+    trained = jrss[1]
     assert trained.note == ""
     assert dice_of_segmentation(trained.segmentation) > dice_of_segmentation(mono[1].segmentation)
 
 
 def test_refined_fields_are_those_of_the_last_round_and_better(
-    mono: tuple[Path, Trained], tmp_path: Path
+    mono: tuple[Path, Trained], jrss: tuple[Path, Trained], tmp_path: Path
 ) -> None:
-    jrss = METHODS["jrss"].train(task_of("jrss", tmp_path, mono[0]))
     for method, before, trained in (
         ("mono_two_levels", (mono[0],), mono[1]),
-        ("jrss_refined", (mono[0], tmp_path / "jrss"), jrss),
+        ("jrss_refined", (mono[0], jrss[0]), jrss[1]),
     ):
         refined = METHODS[method].train(task_of(method, tmp_path, *before))
         assert refined.segmentation is None

@@ -59,9 +59,10 @@ def unpickling(tree: ast.Module) -> Iterator[str]:
                 yield f"{called} with allow_pickle"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_module_unpickles(path: Path) -> None:
-    assert list(unpickling(ast.parse(path.read_text(encoding="utf-8")))) == []
+def test_no_module_unpickles() -> None:
+    assert len(MODULES) > 100
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert [(path, found) for path, tree in trees.items() for found in unpickling(tree)] == []
 
 
 @pytest.mark.parametrize(

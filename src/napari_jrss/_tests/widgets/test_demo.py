@@ -23,6 +23,8 @@ from napari_jrss.project.importing import ScanFolders
 from napari_jrss.sample_data import make_case, make_cohort
 from napari_jrss.widgets.main_widget import MainWidget
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def demo_script(pytestconfig: pytest.Config, tmp_path: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from napari_jrss._tests.widgets.person import Person
 from napari_jrss.widgets.main_widget import MainWidget
 
 pytestmark = [
-    pytest.mark.gui,
+    pytest.mark.slow,
     # The other plugin's own; napari tells it early.
     pytest.mark.filterwarnings("ignore:Private attribute access:FutureWarning"),
 ]

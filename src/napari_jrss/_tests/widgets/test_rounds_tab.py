@@ -19,12 +19,12 @@ from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QLineEdit, QSpinB
 import napari_jrss
 from napari_jrss._tests.app import sshd
 from napari_jrss._tests.app.conftest import trainable_once as trainable_once
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.app.cohort import SplitCounts
 from napari_jrss.app.rounds.estimate import Measured, StepCost, steps_of
 from napari_jrss.app.rounds.progress import Curve
-from napari_jrss.app.rounds.train import train
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError
 from napari_jrss.config import JointConfig, PresetName, TrainingConfig, preset

@@ -1,7 +1,7 @@
 """The whole loop as a person walks it: from a folder of scans to labels, by clicks and keys.
 
-Import, pre-train, correct, accept, train again, compare, register, export: on phantoms, and on
-real scans. The training process, the project on the disk and the window are real ones.
+Import, pre-train, correct, accept, train again, compare, register, export: on real scans, or on
+phantoms where there are none. The training process, the project and the window are real ones.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QComboBox, QWidget
 
+from napari_jrss import config
 from napari_jrss._tests.widgets.dialogs import answering, choose_folder, click, retype, write
 from napari_jrss._tests.widgets.person import Person
 from napari_jrss._tests.widgets.test_cohort_tab import dialog_of, drop, settled
+from napari_jrss.config import preset
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Status
 from napari_jrss.sample_data import make_cohort
@@ -29,19 +32,48 @@ from napari_jrss.widgets.layers.review import LABEL, PSEUDO
 from napari_jrss.widgets.main_widget import MainWidget
 from napari_jrss.widgets.tables.cases import CASE
 
+pytestmark = pytest.mark.slow
+
 TRAINING_MS = 240_000
 LABELLED = 3
 
 
-def test_on_phantoms(make_napari_viewer: Callable[..., Any], qtbot: QtBot, tmp_path: Path) -> None:
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the preset ``smoke`` is here."""
+    values = preset("smoke").model_dump()
+    values["segmentation"] |= {"minimum_steps": 60}
+    values["registration"] |= {"minimum_steps": 10}
+    values["joint"] |= {"minimum_steps": 20, "registration_epochs": 1}
+    values["screening"] |= {"learned_gate": False}
+    values["fine"] |= {"steps": 4}  # most of the time goes into these
+    monkeypatch.setattr(config, "_SMOKE", values)
+
+
+def test_from_a_folder_of_scans_to_labels(
+    make_napari_viewer: Callable[..., Any],
+    qtbot: QtBot,
+    pytestconfig: pytest.Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # On the screen, where layers are drawn: closing a project while painting crashed once.
     viewer = make_napari_viewer(show=True)
     _, dock = viewer.window.add_plugin_dock_widget("napari-jrss", "JRSS")
-    make_cohort(tmp_path / "scans", cases=7, shape=(16, 24, 16), structures=2)
-    case_id = walk(dock, qtbot, keep_labels(tmp_path / "scans"), tmp_path / "out")
-    # phantoms lie on the training grid but for their orientation: no voxel may be lost
+    few_steps(monkeypatch)
+    scans, spacing_mm = tmp_path / "scans", None
+    real = pytestconfig.rootpath.parent / "shared" / "data" / "hippocampus_msd"
+    if real.is_dir():
+        spacing_mm = 2
+        for kind in ("images", "labels"):
+            (scans / kind).mkdir(parents=True)
+            for scan in sorted((real / kind).iterdir())[:7]:
+                shutil.copy(scan, scans / kind)
+    else:
+        make_cohort(scans, cases=7, shape=(16, 24, 16), structures=2)
+    case_id = walk(dock, qtbot, keep_labels(scans), tmp_path / "out", spacing_mm)
+    # labels lie on the scan's own voxels: not one may be lost
     with Project.open(tmp_path / "scans.jrss", read_only=True) as project:
-        accepted = project.table.to_source_ids(project.label(case_id))
+        accepted = project.table.to_source_ids(project.scan_label(case_id))
     exported = np.asarray(nib.load(tmp_path / "out" / "labels" / f"{case_id}.nii.gz").dataobj)
     for found, wanted in zip(
         np.unique(exported, return_counts=True),
@@ -49,14 +81,6 @@ def test_on_phantoms(make_napari_viewer: Callable[..., Any], qtbot: QtBot, tmp_p
         strict=True,
     ):
         np.testing.assert_array_equal(found, wanted)
-
-
-def test_on_real_scans(dock: MainWidget, qtbot: QtBot, shared_data: Path, tmp_path: Path) -> None:
-    for kind in ("images", "labels"):
-        (tmp_path / "scans" / kind).mkdir(parents=True)
-        for scan in sorted((shared_data / "hippocampus_msd" / kind).iterdir())[:7]:
-            shutil.copy(scan, tmp_path / "scans" / kind)
-    walk(dock, qtbot, keep_labels(tmp_path / "scans"), tmp_path / "out", spacing_mm=2)
 
 
 def keep_labels(folder: Path) -> Path:

@@ -147,26 +147,6 @@ class PlannedRound:
     parent: int | None = None  # of a quick round: the round whose teacher it starts from
 
 
-def train(
-    project: Project,
-    config: TrainingConfig,
-    rounds: int,
-    cancel: Cancel,
-    *,
-    device: str = "auto",
-    resume: bool | None = None,
-    pretrain: bool = False,
-    executor: Executor | None = None,
-) -> Iterator[Event]:
-    """Pre-train a project that has no teacher yet, then run joint rounds.
-
-    See :func:`napari_jrss.train`. Rounds run in this process unless an `executor` is given. What
-    :func:`plan_series` refuses is raised at once; that the device isn't there, at the first event.
-    """
-    planned = plan_series(project, config, rounds, resume=resume, pretrain=pretrain)
-    return run_series(project, planned, cancel, executor or InThisProcess(device))
-
-
 def plan_series(
     project: Project,
     config: TrainingConfig,
@@ -227,7 +207,7 @@ def plan_series(
 def run_series(
     project: Project, planned: PlannedRound, cancel: Cancel, executor: Executor
 ) -> Iterator[Event]:
-    """Run a planned round and those that follow it; see :func:`train`."""
+    """Run a planned round and those that follow it; see :func:`plan_series`."""
     from napari_jrss.training.events import Cancelled
 
     try:
