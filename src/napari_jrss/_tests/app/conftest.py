@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from napari_jrss._tests.app.phantoms import FINE, TURNS, give_teacher, turn
+from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import Never
-from napari_jrss.app.rounds.train import train
 from napari_jrss.app.session import Session
 from napari_jrss.config import PreprocessingConfig
 from napari_jrss.io.label_files import label_table_from_csv
