@@ -94,6 +94,11 @@ class Scroller(QScrollArea):
         """Ask for more width when the page needs more."""
         if event.type() == QEvent.Type.LayoutRequest:
             self.updateGeometry()
+            if self.minimumSizeHint().width() > self.width():
+                above = self.parentWidget()
+                while above is not None and not above.isWindow():  # tabs and docks pass nothing on
+                    above.updateGeometry()
+                    above = above.parentWidget()
         return super().eventFilter(watched, event)
 
 
