@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from napari_jrss._tests.training.phantoms import (
     NAMES,
     UNLABELLED,
+    AfterSteps,
+    FinePhantoms,
     Never,
     cpu,
+    fine_snapshot,
     snapshot,
     tiny_config,
     weights,
 )
+from napari_jrss.app.rounds.peers import free_port
 from napari_jrss.config import TrainingConfig, preset
+from napari_jrss.inference.device import make_fabric
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.networks.weights import load_tensors
+from napari_jrss.snapshot import CaseScan
+from napari_jrss.training.events import EpochEnd, RoundFinished, StepEnd
 from napari_jrss.training.loop import run_validation
+from napari_jrss.training.round import RoundTask, run_round
 from napari_jrss.training.stages import segmentation_validation
 from napari_jrss.training.trainable import RoundError, check_devices
 
@@ -33,112 +43,98 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed"),
 ]
 
-BEGIN = """
-import json, os, sys
-from dataclasses import replace
-from pathlib import Path
+# One process imports PyTorch, and each rank is forked from it.
+RANKS = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
 
-import torch
-from napari_jrss._tests.training.phantoms import (AfterSteps, Never, snapshot, tiny_config)
-from napari_jrss.config import (TrainingConfig)
-from napari_jrss.inference.device import (make_fabric)
-from napari_jrss.training.round import RoundTask, run_round
 
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-"""
+def be_rank(work: Callable[..., None], rank: int, port: int, arguments: tuple[Any, ...]) -> None:
+    """What one of several processes does, which know of each other by the environment."""
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= here | {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    torch.set_num_threads(1)
+    work(*arguments)
 
-STOP_AND_GO_ON = (
-    BEGIN
-    + """
-written = []
 
-def watch(event, arguments):
-    writes = os.O_WRONLY | os.O_RDWR
-    if event == "open" and isinstance(arguments[0], str) and arguments[2] & writes:
-        written.append(arguments[0])
-    elif event in ("os.rename", "os.remove"):
-        written.append(os.fsdecode(arguments[0]))
+def stop_and_go_on(folder: Path, told_in: Path) -> None:
+    """A pre-training that is stopped and goes on, and a round; tell what was written by whom."""
+    written: list[str] = []
 
-fabric = make_fabric("cpu", devices=2)
-assert fabric.world_size == 2
-sys.addaudithook(watch)
-# Only the first process is asked to stop: the other one must not wait for it forever.
-looks = AfterSteps(2) if fabric.is_global_zero else Never()
-pretraining = RoundTask(0, snapshot(), tiny_config(), folder / "0")
-stopped = [event.kind for event in run_round(pretraining, fabric, looks)][-1]
-events = list(run_round(pretraining, fabric, Never()))
-this = RoundTask(1, snapshot(), tiny_config(), folder / "1", folder / "0")
-events += run_round(this, fabric, Never())
-kinds = [event.kind for event in events]
-validated = [event.validation for event in events if event.kind == "epoch_end"]
-validated += [list(event.metrics.values()) for event in events if event.kind == "round_finished"]
-inside = sorted({name[len(str(folder)) + 1 :] for name in written if name.startswith(str(folder))})
-told = {"stopped": stopped, "kinds": kinds, "written": inside, "validated": validated}
-# A file each: what two processes print comes out mixed.
-Path(sys.argv[2], f"told{fabric.global_rank}.json").write_text(json.dumps(told))
-"""
-)
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = os.O_WRONLY | os.O_RDWR
+        if event == "open" and isinstance(arguments[0], str) and arguments[2] & writes:
+            written.append(arguments[0])
+        elif event in ("os.rename", "os.remove"):
+            written.append(os.fsdecode(arguments[0]))
 
-TRAIN = (
-    BEGIN
-    + """
-from napari_jrss._tests.training.phantoms import FinePhantoms, fine_snapshot
-from napari_jrss.snapshot import CaseScan
+    fabric = make_fabric("cpu", devices=2)
+    assert fabric.world_size == 2
+    sys.addaudithook(watch)
+    # Only the first process is asked to stop: the other one must not wait for it forever.
+    looks = AfterSteps(2) if fabric.is_global_zero else Never()
+    pretraining = RoundTask(0, snapshot(), tiny_config(), folder / "0")
+    stopped = [event.kind for event in run_round(pretraining, fabric, looks)][-1]
+    events = list(run_round(pretraining, fabric, Never()))
+    this = RoundTask(1, snapshot(), tiny_config(), folder / "1", folder / "0")
+    events += run_round(this, fabric, Never())
+    kinds = [event.kind for event in events]
+    validated = [event.validation for event in events if isinstance(event, EpochEnd)]
+    validated += [list(e.metrics.values()) for e in events if isinstance(e, RoundFinished)]
+    inside = sorted({name[len(str(folder)) + 1 :] for name in written if str(folder) in name})
+    told = {"stopped": stopped, "kinds": kinds, "written": inside, "validated": validated}
+    # A file each: what two processes print comes out mixed.
+    (told_in / f"told{fabric.global_rank}.json").write_text(json.dumps(told))
+
 
 class InDouble(FinePhantoms):
-    def image(self, case_id):
+    """Phantoms of 15 digits."""
+
+    def image(self, case_id: str) -> Any:
         return super().image(case_id).astype("float64")
 
-    def scan(self, case_id):
+    def scan(self, case_id: str) -> CaseScan:
         scan = super().scan(case_id)
         return CaseScan(scan.images.astype("float64"), scan.scan_to_grid)
 
-# With 15 digits no optimiser makes a large step of a rounding error.
-torch.set_default_dtype(torch.float64)
-torch.Tensor.float = torch.Tensor.double
-config = TrainingConfig.model_validate_json(Path(sys.argv[2]).read_text())
-fabric = make_fabric("cpu", "64-true", int(sys.argv[3]))
-# Without validation cases the last weights are kept.
-source = InDouble()
-cohort = replace(fine_snapshot(validation=()), arrays=source, scans=source)
-losses = []
-for number, parent in ((0, None), (1, folder / "0")):
-    task = RoundTask(number, cohort, config, folder / str(number), parent)
-    for event in run_round(task, fabric, Never()):
-        if event.kind == "step_end":
-            losses.append(event.losses["total"])
-(folder / f"losses{fabric.global_rank}.json").write_text(json.dumps(losses))
-"""
-)
+
+def train_in_double(folder: Path, config: TrainingConfig, processes: int) -> None:
+    """A pre-training and a round; with 15 digits no step is large by a rounding error."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    fabric = make_fabric("cpu", "64-true", processes)
+    # Without validation cases the last weights are kept.
+    source = InDouble()
+    cohort = replace(fine_snapshot(validation=()), arrays=source, scans=source)
+    losses = []
+    for number, parent in ((0, None), (1, folder / "0")):
+        task = RoundTask(number, cohort, config, folder / str(number), parent)
+        for event in run_round(task, fabric, Never()):
+            if isinstance(event, StepEnd):
+                losses.append(event.losses["total"])
+    (folder / f"losses{fabric.global_rank}.json").write_text(json.dumps(losses))
 
 
-def run(script: str, processes: int, folder: Path, *arguments: object) -> None:
-    """Run a script in so many processes that know of each other."""
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+def run(work: Callable[..., None], processes: int, *arguments: Any) -> None:
+    """Run a function in so many processes that know of each other."""
+    RANKS.set_forkserver_preload([__name__])
+    port = free_port()
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, folder, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | port | {"LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-        )
+        RANKS.Process(target=be_rank, args=(work, rank, port, arguments))
         for rank in range(processes)
     ]
     try:
         for process in started:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
+            process.start()
+        for process in started:
+            process.join(240)
+            assert process.exitcode == 0
     finally:
         for process in started:
             process.kill()
-            process.communicate()
 
 
 def test_two_processes_run_a_pretraining_and_a_round(tmp_path: Path) -> None:
     folder = tmp_path / "rounds"
-    run(STOP_AND_GO_ON, 2, folder, tmp_path)
+    run(stop_and_go_on, 2, folder, tmp_path)
     told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0]["stopped"] == told[1]["stopped"] == "cancelled"
     assert told[0]["kinds"] == told[1]["kinds"]
@@ -196,11 +192,9 @@ def fast(steps: int, batch: int, **joint: object) -> TrainingConfig:
 def test_several_processes_give_the_weights_of_one(
     config: TrainingConfig, processes: int, tmp_path: Path
 ) -> None:
-    settings = tmp_path / "config.json"
-    settings.write_text(config.model_dump_json())
     alone, together = tmp_path / "alone", tmp_path / "together"
-    run(TRAIN, 1, alone, settings, 1)
-    run(TRAIN, processes, together, settings, processes)
+    run(train_in_double, 1, alone, config, 1)
+    run(train_in_double, processes, together, config, processes)
     told = [json.loads((together / f"losses{n}.json").read_text()) for n in range(processes)]
     by_one = json.loads((alone / "losses0.json").read_text())
     assert told == [told[0]] * processes
