@@ -36,8 +36,10 @@ def _own_settings(
     QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, folder)
     # A native dialog has no widgets that a test could click.
     QCoreApplication.setAttribute(Qt.ApplicationAttribute.AA_DontUseNativeDialogs)
-    # Most teachers here have no networks to make drafts by; who tests drafts ahead turns them on.
+    # Most teachers here have no networks to make drafts by, and none that is worth learning from:
+    # who tests drafts ahead or learning turns them on.
     get_plugin_settings(PLUGIN).work.ahead = 0
+    get_plugin_settings(PLUGIN).work.learn = False
     yield
     get_plugin_settings(PLUGIN).reset()
 

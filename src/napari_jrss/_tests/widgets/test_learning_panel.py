@@ -59,3 +59,11 @@ def test_a_tick_an_accepted_case_and_the_next_draft_is_of_the_new_teacher(
     assert not dock.session.learning.after_accept
     dock.session.learning.after_accept = True
     qtbot.waitUntil(panel.box.isChecked)
+
+
+def test_it_is_on_unless_a_person_turns_it_off(dock: MainWidget, qtbot: QtBot) -> None:
+    panel = dock.review.learning
+    assert not panel.box.isChecked()  # the tests' own preference
+    get_plugin_settings(PLUGIN).reset()
+    qtbot.waitUntil(panel.box.isChecked)
+    assert dock.session.learning.after_accept

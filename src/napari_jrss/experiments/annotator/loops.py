@@ -27,7 +27,7 @@ class Loop:
     region_tool: bool = False  # whether a stroke may correct the region it belongs to
 
 
-OURS = Loop("ours", "napari-jrss", "program", "average", "joint", region_tool=True)
+OURS = Loop("ours", "napari-jrss", "program", "average", "labels", region_tool=True)
 
 _IN_ORDER = (
     Loop("scratch", "From scratch", "random", "blank"),
@@ -46,7 +46,8 @@ _IN_ORDER = (
     replace(OURS, name="no_region", title="without the region tool", region_tool=False),
     replace(OURS, name="no_interpolation", title="without interpolation", interpolation=False),
     replace(OURS, name="no_atlas", title="without atlas drafts", draft="teacher"),
-    replace(OURS, name="no_joint", title="without joint rounds", learns="labels"),
+    replace(OURS, name="no_teacher", title="without a teacher", draft="atlas", learns=""),
+    replace(OURS, name="joint", title="with short joint rounds instead", learns="joint"),
 )
 LOOPS: Mapping[str, Loop] = MappingProxyType({loop.name: loop for loop in _IN_ORDER})
 RIVALS = ("scratch", "propagation", "teacher", "monai_label")
