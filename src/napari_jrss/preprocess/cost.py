@@ -162,6 +162,7 @@ def training_cost(
     pretraining = {
         "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
         "registration": registration.steps(pairs),
+        "deformation": 24 if config.segmentation.registration_augmentation else 0,
         "prediction": unlabelled,
     }
     one_round = {

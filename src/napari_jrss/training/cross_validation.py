@@ -13,6 +13,7 @@ from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.deformation import Fields, find_fields
 from napari_jrss.training.events import Cancelled, CaseJudged, Event
 from napari_jrss.training.loop import Cancel, stop_requested
 from napari_jrss.training.round import RoundTask, train_stage
@@ -97,9 +98,15 @@ def judge_fold(
         config.segmentation_network, snapshot.classes, channels=snapshot.inputs
     )
     tensors = TrainingTensors(part, {}, fabric.device)
-    stage = MonoSegmentationStage(network, tensors, config, fabric)
-    stage.name = f"fold_{number}"
-    results = {folder / f"{stage.name}.safetensors": network}
+    name = f"fold_{number}"
+    results = {folder / f"{name}.safetensors": network}
+    fields: Fields | None = {}
+    if not all(path.exists() for path in results):
+        fields = yield from find_fields(config, part, 0, fabric, cancel)
+    if fields is None:
+        return
+    stage = MonoSegmentationStage(network, tensors, config, fabric, fields)
+    stage.name = name
     task = RoundTask(0, part, config, folder)
     if not (yield from train_stage(stage, results, task, fabric, cancel)):
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
@@ -28,25 +28,20 @@ from napari_jrss.networks.build import build_registration_network, build_segment
 from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.deformation import Fields, find_fields
 from napari_jrss.training.events import (
     Cancelled,
     CaseScreened,
     EpochEnd,
     Event,
     MetricsFile,
-    PairRegistered,
     RoundFinished,
     StageFinished,
     StageStarted,
 )
 from napari_jrss.training.fine import FineStage
 from napari_jrss.training.loop import Cancel, Stage, fit, run_validation, stop_requested
-from napari_jrss.training.perturbed import (
-    Fields,
-    PerturbedStudentStage,
-    field_between,
-    pairs_to_register,
-)
+from napari_jrss.training.perturbed import PerturbedStudentStage
 from napari_jrss.training.quality import judge, scans_to_judge, warning
 from napari_jrss.training.screening import PseudoLabel, screen
 from napari_jrss.training.stages import (
@@ -155,7 +150,12 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
     teacher = build_segmentation_network(
         config.segmentation_network, snapshot.classes, channels=snapshot.inputs
     )
-    mono_segmentation = MonoSegmentationStage(teacher, tensors, config, fabric)
+    fields: Fields | None = {}
+    if not task.files.teacher.exists():
+        fields = yield from find_fields(config, snapshot, task.number, fabric, cancel)
+    if fields is None:
+        return
+    mono_segmentation = MonoSegmentationStage(teacher, tensors, config, fabric, fields)
     stages: list[tuple[Stage, dict[Path, nn.Module]]] = [
         (mono_segmentation, {task.files.teacher: teacher})
     ]
@@ -218,7 +218,9 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
         assert registration is not None  # the settings see to it
         student_stage = StudentStage(name, student, teacher, registration, tensors, config, fabric)
     else:
-        fields = yield from _fields(task, fabric, cancel)
+        fields: Fields | None = {}
+        if not (task.files.student.exists() and task.files.teacher.exists()):
+            fields = yield from find_fields(config, snapshot, task.number, fabric, cancel)
         if fields is None:
             return
         student_stage = PerturbedStudentStage(
@@ -228,32 +230,6 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     if not (yield from train_stage(student_stage, results, task, fabric, cancel)):
         return
     yield from _conclude(task, teacher, student, registration, fabric, cancel)
-
-
-def _fields(
-    task: RoundTask, fabric: Fabric, cancel: Cancel
-) -> Generator[Event, None, Fields | None]:
-    """Fields from labelled to unlabelled scans, to deform the labelled ones; None if cancelled."""
-    stage, snapshot = "deformation", task.snapshot
-    fields: dict[str, list[Tensor]] = {}
-    student, teacher = task.files.student, task.files.teacher
-    pairs = pairs_to_register(task.config, snapshot, task.number)
-    if not pairs or (student.exists() and teacher.exists()):
-        return fields
-    yield StageStarted(stage=stage, steps=len(pairs))
-    for done in range(0, len(pairs), fabric.world_size):  # each process registers one of the next
-        if stop_requested(cancel, fabric):
-            yield Cancelled(stage=stage, step=done)
-            return None
-        following = pairs[done : done + fabric.world_size]
-        own = following[min(fabric.global_rank, len(following) - 1)]
-        field = field_between(snapshot, *own, fabric.device)
-        found = torch.as_tensor(fabric.all_gather(field)) if fabric.world_size > 1 else field[None]
-        for (moving, fixed), each in zip(following, found):  # noqa: B905
-            fields.setdefault(moving, []).append(each)
-            yield PairRegistered(stage=stage, moving=moving, fixed=fixed)
-    yield StageFinished(stage=stage)
-    return fields
 
 
 def _screen(

@@ -31,7 +31,9 @@ from napari_jrss.training.augment import (
     random_intensity,
     sample_image,
     sample_label,
+    strong_intensity,
 )
+from napari_jrss.training.deformation import Fields, deformed
 from napari_jrss.training.loop import Validation
 from napari_jrss.training.ranks import shared
 from napari_jrss.training.sampling import draw_cases, draw_pairs, draw_start
@@ -251,33 +253,51 @@ class CohortStage:
         return crop_grid(shape, starts, crop, matrices, tensors.device)
 
     def _intensity(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        std = self.config.augmentation.intensity_std
-        if std == 0:
-            return images
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return random_intensity(images, std, generator)
+        """Change how labelled images look, a little or strongly, as the settings have it."""
+        settings = self.config.augmentation
+        if settings.intensity_std > 0:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            images = random_intensity(images, settings.intensity_std, generator)
+        if settings.strong_intensity > 0:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            changed = rng.random(len(images)) < settings.strong_intensity
+            images = torch.cat(
+                [
+                    strong_intensity(image[None], generator) if its else image[None]
+                    for image, its in zip(images, changed, strict=True)
+                ]
+            )
+        return images
 
 
 class MonoSegmentationStage(CohortStage):
     """Mono-Seg: the segmentation network on the labelled cases alone (Eq. 1 and 2)."""
 
     def __init__(
-        self, network: nn.Module, tensors: TrainingTensors, config: TrainingConfig, fabric: Fabric
+        self,
+        network: nn.Module,
+        tensors: TrainingTensors,
+        config: TrainingConfig,
+        fabric: Fabric,
+        fields: Fields | None = None,
     ) -> None:
         settings = config.segmentation
         super().__init__("mono_segmentation", network, tensors, config, settings, fabric)
+        self.fields = fields or {}
         self.steps = settings.steps(self.steps_per_epoch, tensors.snapshot.classes - 1)
 
     def losses(self, step: int, rng: np.random.Generator) -> Losses:
         """Dice loss of a batch of augmented labelled cases."""
         snapshot = self.tensors.snapshot
-        cases = draw_cases(snapshot.labelled, self.config.segmentation.batch_size, rng)
+        settings = self.config.segmentation
+        cases = draw_cases(snapshot.labelled, settings.batch_size, rng)
         images, labels = self.tensors.images(cases), self.tensors.labels(cases)
         grid = self._crops(cases, self.config.augmentation.affine_std, rng)
+        grid = deformed(grid, cases, self.fields, settings.registration_augmentation, rng)
         images = self._intensity(sample_image(images, grid), rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
-        return mono_segmentation_step(self.network, images, labels, self.config.segmentation)
+        return mono_segmentation_step(self.network, images, labels, settings)
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""

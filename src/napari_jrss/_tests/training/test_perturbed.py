@@ -27,13 +27,14 @@ from napari_jrss._tests.training.phantoms import (
 )
 from napari_jrss.config import NetworkConfig, TrainingConfig
 from napari_jrss.networks.build import build_segmentation_network
-from napari_jrss.training.events import Cancelled, Event, RoundFinished
-from napari_jrss.training.perturbed import (
+from napari_jrss.training.deformation import (
     MOST_FIELDS,
-    PerturbedStudentStage,
+    deformed,
     field_between,
     pairs_to_register,
 )
+from napari_jrss.training.events import Cancelled, Event, RoundFinished
+from napari_jrss.training.perturbed import PerturbedStudentStage
 from napari_jrss.training.round import OLD_TEACHER_STAYS, RoundTask, run_round
 from napari_jrss.training.screening import PseudoLabel
 from napari_jrss.training.stages import TrainingTensors
@@ -117,9 +118,8 @@ def test_pairs_are_of_a_labelled_and_an_unlabelled_case() -> None:
 def test_a_field_brings_a_case_closer_to_another() -> None:
     field = field_between(snapshot(), "b", "u", CPU).float()
     this = stage(perturbed())
-    this.fields = {"b": [field]}
     grid = this._grid(1, 0.0, np.random.default_rng(0))
-    moved = this._deformed(grid, ["b"], np.random.default_rng(1))
+    moved = deformed(grid, ["b"], {"b": [field]}, 1.0, np.random.default_rng(1))
     b, u = (torch.from_numpy(phantom(case)[0])[None, None] for case in "bu")
     warped = torch.nn.functional.grid_sample(b, moved, padding_mode="border", align_corners=True)
     assert float((warped - u).square().mean()) < 0.8 * float((b - u).square().mean())
@@ -151,6 +151,37 @@ def test_its_round_registers_pairs_first_and_goes_on_where_it_was_left(tmp_path:
         assert isinstance(events[-1], Cancelled)
     assert isinstance(events[-1], RoundFinished)
     assert_same_tensors(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
+
+
+def test_a_pretraining_deforms_labelled_scans_too_and_goes_on_where_it_was_left(
+    tmp_path: Path,
+) -> None:
+    segmentation = {**perturbed().segmentation.model_dump(), "registration_augmentation": 0.7}
+    looks = {"augmentation": {"affine_std": 0.075, "strong_intensity": 0.5}}
+    config = perturbed(segmentation=segmentation, screening={"tau": 0.2}, **looks)
+    events = run(RoundTask(0, snapshot(), config, tmp_path / "straight"), Never())
+    story = [kind for kind in kinds(events) if kind[1] in ("deformation", "mono_segmentation")]
+    assert story == [
+        ("stage_started", "deformation"),
+        *[("pair_registered", "deformation")] * 6,
+        ("stage_finished", "deformation"),
+        ("stage_started", "mono_segmentation"),
+        ("stage_finished", "mono_segmentation"),
+    ]
+    broken = RoundTask(0, snapshot(), config, tmp_path / "broken")
+    for look in (3, 9, 11, 13):
+        assert isinstance(run(broken, AfterSteps(look))[-1], Cancelled)
+    assert isinstance(run(broken, Never())[-1], RoundFinished)
+    assert_same_tensors(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
+    # Each of the two changes has a part in it.
+    for name, without in (
+        ("fields", {**looks, "segmentation": {**segmentation, "registration_augmentation": 0}}),
+        ("looks", {"augmentation": {"affine_std": 0.075}, "segmentation": segmentation}),
+    ):
+        run(RoundTask(0, snapshot(), perturbed(**without), tmp_path / name), Never())
+        other = weights(tmp_path / name)["teacher.safetensors"]
+        own = weights(tmp_path / "straight")["teacher.safetensors"]
+        assert any(not torch.equal(own[key], other[key]) for key in own)
 
 
 def test_a_round_that_ends_clearly_worse_keeps_the_teacher_and_says_so(tmp_path: Path) -> None:

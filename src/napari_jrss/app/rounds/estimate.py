@@ -123,7 +123,7 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
-    from napari_jrss.training.perturbed import deformation_pairs
+    from napari_jrss.training.deformation import pairs_before
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import fine_wanted
 
@@ -136,7 +136,7 @@ def steps_of(
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
         "student": rounds * config.joint.steps(segmentation),
-        "deformation": rounds * deformation_pairs(config, snapshot),
+        "deformation": rounds * pairs_before(config, snapshot, joint=True),
         "prediction": predictions,
     }
     if fine_wanted(config, snapshot):
@@ -146,6 +146,7 @@ def steps_of(
         seg, reg = config.segmentation, config.registration
         steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
         steps["mono_registration"] = reg.steps(registration)
+        steps["deformation"] += pairs_before(config, snapshot, joint=False)
     return {stage: count for stage, count in steps.items() if count}
 
 
@@ -158,7 +159,7 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
-    from napari_jrss.training.perturbed import deformation_pairs
+    from napari_jrss.training.deformation import pairs_before
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import usual_finer
 
@@ -186,7 +187,7 @@ def estimated(
         seconds += on_scan * _part(min(unlabelled, MOST_ON_OWN_VOXELS), measured)
     costs["prediction"] = seconds / (judged + unlabelled), memory
     if "deformation" in steps:
-        pairs = deformation_pairs(config, snapshot)
+        pairs = max(pairs_before(config, snapshot, joint=joint) for joint in (True, False))
         each, memory = costs["deformation"]
         costs["deformation"] = each * _part(pairs, measured) / pairs, memory
     known: dict[str, float] = {}
@@ -323,7 +324,8 @@ def measure(
     names = ["mono_segmentation", "student", "prediction"]
     if config.trains_registration:
         names.append("registration")
-    if config.joint.student == "perturbed" and config.joint.registration_augmentation > 0:
+    deformed = config.joint.student == "perturbed" and config.joint.registration_augmentation > 0
+    if deformed or config.segmentation.registration_augmentation > 0:
         names.append("deformation")
     if config.fine.steps > 0:
         names.append("own_voxels")
@@ -408,9 +410,10 @@ def one_step(
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.fine import FineNetwork
+    from napari_jrss.training.deformation import field_between
     from napari_jrss.training.fine import FineStage
     from napari_jrss.training.loop import Stage
-    from napari_jrss.training.perturbed import PerturbedStudentStage, field_between
+    from napari_jrss.training.perturbed import PerturbedStudentStage
     from napari_jrss.training.screening import PseudoLabel
     from napari_jrss.training.stages import (
         MonoSegmentationStage,
