@@ -418,6 +418,7 @@ _FAST: dict[str, object] = {
         "epochs": 1,
         "minimum_steps": 1000,
         "steps_per_structure": 150,
+        "registration_augmentation": 0.7,
     },
     # No registration network: refinements that start from one end as those that start from zero.
     "registration": {
@@ -451,6 +452,7 @@ _SMOKE: dict[str, object] = {
         **_FAST["segmentation"],  # type: ignore[dict-item]
         "minimum_steps": 120,
         "steps_per_structure": 0,
+        "registration_augmentation": 0.0,
     },
     "registration": {
         **_FAST["registration"],  # type: ignore[dict-item]

@@ -39,6 +39,9 @@ _COARSEST = 32  # voxels along the longest axis: no coarser grid is tried
 _CROP_SHARE = 0.08
 # Steps for each structure: as many as the budget allows; with fewer, a coarser grid is better.
 _STEPS = (150, 100, 60, 40, 20)
+# With so many steps for each structure, images that look different teach more than they cost
+# (docs/dev/choices.md); then this share of the labelled images is changed.
+_AMPLE_STEPS, _CHANGED_LOOKS = 300, 0.5
 # Learning at the scans' own voxels may take this part of the budget; else a finer grid is better.
 _OWN_VOXELS_SHARE = 0.4
 _MEMORY_SHARE = 0.7  # other programs need some, too
@@ -202,6 +205,13 @@ def make_plan(
             f"too, would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
         )
     reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
+    structures = len(table.names) - 1
+    if structures * _AMPLE_STEPS <= preset("fast").segmentation.minimum_steps:
+        training["augmentation"] = {"strong_intensity": _CHANGED_LOOKS}
+        reasons.append(
+            f"{100 * _CHANGED_LOOKS:.0f} % of the labelled images are made to look different while "
+            "training, since few structures leave time for it"
+        )
     if small:
         reasons.append(
             f"{len(small)} structures have fewer than {FEWEST_VOXELS} voxels and are hard to "
