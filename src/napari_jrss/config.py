@@ -112,9 +112,6 @@ class AugmentationConfig(_Settings):
     intensity_std: float = Field(0.0, ge=0, title="Intensity strength")
     """Standard deviation of a random factor and offset of the intensities of images, which have
     standard deviation 1."""
-    strong_intensity: Probability = Field(0.0, title="Labelled images that look different")
-    """Fraction of the labelled images whose intensities are strongly changed, as a perturbed
-    student sees unlabelled images."""
 
 
 class ScreeningConfig(_Settings):
@@ -162,6 +159,9 @@ class SegmentationTraining(_Settings):
     registration_augmentation: Probability = Field(0.0, title="Labelled scans that are deformed")
     """In the pre-training: fraction of the labelled scans that are warped towards an unlabelled
     scan, with their labels, along a part of the field between the two."""
+    strong_intensity: Probability = Field(0.0, title="Labelled scans that look different")
+    """In the pre-training: fraction of the labelled scans whose intensities are strongly changed,
+    as a perturbed student sees unlabelled scans."""
     include_background: bool = Field(True, title="Background in the Dice loss")
     """Whether the background counts as a class in the loss of pre-training (Eq. 1). If it does,
     networks without normalisation may learn to find nothing."""

@@ -207,9 +207,12 @@ def make_plan(
     reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
     structures = len(table.names) - 1
     if structures * _AMPLE_STEPS <= preset("fast").segmentation.minimum_steps:
-        training["augmentation"] = {"strong_intensity": _CHANGED_LOOKS}
+        training["segmentation"] = {
+            **training.get("segmentation", {}),
+            "strong_intensity": _CHANGED_LOOKS,
+        }
         reasons.append(
-            f"{100 * _CHANGED_LOOKS:.0f} % of the labelled images are made to look different while "
+            f"{100 * _CHANGED_LOOKS:.0f} % of the labelled scans are made to look different while "
             "training, since few structures leave time for it"
         )
     if small:

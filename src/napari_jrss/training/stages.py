@@ -253,21 +253,11 @@ class CohortStage:
         return crop_grid(shape, starts, crop, matrices, tensors.device)
 
     def _intensity(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Change how labelled images look, a little or strongly, as the settings have it."""
-        settings = self.config.augmentation
-        if settings.intensity_std > 0:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            images = random_intensity(images, settings.intensity_std, generator)
-        if settings.strong_intensity > 0:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            changed = rng.random(len(images)) < settings.strong_intensity
-            images = torch.cat(
-                [
-                    strong_intensity(image[None], generator) if its else image[None]
-                    for image, its in zip(images, changed, strict=True)
-                ]
-            )
-        return images
+        std = self.config.augmentation.intensity_std
+        if std == 0:
+            return images
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return random_intensity(images, std, generator)
 
 
 class MonoSegmentationStage(CohortStage):
@@ -295,9 +285,22 @@ class MonoSegmentationStage(CohortStage):
         grid = self._crops(cases, self.config.augmentation.affine_std, rng)
         grid = deformed(grid, cases, self.fields, settings.registration_augmentation, rng)
         images = self._intensity(sample_image(images, grid), rng)
+        if settings.strong_intensity > 0:
+            images = self._look_different(images, settings.strong_intensity, rng)
         self.network.train()
         labels = sample_label(labels, grid, outside=0)
         return mono_segmentation_step(self.network, images, labels, settings)
+
+    @staticmethod
+    def _look_different(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+        """Change the intensities of a share of the images strongly."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        changed = rng.random(len(images)) < share
+        seen = [
+            strong_intensity(image[None], generator) if its else image[None]
+            for image, its in zip(images, changed, strict=True)
+        ]
+        return torch.cat(seen)
 
     def validate(self) -> Validation:
         """Dice of the network on the validation cases."""

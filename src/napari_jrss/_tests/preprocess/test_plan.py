@@ -67,16 +67,16 @@ def test_small_scans_keep_their_own_voxels_and_the_usual_training() -> None:
     made = plan(cohort((35, 51, 35), (1, 1, 1)))
     assert (made.shape, made.spacing_mm, made.fits) == ((40, 56, 40), (1, 1, 1), True)
     usual = preset("fast").model_dump()
-    usual["augmentation"]["strong_intensity"] = 0.5
+    usual["segmentation"]["strong_intensity"] = 0.5
     assert made.config().model_dump() == usual
     assert made.small == {}
     assert made.pretraining_s + made.round_s <= BUDGETS_S["balanced"]
 
 
-def test_few_structures_are_learned_from_images_that_look_different_too() -> None:
+def test_few_structures_are_learned_from_scans_that_look_different_too() -> None:
     few, many = (plan(cohort((35, 51, 35), (1, 1, 1), volumes_ml=[5.0] * n), n) for n in (3, 4))
-    assert few.config().augmentation.strong_intensity == 0.5
-    assert few.reasons[-1].startswith("50 % of the labelled images are made to look different")
+    assert few.config().segmentation.strong_intensity == 0.5
+    assert few.reasons[-1].startswith("50 % of the labelled scans are made to look different")
     assert many.config() == preset("fast")
     assert not any("look different" in reason for reason in many.reasons)
 

@@ -156,9 +156,9 @@ def test_its_round_registers_pairs_first_and_goes_on_where_it_was_left(tmp_path:
 def test_a_pretraining_deforms_labelled_scans_too_and_goes_on_where_it_was_left(
     tmp_path: Path,
 ) -> None:
-    segmentation = {**perturbed().segmentation.model_dump(), "registration_augmentation": 0.7}
-    looks = {"augmentation": {"affine_std": 0.075, "strong_intensity": 0.5}}
-    config = perturbed(segmentation=segmentation, screening={"tau": 0.2}, **looks)
+    changes = {"registration_augmentation": 0.7, "strong_intensity": 0.5}
+    segmentation = {**perturbed().segmentation.model_dump(), **changes}
+    config = perturbed(segmentation=segmentation, screening={"tau": 0.2})
     events = run(RoundTask(0, snapshot(), config, tmp_path / "straight"), Never())
     story = [kind for kind in kinds(events) if kind[1] in ("deformation", "mono_segmentation")]
     assert story == [
@@ -174,11 +174,9 @@ def test_a_pretraining_deforms_labelled_scans_too_and_goes_on_where_it_was_left(
     assert isinstance(run(broken, Never())[-1], RoundFinished)
     assert_same_tensors(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
     # Each of the two changes has a part in it.
-    for name, without in (
-        ("fields", {**looks, "segmentation": {**segmentation, "registration_augmentation": 0}}),
-        ("looks", {"augmentation": {"affine_std": 0.075}, "segmentation": segmentation}),
-    ):
-        run(RoundTask(0, snapshot(), perturbed(**without), tmp_path / name), Never())
+    for name in changes:
+        without = perturbed(segmentation={**segmentation, name: 0})
+        run(RoundTask(0, snapshot(), without, tmp_path / name), Never())
         other = weights(tmp_path / name)["teacher.safetensors"]
         own = weights(tmp_path / "straight")["teacher.safetensors"]
         assert any(not torch.equal(own[key], other[key]) for key in own)
