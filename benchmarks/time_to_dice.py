@@ -38,6 +38,7 @@ from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.project.project import Project
 from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.deformation import find_fields
 from napari_jrss.training.events import EpochEnd, Event
 from napari_jrss.training.round import RoundTask, run_round, train_stage
 from napari_jrss.training.sampling import draw_start
@@ -128,13 +129,16 @@ def pretrain(snapshot: CohortSnapshot, config: TrainingConfig, folder: Path) -> 
     fabric = one_thread()
     fabric.seed_everything(config.seed, verbose=False)
     network = build_segmentation_network(config.segmentation_network, snapshot.classes)
-    stage = MonoSegmentationStage(
-        network, TrainingTensors(snapshot, {}, fabric.device), config, fabric
-    )
+    tensors, cancel = TrainingTensors(snapshot, {}, fabric.device), threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
     task = RoundTask(0, snapshot, config, folder)
-    events = train_stage(stage, {task.files.teacher: network}, task, fabric, threading.Event())
-    return list(curve(events, stage.name, folder.name))
+
+    def work() -> Iterator[Event]:
+        fields = yield from find_fields(config, snapshot, 0, fabric, cancel)
+        stage = MonoSegmentationStage(network, tensors, config, fabric, fields)
+        yield from train_stage(stage, {task.files.teacher: network}, task, fabric, cancel)
+
+    return list(curve(work(), "mono_segmentation", folder.name))
 
 
 def curve(events: Iterator[Event], stage: str, title: str) -> Iterator[Point]:
