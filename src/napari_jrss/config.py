@@ -330,7 +330,7 @@ class TrainingConfig(_Settings):
     GPU it may be slower (docs/benchmarks.md)."""
     schedule: Literal["decay", "cosine"] = Field("decay", title="Learning-rate schedule")
     """decay: the same factor after each epoch. cosine: a rise over the first 5 % of a stage's
-    steps, then half a cosine down to 1 %."""
+    steps, then half a cosine down to 1 %; the last weights are kept, not the best on validation."""
     gamma: float = Field(0.99, gt=0, le=1, title="Learning-rate decay")
     """Factor on the learning rate after each epoch; without effect on the cosine."""
     gradient_clip: float = Field(0.0, ge=0, title="Largest gradient norm")

@@ -78,6 +78,8 @@ def fit(
 ) -> Iterator[Event]:
     """Train one stage to its end, leaving the best weights on validation in its modules.
 
+    With the cosine schedule it leaves the last ones.
+
     Parameters
     ----------
     stage
@@ -104,7 +106,7 @@ def fit(
         if not ended:
             yield _leave(stage, fabric, state, state_path)
             return
-        _keep_best(stage, state, value)
+        _keep_best(stage, state, value, config)
     while True:
         if state.epoch_losses and _ends_epoch(state.step, stage):
             done = state.step // stage.steps_per_epoch
@@ -118,7 +120,7 @@ def fit(
                     yield _leave(stage, fabric, state, state_path)
                     return
                 if not stage.judge_start:
-                    _keep_best(stage, state, value)
+                    _keep_best(stage, state, value, config)
             yield EpochEnd(
                 stage=stage.name,
                 epoch=done,
@@ -277,8 +279,17 @@ def _judge(
     return ended
 
 
-def _keep_best(stage: Stage, state: TrainingState, value: float | None) -> None:
-    if value is not None and (state.best_validation is None or value > state.best_validation):
+def _keep_best(
+    stage: Stage, state: TrainingState, value: float | None, config: TrainingConfig
+) -> None:
+    """Keep the best weights on validation; where the rate ends near 0, the last ones stay.
+
+    The best of many validations on a few cases is a matter of luck, and what is judged against it
+    later seems worse than it is (docs/dev/choices.md).
+    """
+    if config.schedule == "cosine" and not stage.judge_start:
+        state.best_validation = value
+    elif value is not None and (state.best_validation is None or value > state.best_validation):
         state.best_validation = value
         state.best = _copies(stage)
 

@@ -108,6 +108,14 @@ def test_a_cosine_does_not_depend_on_the_number_of_cases(tmp_path: Path) -> None
     assert few.rates == many.rates
 
 
+def test_after_a_cosine_the_last_weights_stay(state: Path) -> None:
+    stage = OneWeight(validation=[0.4, 0.8, 0.6, 0.5])
+    last = train(stage, state, schedule="cosine")[-1]
+    assert stage.weight == stage.seen[-1] != stage.seen[1]
+    assert isinstance(last, EpochEnd)
+    assert last.best == 0.5
+
+
 def test_a_long_gradient_is_shortened(state: Path) -> None:
     stage = OneWeight(steps=1)
     train(stage, state, gradient_clip=1e-3)
