@@ -23,7 +23,6 @@ from napari_jrss.threads import available_cores
 
 _DISTRIBUTION = "napari-jrss"
 _MODULES = {
-    "lightning-fabric": "lightning_fabric",
     "scikit-image": "skimage",
     "simpleitk": "SimpleITK",
 }
@@ -109,7 +108,7 @@ def _check(requirement: Requirement) -> tuple[str | None, str | None]:
     if not requirement.specifier.contains(version, prereleases=True):
         return version, f"{name} {version} does not satisfy {requirement.specifier}: {install}"
     try:
-        importlib.import_module(_MODULES.get(name.lower(), name))
+        importlib.import_module(_MODULES.get(name.lower(), name.replace("-", "_")))
     except Exception as error:  # a broken installation may raise any error
         reason = " ".join(str(error).split())
         return version, f"{name} {version} can't be imported ({reason}): reinstall it"
