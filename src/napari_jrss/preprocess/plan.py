@@ -40,7 +40,7 @@ _CROP_SHARE = 0.08
 # Steps for each structure: as many as the budget allows; with fewer, a coarser grid is better.
 _STEPS = (150, 100, 60, 40, 20)
 # With so many steps for each structure, images that look different teach more than they cost
-# (docs/dev/choices.md); then this share of the labelled images is changed.
+# (docs/dev/choices.md); then this share of the labelled scans is changed in the pre-training.
 _AMPLE_STEPS, _CHANGED_LOOKS = 300, 0.5
 # Learning at the scans' own voxels may take this part of the budget; else a finer grid is better.
 _OWN_VOXELS_SHARE = 0.4

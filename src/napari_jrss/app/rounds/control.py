@@ -14,6 +14,7 @@ from napari_jrss.app.rounds.estimate import (
     Measured,
     check_fits,
     cost_settings,
+    deforms,
     estimated,
     measure_in_own_process,
 )
@@ -222,7 +223,8 @@ class RoundControl:
         snapshot, devices = project.snapshot(), self.devices
         # What changes the cost of no step is measured once.
         key = f"{devices} {device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
-        key += f" {config.trains_registration}"  # else none of its steps is measured
+        # else none of their steps is measured
+        key += f" {config.trains_registration} {deforms(config)}"
 
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)

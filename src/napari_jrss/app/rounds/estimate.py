@@ -185,7 +185,7 @@ def estimated(
         # A case is also predicted on its own voxels, in blocks whose memory is bounded.
         on_scan = measured.stages["prediction"].at(round(voxels * usual_finer(snapshot) ** 3))[0]
         seconds += on_scan * _part(min(unlabelled, MOST_ON_OWN_VOXELS), measured)
-    costs["prediction"] = seconds / (judged + unlabelled), memory
+    costs["prediction"] = seconds / max(1, judged + unlabelled), memory
     if "deformation" in steps:
         pairs = max(pairs_before(config, snapshot, joint=joint) for joint in (True, False))
         each, memory = costs["deformation"]
@@ -324,8 +324,7 @@ def measure(
     names = ["mono_segmentation", "student", "prediction"]
     if config.trains_registration:
         names.append("registration")
-    deformed = config.joint.student == "perturbed" and config.joint.registration_augmentation > 0
-    if deformed or config.segmentation.registration_augmentation > 0:
+    if deforms(config):
         names.append("deformation")
     if config.fine.steps > 0:
         names.append("own_voxels")
@@ -383,6 +382,14 @@ def cost_settings(config: TrainingConfig) -> str:
             "joint": {"student", "registration_warp", "supervised_dice"},
             "fine": {"crop"},
         }
+    )
+
+
+def deforms(config: TrainingConfig) -> bool:
+    """Whether labelled scans are deformed, so that pairs are registered before a training."""
+    joint = config.joint
+    return config.segmentation.registration_augmentation > 0 or (
+        joint.student == "perturbed" and joint.registration_augmentation > 0
     )
 
 
