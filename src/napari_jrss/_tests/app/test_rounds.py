@@ -258,6 +258,17 @@ def test_no_other_project_while_a_round_runs(session: Session, path: Path, tmp_p
         assert project.unfinished_round() is not None
 
 
+def test_what_another_training_takes_is_measured_anew(session: Session) -> None:
+    deformed = tiny_config(segmentation={"registration_augmentation": 0.7})
+    found: list[object] = []
+    session.rounds.estimator.event.connect(found.append)
+    for config in (tiny_config(), deformed):
+        session.rounds.estimate(config, 0)
+        assert session.rounds.estimator.wait(120)
+        assert session.rounds.estimator.state is JobState.FINISHED, session.rounds.estimator.error
+    assert len(found) == 2
+
+
 def test_a_slot_that_raises_leaves_the_round_alone(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
