@@ -10,10 +10,12 @@ from napari.utils.colormaps import DirectLabelColormap
 from napari.viewer import Viewer
 from numpy.typing import NDArray
 
+from napari_jrss.app.review.editor import Box
 from napari_jrss.geometry import Triple
 from napari_jrss.labels import LabelTable
 
 AXES = ("z", "y", "x")
+_MARKED = "marked"  # metadata of a layer: the box that holds values
 
 
 class LayerSet:
@@ -71,6 +73,37 @@ def show_voxels(layer: Layer, array: NDArray[Any]) -> None:
     """Give a layer voxels that nobody paints; napari lets every new array be painted."""
     layer.data = array
     layer.editable = False
+
+
+def put(layer: Layer, scale: Triple, translate: Triple) -> None:
+    """Place a layer in the world; napari draws a layer anew for each of the two, changed or not."""
+    for name, wanted in (("scale", scale), ("translate", translate)):
+        if not np.array_equal(getattr(layer, name), wanted):
+            setattr(layer, name, wanted)
+
+
+def mark(layer: Labels, shape: Sequence[int], box: Box, values: NDArray[np.uint8]) -> bool:
+    """Let a layer hold values in a box of a volume (z, y, x), and zeros elsewhere.
+
+    It is written in place where the volume has this shape already: for a new array napari builds
+    the shaders anew.
+
+    Returns
+    -------
+    bool
+        Whether it was written in place, so that the layer has to be refreshed.
+    """
+    held = layer.data
+    in_place = held.shape == tuple(shape) and held.flags.writeable
+    if in_place:
+        held[layer.metadata[_MARKED]] = 0
+    else:
+        held = np.zeros(shape, np.uint8)
+    held[box] = values
+    layer.metadata[_MARKED] = box
+    if not in_place:
+        show_voxels(layer, held)
+    return in_place
 
 
 def look_of(table: LabelTable) -> dict[str, Any]:

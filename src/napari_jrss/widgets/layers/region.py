@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from napari.utils.colormaps import DirectLabelColormap
 from napari_jrss.app.review.open_case import OpenCase
 from napari_jrss.app.review.region_stroke import Preview
 from napari_jrss.widgets import keys
-from napari_jrss.widgets.layers.common import labels_layer, show_voxels
+from napari_jrss.widgets.layers.common import labels_layer, mark, put
 
 REGION = "region"
 REGION_ADD, REGION_REMOVE = "region_add", "region_remove"
@@ -37,7 +37,9 @@ class Layers(Protocol):
 
     def everything(self) -> list[Layer]: ...  # noqa: D102
 
-    def bind_keys(self, layer: Layer) -> None: ...  # noqa: D102
+    def refresh(self, layer: Layer) -> None: ...  # noqa: D102
+
+    def bind_keys(self, layer: Layer, keys: Iterable[str]) -> None: ...  # noqa: D102
 
 
 class RegionView:
@@ -59,19 +61,17 @@ class RegionView:
                 layer.visible = False
             self._sweep({})
             return
-        box, spacing = preview.region.box, case.spacing_mm
-        values = preview.mask * np.uint8(_ADDS if preview.region.adding else _REMOVES)
-        start = [side.start * size for side, size in zip(box, spacing, strict=True)]
         if layer is None:
-            layer = labels_layer(values, case, case.table, REGION, opacity=0.7)
+            nothing = np.zeros((1, 1, 1), np.uint8)
+            layer = labels_layer(nothing, case, case.table, REGION, opacity=0.7)
             layer.colormap, layer.editable = _COLOURS, False
             layer.blending = "translucent_no_depth"
-            layer.translate = start
             self._layers.add(REGION, layer)
-        else:
-            show_voxels(layer, values)
-            layer.scale, layer.translate = spacing, start
-            layer.visible = True
+        values = preview.mask * np.uint8(_ADDS if preview.region.adding else _REMOVES)
+        if mark(layer, case.image.shape, preview.region.box, values):
+            self._layers.refresh(layer)
+        put(layer, case.spacing_mm, (0.0, 0.0, 0.0))
+        layer.visible = True
         self._sweep(commands)
 
     def wheel(self, layer: Layer, event: Any) -> None:
@@ -85,7 +85,5 @@ class RegionView:
             return
         former, self.commands = self.commands, commands
         for layer in self._layers.everything():
-            for key in former:
-                layer.bind_key(key, None, overwrite=True)
-            self._layers.bind_keys(layer)
+            self._layers.bind_keys(layer, {*former, *commands})
             layer.mouse_zoom = not commands

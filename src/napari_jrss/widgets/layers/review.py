@@ -1,24 +1,27 @@
 """The layers of the case under review, from the scan to the label that is painted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Layer
 from napari.utils.colormaps import Colormap, DirectLabelColormap
 from napari.viewer import Viewer
+from numpy.typing import NDArray
 
 from napari_jrss.app.review.editor import Box, Edit
 from napari_jrss.app.review.open_case import OpenCase
 from napari_jrss.app.review.opinions import Dispute
 from napari_jrss.app.review.regions import Region
-from napari_jrss.geometry import linear_and_shift
+from napari_jrss.geometry import Triple, linear_and_shift
 from napari_jrss.labels import IGNORED, LabelTable
 from napari_jrss.widgets.layers.common import (
     LayerSet,
     image_layer,
     labels_layer,
     look_of,
+    mark,
+    put,
     show_axially,
     show_voxels,
     tell_intensity,
@@ -39,6 +42,8 @@ _LEFT_OUT = DirectLabelColormap(
     color_dict={None: "transparent", 0: "transparent", IGNORED: "white"}
 )
 _OUTLINE = DirectLabelColormap(color_dict={None: "transparent", 0: "transparent", 1: "#ff40ff"})
+_ORIGIN: Triple = (0.0, 0.0, 0.0)
+_EVERYWHERE = (slice(None),) * 3
 _FIELD_MM = 60.0
 """Width of what is seen at least around an uncertain region."""
 
@@ -101,7 +106,7 @@ class ReviewLayers(LayerSet):
             self._add(IMAGE, image)
         else:
             image.data = case.image
-            image.scale = case.spacing_mm
+            put(image, case.spacing_mm, _ORIGIN)
             image.contrast_limits = case.limits
             self._rename(IMAGE, case.case_id)
         image.contrast_limits_range = case.extremes
@@ -153,7 +158,7 @@ class ReviewLayers(LayerSet):
     def show_edit(self, edit: Edit) -> None:
         """Show a change of the label that wasn't painted."""
         if self.label is not None and not edit.shown:
-            self._refresh(self.label)
+            self.refresh(self.label)
 
     def recolour(self, case: OpenCase) -> None:
         """Show the structures' present colours and names."""
@@ -176,11 +181,14 @@ class ReviewLayers(LayerSet):
         if case is None:
             return
         if region.uncertain is not None:
-            marked = np.zeros(case.grid.shape, np.uint8)
-            marked[region.box] = region.uncertain
             layer = self._outline(case)
-            self._place(case, OUTLINE, layer)
-            show_voxels(layer, case.shown(marked))
+            if case.grid_placement is None:
+                marked = np.zeros(case.grid.shape, np.uint8)
+                marked[region.box] = region.uncertain
+                self._mark(layer, case.image.shape, _EVERYWHERE, case.shown(marked))
+            else:
+                self._mark(layer, case.grid.shape, region.box, region.uncertain)
+            put(layer, *self._where(case))
         linear, shift = linear_and_shift(case.transform.grid_to_scan)
         z, y, x = linear @ region.at + shift
         self._bring_near((z, y, x))
@@ -190,11 +198,9 @@ class ReviewLayers(LayerSet):
         case = self._case
         if case is None:
             return
-        marked = np.zeros(case.image.shape, np.uint8)
-        marked[dispute.box] = dispute.mask
         layer = self._outline(case)
-        layer.scale, layer.translate = case.spacing_mm, (0, 0, 0)
-        show_voxels(layer, marked)
+        self._mark(layer, case.image.shape, dispute.box, dispute.mask)
+        put(layer, case.spacing_mm, _ORIGIN)
         self._bring_near(dispute.at)
 
     def show_slice(self, axis: int, number: int) -> None:
@@ -295,7 +301,7 @@ class ReviewLayers(LayerSet):
             # voxels into the next.
             label.editable = False
             label.data = case.editor.label
-            label.scale = case.spacing_mm
+            put(label, case.spacing_mm, _ORIGIN)
             label.editable = True
             label.mode = mode
         label.editable = not read_only
@@ -334,11 +340,21 @@ class ReviewLayers(LayerSet):
 
     def _place(self, case: OpenCase, kind: str, layer: Layer) -> None:
         """Put an overlay where the case's training grid lies, without voxels of its own."""
-        where = case.grid_placement
-        shape = case.image.shape if where is None else case.grid.shape
+        shape = case.image.shape if case.grid_placement is None else case.grid.shape
         dtype = np.uint8 if kind in _INDICES else np.float32
         show_voxels(layer, np.broadcast_to(np.zeros((), dtype), shape))
-        layer.scale, layer.translate = where or (case.spacing_mm, (0, 0, 0))
+        put(layer, *self._where(case))
+
+    @staticmethod
+    def _where(case: OpenCase) -> tuple[Triple, Triple]:
+        """Scale and translation of the overlays."""
+        return case.grid_placement or (case.spacing_mm, _ORIGIN)
+
+    def _mark(
+        self, layer: Labels, shape: Sequence[int], box: Box, values: NDArray[np.uint8]
+    ) -> None:
+        if mark(layer, shape, box, values):
+            self.refresh(layer)
 
     def _shown(self, kind: str) -> None:
         self._fill(kind)
@@ -370,7 +386,7 @@ class ReviewLayers(LayerSet):
                 case.screening.target(case.screened.tau, out=layer.data)
             else:
                 case.shown(case.screening.target(case.screened.tau), out=layer.data)
-            self._refresh(layer)
+            self.refresh(layer)
 
     def mirror(self, layer: Layer, copy: Layer) -> list[Any]:
         """Let a copy of a layer in another plane, of the same array, take its keys and strokes.
@@ -390,17 +406,20 @@ class ReviewLayers(LayerSet):
             copy.mouse_zoom = not self.region.commands
         return ends
 
-    def _refresh(self, layer: Layer) -> None:
+    def refresh(self, layer: Layer) -> None:
         """Draw a layer again, in every plane, after its voxels changed in place."""
         layer.refresh()
         for own, copy in self._mirrors:
             if own is layer:
                 copy.refresh()
 
-    def bind_keys(self, layer: Layer) -> None:
-        """Let a layer know the keys."""
-        for key, command in {**self._keys, **self.region.commands}.items():
-            layer.bind_key(key, lambda _, command=command: command(), overwrite=True)
+    def bind_keys(self, layer: Layer, keys: Iterable[str] | None = None) -> None:
+        """Let a layer know what keys do now: these, or all."""
+        commands = {**self._keys, **self.region.commands}
+        for key in commands if keys is None else keys:
+            command = commands.get(key)
+            does = command and (lambda _, command=command: command())
+            layer.bind_key(key, does, overwrite=True)
 
     @property
     def region_mode(self) -> str:
@@ -425,7 +444,7 @@ class ReviewLayers(LayerSet):
     def refresh_label(self) -> None:
         """Draw the label again, after its voxels changed in place."""
         if self.label is not None:
-            self._refresh(self.label)
+            self.refresh(self.label)
 
     def _add(self, kind: str, layer: Layer, place: int | None = None) -> None:
         selected = self._viewer.layers.selection.active
