@@ -46,6 +46,7 @@ def test_any_grid_size(name: str, shape: tuple[int, int, int]) -> None:
     assert registration(image, image).shape == (2, 3, *shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("channels", [2, 3])
 def test_segmentation_sees_all_images_and_registration_the_first(name: str, channels: int) -> None:
@@ -65,6 +66,7 @@ def test_segmentation_sees_all_images_and_registration_the_first(name: str, chan
     torch.testing.assert_close(registration(*pair), registration(*pair[:, :, :1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("steps", [0, 5])
 def test_registration_starts_next_to_the_identity_and_learns(name: str, steps: int) -> None:

@@ -62,6 +62,7 @@ def plain(network: ObeliskNetwork, image: Tensor) -> Tensor:
     return F.conv3d(x, network.head.weight, network.head.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(16, 24, 32), (17, 13, 22)])
 @pytest.mark.parametrize(
