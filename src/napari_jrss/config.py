@@ -236,6 +236,9 @@ class JointConfig(_Settings):
     registration_augmentation: Probability = Field(0.0, title="Labelled scans that are deformed")
     """For perturbed students: fraction of the labelled scans that are warped towards an
     unlabelled scan, with their labels, along a part of the field between the two."""
+    propagated_labels: float = Field(0.0, ge=0, title="Weight of propagated labels")
+    """For perturbed students: weight of the labels that registration carries to an unlabelled scan,
+    beside 1 for what the teacher finds there, in voxels where the teacher is unsure (below tau)."""
     registration_epochs: int = Field(100, ge=0, title="Registration epochs per round")
     """In the paper, five times the student's epochs."""
     lambda_u: float = Field(0.5, ge=0, title="Uncertainty weight")
@@ -438,6 +441,7 @@ _FAST: dict[str, object] = {
         "minimum_steps": 700,
         "learning_rate": 1e-3,
         "registration_augmentation": 0.7,
+        "propagated_labels": 1.0,
         "registration_epochs": 0,
         "ema_decay": 0.98,
         "dropout": 0.0,
@@ -463,6 +467,7 @@ _SMOKE: dict[str, object] = {
         **_FAST["joint"],  # type: ignore[dict-item]
         "minimum_steps": 150,
         "learning_rate": 2e-3,
+        "propagated_labels": 0.0,
         "registration_epochs": 4,
         "ema_decay": 0.95,
     },

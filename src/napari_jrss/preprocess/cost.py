@@ -32,6 +32,7 @@ _SECONDS = {
     "registration": (2.1, 0.04),
     "prediction": (0.9, 0.0),
     "deformation": (1.4, 0.0),
+    "propagation": (5.6, 0.0),
     "quick": (3.4, 0.03),
     "own_voxels": (3.5, 0.07),
 }
@@ -44,6 +45,7 @@ _BYTES = {
     "registration": (1150, 45),
     "prediction": (450, 8),
     "deformation": (100, 0),
+    "propagation": (140, 0),
     "own_voxels": (1850, 90),
 }
 # For each further image of a case: seconds per million voxels, and bytes per voxel.
@@ -168,7 +170,9 @@ def training_cost(
     one_round = {
         "student": joint.steps(per_epoch),
         "registration": joint.registration_epochs * pairs,
-        "deformation": 24 if joint.registration_augmentation else 0,
+        "propagation" if joint.propagated_labels else "deformation": 24
+        if joint.propagated_labels or joint.registration_augmentation
+        else 0,
         "prediction": unlabelled,
     }
     voxels = {stage: crop if stage in ON_CROPS else grid for stage in _SECONDS}

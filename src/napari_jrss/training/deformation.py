@@ -1,8 +1,9 @@
-"""Fields from labelled to unlabelled scans, along which training moves labelled scans.
+"""Fields from labelled to unlabelled scans, along which training moves labelled scans and labels.
 
 A labelled scan that is moved along a part of the field to another scan looks like anatomy between
 the two, and its label moves with it (Zhao et al. 2019, Data augmentation using learned
-transformations for one-shot medical image segmentation). The fields come from the images alone.
+transformations for one-shot medical image segmentation). Along the whole field a label says what
+the other scan may hold. The fields come from the images alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from napari_jrss.config import TrainingConfig
-from napari_jrss.inference.refine import IMAGES_QUICKLY, register_images
+from napari_jrss.config import RefinementConfig, TrainingConfig
+from napari_jrss.inference.refine import IMAGES_ALONE, IMAGES_QUICKLY, register_images
 from napari_jrss.snapshot import CohortSnapshot, Image
 from napari_jrss.training.augment import follow_field
 from napari_jrss.training.events import (
@@ -36,17 +37,32 @@ MOST_VOXELS = 700_000
 FIELD_SCALES = (0.3, 1.2)
 """The part of a field that a labelled scan is moved along is drawn between these."""
 
-Fields = Mapping[str, Sequence[Tensor]]
-"""By labelled case: displacement fields (3, z, y, x) in voxels onto unlabelled scans."""
+Fields = Mapping[str, Mapping[str, Tensor]]
+"""By labelled case and unlabelled one: displacement field (3, z, y, x) in voxels onto that scan."""
+
+
+SETTINGS: Mapping[str, RefinementConfig] = {
+    "deformation": IMAGES_QUICKLY,
+    "propagation": IMAGES_ALONE,
+}
+"""How pairs are registered in the two stages that do so: to deform scans, or to carry labels."""
+
+
+def registering_stage(config: TrainingConfig, *, joint: bool) -> str:
+    """The stage that registers pairs before a round or the pre-training; "" if none does."""
+    if not joint:
+        return "deformation" if config.segmentation.registration_augmentation else ""
+    if config.joint.student != "perturbed":
+        return ""
+    if config.joint.propagated_labels:
+        return "propagation"
+    return "deformation" if config.joint.registration_augmentation else ""
 
 
 def pairs_before(config: TrainingConfig, snapshot: CohortSnapshot, *, joint: bool) -> int:
     """How many pairs are registered before a round, or before the pre-training."""
-    share = config.segmentation.registration_augmentation
-    if joint:
-        perturbed = config.joint.student == "perturbed"
-        share = config.joint.registration_augmentation if perturbed else 0.0
-    return min(MOST_FIELDS, len(snapshot.labelled) * len(snapshot.unlabelled)) if share else 0
+    wanted = registering_stage(config, joint=joint)
+    return min(MOST_FIELDS, len(snapshot.labelled) * len(snapshot.unlabelled)) if wanted else 0
 
 
 def pairs_to_register(
@@ -66,8 +82,8 @@ def find_fields(
     config: TrainingConfig, snapshot: CohortSnapshot, number: int, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, Fields | None]:
     """The fields of the pairs of round `number`; None if cancelled."""
-    stage = "deformation"
-    fields: dict[str, list[Tensor]] = {}
+    stage = registering_stage(config, joint=number > 0)
+    fields: dict[str, dict[str, Tensor]] = {}
     pairs = pairs_to_register(config, snapshot, number)
     if not pairs:
         return fields
@@ -78,10 +94,10 @@ def find_fields(
             return None
         following = pairs[done : done + fabric.world_size]
         own = following[min(fabric.global_rank, len(following) - 1)]
-        field = field_between(snapshot, *own, fabric.device)
+        field = field_between(snapshot, *own, fabric.device, SETTINGS[stage])
         found = torch.as_tensor(fabric.all_gather(field)) if fabric.world_size > 1 else field[None]
         for (moving, fixed), each in zip(following, found):  # noqa: B905
-            fields.setdefault(moving, []).append(each)
+            fields.setdefault(moving, {})[fixed] = each
             yield PairRegistered(stage=stage, moving=moving, fixed=fixed)
     yield StageFinished(stage=stage)
     return fields
@@ -96,8 +112,8 @@ def deformed(
     """
     moved = []
     for each, case in zip(grid, cases, strict=True):
-        chosen, known = each[None], fields.get(case, ())
-        if len(known) and rng.random() < share:
+        chosen, known = each[None], list(fields.get(case, {}).values())
+        if known and rng.random() < share:
             field = known[int(rng.integers(len(known)))].to(grid.device).float()
             chosen = follow_field(chosen, float(rng.uniform(*FIELD_SCALES)) * field[None])
         moved.append(chosen)
@@ -105,14 +121,18 @@ def deformed(
 
 
 def field_between(
-    snapshot: CohortSnapshot, moving: str, fixed: str, device: torch.device
+    snapshot: CohortSnapshot,
+    moving: str,
+    fixed: str,
+    device: torch.device,
+    settings: RefinementConfig,
 ) -> Tensor:
     """Field (3, z, y, x), float16, that pulls a case onto another by their images alone.
 
     On large grids it is found, and kept, at half the resolution or less, in voxels of that.
     """
     here, there = (_coarse(snapshot.arrays.image(case), device) for case in (moving, fixed))
-    return register_images(here, there, snapshot.spacing_mm, IMAGES_QUICKLY, device=device).half()
+    return register_images(here, there, snapshot.spacing_mm, settings, device=device).half()
 
 
 def _coarse(image: Image, device: torch.device) -> Tensor:

@@ -10,7 +10,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.training.augment import sample_image, sample_label, strong_intensity
+from napari_jrss.training.augment import (
+    follow_field,
+    sample_image,
+    sample_label,
+    strong_intensity,
+)
 from napari_jrss.training.deformation import Fields, deformed
 from napari_jrss.training.ranks import shared
 from napari_jrss.training.sampling import draw_cases
@@ -20,6 +25,7 @@ from napari_jrss.training.steps import (
     Losses,
     PerturbedBatch,
     dice_and_cross_entropy,
+    known_one_hot,
     perturbed_student_step,
 )
 
@@ -86,12 +92,34 @@ class PerturbedStudentStage(TeacherStage):
         labelled = draw_cases(tensors.snapshot.labelled, size, rng)
         unlabelled = draw_cases(tensors.snapshot.unlabelled, size, rng)
         images, labels = self._labelled(labelled, rng)
-        unchanged = sample_image(tensors.images(unlabelled), self._crops(unlabelled, 0.0, rng))
+        grid = self._crops(unlabelled, 0.0, rng)
+        unchanged = sample_image(tensors.images(unlabelled), grid)
         probabilities = self._seeing(unchanged).float().softmax(1)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return PerturbedBatch(
-            images=self._intensity(images, rng),
-            labels=labels,
-            perturbed=strong_intensity(unchanged, generator),
-            teacher=probabilities,
+        opinions = zip(unlabelled, grid, probabilities, strict=True)
+        probabilities = torch.stack(
+            [self._with_vote(case, its[None], found) for case, its, found in opinions]
         )
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        labelled_images = self._intensity(images, rng)
+        perturbed = strong_intensity(unchanged, generator)
+        return PerturbedBatch(labelled_images, labels, perturbed, probabilities)
+
+    def _with_vote(self, case: str, grid: Tensor, teacher: Tensor) -> Tensor:
+        """What a teacher finds in a crop (C, z, y, x); where it is unsure, with registered labels.
+
+        These are of labelled scans of which a field to this unlabelled one is known. Below tau
+        their vote is averaged with the teacher's probabilities; where both agree, the voxel may
+        get above tau.
+        """
+        weight = self.config.joint.propagated_labels
+        fields = {moving: known[case] for moving, known in self.fields.items() if case in known}
+        if not fields or weight == 0:
+            return teacher
+        votes = []
+        for moving, field in fields.items():
+            moved = follow_field(grid, field.to(grid.device).float()[None])
+            label = sample_label(self.tensors.labels([moving]), moved, outside=0)
+            votes.append(known_one_hot(label, len(teacher))[0].to(teacher.dtype))
+        unsure = teacher.max(0).values <= self.config.screening.tau
+        vote = weight * unsure * torch.stack(votes).mean(0)
+        return (teacher + vote) / (1 + vote.sum(0))  # an ignored label has no vote

@@ -29,6 +29,7 @@ from napari_jrss.config import NetworkConfig, TrainingConfig
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.training.deformation import (
     MOST_FIELDS,
+    SETTINGS,
     deformed,
     field_between,
     pairs_to_register,
@@ -71,7 +72,13 @@ def stage(config: TrainingConfig, passed: tuple[bool, ...] = (True,) * C) -> Per
     student, teacher = (build_segmentation_network(NetworkConfig(name="unet"), C) for _ in range(2))
     field = torch.zeros(3, *SHAPE)
     return PerturbedStudentStage(
-        "student_1", student, teacher, tensors, config, cpu(), {"a": [field], "b": [field]}
+        "student_1",
+        student,
+        teacher,
+        tensors,
+        config,
+        cpu(),
+        {"a": {"u": field}, "b": {"u": field}},
     )
 
 
@@ -85,6 +92,34 @@ def test_it_reads_labels_of_labelled_cases_only_and_sees_crops_of_both() -> None
     assert isinstance(arrays, RecordingArrays)
     assert {case for kind, case in arrays.read if kind == "label"} <= set(LABELLED)
     assert {case for kind, case in arrays.read if kind == "image"} <= {*LABELLED, *UNLABELLED}
+
+
+@pytest.mark.parametrize(("tau", "weight"), [(1.0, 1.0), (1.0, 2.0), (0.0, 1.0)])
+def test_registered_labels_have_a_part_where_the_teacher_is_unsure(
+    tau: float, weight: float
+) -> None:
+    this = stage(
+        perturbed(
+            joint={"propagated_labels": weight, "student": "perturbed"}, screening={"tau": tau}
+        )
+    )
+    this.fields = {"a": this.fields["a"]}  # zero: the label of "a" as it is
+    found = torch.randn(C, *SHAPE).softmax(0)
+    grid = torch.nn.functional.affine_grid(torch.eye(3, 4)[None], [1, 1, *SHAPE], True)
+    target = this._with_vote("u", grid, found)
+    if tau == 0:  # sure everywhere
+        torch.testing.assert_close(target, found)
+        return
+    label = torch.from_numpy(this.tensors.snapshot.arrays.label("a")).long()
+    vote = torch.nn.functional.one_hot(label, C).movedim(-1, 0)
+    torch.testing.assert_close(target, (found + weight * vote) / (1 + weight))
+
+
+def test_a_scan_to_which_no_label_was_carried_has_the_teacher_alone() -> None:
+    this = stage(perturbed(joint={"propagated_labels": 1.0, "student": "perturbed"}))
+    this.fields = {"a": {"another": torch.zeros(3, *SHAPE)}}
+    found = torch.rand(C, 4, 4, 4)
+    assert this._with_vote("u", torch.zeros(1, 4, 4, 4, 3), found) is found
 
 
 def test_classes_that_passed_in_no_unlabelled_case_do_not_teach() -> None:
@@ -116,10 +151,10 @@ def test_pairs_are_of_a_labelled_and_an_unlabelled_case() -> None:
 
 
 def test_a_field_brings_a_case_closer_to_another() -> None:
-    field = field_between(snapshot(), "b", "u", CPU).float()
+    field = field_between(snapshot(), "b", "u", CPU, SETTINGS["deformation"]).float()
     this = stage(perturbed())
     grid = this._grid(1, 0.0, np.random.default_rng(0))
-    moved = deformed(grid, ["b"], {"b": [field]}, 1.0, np.random.default_rng(1))
+    moved = deformed(grid, ["b"], {"b": {"u": field}}, 1.0, np.random.default_rng(1))
     b, u = (torch.from_numpy(phantom(case)[0])[None, None] for case in "bu")
     warped = torch.nn.functional.grid_sample(b, moved, padding_mode="border", align_corners=True)
     assert float((warped - u).square().mean()) < 0.8 * float((b - u).square().mean())

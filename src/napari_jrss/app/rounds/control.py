@@ -14,9 +14,9 @@ from napari_jrss.app.rounds.estimate import (
     Measured,
     check_fits,
     cost_settings,
-    deforms,
     estimated,
     measure_in_own_process,
+    registering_stages,
 )
 from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.app.rounds.process import InOwnProcess
@@ -224,7 +224,7 @@ class RoundControl:
         # What changes the cost of no step is measured once.
         key = f"{devices} {device} {snapshot.classes} {snapshot.shape} {cost_settings(config)}"
         # else none of their steps is measured
-        key += f" {config.trains_registration} {deforms(config)}"
+        key += f" {config.trains_registration} {registering_stages(config)}"
 
         def work(cancel: threading.Event) -> Iterator[Estimate]:
             measured = self._measured.get(key)

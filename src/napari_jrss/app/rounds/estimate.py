@@ -123,7 +123,7 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
-    from napari_jrss.training.deformation import pairs_before
+    from napari_jrss.training.deformation import pairs_before, registering_stage
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import fine_wanted
 
@@ -136,7 +136,7 @@ def steps_of(
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
         "student": rounds * config.joint.steps(segmentation),
-        "deformation": rounds * pairs_before(config, snapshot, joint=True),
+        registering_stage(config, joint=True): rounds * pairs_before(config, snapshot, joint=True),
         "prediction": predictions,
     }
     if fine_wanted(config, snapshot):
@@ -146,7 +146,8 @@ def steps_of(
         seg, reg = config.segmentation, config.registration
         steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
         steps["mono_registration"] = reg.steps(registration)
-        steps["deformation"] += pairs_before(config, snapshot, joint=False)
+        stage = registering_stage(config, joint=False)
+        steps[stage] = steps.get(stage, 0) + pairs_before(config, snapshot, joint=False)
     return {stage: count for stage, count in steps.items() if count}
 
 
@@ -159,7 +160,7 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
-    from napari_jrss.training.deformation import pairs_before
+    from napari_jrss.training.deformation import pairs_before, registering_stage
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import usual_finer
 
@@ -186,10 +187,11 @@ def estimated(
         on_scan = measured.stages["prediction"].at(round(voxels * usual_finer(snapshot) ** 3))[0]
         seconds += on_scan * _part(min(unlabelled, MOST_ON_OWN_VOXELS), measured)
     costs["prediction"] = seconds / max(1, judged + unlabelled), memory
-    if "deformation" in steps:
-        pairs = max(pairs_before(config, snapshot, joint=joint) for joint in (True, False))
-        each, memory = costs["deformation"]
-        costs["deformation"] = each * _part(pairs, measured) / pairs, memory
+    for joint in (True, False):
+        if (stage := registering_stage(config, joint=joint)) in steps:
+            pairs = pairs_before(config, snapshot, joint=joint)
+            each, memory = measured.stages[stage].at(voxels)
+            costs[stage] = each * _part(pairs, measured) / pairs, memory
     known: dict[str, float] = {}
     for entry in filter(project.of_this_plan, project.rounds()):
         known.update(_step_seconds(entry, config, measured.name))
@@ -324,8 +326,7 @@ def measure(
     names = ["mono_segmentation", "student", "prediction"]
     if config.trains_registration:
         names.append("registration")
-    if deforms(config):
-        names.append("deformation")
+    names += registering_stages(config)
     if config.fine.steps > 0:
         names.append("own_voxels")
     crop = config.segmentation.crop(shape)
@@ -385,12 +386,12 @@ def cost_settings(config: TrainingConfig) -> str:
     )
 
 
-def deforms(config: TrainingConfig) -> bool:
-    """Whether labelled scans are deformed, so that pairs are registered before a training."""
-    joint = config.joint
-    return config.segmentation.registration_augmentation > 0 or (
-        joint.student == "perturbed" and joint.registration_augmentation > 0
-    )
+def registering_stages(config: TrainingConfig) -> list[str]:
+    """The stages that register pairs before trainings with these settings."""
+    from napari_jrss.training.deformation import registering_stage
+
+    found = {registering_stage(config, joint=joint) for joint in (True, False)}
+    return sorted(found - {""})
 
 
 def _scaled(shape: Shape, voxels: int) -> Shape:
@@ -417,7 +418,7 @@ def one_step(
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.fine import FineNetwork
-    from napari_jrss.training.deformation import field_between
+    from napari_jrss.training.deformation import SETTINGS, field_between
     from napari_jrss.training.fine import FineStage
     from napari_jrss.training.loop import Stage
     from napari_jrss.training.perturbed import PerturbedStudentStage
@@ -444,8 +445,8 @@ def one_step(
         network.to(fabric.device).eval()
         image = snapshot.arrays.channels("a")
         return lambda: (predict_case(network, image, fabric.device), None)[1]
-    if name == "deformation":
-        return lambda: (field_between(snapshot, "a", "u", fabric.device), None)[1]
+    if name in SETTINGS:
+        return lambda: (field_between(snapshot, "a", "u", fabric.device, SETTINGS[name]), None)[1]
     stage: Stage
     if name == "registration":
         stage = RegistrationStage(name, registration, tensors, config, fabric, epochs=1)
