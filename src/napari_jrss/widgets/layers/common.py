@@ -94,7 +94,7 @@ def mark(layer: Labels, shape: Sequence[int], box: Box, values: NDArray[np.uint8
         Whether it was written in place, so that the layer has to be refreshed.
     """
     held = layer.data
-    in_place = held.shape == tuple(shape) and held.flags.writeable
+    in_place = _MARKED in layer.metadata and held.shape == tuple(shape) and held.flags.writeable
     if in_place:
         held[layer.metadata[_MARKED]] = 0
     else:
