@@ -379,6 +379,16 @@ class TrainingConfig(_Settings):
         """Whether there is a registration network."""
         return self.registration.steps(1) > 0
 
+    def registering_stage(self, *, joint: bool) -> str:
+        """The stage that registers pairs before a round or the pre-training; "" if none does."""
+        if not joint:
+            return "deformation" if self.segmentation.registration_augmentation else ""
+        if self.joint.student != "perturbed":
+            return ""
+        if self.joint.propagated_labels:
+            return "propagation"
+        return "deformation" if self.joint.registration_augmentation else ""
+
 
 def preset(name: PresetName, **changes: object) -> TrainingConfig:
     """Settings for a purpose: ``paper`` as published, ``fast`` on a CPU, ``smoke`` for tests.

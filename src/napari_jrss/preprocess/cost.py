@@ -164,17 +164,16 @@ def training_cost(
     pretraining = {
         "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
         "registration": registration.steps(pairs),
-        "deformation": 24 if config.segmentation.registration_augmentation else 0,
         "prediction": unlabelled,
     }
     one_round = {
         "student": joint.steps(per_epoch),
         "registration": joint.registration_epochs * pairs,
-        "propagation" if joint.propagated_labels else "deformation": 24
-        if joint.propagated_labels or joint.registration_augmentation
-        else 0,
         "prediction": unlabelled,
     }
+    for steps, within in ((pretraining, False), (one_round, True)):
+        if stage := config.registering_stage(joint=within):
+            steps[stage] = 24
     voxels = {stage: crop if stage in ON_CROPS else grid for stage in _SECONDS}
     voxels["own_voxels"] = config.fine.crop**3
     own = 0.0

@@ -48,20 +48,9 @@ SETTINGS: Mapping[str, RefinementConfig] = {
 """How pairs are registered in the two stages that do so: to deform scans, or to carry labels."""
 
 
-def registering_stage(config: TrainingConfig, *, joint: bool) -> str:
-    """The stage that registers pairs before a round or the pre-training; "" if none does."""
-    if not joint:
-        return "deformation" if config.segmentation.registration_augmentation else ""
-    if config.joint.student != "perturbed":
-        return ""
-    if config.joint.propagated_labels:
-        return "propagation"
-    return "deformation" if config.joint.registration_augmentation else ""
-
-
 def pairs_before(config: TrainingConfig, snapshot: CohortSnapshot, *, joint: bool) -> int:
     """How many pairs are registered before a round, or before the pre-training."""
-    wanted = registering_stage(config, joint=joint)
+    wanted = config.registering_stage(joint=joint)
     return min(MOST_FIELDS, len(snapshot.labelled) * len(snapshot.unlabelled)) if wanted else 0
 
 
@@ -82,7 +71,7 @@ def find_fields(
     config: TrainingConfig, snapshot: CohortSnapshot, number: int, fabric: Fabric, cancel: Cancel
 ) -> Generator[Event, None, Fields | None]:
     """The fields of the pairs of round `number`; None if cancelled."""
-    stage = registering_stage(config, joint=number > 0)
+    stage = config.registering_stage(joint=number > 0)
     fields: dict[str, dict[str, Tensor]] = {}
     pairs = pairs_to_register(config, snapshot, number)
     if not pairs:

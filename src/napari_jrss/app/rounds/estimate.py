@@ -123,7 +123,7 @@ def steps_of(
     config: TrainingConfig, snapshot: CohortSnapshot, pretrained: bool, rounds: int
 ) -> dict[str, int]:
     """Steps of each stage of a series: the pre-training if it is missing, and the rounds."""
-    from napari_jrss.training.deformation import pairs_before, registering_stage
+    from napari_jrss.training.deformation import pairs_before
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import fine_wanted
 
@@ -136,7 +136,7 @@ def steps_of(
     steps = {
         "registration": rounds * config.joint.registration_epochs * registration,
         "student": rounds * config.joint.steps(segmentation),
-        registering_stage(config, joint=True): rounds * pairs_before(config, snapshot, joint=True),
+        config.registering_stage(joint=True): rounds * pairs_before(config, snapshot, joint=True),
         "prediction": predictions,
     }
     if fine_wanted(config, snapshot):
@@ -146,7 +146,7 @@ def steps_of(
         seg, reg = config.segmentation, config.registration
         steps["mono_segmentation"] = seg.steps(segmentation, snapshot.classes - 1)
         steps["mono_registration"] = reg.steps(registration)
-        stage = registering_stage(config, joint=False)
+        stage = config.registering_stage(joint=False)
         steps[stage] = steps.get(stage, 0) + pairs_before(config, snapshot, joint=False)
     return {stage: count for stage, count in steps.items() if count}
 
@@ -160,7 +160,7 @@ def estimated(
     pretrain: bool = False,
 ) -> Estimate:
     """Estimate a series: memory as measured, time as earlier rounds took or as measured."""
-    from napari_jrss.training.deformation import pairs_before, registering_stage
+    from napari_jrss.training.deformation import pairs_before
     from napari_jrss.training.quality import scans_to_judge
     from napari_jrss.training.trainable import usual_finer
 
@@ -188,7 +188,7 @@ def estimated(
         seconds += on_scan * _part(min(unlabelled, MOST_ON_OWN_VOXELS), measured)
     costs["prediction"] = seconds / max(1, judged + unlabelled), memory
     for joint in (True, False):
-        if (stage := registering_stage(config, joint=joint)) in steps:
+        if (stage := config.registering_stage(joint=joint)) in steps:
             pairs = pairs_before(config, snapshot, joint=joint)
             each, memory = measured.stages[stage].at(voxels)
             costs[stage] = each * _part(pairs, measured) / pairs, memory
@@ -388,9 +388,7 @@ def cost_settings(config: TrainingConfig) -> str:
 
 def registering_stages(config: TrainingConfig) -> list[str]:
     """The stages that register pairs before trainings with these settings."""
-    from napari_jrss.training.deformation import registering_stage
-
-    found = {registering_stage(config, joint=joint) for joint in (True, False)}
+    found = {config.registering_stage(joint=joint) for joint in (True, False)}
     return sorted(found - {""})
 
 
