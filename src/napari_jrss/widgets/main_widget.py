@@ -20,7 +20,7 @@ from napari_jrss.widgets.closing import WindowWatch
 from napari_jrss.widgets.controls import button, in_column, in_row, say, wrapped
 from napari_jrss.widgets.dialogs.keys import KeySheet
 from napari_jrss.widgets.layers.common import turn_head_up
-from napari_jrss.widgets.layers.orientation import OrientationLetters
+from napari_jrss.widgets.layers.orientation import OrientationLetters, canvas_in
 from napari_jrss.widgets.preferences import follow_preferences
 from napari_jrss.widgets.steps import StepStrip
 from napari_jrss.widgets.tabs.cohort import CohortTab
@@ -70,7 +70,9 @@ class MainWidget(QWidget):
         column.setSpacing(4)
         self._silence = QTimer(self, singleShot=True)
         self._silence.timeout.connect(lambda: self._tell(""))
-        self._letters = OrientationLetters(napari_viewer)
+        self._letters = OrientationLetters(
+            napari_viewer, canvas_in(napari_viewer.window.main_menu.window().centralWidget())
+        )
         self.setAcceptDrops(True)
         self._watch = WindowWatch(self, self._question)
         self._viewer = napari_viewer

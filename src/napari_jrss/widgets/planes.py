@@ -13,7 +13,7 @@ from napari.layers import Layer
 from napari.viewer import Viewer
 
 from napari_jrss.widgets.layers.common import turn_head_up, without_brush_box
-from napari_jrss.widgets.layers.orientation import OrientationLetters
+from napari_jrss.widgets.layers.orientation import OrientationLetters, canvas_in
 from napari_jrss.widgets.layers.review import ReviewLayers
 
 AVAILABLE = find_spec("napari_orthogonal_views") is not None
@@ -72,9 +72,9 @@ class LinkedPlanes:
         manager.update_dims_order()
         manager.set_axes(False)  # letters say it
         manager.set_cross_hairs(True)
-        for view in self.views:
+        for view, widget in zip(self.views, self._widgets, strict=True):
             without_brush_box(view)
-            letters = OrientationLetters(view)
+            letters = OrientationLetters(view, canvas_in(widget))
             letters.show(True)
             self._letters.append(letters)
             self._turns.append(lambda event=None, view=view: turn_head_up(view))
