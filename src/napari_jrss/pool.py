@@ -50,6 +50,11 @@ Outcome: TypeAlias = "Result | Told | Exception"
 class Pool(Protocol):
     """Processes elsewhere, such as those of a :class:`~napari_jrss.cluster.Cluster`."""
 
+    @property
+    def threads(self) -> int:
+        """How many items they take at once."""
+        ...
+
     def work(
         self,
         function: Callable[[Item], Result],

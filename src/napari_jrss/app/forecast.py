@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event as Flag
@@ -192,7 +193,8 @@ def forecast(
         events = cross_validate(snapshot, settings, folder, fabric, stop)
     else:
         job = partial(_judge, project.path, settings, versions, device)
-        events = _in_pool(job, range(1, len(parts) + 1), workers, stop)
+        at_once = workers if isinstance(workers, int) else workers.threads
+        events = _in_pool(job, _shares(len(parts), at_once), workers, stop)
     for event in events:
         if isinstance(event, CaseJudged):
             dice[event.case_id] = tuple(event.dice)
@@ -217,29 +219,64 @@ def _folder(project: Project) -> Path:
     return project.path / "forecast"
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What a worker does at a stretch: it trains a part until then, and judges it in the end."""
+
+    part: int
+    until: float = 1.0
+
+
+def _shares(parts: int, workers: int) -> list[_Share]:
+    """The work on all parts, so that the workers end together.
+
+    With five parts, one of two workers would have three of them. So those that are left over are
+    trained to the half first, and go on after the others.
+    """
+    left_over = range(1, parts % workers + 1) if workers < parts else ()
+    whole = range(len(left_over) + 1, parts + 1)
+    halves = [_Share(part, 0.5) for part in left_over]
+    return halves + [_Share(part) for part in (*whole, *left_over)]
+
+
 def _judge(
-    path: Path, config: TrainingConfig, versions: Mapping[str, str], device: str, number: int
+    path: Path, config: TrainingConfig, versions: Mapping[str, str], device: str, share: _Share
 ) -> None:
-    """In a worker: train and judge one part, and tell the events."""
+    """In a worker: train and judge one part, or train it a part of the way; tell the events."""
     from napari_jrss.inference.device import make_fabric
-    from napari_jrss.training.cross_validation import folds, judge_fold
+    from napari_jrss.training.cross_validation import fold_name, folds, judge_fold
+    from napari_jrss.training.events import Cancelled, StageStarted, StepEnd
 
     fabric = make_fabric(device, config.precision)
+    stop = _StopHere()
     with Project.open(path, read_only=True) as project:
         snapshot = project.snapshot()
         if any(snapshot.label_versions[case] != version for case, version in versions.items()):
             raise ProjectError("a label was changed during the forecast; start it again")
-        part = folds(snapshot.labelled, config.seed)[number - 1]
-        for event in judge_fold(
-            number, part, snapshot, config, _folder(project), fabric, AskedToStop()
-        ):
-            tell(event.model_dump_json())
+        part = folds(snapshot.labelled, config.seed)[share.part - 1]
+        for event in judge_fold(share.part, part, snapshot, config, _folder(project), fabric, stop):
+            if isinstance(event, StageStarted | StepEnd) and event.stage == fold_name(share.part):
+                step = event.step if isinstance(event, StepEnd) else event.first_step
+                stop.here = share.until < 1 and step >= share.until * event.steps
+            if not (stop.here and isinstance(event, Cancelled)):
+                tell(event.model_dump_json())
+
+
+class _StopHere(AskedToStop):
+    """Stops a training also where its share ends."""
+
+    here = False
+
+    def is_set(self) -> bool:
+        """Whether the share ends here, or nobody waits for it any more."""
+        return self.here or super().is_set()
 
 
 def _in_pool(
-    job: Callable[[int], None], numbers: Sequence[int], workers: Workers, cancel: Cancel
+    job: Callable[[_Share], None], shares: Sequence[_Share], workers: Workers, cancel: Cancel
 ) -> Iterator[Event]:
     """The events of all parts: what was judged, and the steps of all as those of one stage."""
+    from napari_jrss.training.cross_validation import fold_name
     from napari_jrss.training.events import (
         Cancelled,
         CaseJudged,
@@ -249,24 +286,32 @@ def _in_pool(
     )
 
     steps: dict[str, int] = {}
-    with closing(working(job, numbers, workers)) as working_on:
+    parts = len({share.part for share in shares})
+    begun = {share.part for share in shares if share.until < 1}  # which can't be ended yet
+
+    def ready(share: _Share) -> bool:
+        return share.until < 1 or share.part not in begun
+
+    with closing(working(job, shares, workers, ready=ready)) as working_on:
         for step in working_on:
             if cancel.is_set():
                 yield Cancelled(stage=_ALL, step=sum(steps.values()))
                 return
             if step is None:
                 continue
-            _, outcome = step
+            share, outcome = step
             if isinstance(outcome, Exception):
                 raise outcome
+            if not isinstance(outcome, Told):
+                begun.discard(share.part)
             event = parse_event(outcome.message.encode()) if isinstance(outcome, Told) else None
-            if isinstance(event, StageStarted):
+            if isinstance(event, StageStarted) and event.stage == fold_name(share.part):
                 if not steps:
-                    yield StageStarted(stage=_ALL, steps=event.steps * len(numbers))
+                    yield StageStarted(stage=_ALL, steps=event.steps * parts)
                 steps[event.stage] = event.first_step
             elif isinstance(event, StepEnd):
                 steps[event.stage] = event.step
                 done = {"stage": _ALL, "step": sum(steps.values())}
-                yield event.model_copy(update={**done, "steps": event.steps * len(numbers)})
+                yield event.model_copy(update={**done, "steps": event.steps * parts})
             elif isinstance(event, CaseJudged):
                 yield event

@@ -43,6 +43,11 @@ def folds(labelled: Sequence[str], seed: int) -> list[tuple[str, ...]]:
     return [tuple(sorted(labelled[i] for i in part)) for part in parts]
 
 
+def fold_name(number: int) -> str:
+    """The stage that trains without part `number`, counted from 1."""
+    return f"fold_{number}"
+
+
 def cross_validate(
     snapshot: CohortSnapshot, config: TrainingConfig, folder: Path, fabric: Fabric, cancel: Cancel
 ) -> Iterator[Event]:
@@ -98,7 +103,7 @@ def judge_fold(
         config.segmentation_network, snapshot.classes, channels=snapshot.inputs
     )
     tensors = TrainingTensors(part, {}, fabric.device)
-    name = f"fold_{number}"
+    name = fold_name(number)
     results = {folder / f"{name}.safetensors": network}
     fields: Fields | None = {}
     if not all(path.exists() for path in results):

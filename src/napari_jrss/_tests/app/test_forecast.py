@@ -9,12 +9,12 @@ import pytest
 import napari_jrss as jrss
 from napari_jrss._tests.app.phantoms import make_project
 from napari_jrss._tests.training.phantoms import AfterSteps
-from napari_jrss.app.forecast import Forecast, forecast, last_forecast
+from napari_jrss.app.forecast import Forecast, _Share, _shares, forecast, last_forecast
 from napari_jrss.app.status import project_status
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.project.project import Project
 from napari_jrss.training.cross_validation import folds
-from napari_jrss.training.events import CaseJudged, StageStarted
+from napari_jrss.training.events import CaseJudged, StageStarted, StepEnd
 from napari_jrss.training.trainable import RoundError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -66,6 +66,27 @@ def test_a_cancelled_forecast_goes_on_with_the_same_result(tmp_path: Path) -> No
             assert forecast(project, quick(), device="cpu", cancel=AfterSteps(look)) is None
             assert last_forecast(project) is None
         assert forecast(project, quick(), device="cpu") == expected
+
+
+def test_two_processes_share_five_parts_equally_and_say_the_same(tmp_path: Path) -> None:
+    assert _shares(5, 1) == [_Share(part) for part in (1, 2, 3, 4, 5)]
+    assert _shares(4, 2) == [_Share(part) for part in (1, 2, 3, 4)]
+    assert _shares(2, 5) == [_Share(1), _Share(2)]
+    # each of two has two and a half: 1/2, 3, 5 and 2, 4, 1/2
+    assert _shares(5, 2) == [_Share(1, 0.5), *map(_Share, (2, 3, 4, 5)), _Share(1)]
+
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for folder in (one, two):
+        folder.mkdir()
+    with Project.open(make_project(one)) as project:
+        expected = forecast(project, quick(), device="cpu")
+    with Project.open(make_project(two)) as project:
+        events = list(forecast.events(project, quick(), device="cpu", workers=2))
+        assert last_forecast(project) == expected
+    begun = next(event for event in events if isinstance(event, StageStarted))
+    steps = [event for event in events if isinstance(event, StepEnd)]
+    assert len(steps) == begun.steps == steps[-1].steps == 5 * 6  # none of them twice
+    assert steps[-1].step == begun.steps
 
 
 def test_the_summary_names_the_worst_structure_first() -> None:

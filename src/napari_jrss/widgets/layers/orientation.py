@@ -12,9 +12,10 @@ from qtpy.QtWidgets import QLabel, QWidget
 _ENDS = (("I", "S"), ("A", "P"), ("R", "L"))
 _PLACES = ((0.0, 0.5), (1.0, 0.5), (0.5, 0.0), (0.5, 1.0))  # parts of the width and the height
 _MARGIN = 4  # pixels
-_STYLE = (
-    "color: white; background: rgba(0, 0, 0, 120); border-radius: 4px; padding: 1px 5px; font-size: 14pt"
-)
+_STYLE = """
+    color: white; background: rgba(0, 0, 0, 120); border-radius: 4px;
+    padding: 1px 5px; font-size: 14pt
+"""
 
 
 def letters(order: tuple[int, ...], orientation: tuple[str, str]) -> tuple[str, str, str, str]:
@@ -86,7 +87,7 @@ class OrientationLetters(QObject):
             label.deleteLater()
         self.deleteLater()
 
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """Keep the letters at the edges, when the canvas gets another size."""
         if event.type() == QEvent.Type.Resize:
             self._place()
