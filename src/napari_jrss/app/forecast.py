@@ -280,6 +280,7 @@ def _in_pool(
     from napari_jrss.training.events import (
         Cancelled,
         CaseJudged,
+        EpochEnd,
         StageStarted,
         StepEnd,
         parse_event,
@@ -313,5 +314,7 @@ def _in_pool(
                 steps[event.stage] = event.step
                 done = {"stage": _ALL, "step": sum(steps.values())}
                 yield event.model_copy(update={**done, "steps": event.steps * parts})
+            elif isinstance(event, EpochEnd):
+                yield event.model_copy(update={"stage": _ALL, "step": sum(steps.values())})
             elif isinstance(event, CaseJudged):
                 yield event

@@ -14,7 +14,7 @@ from napari_jrss.app.status import project_status
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.project.project import Project
 from napari_jrss.training.cross_validation import folds
-from napari_jrss.training.events import CaseJudged, StageStarted, StepEnd
+from napari_jrss.training.events import CaseJudged, EpochEnd, StageStarted, StepEnd
 from napari_jrss.training.trainable import RoundError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -87,6 +87,8 @@ def test_two_processes_share_five_parts_equally_and_say_the_same(tmp_path: Path)
     steps = [event for event in events if isinstance(event, StepEnd)]
     assert len(steps) == begun.steps == steps[-1].steps == 5 * 6  # none of them twice
     assert steps[-1].step == begun.steps
+    # in the log of a cluster, each of these is a line
+    assert [event.stage for event in events if isinstance(event, EpochEnd)][:5] == ["all_parts"] * 5
 
 
 def test_the_summary_names_the_worst_structure_first() -> None:
