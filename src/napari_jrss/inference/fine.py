@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from napari_jrss.geometry import Matrix, corners, map_points
-from napari_jrss.inference.predict import BYTES_PER_VOXEL, evaluation, free_memory
+from napari_jrss.inference.predict import evaluation, free_memory
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.networks.fine import FineNetwork
+from napari_jrss.preprocess.cost import BLOCK_BYTES, BLOCK_VOXEL_BYTES
 from napari_jrss.snapshot import CaseScan, Label
 
 HALO = 8
 """Voxels around a block that the network sees beside it."""
-_MOST_BYTES = 2**30
-_BYTES_PER_CLASS = 12  # of a voxel: its probability, as input and interpolated, and its logit
 _CERTAIN = 0.98
 """Background of at least this confidence stays background."""
 
@@ -197,5 +196,5 @@ def _blocks(region: Box, voxels: int) -> Iterator[Box]:
 
 def _most_voxels(classes: int, device: torch.device) -> int:
     """Voxels of a block for the memory there is."""
-    each = BYTES_PER_VOXEL + _BYTES_PER_CLASS * classes
-    return int(min(_MOST_BYTES, free_memory(device) // 2) / each)
+    fixed, per_class = BLOCK_VOXEL_BYTES
+    return int(min(BLOCK_BYTES, free_memory(device) // 2) / (fixed + per_class * classes))

@@ -64,6 +64,12 @@ _HELD = 2  # what a step frees, the C library keeps in part
 _PROGRAM_BYTES = 600e6  # Python with PyTorch, before any step
 _VOLUME_BYTES = 5  # of a voxel that is kept in memory: a float32 image and its label
 _KEPT_BYTES = 2**30  # what a training keeps in memory at most
+BLOCK_BYTES = 2**30
+"""What a part of a scan takes at most, while its label on the scan's own voxels is made."""
+# Bytes per voxel of a part of a scan there, and the same for each class.
+BLOCK_VOXEL_BYTES = 450, 12
+_SCAN_BYTES = 4, 8  # per voxel of a whole scan: each of its images, and what reading it takes
+_PART_BYTES = 2, 1  # of what is kept of a labelled scan: each of its images, and its label
 # Seconds on n cores fall as n to this power (docs/benchmarks.md).
 _CORES = 0.75
 # Seconds on a GPU for each on one core; what was trained there replaces it.
@@ -137,6 +143,7 @@ def training_cost(
     machine: Machine,
     images: int = 1,
     finer: float = 1.0,
+    scan: int = 0,
 ) -> Cost:
     """What the pre-training and one round will cost.
 
@@ -156,6 +163,8 @@ def training_cost(
         Images of each case.
     finer
         How many times smaller than those of the grid the scans' own voxels are.
+    scan
+        Voxels of the largest scan, if they are more than those on the grid.
     """
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     per_epoch = max(1, round(cases / config.segmentation.batch_size))
@@ -176,12 +185,14 @@ def training_cost(
             steps[stage] = 24
     voxels = {stage: crop if stage in ON_CROPS else grid for stage in _SECONDS}
     voxels["own_voxels"] = config.fine.crop**3
-    own = 0.0
+    own = own_bytes = 0.0
     if config.fine.steps > 0 and finer >= config.fine.least_finer:
         pretraining["own_voxels"] = one_round["own_voxels"] = config.fine.steps
         scans = min(unlabelled, MOST_ON_OWN_VOXELS)
         on_scan = round(grid * finer**3)
         own = machine.speed * scans * step_seconds("prediction", on_scan, classes, images)
+        sizes = max(scan, on_scan), on_scan, cases - unlabelled, classes, images
+        own_bytes = own_voxels_bytes(*sizes, on_gpu=machine.device == "cuda")
 
     def seconds(steps: Mapping[str, int]) -> float:
         return own + machine.speed * sum(
@@ -196,7 +207,36 @@ def training_cost(
     )
     volume = grid * (_VOLUME_BYTES + 4 * (images - 1))
     kept = min(cases * volume, _KEPT_BYTES) if machine.device == "cpu" else 0
-    return Cost(seconds(pretraining), seconds(one_round), _PROGRAM_BYTES + _HELD * step + kept)
+    peak = _PROGRAM_BYTES + _HELD * step + kept + own_bytes
+    return Cost(seconds(pretraining), seconds(one_round), peak)
+
+
+def own_voxels_bytes(
+    scan: int, seen: int, labelled: int, classes: int, images: int, *, on_gpu: bool = False
+) -> float:
+    """What learning and making labels on the scans' own voxels takes beside the step itself.
+
+    Parameters
+    ----------
+    scan
+        Voxels of the largest scan.
+    seen
+        Of these, those on the training grid.
+    labelled
+        Labelled cases, whose parts with structures are kept.
+    classes, images
+        Number of structures and the background; images of each case.
+    on_gpu
+        Whether the bytes are asked for that a GPU holds.
+    """
+    fixed, per_class = BLOCK_VOXEL_BYTES
+    block = min(BLOCK_BYTES, seen * (fixed + per_class * classes))
+    if on_gpu:
+        return block
+    image, reading = _SCAN_BYTES
+    part, label = _PART_BYTES
+    kept = min(_KEPT_BYTES, labelled * seen * (part * images + label))
+    return scan * image * images + max(block, kept + scan * reading)
 
 
 def learn_speed(

@@ -169,22 +169,27 @@ def make_plan(
     native = np.median([each.spacing_mm for each in facts], axis=0)
     best: tuple[Triple, Shape, dict[str, Any], Cost, bool] | None = None
     unlabelled = len(facts) - labelled
+    largest = max(math.prod(each.shape) for each in facts)
+    most_memory = _MEMORY_SHARE * machine.memory
     for spacing in _spacings(native, wishes):
         shape = wishes.shape or _shape(extent, spacing)
         finer = float((np.prod(spacing) / np.prod(native)) ** (1 / 3))
         sizes = (len(table.names), len(facts), unlabelled, machine, images)
-        own_s = [
-            training_cost(_config(_training(shape, 1)), shape, *sizes, each).seconds
-            for each in (1.0, finer)
-        ]
-        own_voxels = own_s[1] - own_s[0] <= _OWN_VOXELS_SHARE * budget
+        without, own = (
+            training_cost(_config(_training(shape, 1)), shape, *sizes, *each)
+            for each in ((1.0, 0), (finer, largest))
+        )
+        own_voxels = (
+            own.seconds - without.seconds <= _OWN_VOXELS_SHARE * budget
+            and own.memory <= most_memory
+        )
         for steps in _STEPS:
             training = _training(shape, steps)
             if not own_voxels:
                 training["fine"] = {"steps": 0}
             config = _config(training)
-            cost = training_cost(config, shape, *sizes, finer)
-            fits = cost.seconds <= budget and cost.memory <= _MEMORY_SHARE * machine.memory
+            cost = training_cost(config, shape, *sizes, finer, largest)
+            fits = cost.seconds <= budget and cost.memory <= most_memory
             best = spacing, shape, training, cost, fits
             if fits:
                 break
@@ -202,7 +207,11 @@ def make_plan(
             "labels are as fine as these"
             if own_voxels
             else "labels are interpolated from this grid to the scans' own voxels: learning these, "
-            f"too, would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
+            + (
+                "too, needs more memory"
+                if own.memory > most_memory
+                else f"too, would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
+            )
         )
     reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
     structures = len(table.names) - 1

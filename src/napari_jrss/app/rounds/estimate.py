@@ -31,7 +31,7 @@ from napari_jrss.app.rounds.progress import duration
 from napari_jrss.app.rounds.train import DEVICE, STEP_SECONDS, PlannedRound, device_name
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import JRSSError
-from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS, ON_CROPS
+from napari_jrss.preprocess.cost import MOST_ON_OWN_VOXELS, ON_CROPS, own_voxels_bytes
 from napari_jrss.processes import Child, Parent, ProcessError
 from napari_jrss.project.project import Project
 from napari_jrss.project.records import Round, RoundOutcome
@@ -204,6 +204,16 @@ def estimated(
     volume = voxels * (_BYTES_PER_VOXEL + 4 * (snapshot.inputs - 1))  # a float32 for each image
     volumes = min(cases * volume, CachedArrays.budget_bytes)
     memory = measured.program + max(memory for _, memory in costs.values())
+    if "own_voxels" in steps:
+        everyone = (*snapshot.training, *snapshot.validation)
+        memory += own_voxels_bytes(
+            max(math.prod(project.attributes(case).transform.scan_shape) for case in everyone),
+            round(voxels * usual_finer(snapshot) ** 3),
+            len(snapshot.labelled),
+            snapshot.classes,
+            snapshot.inputs,
+            on_gpu=measured.device == "cuda",
+        )
     if measured.device == "cpu":
         memory = measured.devices * (memory + volumes)
     return Estimate(
