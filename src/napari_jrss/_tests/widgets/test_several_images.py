@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,7 @@ def test_series_of_a_study_are_named_before_the_import(
     dock: MainWidget, qtbot: QtBot, tmp_path: Path
 ) -> None:
     folder = tmp_path / "dicom"
-    for study, kinds in {"a": ("t1 mprage", "ax flair"), "b": ("t1 mprage",)}.items():
-        uid = generate_uid()
-        for number, kind in enumerate(kinds):
-            made = slices(blobs().astype(np.int16), lps_affine(), "MR", study=uid, patient=study)
-            for each in made:
-                each.SeriesDescription = kind
-            save(folder / study / str(number), made)
+    _write_studies(folder, {"a": ("t1 mprage", "ax flair"), "b": ("t1 mprage",)})
     (tmp_path / "groups.csv").write_text("label,name,class_id,class_name\n1,blob,1,blob\n")
     dock.session.workspace.author = "anna"
     dock.cohort.take(folder)
@@ -61,6 +56,36 @@ def test_series_of_a_study_are_named_before_the_import(
     project = dock.session.workspace.open_project
     assert project.channels == ("T1", "FLAIR")
     assert len(project.cases()) == 1
+
+    # Studies that come later need the same images, which are found by their names.
+    later = tmp_path / "later"
+    _write_studies(later, {"c": ("ax flair", "t1 mprage"), "d": ("ax flair",)})
+    dock.cohort.add.click()
+    adding = dock.cohort.findChildren(ImportDialog)[-1]
+    QTest.keyClicks(adding.images.edit, str(later))
+    qtbot.waitUntil(adding.start.isEnabled, timeout=60_000)
+    assert [adding.studies.item(i).text() for i in range(adding.studies.count())] == [
+        "study in c: T1 is 't1 mprage', FLAIR is 'ax flair'",
+        "Left out: study in d/0 (1 series): has no T1: no series is described as *T1*",
+    ]
+    _picture(adding, "adding")
+    qtbot.mouseClick(adding.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: len(project.cases()) == 2, timeout=60_000)
+    first, second = (case.case_id for case in project.cases())
+    assert project.channel_images(second).shape == project.channel_images(first).shape
+    assert len(project.channel_images(second)) == 2
+
+
+def _write_studies(folder: Path, studies: Mapping[str, Sequence[str]]) -> None:
+    """DICOM studies of one patient each: of each, the descriptions of its series."""
+    for study, kinds in studies.items():
+        uid = generate_uid()
+        for number, kind in enumerate(kinds):
+            values = blobs().astype(np.int16) + ord(study)  # the same scan is taken only once
+            made = slices(values, lps_affine(), "MR", study=uid, patient=study)
+            for each in made:
+                each.SeriesDescription = kind
+            save(folder / study / str(number), made)
 
 
 def test_two_images_are_imported_and_shown(dock: MainWidget, qtbot: QtBot, tmp_path: Path) -> None:
