@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from napari_jrss.app.rounds.estimate import one_step
+from napari_jrss.app.rounds.measure import one_step
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.inference.device import find_device, make_fabric
 

@@ -7,7 +7,7 @@ import torch
 
 from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import Never, tiny_config
-from napari_jrss.app.rounds.estimate import measure_in_own_process, one_step
+from napari_jrss.app.rounds.measure import measure_in_own_process, one_step
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.train import OutOfMemoryError
 from napari_jrss.inference.device import make_fabric

@@ -10,15 +10,12 @@ import pytest
 
 from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import SHAPE, Never, tiny_config
-from napari_jrss.app.rounds.estimate import (
+from napari_jrss.app.rounds.estimate import WontFitError, estimated, require_fit, steps_of
+from napari_jrss.app.rounds.measure import (
     EstimateError,
     Measured,
     StepCost,
-    WontFitError,
-    estimated,
     measure_in_own_process,
-    require_fit,
-    steps_of,
 )
 from napari_jrss.project.project import Project
 from napari_jrss.training.events import StageStarted

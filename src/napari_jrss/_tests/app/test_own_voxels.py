@@ -16,7 +16,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 import napari_jrss as jrss
 from napari_jrss._tests.app.phantoms import TURNS, turn
 from napari_jrss.app.review.prediction_review import at_own_voxels
-from napari_jrss.app.rounds.estimate import Measured, StepCost, estimated, steps_of
+from napari_jrss.app.rounds.estimate import estimated, steps_of
+from napari_jrss.app.rounds.measure import Measured, StepCost
 from napari_jrss.app.session import Session
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.metrics import dice_per_class

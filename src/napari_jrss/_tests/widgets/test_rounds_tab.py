@@ -23,7 +23,8 @@ from napari_jrss._tests.app.series import train
 from napari_jrss._tests.training.phantoms import tiny_config
 from napari_jrss._tests.widgets.dialogs import answering, press
 from napari_jrss.app.cohort import SplitCounts
-from napari_jrss.app.rounds.estimate import Measured, StepCost, steps_of
+from napari_jrss.app.rounds.estimate import steps_of
+from napari_jrss.app.rounds.measure import Measured, StepCost
 from napari_jrss.app.rounds.progress import Curve
 from napari_jrss.app.runner import JobState
 from napari_jrss.app.settings import SettingsError

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from napari_jrss.app.rounds.elsewhere import executor_elsewhere
-from napari_jrss.app.rounds.estimate import (
-    Estimate,
+from napari_jrss.app.rounds.estimate import Estimate, check_fits, cost_settings, estimated
+from napari_jrss.app.rounds.launch import RunOn
+from napari_jrss.app.rounds.measure import (
     EstimateError,
     Measured,
-    check_fits,
-    cost_settings,
-    estimated,
     measure_in_own_process,
     registering_stages,
 )
-from napari_jrss.app.rounds.launch import RunOn
 from napari_jrss.app.rounds.process import InOwnProcess
 from napari_jrss.app.rounds.progress import Progress
 from napari_jrss.app.rounds.train import (
