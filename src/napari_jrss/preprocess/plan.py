@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -44,6 +45,9 @@ _STEPS = (150, 100, 60, 40, 20)
 _AMPLE_STEPS, _CHANGED_LOOKS = 300, 0.5
 # Learning at the scans' own voxels may take this part of the budget; else a finer grid is better.
 _OWN_VOXELS_SHARE = 0.4
+# Where it follows, a grid that is up to so many times coarser does (docs/dev/choices.md). So the
+# usual plan takes such a one where training on a finer grid would take longer than this.
+_COARSER, _ON_GRID_S = 2.0, 30 * 60
 _MEMORY_SHARE = 0.7  # other programs need some, too
 # The box around head or body is worth it if it has less than this part of the voxels, and holds
 # the labels. With less than the least part it is rather one bright structure.
@@ -167,22 +171,18 @@ def make_plan(
     labelled = sum(bool(each.structures_ml) for each in facts)
     extent = _extent(facts, chosen["crop"]) if extent_mm is None else np.array(extent_mm)
     native = np.median([each.spacing_mm for each in facts], axis=0)
-    best: tuple[Triple, Shape, dict[str, Any], Cost, bool] | None = None
-    unlabelled = len(facts) - labelled
     largest = max(math.prod(each.shape) for each in facts)
+    sizes = (len(table.names), len(facts), len(facts) - labelled, machine, images)
     most_memory = _MEMORY_SHARE * machine.memory
-    for spacing in _spacings(native, wishes):
+
+    def on_grid(spacing: Triple) -> _Grid:
+        """The training on a grid of this spacing, with as many steps as the budget allows."""
         shape = wishes.shape or _shape(extent, spacing)
         finer = float((np.prod(spacing) / np.prod(native)) ** (1 / 3))
-        sizes = (len(table.names), len(facts), unlabelled, machine, images)
-        without, own = (
-            training_cost(_config(_training(shape, 1)), shape, *sizes, *each)
-            for each in ((1.0, 0), (finer, largest))
-        )
-        own_voxels = (
-            own.seconds - without.seconds <= _OWN_VOXELS_SHARE * budget
-            and own.memory <= most_memory
-        )
+        shortest = _config(_training(shape, 1))
+        own = training_cost(shortest, shape, *sizes, finer, largest)
+        own_s = own.seconds - training_cost(shortest, shape, *sizes).seconds
+        own_voxels = own_s <= _OWN_VOXELS_SHARE * budget and own.memory <= most_memory
         for steps in _STEPS:
             training = _training(shape, steps)
             if not own_voxels:
@@ -190,30 +190,39 @@ def make_plan(
             config = _config(training)
             cost = training_cost(config, shape, *sizes, finer, largest)
             fits = cost.seconds <= budget and cost.memory <= most_memory
-            best = spacing, shape, training, cost, fits
             if fits:
                 break
-        if fits or max(shape) <= _COARSEST:
-            break
-    assert best is not None
-    spacing, shape, training, cost, fits = best
+        reason = ""
+        if finer >= config.fine.least_finer:
+            why = (
+                "needs more memory"
+                if own.memory > most_memory
+                else f"would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
+            )
+            reason = (
+                f"after each training, {config.fine.steps} steps at the scans' own voxels, so that "
+                "labels are as fine as these"
+                if own_voxels
+                else "labels are interpolated from this grid to the scans' own voxels: learning "
+                f"these, too, {why}"
+            )
+        else:
+            own_voxels, own_s = False, 0.0
+        small = _small(facts, table, spacing)
+        grid_s = cost.seconds - (own_s if own_voxels else 0.0)
+        return _Grid(spacing, shape, training, cost, fits, finer, own_voxels, grid_s, small, reason)
+
+    usual = level == "balanced" and budget_s is None
+    grid, coarser = _finest(
+        map(on_grid, _spacings(native, wishes)), _ON_GRID_S if usual else math.inf
+    )
+    spacing, shape, training, cost = grid.spacing, grid.shape, grid.training, grid.cost
+    if grid.reason:
+        reasons.append(grid.reason)
     chosen |= {"spacing_mm": spacing}
     if wishes.prealign == "none" and chosen["crop"] != "labelled":
         chosen |= {"shape": shape}
-    small = _small(facts, table, spacing)
-    if finer >= config.fine.least_finer:
-        reasons.append(
-            f"after each training, {config.fine.steps} steps at the scans' own voxels, so that "
-            "labels are as fine as these"
-            if own_voxels
-            else "labels are interpolated from this grid to the scans' own voxels: learning these, "
-            + (
-                "too, needs more memory"
-                if own.memory > most_memory
-                else f"too, would take more than {100 * _OWN_VOXELS_SHARE:.0f} % of the time"
-            )
-        )
-    reasons += _why(native, spacing, training, cost, machine, budget, fits=fits)
+    reasons += _why(native, grid, machine, budget, coarser=coarser)
     structures = len(table.names) - 1
     if structures * _AMPLE_STEPS <= preset("fast").segmentation.minimum_steps:
         training["segmentation"] = {
@@ -224,9 +233,9 @@ def make_plan(
             f"{100 * _CHANGED_LOOKS:.0f} % of the labelled scans are made to look different while "
             "training, since few structures leave time for it"
         )
-    if small:
+    if grid.small:
         reasons.append(
-            f"{len(small)} structures have fewer than {FEWEST_VOXELS} voxels and are hard to "
+            f"{len(grid.small)} structures have fewer than {FEWEST_VOXELS} voxels and are hard to "
             "learn: a longer budget or a smaller spacing keeps them larger"
         )
     return Plan(
@@ -242,8 +251,8 @@ def make_plan(
         pretraining_s=cost.pretraining_s,
         round_s=cost.round_s,
         memory=cost.memory,
-        fits=fits,
-        small=small,
+        fits=grid.fits,
+        small=grid.small,
         reasons=tuple(reasons),
     )
 
@@ -263,6 +272,60 @@ def make_plans(
         level: make_plan(facts, table, machine, level, budget_s, wishes, extent_mm, images)
         for level in levels
     }
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A training grid and what training on it costs.
+
+    Attributes
+    ----------
+    finer
+        How many times finer than it the scans' own voxels are.
+    own_voxels
+        Whether these are learned, too.
+    grid_s
+        Seconds of the pre-training and a round without that.
+    small
+        Voxels of the structures that have too few.
+    reason
+        What becomes of the scans' own voxels; empty if the grid is as fine.
+    """
+
+    spacing: Triple
+    shape: Shape
+    training: dict[str, Any]
+    cost: Cost
+    fits: bool
+    finer: float
+    own_voxels: bool
+    grid_s: float
+    small: dict[str, int]
+    reason: str
+
+
+def _finest(grids: Iterable[_Grid], most_s: float) -> tuple[_Grid, bool]:
+    """The first grid that fits, or the coarsest; and False.
+
+    If training on it would take longer than `most_s`, a coarser one that loses no structure, and
+    from which the scans' own voxels are learned; and True. It is the first of these that is as
+    quick as that, or the coarsest.
+    """
+    finest: _Grid | None = None
+    coarser: _Grid | None = None
+    for grid in grids:
+        if finest is None and (grid.fits or max(grid.shape) <= _COARSEST):
+            finest = grid
+        if finest is None:
+            continue
+        if not finest.fits or finest.grid_s <= most_s or grid.finer > _COARSER:
+            break
+        if grid.own_voxels and len(grid.small) <= len(finest.small):
+            coarser = grid
+            if grid.grid_s <= most_s:
+                break
+    assert finest is not None
+    return coarser or finest, coarser is not None
 
 
 def _frame(
@@ -359,27 +422,23 @@ def _small(facts: Sequence[ScanFacts], table: LabelTable, spacing: Triple) -> di
 
 
 def _why(
-    native: np.ndarray[Any, Any],
-    spacing: Triple,
-    training: dict[str, Any],
-    cost: Cost,
-    machine: Machine,
-    budget: float,
-    *,
-    fits: bool,
+    native: np.ndarray[Any, Any], grid: _Grid, machine: Machine, budget: float, *, coarser: bool
 ) -> list[str]:
     where = f"on {machine.cores} cores" if machine.device == "cpu" else "on the GPU"
     known = "as this machine has trained before" if machine.known else "by a usual machine's speed"
     reasons = []
-    if np.allclose(native, spacing, atol=0.01):
+    if np.allclose(native, grid.spacing, atol=0.01):
         reasons.append("the voxels are as small as the scans' own")
     else:
+        own = f"the scans' own are {' x '.join(f'{n:.3g}' for n in native)} mm"
         reasons.append(
-            f"the smallest voxels with which pre-training and a round take at most "
-            f"{duration(budget)} {where} ({known}); the scans' own are "
-            f"{' x '.join(f'{n:.3g}' for n in native)} mm"
+            f"a grid up to {_COARSER:.0f} times coarser than the scans, since their own voxels are "
+            f"learned from it, too, in less time than on a finer one; {own}"
+            if coarser
+            else "the smallest voxels with which pre-training and a round take at most "
+            f"{duration(budget)} {where} ({known}); {own}"
         )
-    changed = training.get("segmentation", {})
+    changed = grid.training.get("segmentation", {})
     if "crop_voxels" in changed:
         reasons.append(
             f"training sees {changed['crop_voxels']} voxels at a time, {100 * _CROP_SHARE:.0f} % "
@@ -387,8 +446,8 @@ def _why(
         )
     if "steps_per_structure" in changed:
         reasons.append(f"{changed['steps_per_structure']} steps for each structure, to save time")
-    if not fits:
-        over = cost.memory > _MEMORY_SHARE * machine.memory
+    if not grid.fits:
+        over = grid.cost.memory > _MEMORY_SHARE * machine.memory
         reasons.append(
             "no voxel size fits into the memory of this machine"
             if over

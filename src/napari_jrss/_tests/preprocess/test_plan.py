@@ -63,6 +63,24 @@ def test_a_coarser_grid_is_followed_by_the_scans_own_voxels_if_there_is_time() -
         assert not any("own voxels" in reason for reason in plan(scans, wishes=wishes).reasons[1:])
 
 
+def test_the_usual_plan_leaves_the_finest_voxels_to_the_second_network() -> None:
+    heads = cohort((160, 192, 160), (1, 1, 1), count=30, volumes_ml=[8.0] * 10)
+    usual, fine, given = (plan(heads, 10, level=level) for level in ("balanced", "fine", "quick"))
+    assert usual.spacing_mm == (1.5, 1.5, 1.5)
+    assert usual.config().fine.steps > 0
+    assert usual.pretraining_s < 20 * 60
+    assert any("a grid up to 2 times coarser" in reason for reason in usual.reasons)
+    assert fine.spacing_mm == (1, 1, 1)
+    assert given.pretraining_s + given.round_s < BUDGETS_S["quick"]
+    # a budget that was given is used, and a structure that would get too small is kept
+    assert plan(heads, 10, budget_s=7200.0).spacing_mm == (1, 1, 1)
+    tiny = cohort((160, 192, 160), (1, 1, 1), count=30, volumes_ml=[8.0] * 9 + [0.05])
+    assert plan(tiny, 10).spacing_mm == (1, 1, 1)
+    assert plan(tiny, 10).small == {}
+    # where training is quick anyway, the scans' own voxels are the grid's
+    assert plan(cohort((80, 96, 80), (2, 2, 2)), 1).spacing_mm == (2, 2, 2)
+
+
 def test_the_memory_counts_the_scans_whose_own_voxels_are_learned() -> None:
     """A training on 4 CT of 512x512x200 and 300 had 2.16 GiB at its peak, on the grid 0.7."""
     scans = cohort((300, 512, 512), (2.5, 0.8, 0.8), count=4, foreground_mm=(500, 270, 270))
