@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -45,9 +45,9 @@ _STEPS = (150, 100, 60, 40, 20)
 _AMPLE_STEPS, _CHANGED_LOOKS = 300, 0.5
 # Learning at the scans' own voxels may take this part of the budget; else a finer grid is better.
 _OWN_VOXELS_SHARE = 0.4
-# Where it follows, a grid that is up to so many times coarser does (docs/dev/choices.md). So the
-# usual plan takes such a one where training on a finer grid would take longer than this.
-_COARSER, _ON_GRID_S = 2.0, 30 * 60
+# From a grid up to so many times coarser than the scans they are learned as well or better, where
+# crops of the finest grid would see less of it than usual (docs/dev/choices.md).
+_COARSER = 2.0
 _MEMORY_SHARE = 0.7  # other programs need some, too
 # The box around head or body is worth it if it has less than this part of the voxels, and holds
 # the labels. With less than the least part it is rather one bright structure.
@@ -207,22 +207,25 @@ def make_plan(
                 f"these, too, {why}"
             )
         else:
-            own_voxels, own_s = False, 0.0
+            own_voxels = False
+        usual = preset("fast").segmentation
+        whole_crops = math.prod(shape) * usual.crop_fraction**3 <= usual.crop_voxels
         small = _small(facts, table, spacing)
-        grid_s = cost.seconds - (own_s if own_voxels else 0.0)
-        return _Grid(spacing, shape, training, cost, fits, finer, own_voxels, grid_s, small, reason)
+        return _Grid(
+            *(spacing, shape, training, cost, fits, finer, own_voxels, whole_crops, small, reason)
+        )
 
-    usual = level == "balanced" and budget_s is None
-    grid, coarser = _finest(
-        map(on_grid, _spacings(native, wishes)), _ON_GRID_S if usual else math.inf
-    )
+    grids = map(on_grid, _spacings(native, wishes))
+    grid = finest = _finest(grids)
+    if level != "fine":
+        grid = _coarser(grids, finest) or finest
     spacing, shape, training, cost = grid.spacing, grid.shape, grid.training, grid.cost
     if grid.reason:
         reasons.append(grid.reason)
     chosen |= {"spacing_mm": spacing}
     if wishes.prealign == "none" and chosen["crop"] != "labelled":
         chosen |= {"shape": shape}
-    reasons += _why(native, grid, machine, budget, coarser=coarser)
+    reasons += _why(native, grid, machine, budget, coarser=grid is not finest)
     structures = len(table.names) - 1
     if structures * _AMPLE_STEPS <= preset("fast").segmentation.minimum_steps:
         training["segmentation"] = {
@@ -284,8 +287,8 @@ class _Grid:
         How many times finer than it the scans' own voxels are.
     own_voxels
         Whether these are learned, too.
-    grid_s
-        Seconds of the pre-training and a round without that.
+    whole_crops
+        Whether a crop sees as much of it as the settings say.
     small
         Voxels of the structures that have too few.
     reason
@@ -299,33 +302,31 @@ class _Grid:
     fits: bool
     finer: float
     own_voxels: bool
-    grid_s: float
+    whole_crops: bool
     small: dict[str, int]
     reason: str
 
 
-def _finest(grids: Iterable[_Grid], most_s: float) -> tuple[_Grid, bool]:
-    """The first grid that fits, or the coarsest; and False.
+def _finest(grids: Iterator[_Grid]) -> _Grid:
+    """The first grid that fits, or the coarsest."""
+    return next(grid for grid in grids if grid.fits or max(grid.shape) <= _COARSEST)
 
-    If training on it would take longer than `most_s`, a coarser one that loses no structure, and
-    from which the scans' own voxels are learned; and True. It is the first of these that is as
-    quick as that, or the coarsest.
+
+def _coarser(grids: Iterator[_Grid], finest: _Grid) -> _Grid | None:
+    """A grid that follows the finest one and is better: crops see more of it.
+
+    The scans' own voxels are learned from it, and it loses no structure. The first of which a crop
+    sees as much as usual, or the coarsest of them.
     """
-    finest: _Grid | None = None
-    coarser: _Grid | None = None
+    found = None
     for grid in grids:
-        if finest is None and (grid.fits or max(grid.shape) <= _COARSEST):
-            finest = grid
-        if finest is None:
-            continue
-        if not finest.fits or finest.grid_s <= most_s or grid.finer > _COARSER:
+        if not finest.fits or finest.whole_crops or grid.finer > _COARSER:
             break
-        if grid.own_voxels and len(grid.small) <= len(finest.small):
-            coarser = grid
-            if grid.grid_s <= most_s:
+        if grid.fits and grid.own_voxels and len(grid.small) <= len(finest.small):
+            found = grid
+            if grid.whole_crops:
                 break
-    assert finest is not None
-    return coarser or finest, coarser is not None
+    return found
 
 
 def _frame(
@@ -369,7 +370,7 @@ def _extent(facts: Sequence[ScanFacts], crop: str) -> np.ndarray[Any, Any]:
     return np.asarray(inner.max(0))
 
 
-def _spacings(native: np.ndarray[Any, Any], wishes: PreprocessingConfig) -> Iterable[Triple]:
+def _spacings(native: np.ndarray[Any, Any], wishes: PreprocessingConfig) -> Iterator[Triple]:
     """Voxel sizes (z, y, x) in mm, the finest first."""
     if wishes.spacing_mm is not None:
         yield wishes.spacing_mm
@@ -432,8 +433,8 @@ def _why(
     else:
         own = f"the scans' own are {' x '.join(f'{n:.3g}' for n in native)} mm"
         reasons.append(
-            f"a grid up to {_COARSER:.0f} times coarser than the scans, since their own voxels are "
-            f"learned from it, too, in less time than on a finer one; {own}"
+            f"a grid up to {_COARSER:.0f} times coarser than the scans, so that training sees more "
+            f"of it at a time; their own voxels are learned from there; {own}"
             if coarser
             else "the smallest voxels with which pre-training and a round take at most "
             f"{duration(budget)} {where} ({known}); {own}"

@@ -63,22 +63,22 @@ def test_a_coarser_grid_is_followed_by_the_scans_own_voxels_if_there_is_time() -
         assert not any("own voxels" in reason for reason in plan(scans, wishes=wishes).reasons[1:])
 
 
-def test_the_usual_plan_leaves_the_finest_voxels_to_the_second_network() -> None:
+def test_large_scans_are_learned_from_a_grid_that_is_up_to_twice_as_coarse() -> None:
     heads = cohort((160, 192, 160), (1, 1, 1), count=30, volumes_ml=[8.0] * 10)
-    usual, fine, given = (plan(heads, 10, level=level) for level in ("balanced", "fine", "quick"))
-    assert usual.spacing_mm == (1.5, 1.5, 1.5)
+    usual, fine = (plan(heads, 10, level=level) for level in ("balanced", "fine"))
+    assert usual.spacing_mm == plan(heads, 10, budget_s=7200.0).spacing_mm == (2, 2, 2)
     assert usual.config().fine.steps > 0
     assert usual.pretraining_s < 20 * 60
+    assert usual.memory < 3 * 2**30
     assert any("a grid up to 2 times coarser" in reason for reason in usual.reasons)
     assert fine.spacing_mm == (1, 1, 1)
-    assert given.pretraining_s + given.round_s < BUDGETS_S["quick"]
-    # a budget that was given is used, and a structure that would get too small is kept
-    assert plan(heads, 10, budget_s=7200.0).spacing_mm == (1, 1, 1)
+    # the first one of which crops see as much as usual, if there is one
+    brains = cohort((80, 96, 80), (2, 2, 2))
+    assert plan(brains).spacing_mm == (3, 3, 3)
+    # but no structure gets too small by it
     tiny = cohort((160, 192, 160), (1, 1, 1), count=30, volumes_ml=[8.0] * 9 + [0.05])
     assert plan(tiny, 10).spacing_mm == (1, 1, 1)
     assert plan(tiny, 10).small == {}
-    # where training is quick anyway, the scans' own voxels are the grid's
-    assert plan(cohort((80, 96, 80), (2, 2, 2)), 1).spacing_mm == (2, 2, 2)
 
 
 def test_the_memory_counts_the_scans_whose_own_voxels_are_learned() -> None:
