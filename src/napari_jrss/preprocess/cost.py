@@ -120,9 +120,9 @@ def this_machine(device: str = "auto") -> Machine:
 
         if torch.cuda.is_available():
             memory = float(torch.cuda.get_device_properties(0).total_memory)
-            speed = _speeds().get("cuda")
+            speed = _speeds().get(_what_trains("cuda"))
             return Machine("cuda", cores, memory, speed or _GPU, known=speed is not None)
-    speed = _speeds().get("cpu")
+    speed = _speeds().get(_what_trains("cpu"))
     return Machine("cpu", cores, memory, speed or cores**-_CORES, known=speed is not None)
 
 
@@ -275,8 +275,9 @@ def learn_speed(
         return
     speed = sum(seconds[stage] for stage in model) / sum(model.values())
     speeds = _speeds()
-    before = speeds.get(device, speed)
-    speeds[device] = _WEIGHT * speed + (1 - _WEIGHT) * before
+    what = _what_trains(device)
+    before = speeds.get(what, speed)
+    speeds[what] = _WEIGHT * speed + (1 - _WEIGHT) * before
     path = _speeds_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,12 +286,17 @@ def learn_speed(
         _logger.warning("the speed of this machine isn't kept: %s", from_os_error(error))
 
 
+def _what_trains(device: str) -> str:
+    """The device, and how many cores this process may use: others are another machine."""
+    return f"cpu, {available_cores()} cores" if device == "cpu" else device
+
+
 def _speeds_path() -> Path:
     return platformdirs.user_cache_path("napari-jrss", appauthor=False) / "speed.json"
 
 
 def _speeds() -> dict[str, float]:
-    """Seconds for each of the model's, by device, as this machine has trained so far."""
+    """Seconds for each of the model's, by what trained, as this machine has trained so far."""
     try:
         found = json.loads(_speeds_path().read_text(encoding="utf-8"))
         return {str(k): float(v) for k, v in found.items() if float(v) > 0}

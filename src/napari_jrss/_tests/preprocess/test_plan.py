@@ -234,6 +234,9 @@ def test_the_machine_learns_its_speed(tmp_path: Path, monkeypatch: pytest.Monkey
     learn_speed("cpu", {"mono_segmentation": 99.0}, preset("paper"), shape, 4)
     learn_speed("cpu by ssh", {"mono_segmentation": 99.0}, config, shape, 4)
     assert cost.this_machine("cpu").speed == pytest.approx(2.0)
+    with monkeypatch.context() as fewer:  # other cores are another machine
+        fewer.setattr(cost, "available_cores", lambda: 1000)
+        assert not cost.this_machine("cpu").known
     (tmp_path / "napari-jrss" / "speed.json").write_text("damaged")
     assert not cost.this_machine("cpu").known
     slow, fast = (
