@@ -308,8 +308,11 @@ class _Grid:
 
 
 def _finest(grids: Iterator[_Grid]) -> _Grid:
-    """The first grid that fits, or the coarsest."""
-    return next(grid for grid in grids if grid.fits or max(grid.shape) <= _COARSEST)
+    """The first grid that fits, or the last one."""
+    for grid in grids:
+        if grid.fits or max(grid.shape) <= _COARSEST:
+            break
+    return grid
 
 
 def _coarser(grids: Iterator[_Grid], finest: _Grid) -> _Grid | None:

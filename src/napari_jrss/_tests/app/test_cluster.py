@@ -82,8 +82,11 @@ class Workers:
 
     def kill_busy(self) -> int:
         """SIGKILL to a worker process that is at work; its id."""
-        busy = next(worker for worker, jobs in self.client.processing().items() if jobs)
-        (pid,) = self.client.run(os.getpid, workers=[busy]).values()
+        until, busy = time.monotonic() + 10, []
+        while not busy:  # between two jobs, none is
+            assert time.monotonic() < until
+            busy = [worker for worker, jobs in self.client.processing().items() if jobs][:1]
+        (pid,) = self.client.run(os.getpid, workers=busy).values()
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 

@@ -172,6 +172,8 @@ def test_a_budget_that_nothing_keeps_to_is_said() -> None:
     made = plan(cohort((64, 64, 64), (1, 1, 1)), budget_s=1.0)
     assert not made.fits
     assert "no voxel size keeps to 1 s" in made.reasons
+    given = PreprocessingConfig(shape=(80, 80, 80), spacing_mm=(4, 4, 4))
+    assert not plan(cohort((64, 64, 64), (1, 1, 1)), budget_s=1.0, wishes=given).fits
     tiny = Machine("cpu", 1, 2**28, 1.0)
     little = plan(cohort((64, 64, 64), (1, 1, 1)), machine=tiny)
     assert (little.fits, little.shape) == (False, (32, 32, 32))
