@@ -16,7 +16,7 @@ from napari_jrss.geometry import Matrix, corners, map_points
 from napari_jrss.inference.predict import evaluation, free_memory
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.networks.fine import FineNetwork
-from napari_jrss.preprocess.cost import BLOCK_BYTES, BLOCK_VOXEL_BYTES
+from napari_jrss.preprocess.cost import BLOCK_BYTES, BYTES_PER_CLASS, BYTES_PER_VOXEL
 from napari_jrss.snapshot import CaseScan, Label
 
 HALO = 8
@@ -196,5 +196,5 @@ def _blocks(region: Box, voxels: int) -> Iterator[Box]:
 
 def _most_voxels(classes: int, device: torch.device) -> int:
     """Voxels of a block for the memory there is."""
-    fixed, per_class = BLOCK_VOXEL_BYTES
-    return int(min(BLOCK_BYTES, free_memory(device) // 2) / (fixed + per_class * classes))
+    each = BYTES_PER_VOXEL + BYTES_PER_CLASS * classes
+    return int(min(BLOCK_BYTES, free_memory(device) // 2) / each)

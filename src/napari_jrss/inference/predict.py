@@ -16,12 +16,10 @@ from napari_jrss.labels import IGNORED
 from napari_jrss.losses import symmetric_kl
 from napari_jrss.networks.obelisk import seeing_tiles
 from napari_jrss.networks.spatial import warp
+from napari_jrss.preprocess.cost import BYTES_PER_VOXEL
 from napari_jrss.snapshot import CaseArrays, Image, Label
 
 TILE_OVERLAP = 0.25
-BYTES_PER_VOXEL = 450
-"""A little more than a forward pass takes: 200 for OBELISK, 400 for `monai_unet`."""
-
 Field = NDArray[np.float32]
 
 

@@ -25,6 +25,8 @@ from napari_jrss.threads import available_cores
 
 _logger = logging.getLogger(__name__)
 
+BYTES_PER_VOXEL = 450
+"""A little more than a forward pass takes: 200 for OBELISK, 400 for `monai_unet`."""
 # Of a step with two crops or scans: seconds per million voxels, and the same for each class.
 _SECONDS = {
     "mono_segmentation": (3.4, 0.03),
@@ -43,7 +45,7 @@ _BYTES = {
     "mono_segmentation": (1850, 52),
     "student": (3750, 90),
     "registration": (1150, 45),
-    "prediction": (450, 8),
+    "prediction": (BYTES_PER_VOXEL, 8),
     "deformation": (100, 0),
     "propagation": (140, 0),
     "own_voxels": (1850, 90),
@@ -66,8 +68,8 @@ _VOLUME_BYTES = 5  # of a voxel that is kept in memory: a float32 image and its 
 _KEPT_BYTES = 2**30  # what a training keeps in memory at most
 BLOCK_BYTES = 2**30
 """What a part of a scan takes at most, while its label on the scan's own voxels is made."""
-# Bytes per voxel of a part of a scan there, and the same for each class.
-BLOCK_VOXEL_BYTES = 450, 12
+BYTES_PER_CLASS = 12
+"""Of a voxel there, beside that: a probability, as input and interpolated, and a logit."""
 _SCAN_BYTES = 4, 8  # per voxel of a whole scan: each of its images, and what reading it takes
 _PART_BYTES = 2, 1  # of what is kept of a labelled scan: each of its images, and its label
 # Seconds on n cores fall as n to this power (docs/benchmarks.md).
@@ -229,8 +231,7 @@ def own_voxels_bytes(
     on_gpu
         Whether the bytes are asked for that a GPU holds.
     """
-    fixed, per_class = BLOCK_VOXEL_BYTES
-    block = min(BLOCK_BYTES, seen * (fixed + per_class * classes))
+    block = min(BLOCK_BYTES, seen * (BYTES_PER_VOXEL + BYTES_PER_CLASS * classes))
     if on_gpu:
         return block
     image, reading = _SCAN_BYTES

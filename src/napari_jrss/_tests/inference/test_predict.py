@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from napari_jrss._tests.training.phantoms import NAMES, SHAPE, RecordingArrays, phantom
 from napari_jrss.config import NetworkConfig
 from napari_jrss.inference.predict import (
-    BYTES_PER_VOXEL,
     Votes,
     displacement_field,
     evaluation,
@@ -25,6 +24,7 @@ from napari_jrss.inference.predict import (
 )
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.preprocess.cost import BYTES_PER_VOXEL
 
 CPU = torch.device("cpu")
 C = len(NAMES)

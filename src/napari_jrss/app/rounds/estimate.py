@@ -3,12 +3,12 @@
 Time is the number of steps of each stage times the seconds of one step: those of the latest
 finished round with the same networks, batch sizes and device, or else measured. Memory is
 
-    program + volumes + a + b * voxels,
+    program + volumes + a + b * voxels + own,
 
 where `voxels` is the size of the training grid; `a` and `b` are measured
 (:mod:`napari_jrss.app.rounds.measure`), so that they hold for any network and device; `volumes` are
-the cases that are kept in memory, up to a limit. docs/benchmarks.md compares the
-formula with real runs.
+the cases that are kept in memory, up to a limit, and `own` is what whole scans take where their own
+voxels are learned. docs/benchmarks.md compares the formula with real runs.
 """
 
 from __future__ import annotations
