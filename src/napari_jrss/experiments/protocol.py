@@ -143,7 +143,7 @@ class AnnotatorSettings(_Part):
         0.35, ge=0, description="Standard deviation of the hand's outline about the manual one."
     )
     steps_on_labels: int = Field(
-        ge=1, description="Steps after each accepted case in loops that learn from labels alone."
+        ge=1, description="Steps on labels after each accepted case but the first."
     )
     costs: dict[str, float] = Field(
         default_factory=dict, description="Changes of the model of seconds."

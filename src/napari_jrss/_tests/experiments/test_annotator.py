@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from napari_jrss.app.review.editor import BY_HAND, Edit
 from napari_jrss.cli import app
 from napari_jrss.experiments.annotator.cohort import HIDDEN
-from napari_jrss.experiments.annotator.correcting import Correcting, Task
+from napari_jrss.experiments.annotator.correcting import DISPUTE_LEAST, Correcting, Task
 from napari_jrss.experiments.annotator.costs import CostModel, Effort
 from napari_jrss.experiments.annotator.hand import believed, strokes
 from napari_jrss.experiments.annotator.loops import LOOPS
@@ -183,6 +183,37 @@ def test_every_stroke_is_an_action_of_the_session_and_every_voxel_in_the_ledger(
         assert version.author == AUTHOR
 
 
+def test_two_opinions_are_decided_dispute_by_dispute_and_only_for_the_better(
+    study: Path, tmp_path: Path
+) -> None:
+    taught = place_of(LoopRun(FIRST, 0), study).project
+    edits: list[Edit] = []
+    with opened_session(shutil.copytree(taught, tmp_path / "brain.jrss"), "cpu") as session:
+        project, review = session.workspace.open_project, session.review
+        session.cohort.predict()
+        session.workspace.inference.wait()
+        case_id = project.snapshot().unlabelled[0]
+        review.ahead.prepare([case_id])
+        session.workspace.background.wait()
+        review.open(case_id)
+        review.wait()
+        review.label_changed.connect(edits.append)
+        truth = next(iter(review.open_case.drafts.values()))  # the propagated label is right
+        work = Correcting(review, Task(truth, truth, 0.99, 1, 3, COSTS))
+        voxels = [np.count_nonzero(review.open_case.editor.label == truth)]
+        review.label_changed.connect(
+            lambda _: voxels.append(np.count_nonzero(review.open_case.editor.label == truth))
+        )
+        work.choose_opinions()
+        assert len(edits) > 0
+        assert all(edit.name.startswith("as the ") for edit in edits)
+        assert voxels == sorted(voxels)
+        assert work.effort.keys >= len(edits)
+        assert work.effort.looks == 2 * work.effort.keys
+        large = [each for each in review.disputed.disputes if each.mask.sum() >= DISPUTE_LEAST]
+        assert work.effort.keys == len(large)
+
+
 def test_each_case_is_brought_to_the_goal_and_counted_as_in_the_ledger(study: Path) -> None:
     for name in ("scratch", "propagation", "monai_label", "ours"):
         rows = rows_of(study, name)
@@ -212,7 +243,7 @@ def test_training_never_sees_a_hidden_label(study: Path) -> None:
                 for entry in project.rounds()
                 for case_id, version in entry.label_versions.items()
             }
-            assert [entry.number for entry in project.rounds()] == [0, 1]
+            assert [entry.number for entry in project.rounds()] == [0, 1, 2]
             assert len(trained) == 2
             for case_id, version in trained:
                 (found,) = (v for v in project.label_versions(case_id) if v.version == version)

@@ -1,8 +1,9 @@
 """How the simulated annotator corrects one open case, with the commands of the review.
 
-The worst slice comes first. An annotator who may interpolate draws every fourth slice of a
-structure that is missing or poor, and has the program draw those between. What a tool made worse is
-undone. A structure that is good enough is left alone.
+The worst slice comes first. An annotator with two opinions chooses between them first, dispute by
+dispute. One who may interpolate draws every fourth slice of a structure that is missing or poor,
+and has the program draw those between. What a tool made worse is undone. A structure that is good
+enough is left alone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from functools import partial
 
 import numpy as np
 
+from napari_jrss.app.review.disputed import Choice
 from napari_jrss.app.review.editor import BY_HAND
 from napari_jrss.app.review.open_case import OpenCase
+from napari_jrss.app.review.opinions import Dispute
 from napari_jrss.app.review.region_stroke import STEP, Preview
 from napari_jrss.app.review.review import Review
 from napari_jrss.app.review.strokes import MORE, changed
@@ -32,7 +35,9 @@ REGION_LEAST = 120
 REGION_GAIN = 10
 """Voxels that a region has to put right on balance, or it is dropped."""
 REGION_LOOKS = 2
-"""Slices on which the preview of a region is looked at."""
+"""Slices on which the preview of a region, or a dispute, is looked at."""
+DISPUTE_LEAST = 40
+"""Voxels of the smallest dispute that is worth going to."""
 MOST_DROPPED = 2
 """Regions that are dropped before the hand turns to the brush."""
 
@@ -78,6 +83,32 @@ class Correcting:
         shown = self._across(self._case.editor.label) > 0
         shown |= self._across(self._task.belief) > 0
         self.effort.looks += int(shown.any((1, 2)).sum())
+
+    # -- two opinions
+
+    def choose_opinions(self) -> None:
+        """Go through what teacher and propagated label dispute; take the one that is right."""
+        disputed = self._review.disputed
+        disputed.compare()
+        self._review.wait()
+        while self.failing() and (dispute := disputed.dispute) is not None:
+            if np.count_nonzero(dispute.mask) < DISPUTE_LEAST:
+                return
+            self.effort.looks += REGION_LOOKS
+            self.effort.keys += 1
+            disputed.decide(self._better(dispute))
+            self._review.wait()
+
+    def _better(self, dispute: Dispute) -> Choice:
+        """The opinion that puts most voxels right on balance, or neither."""
+        seen = self._case.editor.label[dispute.box][dispute.mask]
+        belief = self._task.belief[dispute.box][dispute.mask]
+        right: dict[Choice, int] = {
+            "neither": int(np.count_nonzero(belief == seen)),
+            "first": int(np.count_nonzero(belief == dispute.first)),
+            "second": int(np.count_nonzero(belief == dispute.second)),
+        }
+        return max(right, key=lambda choice: right[choice])
 
     # -- the region stroke
 

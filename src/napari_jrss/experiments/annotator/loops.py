@@ -20,34 +20,54 @@ class Loop:
     # What a label begins as: empty, voted for by the labelled cases registered to it, predicted by
     # the teacher, or the average of the last two.
     draft: Literal["blank", "atlas", "teacher", "average"]
-    # What the teacher learns from after each accepted case: nothing, labels alone, or labels and
-    # its own predictions of the other cases (the joint round).
-    learns: Literal["", "labels", "joint"] = ""
+    learns: bool = False  # whether the teacher learns from the labels after each accepted case
+    # Whether a joint round follows the first training, with the teacher's own predictions of the
+    # other cases; a loop that learns without one learns from the first label for as long.
+    joint_round: bool = False
     interpolation: bool = True
     region_tool: bool = False  # whether a stroke may correct the region it belongs to
+    opinions: bool = False  # whether it chooses where teacher and propagated label differ
 
 
-OURS = Loop("ours", "napari-jrss", "program", "average", "labels", region_tool=True)
+OURS = Loop(
+    "ours",
+    "napari-jrss",
+    "program",
+    "average",
+    learns=True,
+    joint_round=True,
+    region_tool=True,
+    opinions=True,
+)
 
 _IN_ORDER = (
     Loop("scratch", "From scratch", "random", "blank"),
     Loop("propagation", "Propagation only", "random", "atlas"),
-    Loop("teacher", "Teacher only, random order", "random", "teacher", "labels"),
+    Loop("teacher", "Teacher only, random order", "random", "teacher", learns=True),
     Loop(
         "monai_label",
         "As MONAI Label: entropy, brush",
         "entropy",
         "teacher",
-        "labels",
+        learns=True,
         interpolation=False,
     ),
     OURS,
     replace(OURS, name="no_order", title="without its order", order="random"),
     replace(OURS, name="no_region", title="without the region tool", region_tool=False),
+    replace(OURS, name="no_opinions", title="without the two opinions", opinions=False),
     replace(OURS, name="no_interpolation", title="without interpolation", interpolation=False),
-    replace(OURS, name="no_atlas", title="without atlas drafts", draft="teacher"),
-    replace(OURS, name="no_teacher", title="without a teacher", draft="atlas", learns=""),
-    replace(OURS, name="joint", title="with short joint rounds instead", learns="joint"),
+    replace(OURS, name="no_atlas", title="without atlas drafts", draft="teacher", opinions=False),
+    replace(OURS, name="no_joint", title="without the joint round", joint_round=False),
+    replace(
+        OURS,
+        name="no_teacher",
+        title="without a teacher",
+        draft="atlas",
+        learns=False,
+        joint_round=False,
+        opinions=False,
+    ),
 )
 LOOPS: Mapping[str, Loop] = MappingProxyType({loop.name: loop for loop in _IN_ORDER})
 RIVALS = ("scratch", "propagation", "teacher", "monai_label")

@@ -45,6 +45,8 @@ ROWS, PENDING = "cases.jsonl", "pending.json"
 AUTHOR = "simulated annotator"
 IMAGES_ALONE = "refine"
 """The engine that needs no trained network."""
+SHORT_DECAY = 0.9
+"""Of the teacher's average, a step, in rounds that are too short for the preset's."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ class LoopWork:
         work = Correcting(review, task)
         draft_dice = work.dice()
         work.look_through()
+        if loop.opinions and review.open_case.prediction is not None:
+            work.choose_opinions()
         if loop.interpolation:
             work.interpolate()
         if loop.region_tool:
@@ -258,7 +262,7 @@ class LoopWork:
         project = self._project
         if not self._loop.learns or not project.snapshot().unlabelled:
             return
-        if project.require_teacher().number < self.done:
+        if project.require_teacher().number <= self.done:
             self._train(self._round_config(), 1)
         self._session.cohort.predict()
         self._wait()
@@ -275,16 +279,18 @@ class LoopWork:
             raise runner.error
 
     def _round_config(self) -> TrainingConfig:
-        """Settings of the round after an accepted case."""
-        config = self._config
-        if self._loop.learns == "joint":
-            return config
+        """Settings of the round after an accepted case: a long one after the first, then short."""
+        joint, first = self._config.joint, self.done == 0
+        if first and self._loop.joint_round:
+            return self._config
         changes = {
             "lambda_u": 0.0,
             "registration_augmentation": 0.0,
-            "minimum_steps": self._settings.steps_on_labels,
+            "propagated_labels": 0.0,
+            "minimum_steps": 2 * joint.minimum_steps if first else self._settings.steps_on_labels,
+            "ema_decay": joint.ema_decay if first else SHORT_DECAY,
         }
-        return config.model_copy(update={"joint": config.joint.model_copy(update=changes)})
+        return self._config.model_copy(update={"joint": joint.model_copy(update=changes)})
 
     # -- what the cohort has now
 
