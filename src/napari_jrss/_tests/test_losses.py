@@ -10,7 +10,9 @@ from napari_jrss.losses import (
     batch_dice_loss,
     class_weights,
     diffusion_regulariser,
+    label_dice_and_cross_entropy,
     local_normalized_cross_correlation,
+    log_softmax,
     mean_squared_error,
     mind_ssc,
     one_hot,
@@ -203,9 +205,38 @@ def test_dice_of_a_batch_is_that_of_its_structures_summed_over_images() -> None:
     probabilities = torch.zeros_like(target)
     probabilities[:, 0], probabilities[:, 1], probabilities[:, 3] = 0.3, 0.5, 0.2
     dice = 2 * (2 * 0.5) / (8 * 0.5 + 2)
-    assert batch_dice_loss(probabilities, target).item() == pytest.approx(1 - dice)
-    assert batch_dice_loss(target, target).item() == pytest.approx(0, abs=1e-6)
-    assert batch_dice_loss(probabilities[1:], target[1:]).item() == 0
+    everywhere = torch.ones(2, 1, 1, 4, dtype=torch.bool)
+    assert batch_dice_loss(probabilities, target, everywhere).item() == pytest.approx(1 - dice)
+    assert batch_dice_loss(target, target, everywhere).item() == pytest.approx(0, abs=1e-6)
+    assert batch_dice_loss(probabilities[1:], target[1:], everywhere[1:]).item() == 0
+    in_part = everywhere.clone()
+    in_part[0, ..., 0] = False
+    dice = 2 * 0.5 / (7 * 0.5 + 1)
+    assert batch_dice_loss(probabilities, target, in_part).item() == pytest.approx(1 - dice)
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_dice_and_cross_entropy_of_labels_are_those_of_one_hot_labels(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 3, 4, 5, generator=generator, requires_grad=True)
+    logits_last = logits.to(memory_format=torch.channels_last_3d)
+    labels = torch.randint(0, classes, (2, 3, 4, 5), generator=generator)
+    mask = labels != 1
+    mask[0, 0] = False
+    target = one_hot(labels, classes)
+    expected = (
+        batch_dice_loss(logits.softmax(1), target, mask),
+        screened_cross_entropy(logits, labels, mask).mean(),
+    )
+    found = label_dice_and_cross_entropy(logits_last, labels, mask)
+    for one, other in zip(found, expected, strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=1e-5)
+        gradients = (
+            torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (one, other)
+        )
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    nothing = label_dice_and_cross_entropy(logits, labels, mask & False)
+    assert [each.item() for each in nothing] == [0, 0]
 
 
 def test_soft_cross_entropy_is_cross_entropy_for_certain_targets_within_the_mask() -> None:
@@ -215,5 +246,6 @@ def test_soft_cross_entropy_is_cross_entropy_for_certain_targets_within_the_mask
     mask = label != 1
     target = F.one_hot(label, 3).movedim(-1, 1).float()
     expected = F.cross_entropy(logits, label, reduction="none")[mask].mean()
-    assert soft_cross_entropy(logits, target, mask).item() == pytest.approx(expected.item())
-    assert soft_cross_entropy(logits, target, mask & False).item() == 0
+    log = log_softmax(logits)
+    assert soft_cross_entropy(log, target, mask).item() == pytest.approx(expected.item())
+    assert soft_cross_entropy(log, target, mask & False).item() == 0

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.losses import log_softmax
 from napari_jrss.training.augment import (
     follow_field,
     sample_image,
@@ -25,7 +26,6 @@ from napari_jrss.training.steps import (
     Losses,
     PerturbedBatch,
     dice_and_cross_entropy,
-    known_one_hot,
     perturbed_student_step,
 )
 
@@ -94,11 +94,10 @@ class PerturbedStudentStage(TeacherStage):
         images, labels = self._labelled(labelled, rng)
         grid = self._crops(unlabelled, 0.0, rng)
         unchanged = sample_image(tensors.images(unlabelled), grid)
-        probabilities = self._seeing(unchanged).float().softmax(1)
-        opinions = zip(unlabelled, grid, probabilities, strict=True)
-        probabilities = torch.stack(
-            [self._with_vote(case, its[None], found) for case, its, found in opinions]
-        )
+        probabilities = log_softmax(self._seeing(unchanged).float()).exp_()
+        for number, case in enumerate(unlabelled):
+            its, found = grid[number : number + 1], probabilities[number]
+            probabilities[number] = self._with_vote(case, its, found)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         labelled_images = self._intensity(images, rng)
         perturbed = strong_intensity(unchanged, generator)
@@ -115,11 +114,12 @@ class PerturbedStudentStage(TeacherStage):
         fields = {moving: known[case] for moving, known in self.fields.items() if case in known}
         if not fields or weight == 0:
             return teacher
-        votes = []
+        votes = torch.zeros_like(teacher)
         for moving, field in fields.items():
             moved = follow_field(grid, field.to(grid.device).float()[None])
-            label = sample_label(self.tensors.labels([moving]), moved, outside=0)
-            votes.append(known_one_hot(label, len(teacher))[0].to(teacher.dtype))
+            label = sample_label(self.tensors.labels([moving]), moved, outside=0).long()
+            known = label != IGNORED
+            votes.scatter_add_(0, label * known, known.to(teacher.dtype))
         unsure = teacher.max(0).values <= self.config.screening.tau
-        vote = weight * unsure * torch.stack(votes).mean(0)
+        vote = (weight / len(fields)) * unsure * votes
         return (teacher + vote) / (1 + vote.sum(0))  # an ignored label has no vote

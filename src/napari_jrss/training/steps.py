@@ -17,6 +17,8 @@ from napari_jrss.losses import (
     diffusion_regulariser,
     folding,
     image_difference,
+    label_dice_and_cross_entropy,
+    log_softmax,
     one_hot,
     screened_cross_entropy,
     soft_cross_entropy,
@@ -49,10 +51,7 @@ def mono_segmentation_step(
 
 def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Losses:
     """Dice of the batch's structures plus cross-entropy, of equal weight."""
-    target = known_one_hot(labels, logits.shape[1])
-    known = labels != IGNORED
-    dice = batch_dice_loss(logits.softmax(1) * known[:, None], target)
-    cross_entropy = screened_cross_entropy(logits, labels, known).mean()
+    dice, cross_entropy = label_dice_and_cross_entropy(logits, labels, labels != IGNORED)
     return {"total": dice + cross_entropy, "dice": dice, "ce": cross_entropy}
 
 
@@ -229,14 +228,14 @@ def perturbed_student_step(
     weight
         Of the agreement.
     """
-    labelled = len(batch.images)
     logits = network(torch.cat([batch.images, batch.perturbed])).float()
-    losses = dice_and_cross_entropy(logits[:labelled], batch.labels)
+    on_labelled, on_unlabelled = logits.split([len(batch.images), len(batch.perturbed)])
+    losses = dice_and_cross_entropy(on_labelled, batch.labels)
     confidence, found = batch.teacher.max(1)
     known = trusted[found]
-    probabilities = logits[labelled:].softmax(1) * known[:, None]
-    dice = batch_dice_loss(probabilities, batch.teacher * known[:, None])
-    cross_entropy = soft_cross_entropy(logits[labelled:], batch.teacher, known & (confidence > tau))
+    log = log_softmax(on_unlabelled)
+    dice = batch_dice_loss(log.exp(), batch.teacher, known)
+    cross_entropy = soft_cross_entropy(log, batch.teacher, known & (confidence > tau))
     agreement = dice + cross_entropy
     manual = losses["total"]
     return {"total": manual + weight * agreement, "manual": manual, "agreement": agreement}
