@@ -1,6 +1,7 @@
 """Peak memory and time of one training step of each stage, by precision.
 
     python benchmarks/step_memory.py [--shape 160 192 160] [--batch 2] [--classes 11]
+    python benchmarks/step_memory.py --preset fast --shape 56 56 56 --classes 139
 
 A step is what a round does: cases to the device, augmentation, the networks forth and back, the
 optimiser. On a CUDA device the time is the median of steps and the memory is what PyTorch
@@ -66,19 +67,18 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--classes", type=int, default=11)
-    parser.add_argument("--network", default="obelisk", help="segmentation network")
+    parser.add_argument("--preset", choices=["paper", "fast"], default="paper")
+    parser.add_argument("--network", help="segmentation network, if not the preset's")
     parser.add_argument("--precision", nargs="*", default=["32-true", "bf16-mixed"])
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     print("| stage | precision | device | peak (GB) | seconds |\n|---|---|---|---:|---:|")
     spawn = multiprocessing.get_context("spawn")
     for precision in options.precision:
+        batch = {"batch_size": options.batch}
+        network = {"segmentation_network": {"name": options.network}} if options.network else {}
         config = preset(
-            "paper",
-            precision=precision,
-            segmentation_network={"name": options.network},
-            segmentation={"batch_size": options.batch},
-            registration={"batch_size": options.batch},
+            options.preset, precision=precision, segmentation=batch, registration=batch, **network
         )
         for stage in STAGES:
             wanted = (stage, tuple(options.shape), options.classes, config, options.repeats)

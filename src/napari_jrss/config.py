@@ -7,6 +7,7 @@ are those of the paper (section 4.3) or, if it gives none, those of docs/dev/cho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Literal, TypeAlias
 
@@ -398,7 +399,8 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     name
         ``paper``, ``fast`` or ``smoke``.
     **changes
-        Top-level fields of :class:`TrainingConfig` to replace, such as ``seed=1``.
+        Fields of :class:`TrainingConfig` to replace, such as ``seed=1``. Of a part, only what is
+        named is replaced: ``segmentation={"minimum_steps": 2000}`` keeps the rest of the preset's.
 
     Returns
     -------
@@ -413,7 +415,18 @@ def preset(name: PresetName, **changes: object) -> TrainingConfig:
     variants = {"paper": {}, "fast": _FAST, "smoke": _SMOKE}
     if name not in variants:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(variants)}")
-    return TrainingConfig.model_validate({"preset": name, **variants[name], **changes})
+    return TrainingConfig.model_validate(merged({"preset": name, **variants[name]}, changes))
+
+
+def merged(settings: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """Nested settings with some changes; what these don't name stays as it is."""
+    result = dict(settings)
+    for name, value in changes.items():
+        old, new = result.get(name), value.model_dump() if isinstance(value, BaseModel) else value
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            new = merged(old, new)
+        result[name] = new
+    return result
 
 
 # Few labels are learned in a few hundred steps; docs/dev/choices.md has the figures.

@@ -49,6 +49,16 @@ def test_crops_are_a_part_of_each_axis(shape: Shape, crop: Shape) -> None:
     assert SegmentationTraining().crop(shape) == shape
 
 
+def test_a_change_of_a_part_keeps_the_rest_of_the_preset() -> None:
+    changed = preset("fast", segmentation={"minimum_steps": 2000}, seed=3)
+    expected = preset("fast").model_dump()
+    expected["segmentation"]["minimum_steps"], expected["seed"] = 2000, 3
+    assert changed.model_dump() == expected
+    whole = changed.segmentation.model_copy(update={"batch_size": 4})
+    assert preset("smoke", segmentation=whole).segmentation == whole
+    assert preset("fast").segmentation.minimum_steps == 1000
+
+
 def test_obelisk_is_not_trained_on_crops() -> None:
     with pytest.raises(ValidationError, match="obelisk samples the whole scan"):
         preset("fast", segmentation_network={"name": "obelisk"})

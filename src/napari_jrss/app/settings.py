@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from napari_jrss.config import PresetName, TrainingConfig, preset
+from napari_jrss.config import PresetName, TrainingConfig, merged, preset
 from napari_jrss.errors import JRSSError, ScanError, from_validation
 from napari_jrss.io.text_files import read_json
 from napari_jrss.preprocess.plan import Plan
@@ -32,24 +31,15 @@ def training_config(
     ``fast`` is as the project's `plan` has it.
     """
     start = preset(name) if plan is None or name != "fast" else plan.config()
-    settings: dict[str, Any] = start.model_dump()
+    settings: dict[str, object] = start.model_dump()
     if changes is not None:
         try:
-            _merge(settings, read_json(changes))
+            settings = merged(settings, read_json(changes))
         except ScanError as error:
             raise SettingsError(str(error)) from None
-    settings["seed"] = seed
-    if tau is not None:
-        settings["screening"]["tau"] = tau
+    screening = {} if tau is None else {"screening": {"tau": tau}}
+    settings = merged(settings, {"seed": seed, **screening})
     try:
         return TrainingConfig.model_validate(settings)
     except ValidationError as error:
         raise SettingsError(f"{changes or 'settings'}: {from_validation(error)}") from None
-
-
-def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> None:
-    for name, value in changes.items():
-        if isinstance(value, dict) and isinstance(settings.get(name), dict):
-            _merge(settings[name], value)
-        else:
-            settings[name] = value

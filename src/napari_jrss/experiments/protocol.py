@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, preset
+from napari_jrss.config import PreprocessingConfig, PresetName, TrainingConfig, merged, preset
 from napari_jrss.errors import JRSSError, from_validation
 from napari_jrss.experiments.methods import METHODS
 
@@ -176,10 +176,8 @@ class Protocol(_Part):
 
     def config(self, seed: int, changes: Changes = MappingProxyType({})) -> TrainingConfig:
         """Settings of a run."""
-        merged = preset(self.preset).model_dump() | {"seed": seed}
-        for each in (self.settings, changes):
-            _merge(merged, each)
-        return TrainingConfig.model_validate(merged)
+        settings = merged(preset(self.preset, seed=seed).model_dump(), self.settings)
+        return TrainingConfig.model_validate(merged(settings, changes))
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Protocol:
@@ -315,11 +313,3 @@ def _known(name: str, names: Mapping[str, object], what: str) -> str:
     if name not in names:
         raise ValueError(f"unknown {what} {name!r}; known: all, {', '.join(names)}")
     return name
-
-
-def _merge(settings: dict[str, Any], changes: Changes) -> None:
-    for name, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(settings.get(name), dict):
-            _merge(settings[name], value)
-        else:
-            settings[name] = value
