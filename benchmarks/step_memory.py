@@ -65,7 +65,7 @@ def _in_use(device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160))
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="if not the preset's")
     parser.add_argument("--classes", type=int, default=11)
     parser.add_argument("--preset", choices=["paper", "fast"], default="paper")
     parser.add_argument("--network", help="segmentation network, if not the preset's")
@@ -75,11 +75,13 @@ def main() -> None:
     print("| stage | precision | device | peak (GB) | seconds |\n|---|---|---|---:|---:|")
     spawn = multiprocessing.get_context("spawn")
     for precision in options.precision:
-        batch = {"batch_size": options.batch}
-        network = {"segmentation_network": {"name": options.network}} if options.network else {}
-        config = preset(
-            options.preset, precision=precision, segmentation=batch, registration=batch, **network
-        )
+        changes: dict[str, object] = {"precision": precision}
+        if options.batch:
+            batch = {"batch_size": options.batch}
+            changes |= {"segmentation": batch, "registration": batch}
+        if options.network:
+            changes["segmentation_network"] = {"name": options.network}
+        config = preset(options.preset, **changes)
         for stage in STAGES:
             wanted = (stage, tuple(options.shape), options.classes, config, options.repeats)
             if torch.cuda.is_available():
