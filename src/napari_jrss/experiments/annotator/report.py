@@ -250,7 +250,7 @@ def _remarks(protocol: Protocol, results: Sequence[LoopResult]) -> list[str]:
         "time isn't: who waits for it waits in every loop that learns.",
         f"The model of seconds: {json.dumps(costs_of(settings).__dict__)}.",
         f"Settings: preset {protocol.preset}, changes {json.dumps(protocol.settings)}; "
-        f"{settings.steps_on_labels} steps in loops that learn from labels alone.",
+        f"{settings.steps_on_labels} steps on labels after each case but the first.",
     ]
     if missing:
         remarks.append(f"Not run (seeds in brackets): {'; '.join(missing)}.")
