@@ -25,6 +25,8 @@ from napari_jrss.experiments.tables import NONE, Cell, Table
 
 LEVELS = (0.05, 0.03, 0.0)
 """How far the levels of the mean Dice lie below that which all loops end with."""
+WORST_LEVELS = (0.05, 0.0)
+"""The same for the Dice of the worst tenth."""
 LEAST_SHOWN = 0.5
 """Least Dice in the figure of the curves."""
 PLOTS = {
@@ -113,13 +115,13 @@ def levels_of(results: Sequence[LoopResult]) -> list[float]:
 
 def _to_the_same_dice(results: Sequence[LoopResult]) -> Table:
     """Seconds and strokes until the cohort has a mean Dice, and beside the best rival's."""
-    levels = levels_of(results)
-    header = ["Loop", "seeds"]
-    for level in levels:
-        header += [f"mean Dice {level:.2f}: s", "strokes"]
     worst = float(np.floor(100 * min(each.dice("worst_tenth")[-1] for each in results)) / 100)
-    header += [f"worst tenth {worst:.2f}: s", "strokes"]
-    wanted = [*((level, "cohort_dice") for level in levels), (worst, "worst_tenth")]
+    wanted = [(level, "cohort_dice") for level in levels_of(results)]
+    wanted += [(worst - below, "worst_tenth") for below in WORST_LEVELS]
+    header = ["Loop", "seeds"]
+    for level, what in wanted:
+        of = "mean Dice" if what == "cohort_dice" else "worst tenth"
+        header += [f"{of} {level:.2f}: s", "strokes"]
     rows = []
     for loop, group in _by_loop(results).items():
         cells = [Cell(loop.title), Cell(", ".join(str(each.seed) for each in group))]
