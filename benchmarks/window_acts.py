@@ -140,6 +140,7 @@ def measure(
     settle()
     session.workspace.background.wait()
     settle()
+    print(f"memory: {resident_mb():.0f} MB with the next case read ahead, too\n")
     if review.suggestion is not None:
         suggested = partial(review.open, review.suggestion.case_id)
         found["the case that is suggested, read ahead"] = [timed(suggested)]

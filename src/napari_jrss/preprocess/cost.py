@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,7 +242,7 @@ def own_voxels_bytes(
 
 def learn_speed(
     device: str,
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, Sequence[float]],
     config: TrainingConfig,
     shape: Shape,
     classes: int,
@@ -255,7 +255,7 @@ def learn_speed(
     device
         What trained: ``cpu`` or ``cuda``; another computer teaches nothing.
     seconds
-        Of a step, by stage.
+        Of each step, by stage: a stage of many steps says most.
     config, shape, classes, images
         Of the training; `images` of each case. Other networks than that of the settings ``fast``
         teach nothing, nor do grids on which a step takes no time.
@@ -269,12 +269,13 @@ def learn_speed(
         seconds = {k: v for k, v in seconds.items() if k not in ("own_voxels", "prediction")}
     model = {
         stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)
-        for stage in seconds
-        if stage in _SECONDS
+        for stage, taken in seconds.items()
+        if stage in _SECONDS and taken
     }
     if not model:
         return
-    speed = sum(seconds[stage] for stage in model) / sum(model.values())
+    expected = sum(len(seconds[stage]) * each for stage, each in model.items())
+    speed = sum(sum(seconds[stage]) for stage in model) / expected
     speeds = _speeds()
     what = _what_trains(device)
     before = speeds.get(what, speed)

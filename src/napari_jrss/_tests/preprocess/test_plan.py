@@ -227,15 +227,21 @@ def test_the_machine_learns_its_speed(tmp_path: Path, monkeypatch: pytest.Monkey
     model = step_seconds("mono_segmentation", crop, 4)
     before = cost.this_machine("cpu")
     assert not before.known
-    learn_speed("cpu", {"mono_segmentation": 3 * model}, config, shape, 4)
+    learn_speed("cpu", {"mono_segmentation": [3 * model]}, config, shape, 4)
     after = cost.this_machine("cpu")
     assert after.known
     assert after.speed == pytest.approx(3.0)
-    learn_speed("cpu", {"mono_segmentation": model}, config, shape, 4)
+    learn_speed("cpu", {"mono_segmentation": [model]}, config, shape, 4)
     assert cost.this_machine("cpu").speed == pytest.approx(2.0)
-    learn_speed("cpu", {"mono_segmentation": 99.0}, preset("paper"), shape, 4)
-    learn_speed("cpu by ssh", {"mono_segmentation": 99.0}, config, shape, 4)
+    learn_speed("cpu", {"mono_segmentation": [99.0]}, preset("paper"), shape, 4)
+    learn_speed("cpu by ssh", {"mono_segmentation": [99.0]}, config, shape, 4)
     assert cost.this_machine("cpu").speed == pytest.approx(2.0)
+    # a few slow steps of another stage count no more than they took
+    odd = step_seconds("propagation", int(np.prod(shape)), 4)
+    taken = {"mono_segmentation": [2 * model] * 500, "propagation": [10 * odd] * 2}
+    learn_speed("cpu", taken, config, shape, 4)
+    expected = (1000 * model + 20 * odd) / (500 * model + 2 * odd)
+    assert cost.this_machine("cpu").speed == pytest.approx((2.0 + expected) / 2)
     with monkeypatch.context() as fewer:  # other cores are another machine
         fewer.setattr(cost, "available_cores", lambda: 1000)
         assert not cost.this_machine("cpu").known

@@ -264,11 +264,10 @@ def _run(
                 warnings = (event.warning, _behind(project, entry, event.metrics))
                 event = event.model_copy(update={"warning": " ".join(filter(None, warnings))})
                 outcome, promote = RoundOutcome.FINISHED, event.metrics.get(KEPT, 1.0) > 0
-                seconds = clock.seconds_per_step()
                 snapshot = project.snapshot(entry.number)
                 learn_speed(
                     executor.device,
-                    seconds,
+                    clock.steps,
                     planned.config,
                     snapshot.shape,
                     snapshot.classes,
@@ -276,7 +275,7 @@ def _run(
                 )
                 metrics = {
                     **event.metrics,
-                    STEP_SECONDS: seconds,
+                    STEP_SECONDS: clock.seconds_per_step(),
                     DEVICE: executor.device,
                     **({WARNING: event.warning} if event.warning else {}),
                     **({UNLEARNED: event.unlearned} if event.unlearned else {}),
@@ -337,18 +336,18 @@ class _Clock:
 
     def __init__(self) -> None:
         self._last: float | None = None
-        self._steps: dict[str, list[float]] = {}
+        self.steps: dict[str, list[float]] = {}  # seconds of each, by stage
 
     def add(self, event: Event) -> None:
         now = time.monotonic()
         if event.kind in ("step_end", "case_screened", "case_judged") and self._last is not None:
             # A round's stages carry its number; the next round's steps cost the same.
             stage = re.sub(r"_\d+$", "", event.stage)
-            self._steps.setdefault(stage, []).append(now - self._last)
+            self.steps.setdefault(stage, []).append(now - self._last)
         self._last = now if event.kind != "epoch_end" else self._last
 
     def seconds_per_step(self) -> dict[str, float]:
-        return {stage: sum(steps) / len(steps) for stage, steps in self._steps.items()}
+        return {stage: sum(steps) / len(steps) for stage, steps in self.steps.items()}
 
 
 def series_in_words(project: Project) -> str:
