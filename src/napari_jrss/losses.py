@@ -48,7 +48,7 @@ def log_softmax(logits: Tensor) -> Tensor:
     """Logarithm of the softmax over classes (B, C, z, y, x).
 
     With many classes the sums run over what lies side by side in memory with channels last; with
-    few, over volumes. Each is the quicker there, by a third and more.
+    few, over volumes. Each is the quicker there, by a tenth to a fifth of a whole step.
     """
     if logits.shape[1] < _MANY_CLASSES:
         return logits.log_softmax(1)
