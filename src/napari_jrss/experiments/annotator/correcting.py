@@ -34,8 +34,8 @@ REGION_LEAST = 120
 """Voxels of the smallest fault that is worth a region stroke."""
 REGION_GAIN = 10
 """Voxels that a region has to put right on balance, or it is dropped."""
-REGION_LOOKS = 2
-"""Slices on which the preview of a region, or a dispute, is looked at."""
+LOOKS_TO_DECIDE = 2
+"""Slices that are looked at before a region or a dispute is decided."""
 DISPUTE_LEAST = 40
 """Voxels of the smallest dispute that is worth going to."""
 MOST_DROPPED = 2
@@ -94,7 +94,7 @@ class Correcting:
         while self.failing() and (dispute := disputed.dispute) is not None:
             if np.count_nonzero(dispute.mask) < DISPUTE_LEAST:
                 return
-            self.effort.looks += REGION_LOOKS
+            self.effort.looks += LOOKS_TO_DECIDE
             self.effort.keys += 1
             disputed.decide(self._better(dispute))
             self._review.wait()
@@ -137,7 +137,7 @@ class Correcting:
         preview = region.preview
         if preview is None:
             return False
-        effort.looks += REGION_LOOKS
+        effort.looks += LOOKS_TO_DECIDE
         gain = self._gain(preview, 0.0)
         # A person sees whether the region is too small or too large.
         step = max((STEP, -STEP), key=lambda by: self._gain(preview, by))
