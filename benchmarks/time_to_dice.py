@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from napari_jrss.config import TrainingConfig, preset
 from napari_jrss.experiments.cohort import snapshot_of
 from napari_jrss.experiments.protocol import load_protocol
-from napari_jrss.losses import batch_dice_loss
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.project.project import Project
@@ -43,7 +42,7 @@ from napari_jrss.training.events import EpochEnd, Event
 from napari_jrss.training.round import RoundTask, run_round, train_stage
 from napari_jrss.training.sampling import draw_start
 from napari_jrss.training.stages import MonoSegmentationStage, TrainingTensors
-from napari_jrss.training.steps import known_one_hot
+from napari_jrss.training.steps import label_losses
 
 Point = tuple[int, float, float]
 """Steps, CPU seconds, mean Dice of the test cases."""
@@ -263,9 +262,7 @@ def deep_supervision(outputs: Tensor, label: Tensor) -> Tensor:
     total, weights = torch.zeros(()), 0.0
     for level, logits in enumerate(heads):
         weight = 0.5**level
-        target = known_one_hot(label, logits.shape[1])
-        dice = batch_dice_loss(logits.softmax(1), target)
-        total = total + weight * (dice + nn.functional.cross_entropy(logits, label))
+        total = total + weight * label_losses(logits, label)["total"]
         weights += weight
     return total / weights
 

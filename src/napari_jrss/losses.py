@@ -3,10 +3,14 @@
 All are computed in float32, also if the network uses another precision.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -44,97 +48,121 @@ def soft_dice_loss(
 _SMOOTH = 1e-5
 
 
-def log_softmax(logits: Tensor) -> Tensor:
-    """Logarithm of the softmax over classes (B, C, z, y, x).
+@dataclass(frozen=True)
+class DiceAndCrossEntropy:
+    """Two losses and their sum, which alone has a gradient; all are scalars."""
 
-    With many classes the sums run over what lies side by side in memory with channels last; with
-    few, over volumes. Each is the quicker there, by a tenth to a fifth of a whole step.
-    """
-    if logits.shape[1] < _MANY_CLASSES:
-        return logits.log_softmax(1)
-    return logits.movedim(1, -1).log_softmax(-1).movedim(-1, 1)
+    total: Tensor
+    dice: Tensor
+    cross_entropy: Tensor
 
 
-_MANY_CLASSES = 32
+def dice_and_cross_entropy(
+    logits: Tensor, target: Tensor, in_dice: Tensor, weight: Tensor
+) -> DiceAndCrossEntropy:
+    """Soft Dice loss of the structures that a batch holds, plus cross-entropy.
 
+    The Dice of a structure is summed over the batch. A crop rarely holds every structure: one that
+    no image of the batch holds (less than a voxel) has no part; the background has none either.
 
-def batch_dice_loss(probabilities: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Soft Dice loss of the structures that a batch holds, summed over the batch.
-
-    A crop rarely holds every structure. One that no image of the batch holds (less than a voxel)
-    has no part; the background has none either.
-
-    Parameters
-    ----------
-    probabilities, target
-        (B, C, z, y, x), values in [0, 1].
-    mask
-        Voxels that take part (B, z, y, x), bool.
-
-    Returns
-    -------
-    Tensor
-        A scalar from 0 to 1; 0 if the batch holds no structure.
-    """
-    shared = _sums(probabilities * target, mask)
-    return _dice_loss(shared, _sums(probabilities, mask), _sums(target, mask))
-
-
-def _sums(volumes: Tensor, mask: Tensor) -> Tensor:
-    """Sums (C,) of volumes (B, C, z, y, x) over the voxels of a mask; no masked copy is made."""
-    sums: Tensor = torch.tensordot(mask.float(), volumes.movedim(1, -1), 4)
-    return sums
-
-
-def _dice_loss(shared: Tensor, predicted: Tensor, wanted: Tensor) -> Tensor:
-    """One minus the mean Dice of the structures that are there, from sums (C,) over voxels."""
-    held = wanted[1:] >= 1
-    dice = 2 * shared[1:] / (predicted[1:] + wanted[1:]).clamp(min=_SMOOTH)
-    return ((1 - dice) * held).sum() / held.sum().clamp(min=1)
-
-
-def label_dice_and_cross_entropy(
-    logits: Tensor, labels: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`batch_dice_loss` and :func:`screened_cross_entropy` (its mean) with one label each.
-
-    Both share one softmax, and labels are never turned into a volume for each class, which with
-    many structures takes most of a step's time and memory.
+    The gradient is found together with the losses, in few passes over the voxels, a part of them
+    at a time: with many structures most of a training step would else be memory traffic.
 
     Parameters
     ----------
     logits
-        (B, C, z, y, x).
-    labels, mask
-        Class indices (B, z, y, x), and which voxels take part, bool.
+        (B, C, z, y, x); fastest with channels last in memory.
+    target
+        Class indices (B, z, y, x), or probabilities (B, C, z, y, x), which sum to 1.
+    in_dice
+        Voxels that take part in the Dice (B, z, y, x), bool.
+    weight
+        Of each voxel in the cross-entropy (B, z, y, x), which is the sum over all voxels: 1 over
+        their number for a mean, 0 for a voxel that takes no part.
     """
-    log = log_softmax(logits.float())
-    target = labels.long() * mask
-    log_found = log.gather(1, target.unsqueeze(1)).squeeze(1) * mask
-    of_image = log_found.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
-    zeros, target = log.new_zeros(log.shape[1]), target.flatten()
-    shared = zeros.index_add(0, target, (log_found.exp() * mask).flatten())
-    wanted = zeros.index_add(0, target, mask.flatten().float())
-    return _dice_loss(shared, _sums(log.exp(), mask), wanted), -of_image.mean()
+    rows = _rows(target) if target.ndim == logits.ndim else target.flatten().long()
+    masks = in_dice.flatten().float(), weight.flatten().float()
+    of = _DiceAndCrossEntropy.apply(_rows(logits).float(), rows, *masks)  # type: ignore[no-untyped-call]
+    return DiceAndCrossEntropy(*of)
 
 
-def soft_cross_entropy(log_probabilities: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy with probabilities as target, mean over the voxels of a mask.
+def _rows(volumes: Tensor) -> Tensor:
+    """(B, C, z, y, x) -> a row for each voxel, (B z y x, C)."""
+    return volumes.movedim(1, -1).flatten(0, -2)
 
-    Parameters
-    ----------
-    log_probabilities, target
-        (B, C, z, y, x).
-    mask
-        (B, z, y, x), bool.
 
-    Returns
-    -------
-    Tensor
-        A scalar; 0 if the mask is empty.
+_PART_VALUES = 2**18
+"""Of this many values a part's intermediate results stay in a processor's cache."""
+
+
+class _DiceAndCrossEntropy(torch.autograd.Function):
+    """:func:`dice_and_cross_entropy` of rows; its gradient takes the place of the softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, in_dice: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        voxels, classes = logits.shape
+        size = voxels if logits.is_cuda else max(1, _PART_VALUES // classes)
+        parts = [slice(start, start + size) for start in range(0, voxels, size)]
+        softmax = torch.empty_like(logits)
+        shared, predicted, wanted = softmax.new_zeros(3, classes)
+        cross_entropy = softmax.new_zeros(())
+        for part in parts:
+            log = logits[part].log_softmax(1)
+            found, true = torch.exp(log, out=softmax[part]), target[part]
+            predicted += in_dice[part] @ found
+            if true.ndim == 1:
+                at = true.unsqueeze(1)
+                cross_entropy -= log.gather(1, at).squeeze(1) @ weight[part]
+                shared.index_add_(0, true, found.gather(1, at).squeeze(1) * in_dice[part])
+                wanted.index_add_(0, true, in_dice[part])
+            else:
+                cross_entropy -= torch.linalg.vecdot(log, true) @ weight[part]
+                shared += in_dice[part] @ torch.mul(found, true, out=log)
+                wanted += in_dice[part] @ true
+        held = wanted >= 1
+        held[0] = False
+        share = held / held.sum().clamp(min=1)
+        both = (predicted + wanted).clamp(min=_SMOOTH)
+        dice = 2 * shared / both
+        if ctx.needs_input_grad[0]:
+            # gradient of the loss by probabilities: of any class, and in addition of the target
+            each, hit = share * dice / both, -2 * share / both
+            for part in parts:
+                _softmax_to_gradient(
+                    softmax[part], target[part], in_dice[part], weight[part], each, hit
+                )
+            ctx.gradient = softmax
+        loss = ((1 - dice) * share).sum()
+        ctx.mark_non_differentiable(loss, cross_entropy)
+        return loss + cross_entropy, loss, cross_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.gradient * total, None, None, None
+
+
+def _softmax_to_gradient(
+    softmax: Tensor, target: Tensor, in_dice: Tensor, weight: Tensor, each: Tensor, hit: Tensor
+) -> None:
+    """Turn rows of probabilities p into the gradient by their logits, in place.
+
+    By p the Dice loss has the gradient ``g = in_dice (each + hit target)``, so by the logits
+    ``p (g - sum p g)``; the cross-entropy has ``weight (p - target)``.
     """
-    loss = -(target * log_probabilities).sum(1)
-    return (loss * mask).sum() / mask.sum().clamp(min=1)
+    if target.ndim == 1:
+        at = target.unsqueeze(1)
+        on_target = softmax.gather(1, at).squeeze(1) * in_dice * hit[target]
+        mean = in_dice * (softmax @ each) + on_target
+        softmax *= torch.addcmul((weight - mean).unsqueeze(1), in_dice.unsqueeze(1), each)
+        softmax.scatter_add_(1, at, (on_target - weight).unsqueeze(1))
+    else:
+        gradient = torch.addcmul(each, hit, target)
+        gradient -= torch.linalg.vecdot(softmax, gradient).unsqueeze(1)
+        softmax *= gradient.mul_(in_dice.unsqueeze(1)).add_(weight.unsqueeze(1))
+        softmax.addcmul_(target, weight.unsqueeze(1), value=-1)
 
 
 def screened_cross_entropy(

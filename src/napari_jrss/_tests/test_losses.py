@@ -4,20 +4,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
+from napari_jrss import losses
 from napari_jrss.losses import (
-    batch_dice_loss,
     class_weights,
+    dice_and_cross_entropy,
     diffusion_regulariser,
-    label_dice_and_cross_entropy,
     local_normalized_cross_correlation,
-    log_softmax,
     mean_squared_error,
     mind_ssc,
     one_hot,
     screened_cross_entropy,
-    soft_cross_entropy,
     soft_dice_loss,
     symmetric_kl,
 )
@@ -197,55 +196,74 @@ def test_mind_sees_shape_and_not_contrast() -> None:
     assert (moved - described).abs().mean() > 0.1
 
 
+def of_batch(probabilities: Tensor, target: Tensor, in_dice: Tensor) -> float:
+    """The Dice loss of a batch with probabilities instead of logits."""
+    found = dice_and_cross_entropy(probabilities.log(), target, in_dice, in_dice * 0.0)
+    assert found.cross_entropy.item() == 0
+    assert found.total.item() == found.dice.item()
+    return found.dice.item()
+
+
 def test_dice_of_a_batch_is_that_of_its_structures_summed_over_images() -> None:
     target = torch.zeros(2, 4, 1, 1, 4)
     target[0, 1, ..., :2] = 1
     target[0, 0, ..., 2:] = 1
     target[1, 0] = 1  # class 1 is in the first image only, 2 and 3 in none
-    probabilities = torch.zeros_like(target)
+    probabilities = torch.full_like(target, 1e-12)
     probabilities[:, 0], probabilities[:, 1], probabilities[:, 3] = 0.3, 0.5, 0.2
     dice = 2 * (2 * 0.5) / (8 * 0.5 + 2)
     everywhere = torch.ones(2, 1, 1, 4, dtype=torch.bool)
-    assert batch_dice_loss(probabilities, target, everywhere).item() == pytest.approx(1 - dice)
-    assert batch_dice_loss(target, target, everywhere).item() == pytest.approx(0, abs=1e-6)
-    assert batch_dice_loss(probabilities[1:], target[1:], everywhere[1:]).item() == 0
+    assert of_batch(probabilities, target, everywhere) == pytest.approx(1 - dice)
+    assert of_batch(target.clamp(min=1e-12), target, everywhere) == pytest.approx(0, abs=1e-6)
+    assert of_batch(probabilities[1:], target[1:], everywhere[1:]) == 0
     in_part = everywhere.clone()
     in_part[0, ..., 0] = False
     dice = 2 * 0.5 / (7 * 0.5 + 1)
-    assert batch_dice_loss(probabilities, target, in_part).item() == pytest.approx(1 - dice)
+    assert of_batch(probabilities, target, in_part) == pytest.approx(1 - dice)
 
 
+def plain_losses(
+    logits: Tensor, target: Tensor, in_dice: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Dice and cross-entropy as formulas, with PyTorch's own gradient."""
+    log = logits.log_softmax(1)
+    counted = in_dice.unsqueeze(1)
+    shared, predicted, wanted = (
+        (volume * counted).sum((0, 2, 3, 4))[1:]
+        for volume in (log.exp() * target, log.exp(), target)
+    )
+    held = wanted >= 1
+    dice = (1 - 2 * shared / (predicted + wanted))[held].mean() if held.any() else log.sum() * 0
+    return dice, -(weight * (target * log).sum(1)).sum()
+
+
+@pytest.mark.parametrize("certain", [True, False])
 @pytest.mark.parametrize("classes", [3, 40])
-def test_dice_and_cross_entropy_of_labels_are_those_of_one_hot_labels(classes: int) -> None:
+def test_dice_and_cross_entropy_and_their_gradient_are_those_of_the_formulas(
+    classes: int, certain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "_PART_VALUES", 7 * classes)  # 120 voxels: the last part is short
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, classes, 3, 4, 5, generator=generator, requires_grad=True)
-    logits_last = logits.to(memory_format=torch.channels_last_3d)
     labels = torch.randint(0, classes, (2, 3, 4, 5), generator=generator)
-    mask = labels != 1
-    mask[0, 0] = False
-    target = one_hot(labels, classes)
-    expected = (
-        batch_dice_loss(logits.softmax(1), target, mask),
-        screened_cross_entropy(logits, labels, mask).mean(),
-    )
-    found = label_dice_and_cross_entropy(logits_last, labels, mask)
-    for one, other in zip(found, expected, strict=True):
-        assert one.item() == pytest.approx(other.item(), rel=1e-5)
-        gradients = (
-            torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (one, other)
-        )
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
-    nothing = label_dice_and_cross_entropy(logits, labels, mask & False)
-    assert [each.item() for each in nothing] == [0, 0]
-
-
-def test_soft_cross_entropy_is_cross_entropy_for_certain_targets_within_the_mask() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 3, 2, 3, 4, generator=generator)
-    label = torch.randint(0, 3, (1, 2, 3, 4), generator=generator)
-    mask = label != 1
-    target = F.one_hot(label, 3).movedim(-1, 1).float()
-    expected = F.cross_entropy(logits, label, reduction="none")[mask].mean()
-    log = log_softmax(logits)
-    assert soft_cross_entropy(log, target, mask).item() == pytest.approx(expected.item())
-    assert soft_cross_entropy(log, target, mask & False).item() == 0
+    labels[labels == 2] = 1  # a structure that the batch doesn't hold
+    in_dice = torch.rand(2, 3, 4, 5, generator=generator) < 0.7
+    weight = torch.rand(2, 3, 4, 5, generator=generator) * (labels != 1)
+    soft = one_hot(labels, classes)
+    if not certain:
+        soft = (3 * soft + torch.randn(soft.shape, generator=generator)).softmax(1)
+        soft[:, 2] = 0
+        soft /= soft.sum(1, keepdim=True)
+    expected = plain_losses(logits, soft, in_dice, weight)
+    (expected_gradient,) = torch.autograd.grad(sum(expected), logits)
+    last = logits.to(memory_format=torch.channels_last_3d)
+    for layout in (logits, last):
+        found = dice_and_cross_entropy(layout, labels if certain else soft, in_dice, weight)
+        assert found.dice.item() == pytest.approx(expected[0].item(), rel=1e-5)
+        assert found.cross_entropy.item() == pytest.approx(expected[1].item(), rel=1e-5)
+        assert found.total.item() == pytest.approx(sum(expected).item(), rel=1e-5)
+        (gradient,) = torch.autograd.grad(3 * found.total, logits)
+        torch.testing.assert_close(gradient, 3 * expected_gradient, rtol=1e-4, atol=1e-7)
+    nothing = dice_and_cross_entropy(logits, labels, in_dice & False, weight * 0)
+    assert [nothing.total.item(), nothing.dice.item(), nothing.cross_entropy.item()] == [0, 0, 0]
+    assert torch.autograd.grad(nothing.total, logits)[0].abs().max() == 0

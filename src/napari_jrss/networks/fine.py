@@ -49,8 +49,7 @@ class FineNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Images and probabilities -> logits, on the same voxels."""
-        coarse = image[:, -self.classes :].float().clamp(min=_LEAST).log()
-        logits: Tensor = coarse + self.network(
-            image.contiguous(memory_format=torch.channels_last_3d)
-        )
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+        coarse = image[:, -self.classes :].float().clamp(min=_LEAST).log_()
+        logits: Tensor = coarse + self.network(image)
         return logits

@@ -34,7 +34,7 @@ from napari_jrss.training.events import Cancelled, CaseJudged, Event, StageFinis
 from napari_jrss.training.loop import Cancel, Validation, stop_requested
 from napari_jrss.training.sampling import draw_cases
 from napari_jrss.training.stages import CohortStage, TrainingTensors, measured_by_all
-from napari_jrss.training.steps import Losses, dice_and_cross_entropy
+from napari_jrss.training.steps import Losses, label_losses
 
 _SAVES = 3
 """How often the stage is validated and its state saved."""
@@ -152,7 +152,7 @@ class FineStage(CohortStage):
         seen = torch.cat([seen for seen, _ in drawn]).to(self.tensors.device)
         labels = torch.cat([label for _, label in drawn]).to(self.tensors.device)
         self.network.train()
-        return dice_and_cross_entropy(self.network(seen).float(), labels)
+        return label_losses(self.network(seen).float(), labels)
 
     def validate(self) -> Validation:
         """Dice of each validation case at its scan's own voxels."""

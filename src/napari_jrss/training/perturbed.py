@@ -10,7 +10,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
-from napari_jrss.losses import log_softmax
 from napari_jrss.training.augment import (
     follow_field,
     sample_image,
@@ -25,7 +24,7 @@ from napari_jrss.training.stages import TeacherStage, TrainingTensors
 from napari_jrss.training.steps import (
     Losses,
     PerturbedBatch,
-    dice_and_cross_entropy,
+    label_losses,
     perturbed_student_step,
 )
 
@@ -70,9 +69,7 @@ class PerturbedStudentStage(TeacherStage):
                 self.tensors.snapshot.labelled, self.config.segmentation.batch_size, rng
             )
             images, labels = self._labelled(labelled, rng)
-            return dice_and_cross_entropy(
-                self.network(self._intensity(images, rng)).float(), labels
-            )
+            return label_losses(self.network(self._intensity(images, rng)).float(), labels)
         tau = self.config.screening.tau
         return perturbed_student_step(self.network, self._batch(rng), tau, self.trusted, weight)
 
@@ -94,7 +91,8 @@ class PerturbedStudentStage(TeacherStage):
         images, labels = self._labelled(labelled, rng)
         grid = self._crops(unlabelled, 0.0, rng)
         unchanged = sample_image(tensors.images(unlabelled), grid)
-        probabilities = log_softmax(self._seeing(unchanged).float()).exp_()
+        logits = self._seeing(unchanged).float().movedim(1, -1)
+        probabilities = logits.softmax(-1).movedim(-1, 1)  # channels stay last in memory
         for number, case in enumerate(unlabelled):
             its, found = grid[number : number + 1], probabilities[number]
             probabilities[number] = self._with_vote(case, its, found)

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from napari_jrss.config import JointConfig, RegistrationTraining, SegmentationTraining
 from napari_jrss.losses import (
-    batch_dice_loss,
+    dice_and_cross_entropy,
     diffusion_regulariser,
     folding,
     image_difference,
-    label_dice_and_cross_entropy,
-    log_softmax,
     one_hot,
     screened_cross_entropy,
-    soft_cross_entropy,
     soft_dice_loss,
     symmetric_kl,
 )
@@ -42,17 +39,20 @@ def mono_segmentation_step(
     """Loss on labelled images: Dice (Eq. 1 and 2), or Dice and cross-entropy."""
     logits = network(images).float()
     if config.loss == "dice_ce":
-        return dice_and_cross_entropy(logits, labels)
+        return label_losses(logits, labels)
     target = known_one_hot(labels, logits.shape[1])
     known = target.sum(1, keepdim=True)
     dice = soft_dice_loss(logits.softmax(1) * known, target, config.include_background)
     return {"total": dice, "dice": dice}
 
 
-def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Losses:
-    """Dice of the batch's structures plus cross-entropy, of equal weight."""
-    dice, cross_entropy = label_dice_and_cross_entropy(logits, labels, labels != IGNORED)
-    return {"total": dice + cross_entropy, "dice": dice, "ce": cross_entropy}
+def label_losses(logits: Tensor, labels: Tensor) -> Losses:
+    """Dice of the batch's structures plus cross-entropy (mean over images), of equal weight."""
+    known = labels != IGNORED
+    voxels = known.flatten(1).sum(1).clamp(min=1) * len(labels)
+    weight = known / voxels.view(-1, 1, 1, 1)
+    found = dice_and_cross_entropy(logits, labels.long() * known, known, weight)
+    return {"total": found.total, "dice": found.dice, "ce": found.cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -230,14 +230,12 @@ def perturbed_student_step(
     """
     logits = network(torch.cat([batch.images, batch.perturbed])).float()
     on_labelled, on_unlabelled = logits.split([len(batch.images), len(batch.perturbed)])
-    losses = dice_and_cross_entropy(on_labelled, batch.labels)
+    manual = label_losses(on_labelled, batch.labels)["total"]
     confidence, found = batch.teacher.max(1)
     known = trusted[found]
-    log = log_softmax(on_unlabelled)
-    dice = batch_dice_loss(log.exp(), batch.teacher, known)
-    cross_entropy = soft_cross_entropy(log, batch.teacher, known & (confidence > tau))
-    agreement = dice + cross_entropy
-    manual = losses["total"]
+    sure = known & (confidence > tau)
+    share = sure / sure.sum().clamp(min=1)
+    agreement = dice_and_cross_entropy(on_unlabelled, batch.teacher, known, share).total
     return {"total": manual + weight * agreement, "manual": manual, "agreement": agreement}
 
 

@@ -17,7 +17,7 @@ from napari_jrss.config import (
     SegmentationTraining,
 )
 from napari_jrss.losses import (
-    batch_dice_loss,
+    dice_and_cross_entropy,
     diffusion_regulariser,
     mean_squared_error,
     soft_dice_loss,
@@ -29,8 +29,8 @@ from napari_jrss.training.steps import (
     PairBatch,
     PerturbedBatch,
     StudentBatch,
-    dice_and_cross_entropy,
     known_one_hot,
+    label_losses,
     mono_segmentation_step,
     perturbed_student_step,
     registration_step,
@@ -391,11 +391,12 @@ def test_a_perturbed_student_learns_labels_and_what_the_teacher_is_sure_of() -> 
     batch, everything = perturbed_batch(), torch.ones(3, dtype=torch.bool)
     network = Says(random(4, 3, 4, 4, 4, seed=4))
     losses = perturbed_student_step(network, batch, 0.6, everything, 0.5)
-    manual = dice_and_cross_entropy(network.answer[:2], batch.labels)["total"]
+    manual = label_losses(network.answer[:2], batch.labels)["total"]
     sure = batch.teacher.max(1).values > 0.6
-    log = network.answer[2:].log_softmax(1)
-    cross_entropy = -(batch.teacher * log).sum(1)[sure].mean()
-    dice = batch_dice_loss(log.exp(), batch.teacher, torch.ones_like(sure))
+    logits = network.answer[2:]
+    cross_entropy = -(batch.teacher * logits.log_softmax(1)).sum(1)[sure].mean()
+    everywhere = torch.ones_like(sure)
+    dice = dice_and_cross_entropy(logits, batch.teacher, everywhere, everywhere / sure.sum()).dice
     assert losses["manual"].item() == pytest.approx(manual.item())
     assert losses["agreement"].item() == pytest.approx((dice + cross_entropy).item(), rel=1e-5)
     total = losses["manual"] + 0.5 * losses["agreement"]
@@ -413,11 +414,11 @@ def test_a_perturbed_student_ignores_structures_that_are_not_trusted() -> None:
     assert gradient.movedim(1, -1)[~distrusted].abs().max() > 0
 
 
-def test_dice_and_cross_entropy_pass_over_ignored_voxels() -> None:
+def test_label_losses_pass_over_ignored_voxels() -> None:
     logits, labels = random(1, 3, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)
     labels[:, :2] = 1
     labels[:, 3] = IGNORED
     network = Says(logits)
-    gradient = network.gradient(dice_and_cross_entropy(network.answer, labels)["total"])
+    gradient = network.gradient(label_losses(network.answer, labels)["total"])
     assert gradient[:, :, 3].abs().max() == 0
     assert gradient[:, :, :3].abs().min() > 0
