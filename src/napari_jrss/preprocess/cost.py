@@ -29,26 +29,26 @@ BYTES_PER_VOXEL = 450
 """A little more than a forward pass takes: 200 for OBELISK, 400 for `monai_unet`."""
 # Of a step with two crops or scans: seconds per million voxels, and the same for each class.
 _SECONDS = {
-    "mono_segmentation": (3.2, 0.047),
-    "student": (6.7, 0.154),
+    "mono_segmentation": (3.4, 0.029),
+    "student": (7.6, 0.072),
     "registration": (1.7, 0.079),
     "prediction": (0.8, 0.007),
     "deformation": (1.4, 0.0),
     "propagation": (5.6, 0.0),
-    "quick": (3.2, 0.047),
-    "own_voxels": (2.7, 0.14),
+    "quick": (3.4, 0.029),
+    "own_voxels": (3.0, 0.113),
 }
 # Seconds of a step apart from its voxels; a student's step is two.
 _EACH_STEP = 0.05
 # Bytes per voxel, and the same for each class.
 _BYTES = {
-    "mono_segmentation": (1850, 33),
-    "student": (3750, 71),
+    "mono_segmentation": (1850, 17),
+    "student": (3600, 48),
     "registration": (1100, 48),
     "prediction": (BYTES_PER_VOXEL, 8),
     "deformation": (100, 0),
     "propagation": (140, 0),
-    "own_voxels": (1950, 48),
+    "own_voxels": (1800, 48),
 }
 # For each further image of a case: seconds per million voxels, and bytes per voxel.
 _FURTHER = {
