@@ -91,8 +91,37 @@ def _rows(volumes: Tensor) -> Tensor:
     return volumes.movedim(1, -1).flatten(0, -2)
 
 
+def _parts(rows: Tensor) -> list[slice]:
+    """Parts of the rows that one operation after the other is done on; on a GPU all at once."""
+    voxels, classes = rows.shape
+    size = voxels if rows.is_cuda else max(1, _PART_VALUES // classes)
+    return [slice(start, start + size) for start in range(0, voxels, size)]
+
+
 _PART_VALUES = 2**18
-"""Of this many values a part's intermediate results stay in a processor's cache."""
+"""Of this many values intermediate results stay in a processor's cache."""
+
+
+def _softmax_of_part(logits: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the softmax of rows into `result`; its logarithm is the first minus log of the second.
+
+    PyTorch's own takes several times as long for rows of few classes.
+    """
+    shifted = logits - logits.amax(1, keepdim=True)
+    total = torch.exp(shifted, out=result).sum(1, keepdim=True)
+    result /= total
+    return shifted, total
+
+
+@torch.no_grad()
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities of logits (B, C, z, y, x), without gradient; fastest with channels last."""
+    rows = _rows(logits).float()
+    result = torch.empty_like(rows)
+    for part in _parts(rows):
+        _softmax_of_part(rows[part], result[part])
+    batch, classes, *grid = logits.shape
+    return result.view(batch, *grid, classes).movedim(-1, 1)
 
 
 class _DiceAndCrossEntropy(torch.autograd.Function):
@@ -102,25 +131,23 @@ class _DiceAndCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, in_dice: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        voxels, classes = logits.shape
-        size = voxels if logits.is_cuda else max(1, _PART_VALUES // classes)
-        parts = [slice(start, start + size) for start in range(0, voxels, size)]
-        softmax = torch.empty_like(logits)
-        shared, predicted, wanted = softmax.new_zeros(3, classes)
+        parts, softmax = _parts(logits), torch.empty_like(logits)
+        shared, predicted, wanted = softmax.new_zeros(3, logits.shape[1])
         cross_entropy = softmax.new_zeros(())
         for part in parts:
-            log = logits[part].log_softmax(1)
-            found, true = torch.exp(log, out=softmax[part]), target[part]
+            found, true = softmax[part], target[part]
+            shifted, total = _softmax_of_part(logits[part], found)
             predicted += in_dice[part] @ found
             if true.ndim == 1:
                 at = true.unsqueeze(1)
-                cross_entropy -= log.gather(1, at).squeeze(1) @ weight[part]
+                log = shifted.gather(1, at).squeeze(1) - total.squeeze(1).log()
                 shared.index_add_(0, true, found.gather(1, at).squeeze(1) * in_dice[part])
                 wanted.index_add_(0, true, in_dice[part])
             else:
-                cross_entropy -= torch.linalg.vecdot(log, true) @ weight[part]
-                shared += in_dice[part] @ torch.mul(found, true, out=log)
+                log = torch.linalg.vecdot(shifted, true) - total.squeeze(1).log()
+                shared += in_dice[part] @ torch.mul(found, true, out=shifted)
                 wanted += in_dice[part] @ true
+            cross_entropy -= log @ weight[part]
         held = wanted >= 1
         held[0] = False
         share = held / held.sum().clamp(min=1)

@@ -267,3 +267,10 @@ def test_dice_and_cross_entropy_and_their_gradient_are_those_of_the_formulas(
     nothing = dice_and_cross_entropy(logits, labels, in_dice & False, weight * 0)
     assert [nothing.total.item(), nothing.dice.item(), nothing.cross_entropy.item()] == [0, 0, 0]
     assert torch.autograd.grad(nothing.total, logits)[0].abs().max() == 0
+
+
+def test_softmax_is_torchs_for_large_logits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_PART_VALUES", 70)
+    logits = torch.randn(2, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 100
+    for layout in (logits, logits.to(memory_format=torch.channels_last_3d)):
+        torch.testing.assert_close(losses.softmax(layout), logits.softmax(1))

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_jrss.config import TrainingConfig
+from napari_jrss.losses import softmax
 from napari_jrss.training.augment import (
     follow_field,
     sample_image,
@@ -91,8 +92,7 @@ class PerturbedStudentStage(TeacherStage):
         images, labels = self._labelled(labelled, rng)
         grid = self._crops(unlabelled, 0.0, rng)
         unchanged = sample_image(tensors.images(unlabelled), grid)
-        logits = self._seeing(unchanged).float().movedim(1, -1)
-        probabilities = logits.softmax(-1).movedim(-1, 1)  # channels stay last in memory
+        probabilities = softmax(self._seeing(unchanged))
         for number, case in enumerate(unlabelled):
             its, found = grid[number : number + 1], probabilities[number]
             probabilities[number] = self._with_vote(case, its, found)
