@@ -6,6 +6,7 @@ beat may be late by what two busy cores and OpenGL in software cost, not by what
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -86,3 +87,8 @@ def test_a_window_that_is_held_up_is_noticed(dock: MainWidget, qtbot: QtBot) -> 
         QTimer.singleShot(0, lambda: time.sleep(LATE_S))
         qtbot.wait(50)
     assert max(gaps) >= LATE_S
+
+
+def test_a_full_garbage_collection_passes_over_what_was_imported(dock: MainWidget) -> None:
+    assert dock.session.workspace.project is None
+    assert gc.get_freeze_count() > 100_000
