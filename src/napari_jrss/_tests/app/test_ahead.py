@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import yaml
 
 import napari_jrss
 from napari_jrss._tests.app.phantoms import give_teacher, make_project
+from napari_jrss.app.pairs.registering import engine_of, engine_of_votes
 from napari_jrss.app.review.ahead import USUAL
 from napari_jrss.app.session import Session
+from napari_jrss.config import preset
 from napari_jrss.inference.engines import EngineError
+from napari_jrss.io.round_files import RoundDescription
 from napari_jrss.project.project import Project
 
 pytestmark = pytest.mark.slow
@@ -200,3 +204,18 @@ def test_the_window_has_the_usual_number() -> None:
     text = (Path(napari_jrss.__file__).parent / "napari.yaml").read_text(encoding="utf-8")
     work = yaml.safe_load(text)["contributions"]["configurations"]["work"]
     assert work["properties"]["ahead"]["default"] == USUAL > 0
+
+
+@pytest.mark.parametrize(("settings", "engine"), [("fast", "refine"), ("paper", "jrss")])
+def test_labels_that_vote_beside_a_teacher_are_registered_without_it(
+    path: Path, settings: Literal["fast", "paper"], engine: str
+) -> None:
+    with Project.open(path) as project:
+        assert engine_of_votes(project) == "refine"
+        give_teacher(project)
+        teacher = project.require_teacher()
+        description = RoundDescription.of(project.snapshot(), preset(settings))
+        teacher.files.config.write_text(description.model_dump_json())
+        assert engine_of(project) == "jrss"
+        assert engine_of_votes(project) == engine
+        assert engine_of_votes(project, "greedy") == "greedy"

@@ -20,10 +20,12 @@ from napari_jrss._tests.training.phantoms import (
     phantom,
     snapshot,
 )
+from napari_jrss.app.review.consensus import with_votes
 from napari_jrss.config import NetworkConfig, TrainingConfig, preset
 from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods import METHODS, deep_atlas
 from napari_jrss.experiments.methods.pdd_net import expected_label_loss
+from napari_jrss.experiments.methods.propagation import BesideTeacher
 from napari_jrss.experiments.pdd_network import (
     RANGE,
     WIDTH,
@@ -37,7 +39,7 @@ from napari_jrss.experiments.pdd_network import (
 )
 from napari_jrss.experiments.recipe import Task, Trained, parameters
 from napari_jrss.inference.evaluate import evaluate_registration, evaluate_segmentation
-from napari_jrss.inference.predict import displacement_field, warp_array
+from napari_jrss.inference.predict import displacement_field, predict_case, warp_array
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 
@@ -169,6 +171,24 @@ def test_propagated_labels_vote(mono: tuple[Path, Trained], tmp_path: Path) -> N
         mono[1].registration, [(a, u) for a in LABELLED for u in UNSEEN]
     )
     assert dice_of_segmentation(trained.segmentation) > before
+
+
+def test_beside_the_votes_a_teacher_finds_what_a_person_gets_as_draft(
+    mono: tuple[Path, Trained], jrss: tuple[Path, Trained], tmp_path: Path
+) -> None:
+    task = task_of("jrss_drafts", tmp_path, mono[0], jrss[0])
+    both, teacher = METHODS["jrss_drafts"].train(task).segmentation, jrss[1].segmentation
+    assert isinstance(both, BesideTeacher)
+    assert teacher is not None
+    image = RecordingArrays().image(UNSEEN[0])
+    found = predict_case(both, image, CPU)
+    vote, of_teacher = (predict_case(each, image, CPU) for each in (both.atlases, teacher))
+    draft = with_votes(of_teacher, vote, len(LABELLED))
+    same = found.label == draft.label
+    assert np.mean(same) > 0.999  # the draft knows two classes of each
+    np.testing.assert_allclose(found.confidence[same], draft.confidence[same], atol=2e-3)
+    for opinion in (vote, of_teacher):
+        assert np.abs(found.confidence - opinion.confidence).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph_unsupervised", "pdd_net"])

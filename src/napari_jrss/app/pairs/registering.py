@@ -165,6 +165,19 @@ def engine_of(project: Project, engine: str = "") -> str:
     return engine or (NETWORK if project.teacher is not None else WITHOUT_NETWORK)
 
 
+def engine_of_votes(project: Project, engine: str = "") -> str:
+    """The engine for labels that vote beside a teacher; if none is asked for, images alone.
+
+    A field that is refined with the teacher's classes leads to the teacher's own errors, so that
+    the average gains little by it (docs/dev/choices.md). A trained network is taken where there
+    is one.
+    """
+    if engine or project.teacher is None:
+        return engine_of(project, engine)
+    trained = project.teacher.files.training_config().trains_registration
+    return NETWORK if trained else WITHOUT_NETWORK
+
+
 def require_engine(engine: str, project: Project | None) -> None:
     """Raise a ``JRSSError`` of one line if the engine can't be used; it isn't loaded."""
     if engine != NETWORK:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from napari_jrss.app.pairs.registering import (
     RegistrationReport,
-    engine_of,
+    engine_of_votes,
     project_registrar,
     register_labelled,
 )
@@ -145,7 +145,7 @@ class DraftsAhead:
         now = {case.case_id: case.label_version for case in project.cases()}
         registrar = project_registrar(
             project,
-            engine_of(project, self._workspace.engine),
+            engine_of_votes(project, self._workspace.engine),
             watch=lambda done: not cancel.is_set(),
             device=device,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_jrss.app.pairs.registering import (
-    engine_of,
+    engine_of_votes,
     project_registrar,
     register_labelled,
     require_engine,
@@ -89,7 +89,7 @@ class PredictionReview:
         cases = [c for c in project.snapshot().labelled if c != case.case_id]
         if not cases:
             raise ProjectError("label another case first: its label can be propagated to this one")
-        engine = engine_of(project, self._workspace.engine)
+        engine = engine_of_votes(project, self._workspace.engine)
         require_engine(engine, project)
 
         def work(cancel: threading.Event) -> Iterator[object]:

@@ -66,6 +66,13 @@ _IN_ORDER = (
     ),
     Method("jrss", "JRSS", "jrss:train", needs_unlabelled=True, starts_from="mono"),
     Method(
+        "jrss_drafts",
+        "JRSS, averaged with registered labels",
+        "propagation:train_beside_teacher",
+        needs_unlabelled=True,
+        starts_from="jrss",
+    ),
+    Method(
         "jrss_refined",
         "JRSS, refined",
         "jrss:train_refined",

@@ -68,12 +68,17 @@ def train_two_levels(task: Task) -> Trained:
 
 def _refined(task: Task, config: RefinementConfig) -> Trained:
     """Nothing is trained: the last networks of the runs before, each field refined on its pair."""
-    *_, last = (path.parent for run in task.before for path in _teachers(run))
-    trained = networks_of(task, last)
+    trained = networks_of(task, last_round(task))
     assert trained.segmentation is not None
     start = trained.registration or NoDisplacement()
     refined = RefinedRegistration(start, trained.segmentation, config)
     return replace(trained, segmentation=None, registration=refined)
+
+
+def last_round(task: Task) -> Path:
+    """Folder of the last finished round of the runs before."""
+    *_, last = (path.parent for run in task.before for path in _teachers(run))
+    return last
 
 
 def _teachers(run: Path) -> list[Path]:

@@ -1,20 +1,22 @@
 """Label propagation: every labelled case is registered to a scan, and their labels vote.
 
-No segmentation network is trained. The votes are weighted by local image similarity
-(:class:`napari_jrss.inference.predict.Votes`).
+No segmentation network is trained; a teacher's may be averaged with the votes. These are weighted
+by local image similarity (:class:`napari_jrss.inference.predict.Votes`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_jrss.errors import JRSSError
-from napari_jrss.experiments.methods.jrss import ROUND, networks_of
+from napari_jrss.experiments.methods.jrss import ROUND, last_round, networks_of
 from napari_jrss.experiments.recipe import NO_REGISTRATION, FieldModule, Task, Trained
 from napari_jrss.inference.partners import syn
 from napari_jrss.inference.predict import Votes, displacement_field, follow
+from napari_jrss.inference.refine import register_images
 from napari_jrss.snapshot import CohortSnapshot
 
 
@@ -29,6 +31,40 @@ def train(task: Task) -> Trained:
 def train_with_syn(task: Task) -> Trained:
     """With SyN: N registrations per scan."""
     return Trained(segmentation=Propagation(FieldModule(syn), task.snapshot))
+
+
+def train_beside_teacher(task: Task) -> Trained:
+    """The last teacher of the runs before, averaged with the vote of scans registered by images.
+
+    It is what a person gets to correct. Nothing is trained.
+    """
+    trained = networks_of(task, last_round(task))
+    assert trained.segmentation is not None
+    atlases = Propagation(FieldModule(_by_images), task.snapshot)
+    return Trained(segmentation=BesideTeacher(trained.segmentation, atlases))
+
+
+def _by_images(moving: NDArray[np.floating], fixed: NDArray[np.floating]) -> NDArray[np.float32]:
+    field: NDArray[np.float32] = register_images(moving, fixed).numpy()
+    return field
+
+
+class BesideTeacher(nn.Module):
+    """A teacher and registered atlases: the mean of their probabilities, of batch size 1.
+
+    The weights are those of :func:`napari_jrss.app.review.consensus.with_votes`.
+    """
+
+    def __init__(self, teacher: nn.Module, atlases: Propagation) -> None:
+        super().__init__()
+        self.teacher, self.atlases = teacher, atlases
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Log of the mean probability of each class, (1, C, z, y, x)."""
+        votes = self.atlases(image).exp().to(image.device)
+        voters = len(self.atlases.snapshot.labelled)
+        mean: Tensor = self.teacher(image).softmax(1) + votes * (voters / (voters + 1))
+        return mean.log()
 
 
 class Propagation(nn.Module):
