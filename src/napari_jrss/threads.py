@@ -26,14 +26,22 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def usable_threads() -> int:
+    """Number of threads that compute at once: one for each core, or ``OMP_NUM_THREADS``.
+
+    Worker processes have that variable, and PyTorch keeps to it.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(available_cores(), int(limit) if limit.isdigit() else sys.maxsize))
+
+
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """What a function returns for each item, in their order.
 
-    There are as many threads as cores that this process may use; one where ``OMP_NUM_THREADS``
-    says so, as in worker processes. The first error is raised once no thread works any more.
+    There are as many threads as :func:`usable_threads`, eight at most. The first error is raised
+    once no thread works any more.
     """
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(available_cores(), int(limit) if limit.isdigit() else _MOST, _MOST)
+    threads = min(usable_threads(), _MOST)
     if threads <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads, "part") as pool:

@@ -21,7 +21,7 @@ import psutil
 from napari_jrss.config import Shape, TrainingConfig
 from napari_jrss.errors import from_os_error
 from napari_jrss.io.atomic import write_text
-from napari_jrss.threads import available_cores
+from napari_jrss.threads import usable_threads
 
 _logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Cost:
 
 def this_machine(device: str = "auto") -> Machine:
     """The GPU if there is one and `device` allows it, else the CPU."""
-    cores = available_cores()
+    cores = usable_threads()
     memory = float(psutil.virtual_memory().total)
     if device in ("auto", "cuda") and shutil.which("nvidia-smi"):
         import torch  # slow, so only where there may be a GPU
@@ -289,8 +289,8 @@ def learn_speed(
 
 
 def _what_trains(device: str) -> str:
-    """The device, and how many cores this process may use: others are another machine."""
-    return f"cpu, {available_cores()} cores" if device == "cpu" else device
+    """The device, and on how many cores this process computes: others are another machine."""
+    return f"cpu, {usable_threads()} cores" if device == "cpu" else device
 
 
 def _speeds_path() -> Path:

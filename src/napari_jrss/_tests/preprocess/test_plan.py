@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from napari_jrss import threads
 from napari_jrss.config import PreprocessingConfig, preset
 from napari_jrss.errors import ScanError
 from napari_jrss.geometry import Shape, Triple
@@ -242,9 +243,13 @@ def test_the_machine_learns_its_speed(tmp_path: Path, monkeypatch: pytest.Monkey
     learn_speed("cpu", taken, config, shape, 4)
     expected = (1000 * model + 20 * odd) / (500 * model + 2 * odd)
     assert cost.this_machine("cpu").speed == pytest.approx((2.0 + expected) / 2)
-    with monkeypatch.context() as fewer:  # other cores are another machine
-        fewer.setattr(cost, "available_cores", lambda: 1000)
+    cores = before.cores
+    with monkeypatch.context() as other:  # other cores, or fewer threads, are another machine
+        other.setattr(threads, "available_cores", lambda: cores + 1)
         assert not cost.this_machine("cpu").known
+        other.setenv("OMP_NUM_THREADS", str(cores))
+        assert cost.this_machine("cpu").cores == cores
+        assert cost.this_machine("cpu").known
     (tmp_path / "napari-jrss" / "speed.json").write_text("damaged")
     assert not cost.this_machine("cpu").known
     slow, fast = (
