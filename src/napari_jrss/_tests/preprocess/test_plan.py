@@ -223,6 +223,7 @@ def test_what_is_no_budget(text: str) -> None:
 
 def test_the_machine_learns_its_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config, shape = preset("fast"), (64, 64, 64)
     crop = int(np.prod(config.segmentation.crop(shape)))
     model = step_seconds("mono_segmentation", crop, 4)
