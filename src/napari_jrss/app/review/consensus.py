@@ -54,12 +54,17 @@ def average(one: Prediction, other: Prediction, weight: float = 1.0) -> Predicti
 
 
 def with_votes(teacher: Prediction, vote: Prediction, voters: int) -> Prediction:
-    """The average of a teacher's prediction and the vote of some registered labels.
+    """The average of a teacher's prediction and the vote of some registered labels."""
+    return average(teacher, vote, weight_of_votes(voters))
+
+
+def weight_of_votes(voters: int) -> float:
+    """Weight of the vote of some registered labels, beside 1 for a teacher.
 
     One voter is always sure, however wrong its label lies. So the vote of n has the weight
     n / (n + 1): as if one more voter had no opinion.
     """
-    return average(teacher, vote, voters / (voters + 1))
+    return voters / (voters + 1)
 
 
 def propagated_drafts(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from napari_jrss.app.review.consensus import weight_of_votes
 from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods.jrss import ROUND, last_round, networks_of
 from napari_jrss.experiments.recipe import NO_REGISTRATION, FieldModule, Task, Trained
@@ -50,10 +51,7 @@ def _by_images(moving: NDArray[np.floating], fixed: NDArray[np.floating]) -> NDA
 
 
 class BesideTeacher(nn.Module):
-    """A teacher and registered atlases: the mean of their probabilities, of batch size 1.
-
-    The weights are those of :func:`napari_jrss.app.review.consensus.with_votes`.
-    """
+    """A teacher and registered atlases: the mean of their probabilities, of batch size 1."""
 
     def __init__(self, teacher: nn.Module, atlases: Propagation) -> None:
         super().__init__()
@@ -62,8 +60,8 @@ class BesideTeacher(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Log of the mean probability of each class, (1, C, z, y, x)."""
         votes = self.atlases(image).exp().to(image.device)
-        voters = len(self.atlases.snapshot.labelled)
-        mean: Tensor = self.teacher(image).softmax(1) + votes * (voters / (voters + 1))
+        weight = weight_of_votes(len(self.atlases.snapshot.labelled))
+        mean: Tensor = (self.teacher(image).softmax(1) + weight * votes) / (1 + weight)
         return mean.log()
 
 
