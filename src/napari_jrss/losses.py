@@ -105,7 +105,8 @@ _PART_VALUES = 2**18
 def _softmax_of_part(logits: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:
     """Write the softmax of rows into `result`; its logarithm is the first minus log of the second.
 
-    PyTorch's own takes several times as long for rows of few classes.
+    PyTorch's own takes four to five times as long on a CPU with 3 and 11 classes, and nearly three
+    times with 139 (docs/dev/benchmark-notes.md).
     """
     shifted = logits - logits.amax(1, keepdim=True)
     total = torch.exp(shifted, out=result).sum(1, keepdim=True)
