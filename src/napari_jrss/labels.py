@@ -8,7 +8,7 @@ import colorsys
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Annotated, Any, Self
 
@@ -218,6 +218,30 @@ _SIDE = re.compile(
 def without_side(name: str) -> str:
     """The name of a structure without left or right; the name itself if nothing else is left."""
     return _SIDE.sub("", name).strip() or name
+
+
+def other_sides(names: Sequence[str]) -> tuple[int, ...] | None:
+    """What each class becomes in the mirror: its other side or, without left or right, itself.
+
+    Returns
+    -------
+    tuple of int or None
+        An index for each name; None if a name has a side, and not exactly one other name is its
+        other side.
+    """
+    others = list(range(len(names)))
+    sides: dict[str, dict[str, list[int]]] = {}
+    for index, name in enumerate(names):
+        stem = without_side(name)
+        if stem != name:
+            side = re.sub(r"[\W_]", "", _SIDE.search(name)[0])[0].lower()  # type: ignore[index]
+            sides.setdefault(stem.lower(), {"l": [], "r": []})[side].append(index)
+    for pair in sides.values():
+        if len(pair["l"]) != 1 or len(pair["r"]) != 1:
+            return None
+        (left,), (right,) = pair["l"], pair["r"]
+        others[left], others[right] = right, left
+    return tuple(others)
 
 
 BACKGROUND = LabelClass(index=0, name="background", colour=default_colour(0), source_ids=(0,))

@@ -21,6 +21,7 @@ from napari_jrss.labels import (
     TCIA_RENUMBERED,
     LabelTable,
     default_colour,
+    other_sides,
     tcia_table,
     without_side,
 )
@@ -220,3 +221,21 @@ def test_structures_are_chosen_renamed_and_merged() -> None:
 )
 def test_names_without_their_side(name: str, stem: str) -> None:
     assert without_side(name) == stem
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        (("background", "liver", "spleen"), (0, 1, 2)),
+        (("background", "Left-Caudate", "stem", "Right-Caudate"), (0, 3, 2, 1)),
+        (("background", "rh.insula", "lh.insula", "caudate_L", "Caudate_R"), (0, 2, 1, 4, 3)),
+        (("background", "rib_left_3", "rib_left_4", "rib_right_4", "rib_right_3"), (0, 4, 3, 2, 1)),
+        (("background", "ctx-lh-cuneus", "ctx-rh-cuneus"), (0, 2, 1)),
+        (("background", "Left-Caudate", "Caudate"), None),
+        (("background", "kidney left", "left kidney", "right kidney"), None),
+    ],
+)
+def test_the_other_side_of_each_class(
+    names: tuple[str, ...], others: tuple[int, ...] | None
+) -> None:
+    assert other_sides(names) == others

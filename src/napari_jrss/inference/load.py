@@ -24,6 +24,7 @@ from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundFiles
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.networks.fine import FineNetwork
+from napari_jrss.networks.mirror import Mirrored
 from napari_jrss.networks.weights import CheckpointError, load_weights
 from napari_jrss.snapshot import CaseScan, Image
 
@@ -124,6 +125,11 @@ def _segmentation(files: RoundFiles, weights: Path, device: torch.device) -> nn.
     described = files.description()
     settings = described.training.segmentation_network
     inputs = max(1, len(described.channels))
-    network = build_segmentation_network(settings, len(described.classes), channels=inputs)
-    load_weights(network, weights, inputs)
+    classes = len(described.classes)
+    network = build_segmentation_network(settings, classes, channels=inputs)
+    mirror = load_weights(network, weights, inputs).get("mirror")
+    if mirror is not None:
+        if not isinstance(mirror, list) or set(mirror) != set(range(classes)):
+            raise CheckpointError(f"{weights}: what its classes are in the mirror is unreadable")
+        network = Mirrored(network, mirror)
     return network.to(device).eval()

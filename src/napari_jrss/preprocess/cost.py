@@ -172,15 +172,17 @@ def training_cost(
     per_epoch = max(1, round(cases / config.segmentation.batch_size))
     pairs = max(1, round(cases / config.registration.batch_size))
     joint, registration = config.joint, config.registration
+    # where left and right are alike, the mirror image, too
+    predictions = unlabelled * (2 if config.augmentation.mirror else 1)
     pretraining = {
         "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
         "registration": registration.steps(pairs),
-        "prediction": unlabelled,
+        "prediction": predictions,
     }
     one_round = {
         "student": joint.steps(per_epoch),
         "registration": joint.registration_epochs * pairs,
-        "prediction": unlabelled,
+        "prediction": predictions,
     }
     for steps, within in ((pretraining, False), (one_round, True)):
         if stage := config.registering_stage(joint=within):
@@ -265,7 +267,9 @@ def learn_speed(
     if math.prod(shape) < _LEAST_GRID:
         return
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
-    if "own_voxels" in seconds:  # crops and predictions then depend on the scans, too
+    # At the scans' own voxels crops and predictions depend on the scans, too; and predictions of
+    # mirror images on whether left and right are alike.
+    if "own_voxels" in seconds or config.augmentation.mirror:
         seconds = {k: v for k, v in seconds.items() if k not in ("own_voxels", "prediction")}
     model = {
         stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)

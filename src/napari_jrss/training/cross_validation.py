@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 
 from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
-from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.deformation import Fields, find_fields
 from napari_jrss.training.events import Cancelled, CaseJudged, Event
@@ -23,6 +22,7 @@ from napari_jrss.training.stages import (
     TrainingTensors,
     segmentation_dice,
 )
+from napari_jrss.training.symmetry import segmentation_network
 from napari_jrss.training.trainable import RoundError
 
 MOST_FOLDS = 5
@@ -99,9 +99,7 @@ def judge_fold(
     others = tuple(case for case in snapshot.labelled if case not in held_out)
     part = replace(snapshot, labelled=others, validation=())
     fabric.seed_everything(config.seed + number, verbose=False)
-    network = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
-    )
+    network = segmentation_network(config, part)
     tensors = TrainingTensors(part, {}, fabric.device)
     name = fold_name(number)
     results = {folder / f"{name}.safetensors": network}

@@ -19,7 +19,6 @@ from napari_jrss.config import TrainingConfig
 from napari_jrss.inference.evaluate import none_for_nan
 from napari_jrss.inference.predict import predict_case
 from napari_jrss.io.round_files import ANCHOR_DRAFT_DICE, DRAFT_DICE, KEPT, QuickPlan
-from napari_jrss.networks.build import build_segmentation_network
 from napari_jrss.networks.fine import FineNetwork
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.training.augment import sample_image, sample_label
@@ -36,6 +35,7 @@ from napari_jrss.training.round import RoundTask, recorded, train_stage, with_fi
 from napari_jrss.training.sampling import draw_cases
 from napari_jrss.training.stages import TeacherStage, TrainingTensors, segmentation_dice
 from napari_jrss.training.steps import Losses, mono_segmentation_step, update_teacher
+from napari_jrss.training.symmetry import segmentation_network
 from napari_jrss.training.trainable import RoundError
 
 NEW_SHARE = 0.5
@@ -145,9 +145,7 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
 
     fabric.seed_everything(config.seed + task.number, verbose=False)
     name, tensors = f"quick_{task.number}", TrainingTensors(snapshot, {}, device)
-    student = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, config.joint.dropout, snapshot.inputs
-    )
+    student = segmentation_network(config, snapshot, config.joint.dropout)
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
     stage = QuickStage(name, student, teacher, tensors, config, fabric, plan.new, plan.steps)
@@ -187,9 +185,8 @@ def _work(task: RoundTask, plan: QuickPlan, fabric: Fabric, cancel: Cancel) -> I
 
 
 def _network(task: RoundTask, weights: Path) -> nn.Module:
-    settings, snapshot = task.config.segmentation_network, task.snapshot
-    network = build_segmentation_network(settings, snapshot.classes, channels=snapshot.inputs)
-    load_weights(network, weights, snapshot.inputs)
+    network = segmentation_network(task.config, task.snapshot)
+    load_weights(network, weights, task.snapshot.inputs)
     return network
 
 

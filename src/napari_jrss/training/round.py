@@ -24,8 +24,9 @@ from napari_jrss.inference.predict import predict_case
 from napari_jrss.io.atomic import write_text
 from napari_jrss.io.predictions import Prediction
 from napari_jrss.io.round_files import RoundDescription, RoundFiles
-from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.build import build_registration_network
 from napari_jrss.networks.fine import FineNetwork
+from napari_jrss.networks.mirror import Mirrored
 from napari_jrss.networks.weights import load_tensors, load_weights, save_tensors
 from napari_jrss.snapshot import CohortSnapshot
 from napari_jrss.training.deformation import Fields, find_fields
@@ -52,6 +53,7 @@ from napari_jrss.training.stages import (
     registration_validation,
     segmentation_validation,
 )
+from napari_jrss.training.symmetry import segmentation_network
 from napari_jrss.training.trainable import (
     RoundError,
     check_devices,
@@ -147,9 +149,7 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
     snapshot, config = task.snapshot, task.config
     tensors = TrainingTensors(snapshot, {}, fabric.device)
     fabric.seed_everything(config.seed, verbose=False)
-    teacher = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
-    )
+    teacher = segmentation_network(config, snapshot)
     fields: Fields | None = {}
     if not task.files.teacher.exists():
         fields = yield from find_fields(config, snapshot, task.number, fabric, cancel)
@@ -175,9 +175,7 @@ def _pretrain(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event
 def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     """Screen, register, train the student, average the teacher, predict (Fig. 3)."""
     snapshot, config, parent = task.snapshot, task.config, task.parent_files
-    teacher = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, channels=snapshot.inputs
-    )
+    teacher = segmentation_network(config, snapshot)
     load_weights(teacher, parent.teacher, snapshot.inputs)
     teacher.to(fabric.device)
     registration = None
@@ -207,9 +205,7 @@ def _joint(task: RoundTask, fabric: Fabric, cancel: Cancel) -> Iterator[Event]:
     ):
         # A round's folder stands alone: the parent's network is this round's, too.
         save_tensors(task.files.registration, *load_tensors(parent.registration))
-    student = build_segmentation_network(
-        config.segmentation_network, snapshot.classes, config.joint.dropout, snapshot.inputs
-    )
+    student = segmentation_network(config, snapshot, config.joint.dropout)
     student.load_state_dict(teacher.state_dict())
     teacher = copy.deepcopy(teacher)
     name = f"student_{task.number}"
@@ -312,6 +308,8 @@ def train_stage(
             description = {"stage": stage.name, "classes": classes, "best": best}
             if task.snapshot.channels:
                 description["channels"] = list(task.snapshot.channels)
+            if isinstance(network, Mirrored):
+                description["mirror"] = list(network.classes)
             save_tensors(path, network.state_dict(), description)
         state_path.unlink(missing_ok=True)
     fabric.barrier()

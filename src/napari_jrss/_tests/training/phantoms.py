@@ -127,6 +127,18 @@ class FinePhantoms:
         return self._made[case_id]
 
 
+class AlikePhantoms(FinePhantoms):
+    """Phantoms that are their own mirror images but for noise."""
+
+    def _of(self, case_id: str) -> tuple[Image, Label]:
+        if case_id not in self._made:
+            image, label = super()._of(case_id)
+            noise = np.random.default_rng(ord(case_id[0])).normal(0, 0.1, image.shape)
+            image = (image + image[..., ::-1]) / 2 + noise.astype(np.float32)
+            self._made[case_id] = image, np.maximum(label, label[..., ::-1])
+        return self._made[case_id]
+
+
 def fine_snapshot(**cases: Sequence[str]) -> CohortSnapshot:
     """A cohort whose scans are twice as fine as the training grid."""
     phantoms = FinePhantoms()

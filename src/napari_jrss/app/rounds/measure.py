@@ -211,6 +211,7 @@ def one_step(
     from napari_jrss.inference.predict import predict_case
     from napari_jrss.networks.build import build_registration_network, build_segmentation_network
     from napari_jrss.networks.fine import FineNetwork
+    from napari_jrss.networks.mirror import Mirrored
     from napari_jrss.training.deformation import SETTINGS, field_between
     from napari_jrss.training.fine import FineStage
     from napari_jrss.training.loop import Stage
@@ -235,6 +236,8 @@ def one_step(
     tensors = TrainingTensors(snapshot, pseudo, fabric.device)
     rng = np.random.default_rng(0)
     if name == "prediction":
+        if config.augmentation.mirror:
+            network = Mirrored(network, range(classes))
         network.to(fabric.device).eval()
         image = snapshot.arrays.channels("a")
         return lambda: (predict_case(network, image, fabric.device), None)[1]

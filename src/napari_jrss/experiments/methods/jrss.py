@@ -11,10 +11,10 @@ from pathlib import Path
 
 from napari_jrss.config import RefinementConfig
 from napari_jrss.experiments.recipe import NEVER, Task, Trained, train_registration
+from napari_jrss.inference.load import load_registration, load_teacher
 from napari_jrss.inference.refine import NoDisplacement, RefinedRegistration
 from napari_jrss.io.round_files import RoundFiles
-from napari_jrss.networks.build import build_registration_network, build_segmentation_network
-from napari_jrss.networks.weights import load_weights
+from napari_jrss.networks.build import build_registration_network
 from napari_jrss.training.round import RoundTask, run_round
 from napari_jrss.training.trainable import RoundError
 
@@ -89,11 +89,8 @@ def _teachers(run: Path) -> list[Path]:
 
 def networks_of(task: Task, folder: Path) -> Trained:
     """Teacher of a round's folder, and registration network where one is trained."""
-    config = task.config
-    teacher = build_segmentation_network(config.segmentation_network, task.snapshot.classes)
-    load_weights(teacher, RoundFiles(folder).teacher)
-    if not config.trains_registration:
-        return Trained(teacher.to(task.device))
-    registration = build_registration_network(config.registration_network)
-    load_weights(registration, RoundFiles(folder).registration)
-    return Trained(teacher.to(task.device), registration.to(task.device))
+    files = RoundFiles(folder)
+    teacher = load_teacher(files, task.device)
+    if not task.config.trains_registration:
+        return Trained(teacher)
+    return Trained(teacher, load_registration(files, task.device))
