@@ -113,11 +113,6 @@ class AugmentationConfig(_Settings):
     intensity_std: float = Field(0.0, ge=0, title="Intensity strength")
     """Standard deviation of a random factor and offset of the intensities of images, which have
     standard deviation 1."""
-    mirror: bool = Field(False, title="Mirror scans where left and right are alike")
-    """The segmentation network learns from mirrored scans, too, and averages what it finds in a
-    scan and in its mirror image. Left and right structures change places. Cohorts whose labelled
-    scans aren't like their mirror images, or that have structures on one side alone, are left as
-    they are."""
 
 
 class ScreeningConfig(_Settings):
@@ -362,6 +357,10 @@ class TrainingConfig(_Settings):
     """Augmentation of training images."""
     fine: FineTraining = FineTraining()
     """Labels at the scans' own voxels."""
+    mirror_image: bool = Field(False, title="Segment the mirror image, too")
+    """Where left and right are alike, average what the teacher finds in a scan and in its mirror
+    image; left and right structures change places. Cohorts whose labelled scans aren't like their
+    mirror images, or that have structures on one side alone, are segmented as they are."""
 
     @model_validator(mode="after")
     def _sensible(self) -> TrainingConfig:
@@ -475,7 +474,7 @@ _FAST: dict[str, object] = {
         "dropout": 0.0,
     },
     "screening": {"tau": 0.8, "learned_gate": True},
-    "augmentation": {"mirror": True},
+    "mirror_image": True,
     "fine": {"steps": 300},
 }
 # The synthetic cohort within a minute; tau fits networks that have hardly begun to be sure.
@@ -501,6 +500,6 @@ _SMOKE: dict[str, object] = {
         "ema_decay": 0.95,
     },
     "screening": {"tau": 0.5, "accept_fraction": 0.5, "learned_gate": True},
-    "augmentation": {"mirror": False},
+    "mirror_image": False,
     "fine": {"steps": 60},
 }

@@ -1,4 +1,4 @@
-"""A segmentation network for anatomy whose left and right are alike."""
+"""A segmentation network that looks at a scan and at its mirror image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from napari_jrss.losses import softmax
 
 
 class Mirrored(nn.Module):
-    """Learns from mirrored images, too, and averages what it finds in an image and in its mirror.
+    """In evaluation mode, averages what a network finds in an image and in its mirror image.
 
-    In training mode half of the images, drawn at random, pass through the network mirrored, and
-    what is found in them is mirrored back, so that labels stay as they are. In evaluation mode the
-    probabilities of the image and of its mirror image are averaged. The weights have the names that
-    they have in the network itself.
+    In training mode it is the network itself. The weights have the names that they have there.
 
     Parameters
     ----------
@@ -33,17 +30,11 @@ class Mirrored(nn.Module):
         self.classes = tuple(classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the images; in evaluation mode logarithms of probabilities, float32."""
-        if not self.training:
-            return self._average(images)
-        chosen = (torch.rand(len(images)) < 0.5).view(-1, 1, 1, 1, 1).to(images.device)
-        found = self.network(torch.where(chosen, images.flip(-1), images))
-        return torch.where(chosen, found[:, list(self.classes)].flip(-1), found)
-
-    def _average(self, images: Tensor) -> Tensor:
-        """Logarithm of the mean of both probabilities; class by class, to spare memory."""
+        """Logits; in evaluation mode the logarithm of the mean of both probabilities, float32."""
+        if self.training:
+            return self.network(images)  # type: ignore[no-any-return]
         found, mirrored = softmax(self.network(images)), softmax(self.network(images.flip(-1)))
-        for own, other in enumerate(self.classes):
+        for own, other in enumerate(self.classes):  # class by class, to spare memory
             found[:, own] += mirrored[:, other].flip(-1)
         return found.div_(2).clamp_(min=torch.finfo(found.dtype).tiny).log_()
 

@@ -173,7 +173,7 @@ def training_cost(
     pairs = max(1, round(cases / config.registration.batch_size))
     joint, registration = config.joint, config.registration
     # where left and right are alike, the mirror image, too
-    predictions = unlabelled * (2 if config.augmentation.mirror else 1)
+    predictions = unlabelled * (2 if config.mirror_image else 1)
     pretraining = {
         "mono_segmentation": config.segmentation.steps(per_epoch, classes - 1),
         "registration": registration.steps(pairs),
@@ -269,7 +269,7 @@ def learn_speed(
     grid, crop = math.prod(shape), math.prod(config.segmentation.crop(shape))
     # At the scans' own voxels crops and predictions depend on the scans, too; and predictions of
     # mirror images on whether left and right are alike.
-    if "own_voxels" in seconds or config.augmentation.mirror:
+    if "own_voxels" in seconds or config.mirror_image:
         seconds = {k: v for k, v in seconds.items() if k not in ("own_voxels", "prediction")}
     model = {
         stage: step_seconds(stage, crop if stage in ON_CROPS else grid, classes, images)

@@ -15,8 +15,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from napari_jrss.networks.mirror import Mirrored
-
 
 def shared(network: nn.Module, fabric: Fabric) -> nn.Module:
     """A network whose batches the processes share; the network itself if there is one process.
@@ -37,8 +35,6 @@ def shared(network: nn.Module, fabric: Fabric) -> nn.Module:
     """
     if fabric.world_size == 1:
         return network
-    if isinstance(network, Mirrored):  # which images are mirrored is drawn for the whole batch
-        return Mirrored(shared(network.network, fabric), network.classes)
     return _Shared(network, _Part(fabric.global_rank, fabric.world_size))
 
 

@@ -1,4 +1,4 @@
-"""Whether left and right are alike in a cohort, so that mirrored scans can teach, too."""
+"""Whether left and right are alike in a cohort, so that mirror images tell something, too."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ _FEWEST_VOXELS = 30  # fewer tell nothing
 def segmentation_network(
     config: TrainingConfig, snapshot: CohortSnapshot, dropout: float = 0.0
 ) -> nn.Module:
-    """The network that a training of this cohort uses, mirrored where left and right are alike."""
+    """The network of a training, which sees mirror images, too, where left and right are alike."""
     network = build_segmentation_network(
         config.segmentation_network, snapshot.classes, dropout, snapshot.inputs
     )
-    if not config.augmentation.mirror:
+    if not config.mirror_image:
         return network
     mirror = mirror_classes(snapshot)
-    _logger.info("left and right are %s", "not alike" if mirror is None else "alike: mirrored")
-    return network if mirror is None else Mirrored(network, mirror)
+    if mirror is None:
+        _logger.info("left and right aren't alike: mirror images aren't segmented")
+        return network
+    _logger.info("left and right are alike: what is found in mirror images counts, too")
+    return Mirrored(network, mirror)
 
 
 def mirror_classes(snapshot: CohortSnapshot) -> tuple[int, ...] | None:

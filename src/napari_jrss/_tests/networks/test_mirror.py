@@ -1,4 +1,4 @@
-"""A network whose left and right are alike: what it learns from, what it finds, its weights."""
+"""A network that sees mirror images, too: what it finds there, and its weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ def test_left_stays_left(images: Tensor) -> None:
     expected = plain(images).softmax(1)
     mirrored = Mirrored(plain, LEFT_AND_RIGHT)
     assert torch.allclose(mirrored.eval()(images).exp(), expected)
-    assert torch.allclose(mirrored.train()(images).softmax(1), expected)
     confused = Mirrored(plain, (0, 1, 2)).eval()(images).exp()
     assert torch.allclose(confused[:, 1], confused[:, 2])
 
@@ -61,23 +60,11 @@ def test_a_scan_and_its_mirror_image_get_mirrored_labels(
     assert torch.allclose(here, (plain + other) / 2, atol=1e-6)
 
 
-def test_training_mirrors_some_images_and_what_is_found_back(
-    images: Tensor, convolution: nn.Module
-) -> None:
-    network = Mirrored(convolution, LEFT_AND_RIGHT)
-    plain = convolution(images)
-    turned = convolution(images.flip(-1))[:, LEFT_AND_RIGHT].flip(-1)
-    assert not torch.allclose(plain, turned, atol=1e-3)
-    torch.manual_seed(1)
-    found = network(images)
-    is_plain = [torch.allclose(a, b, atol=1e-6) for a, b in zip(found, plain, strict=True)]
-    is_turned = [torch.allclose(a, b, atol=1e-6) for a, b in zip(found, turned, strict=True)]
-    assert [not each for each in is_turned] == is_plain
-    assert 0 < sum(is_plain) < len(images)
-    found.square().mean().backward()
+def test_in_training_it_is_the_network(images: Tensor, convolution: nn.Module) -> None:
+    network = Mirrored(convolution, LEFT_AND_RIGHT).train()
+    assert torch.equal(network(images), convolution(images))
+    network(images).square().mean().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in convolution.parameters())
-    torch.manual_seed(1)
-    assert torch.equal(network(images), found)
 
 
 def test_weights_have_the_names_of_the_network(convolution: nn.Module) -> None:

@@ -18,7 +18,7 @@ from napari_jrss._tests.training.phantoms import (
     NAMES,
     UNLABELLED,
     AfterSteps,
-    AlikePhantoms,
+    FinePhantoms,
     Never,
     cpu,
     fine_snapshot,
@@ -36,7 +36,6 @@ from napari_jrss.training.events import EpochEnd, RoundFinished, StepEnd
 from napari_jrss.training.loop import run_validation
 from napari_jrss.training.round import RoundTask, run_round
 from napari_jrss.training.stages import segmentation_validation
-from napari_jrss.training.symmetry import mirror_classes
 from napari_jrss.training.trainable import RoundError, check_devices
 
 pytestmark = [
@@ -86,8 +85,8 @@ def stop_and_go_on(folder: Path, told_in: Path) -> None:
     (told_in / f"told{fabric.global_rank}.json").write_text(json.dumps(told))
 
 
-class InDouble(AlikePhantoms):
-    """Phantoms of 15 digits, whose left and right are alike."""
+class InDouble(FinePhantoms):
+    """Phantoms of 15 digits."""
 
     def image(self, case_id: str) -> Any:
         return super().image(case_id).astype("float64")
@@ -105,7 +104,6 @@ def train_in_double(folder: Path, config: TrainingConfig, processes: int) -> Non
     # Without validation cases the last weights are kept.
     source = InDouble()
     cohort = replace(fine_snapshot(validation=()), arrays=source, scans=source)
-    assert mirror_classes(cohort) == (0, 1, 2)
     losses = []
     for number, parent in ((0, None), (1, folder / "0")):
         task = RoundTask(number, cohort, config, folder / str(number), parent)
@@ -207,7 +205,7 @@ def test_several_processes_give_the_weights_of_one(
         for name, state in one.items():
             for key, tensor in state.items():
                 # a bias before batch normalisation, and the mean, move by rounding alone
-                least = 1e-3 if key.endswith(("conv.bias", "norm.running_mean")) else 1e-7
+                least = 1e-3 if key.endswith(("conv.bias", "norm.running_mean")) else 1e-8
                 off = float((several[name][key] - tensor).abs().max())
                 assert off < least, f"{number} {name} {key}: {off}"
 

@@ -1,4 +1,4 @@
-"""Where left and right are alike, scans are mirrored; nowhere else."""
+"""Where left and right are alike, mirror images are segmented, too; nowhere else."""
 
 from __future__ import annotations
 
@@ -124,15 +124,15 @@ def test_large_scans_are_compared_coarsely() -> None:
 
 
 def test_the_presets() -> None:
-    assert preset("fast").augmentation.mirror
-    assert not preset("paper").augmentation.mirror
+    assert preset("fast").mirror_image
+    assert not preset("paper").mirror_image
     plain = segmentation_network(tiny_config(), cohort())
     assert not isinstance(plain, Mirrored)
 
 
 def mirroring() -> TrainingConfig:
     return tiny_config(
-        augmentation={"mirror": True},
+        mirror_image=True,
         segmentation_network={"name": "unet"},
         segmentation={"crop_fraction": 0.7, "loss": "dice_ce"},
         joint={"student": "perturbed", "minimum_steps": 4, "dropout": 0.0},

@@ -234,6 +234,6 @@ def cost_settings(config: TrainingConfig) -> str:
             "registration": {"batch_size", "similarity"},
             "joint": {"student", "registration_warp", "supervised_dice"},
             "fine": {"crop"},
-            "augmentation": {"mirror"},
+            "mirror_image": True,
         }
     )

@@ -236,7 +236,7 @@ def one_step(
     tensors = TrainingTensors(snapshot, pseudo, fabric.device)
     rng = np.random.default_rng(0)
     if name == "prediction":
-        if config.augmentation.mirror:
+        if config.mirror_image:
             network = Mirrored(network, range(classes))
         network.to(fabric.device).eval()
         image = snapshot.arrays.channels("a")
