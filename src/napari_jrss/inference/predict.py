@@ -175,6 +175,15 @@ def warp_array(array: NDArray, field: Field, nearest: bool = False) -> NDArray: 
     return values.astype(array.dtype)
 
 
+def mirror_image(
+    image: Image, label: Label, classes: Sequence[int]
+) -> tuple[Image, NDArray[np.uint8]]:
+    """An image (z, y, x) and its label mirrored across x; class c of the label is `classes[c]`."""
+    others = np.arange(IGNORED + 1, dtype=np.uint8)
+    others[: len(classes)] = classes
+    return np.ascontiguousarray(image[..., ::-1]), others[label[..., ::-1]]
+
+
 def warp_label(
     network: nn.Module, arrays: CaseArrays, moving: str, fixed: str, device: torch.device
 ) -> Label:

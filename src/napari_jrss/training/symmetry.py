@@ -23,6 +23,7 @@ _ALIKE = 0.7
 # Of a structure's voxels on one side, as many must lie on the other: smaller number over larger.
 _BALANCED = 0.5
 _FEWEST_VOXELS = 30  # fewer tell nothing
+_MOST_MIRRORED_VOTERS = 5
 
 
 def segmentation_network(
@@ -40,6 +41,14 @@ def segmentation_network(
         return network
     _logger.info("left and right are alike: what is found in mirror images counts, too")
     return Mirrored(network, mirror)
+
+
+def mirror_of_votes(snapshot: CohortSnapshot, voters: int) -> tuple[int, ...] | None:
+    """What each class is in the mirror, if this many labelled scans vote with their mirror images.
+
+    Up to five do, where left and right are alike; with more it isn't worth twice the time.
+    """
+    return mirror_classes(snapshot) if voters <= _MOST_MIRRORED_VOTERS else None
 
 
 def mirror_classes(snapshot: CohortSnapshot) -> tuple[int, ...] | None:

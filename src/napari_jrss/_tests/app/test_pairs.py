@@ -18,16 +18,21 @@ from napari_jrss._tests.inference.test_engines import add_package
 from napari_jrss.app.pairs.comparison import compare_engines
 from napari_jrss.app.pairs.files import write_pair
 from napari_jrss.app.pairs.pairs import Comparison, RegisteredVolumes
-from napari_jrss.app.pairs.registering import RegistrationReport, propagate
+from napari_jrss.app.pairs.registering import (
+    RegistrationReport,
+    project_registrar,
+    propagate,
+)
 from napari_jrss.app.runner import BusyError, JobState
 from napari_jrss.app.session import Session
 from napari_jrss.errors import ProjectError
 from napari_jrss.inference.engines import EngineError
-from napari_jrss.inference.predict import warp_array
+from napari_jrss.inference.predict import Votes, follow, mirror_image, warp_array
 from napari_jrss.io.read import read_volume
 from napari_jrss.io.volume import Volume
 from napari_jrss.metrics import dice_per_class
 from napari_jrss.project.project import Project
+from napari_jrss.training.symmetry import mirror_of_votes
 
 SHIFT = (0, 2, -1)
 FAILING = """
@@ -207,6 +212,27 @@ def test_all_labelled_cases_onto_one_are_ranked_and_vote(session: Session) -> No
     assert residuals == sorted(residuals)
     assert last.draft is not None
     np.testing.assert_array_equal(last.draft.label, propagate(project, case, device="cpu").label)
+
+
+def test_mirror_images_vote_where_left_and_right_are_alike(session: Session) -> None:
+    project = session.workspace.open_project
+    snapshot = project.snapshot()
+    mirror = mirror_of_votes(snapshot, 2)
+    assert mirror == (0, 1, 2)
+    assert mirror_of_votes(snapshot, 6) is None
+    case = snapshot.unlabelled[0]
+    registrar = project_registrar(project, "refine", device="cpu")
+    both, plain = Votes(project.image(case), 3), Votes(project.image(case), 3)
+    for atlas in snapshot.labelled:
+        image, label = project.image(atlas), project.label(atlas)
+        pair = follow(registrar.field(image, both.fixed), image, label)
+        plain.add(pair)
+        both.add(pair)
+        image, label = mirror_image(image, label, mirror)
+        both.add(follow(registrar.field(image, both.fixed), image, label))
+    found = propagate(project, case, engine="refine", device="cpu").label
+    np.testing.assert_array_equal(found, both.prediction().label)
+    assert not np.array_equal(found, plain.prediction().label)
 
 
 def test_the_best_pair_comes_first_by_dice_then_residual_then_folds() -> None:

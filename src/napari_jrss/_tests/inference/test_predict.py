@@ -17,12 +17,14 @@ from napari_jrss.inference.predict import (
     evaluation,
     follow,
     free_memory,
+    mirror_image,
     predict_case,
     segmentation_logits,
     tile_for,
     warp_array,
 )
 from napari_jrss.io.predictions import Prediction
+from napari_jrss.labels import IGNORED
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
 from napari_jrss.preprocess.cost import BYTES_PER_VOXEL
 
@@ -218,3 +220,17 @@ def test_evaluation_mode_is_left_again_also_after_an_error(training: bool) -> No
     with pytest.raises(ZeroDivisionError), evaluation(network):
         1 / (0 if not network.training else 1)
     assert network.training is training
+
+
+def test_left_and_right_change_places_in_the_mirror() -> None:
+    image = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    label = np.zeros((2, 3, 4), np.uint8)
+    label[..., 0], label[..., 2], label[0, 0, 3] = 1, 2, IGNORED
+    turned, other = mirror_image(image, label, (0, 2, 1))
+    np.testing.assert_array_equal(turned[..., 3], image[..., 0])
+    assert (other[..., 3] == 2).all()  # left lies on the left again
+    assert (other[..., 1] == 1).all()
+    assert other[0, 0, 0] == IGNORED
+    back, same = mirror_image(turned, other, (0, 2, 1))
+    np.testing.assert_array_equal(back, image)
+    np.testing.assert_array_equal(same, label)

@@ -25,6 +25,7 @@ from napari_jrss.inference.device import make_fabric
 from napari_jrss.inference.predict import displacement_field, free_memory, predict_case
 from napari_jrss.inference.refine import RefinedRegistration
 from napari_jrss.networks.build import build_registration_network, build_segmentation_network
+from napari_jrss.networks.mirror import Mirrored
 from napari_jrss.training.checkpoint import TrainingState
 from napari_jrss.training.events import Cancelled, Event, RoundFinished, StepEnd
 from napari_jrss.training.round import RoundTask, run_round
@@ -103,8 +104,11 @@ def test_left_and_resumed_it_goes_on_with_the_same_losses(precision: str, tmp_pa
     assert together == pytest.approx(straight, rel=0.02)
 
 
-def test_predictions_and_fields_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_predictions_and_fields_are_those_of_the_cpu(mirrored: bool) -> None:
     teacher, student = (build_segmentation_network(NetworkConfig(), len(NAMES)) for _ in range(2))
+    if mirrored:
+        teacher, student = Mirrored(teacher, (0, 2, 1)), Mirrored(student, (0, 2, 1))
     network = build_registration_network(NetworkConfig())
     torch.nn.init.normal_(network.backbone.head.weight, std=0.2)
     refined = RefinedRegistration(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -320,22 +320,40 @@ def register_labelled(
 ) -> Iterator[RegistrationReport | Prediction]:
     """Register labelled cases to a case: `voters`, or every other one.
 
-    Yields the figures of each pair; last, the label that all of them vote for.
+    Where left and right are alike, the mirror images of few voters vote, too. Yields the figures of
+    each pair, but for mirror images; last, the label that all of them vote for.
     """
     from napari_jrss.inference.predict import Votes
+    from napari_jrss.training.symmetry import mirror_of_votes
 
-    labelled = project.snapshot().labelled if voters is None else voters
+    snapshot = project.snapshot()
+    labelled = snapshot.labelled if voters is None else voters
     atlases = [case for case in labelled if case != case_id]
     if not atlases:
         raise ProjectError(f"{project.path}: no other labelled case to register")
     names = project.table.names
     fixed = read_registration_input(project, case_id)
     votes = Votes(fixed.image, len(names))
+    mirror = mirror_of_votes(snapshot, len(atlases))
     for atlas in atlases:
-        pair = register_sides(registrar, read_registration_input(project, atlas), fixed, names)
+        moving = read_registration_input(project, atlas)
+        pair = register_sides(registrar, moving, fixed, names)
         votes.add(pair.registered)
+        if mirror is not None:
+            turned = _mirror_image_of(moving, mirror)
+            votes.add(register_sides(registrar, turned, fixed, names).registered)
         yield pair.report
     yield votes.prediction()
+
+
+def _mirror_image_of(side: RegistrationInput, classes: Sequence[int]) -> RegistrationInput:
+    """A labelled scan mirrored on the training grid, only for votes: its scan isn't mirrored."""
+    from napari_jrss.inference.predict import mirror_image
+
+    assert side.label is not None
+    image, label = mirror_image(side.image, side.label, classes)
+    channels = None if side.channels is None else np.ascontiguousarray(side.channels[..., ::-1])
+    return replace(side, image=image, label=label, channels=channels)
 
 
 def read_registration_input(project: Project, name: str) -> RegistrationInput:

@@ -16,9 +16,10 @@ from napari_jrss.errors import JRSSError
 from napari_jrss.experiments.methods.jrss import ROUND, last_round, networks_of
 from napari_jrss.experiments.recipe import NO_REGISTRATION, FieldModule, Task, Trained
 from napari_jrss.inference.partners import syn
-from napari_jrss.inference.predict import Votes, displacement_field, follow
+from napari_jrss.inference.predict import Votes, displacement_field, follow, mirror_image
 from napari_jrss.inference.refine import register_images
 from napari_jrss.snapshot import CohortSnapshot
+from napari_jrss.training.symmetry import mirror_of_votes
 
 
 def train(task: Task) -> Trained:
@@ -41,7 +42,8 @@ def train_beside_teacher(task: Task) -> Trained:
     """
     trained = networks_of(task, last_round(task))
     assert trained.segmentation is not None
-    atlases = Propagation(FieldModule(_by_images), task.snapshot)
+    mirror = mirror_of_votes(task.snapshot, len(task.snapshot.labelled))
+    atlases = Propagation(FieldModule(_by_images), task.snapshot, mirror)
     return Trained(segmentation=BesideTeacher(trained.segmentation, atlases))
 
 
@@ -66,12 +68,21 @@ class BesideTeacher(nn.Module):
 
 
 class Propagation(nn.Module):
-    """Registered atlases, the labelled cases, as a segmentation network of batch size 1."""
+    """Registered atlases, the labelled cases, as a segmentation network of batch size 1.
 
-    def __init__(self, registration: nn.Module, snapshot: CohortSnapshot) -> None:
+    Given what each class is in the mirror, the cases' mirror images are atlases, too.
+    """
+
+    def __init__(
+        self,
+        registration: nn.Module,
+        snapshot: CohortSnapshot,
+        mirror: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.registration = registration
         self.snapshot = snapshot
+        self.mirror = mirror
 
     def forward(self, image: Tensor) -> Tensor:
         """Log of each class's share of the votes, (1, C, z, y, x)."""
@@ -79,7 +90,10 @@ class Propagation(nn.Module):
         votes = Votes(fixed, self.snapshot.classes)
         arrays = self.snapshot.arrays
         for atlas in self.snapshot.labelled:
-            moving, label = arrays.image(atlas), arrays.label(atlas)
-            field = displacement_field(self.registration, moving, fixed, image.device)
-            votes.add(follow(field, moving, label))
+            voters = [(arrays.image(atlas), arrays.label(atlas))]
+            if self.mirror is not None:
+                voters.append(mirror_image(*voters[0], self.mirror))
+            for moving, label in voters:
+                field = displacement_field(self.registration, moving, fixed, image.device)
+                votes.add(follow(field, moving, label))
         return torch.from_numpy(np.log(votes.shares() + 1e-6))[None]
