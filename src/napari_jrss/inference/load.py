@@ -129,8 +129,8 @@ def _segmentation(files: RoundFiles, weights: Path, device: torch.device) -> nn.
     network = build_segmentation_network(settings, classes, channels=inputs)
     mirror = load_weights(network, weights, inputs).get("mirror")
     if mirror is not None:
-        each_once = sorted(map(str, range(classes)))
-        if not isinstance(mirror, list) or sorted(map(str, mirror)) != each_once:
+        each_once = sorted(map(repr, range(classes)))
+        if not isinstance(mirror, list) or sorted(map(repr, mirror)) != each_once:
             raise CheckpointError(f"{weights}: what its classes are in the mirror is unreadable")
         network = Mirrored(network, mirror)
     return network.to(device).eval()

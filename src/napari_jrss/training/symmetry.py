@@ -92,9 +92,9 @@ def mirror_plane(image: Image) -> tuple[float, float]:
     found = []
     for shift in range(-(size // 4), size // 4 + 1):
         part = coarse[..., max(0, shift) : size + min(0, shift)]
-        a, b = part.ravel(), part[..., ::-1].ravel()
-        spread = float(a.std()) ** 2
-        covariance = float(((a - a.mean()) * (b - b.mean())).mean())
-        found.append((covariance / spread if spread > 0 else 0.0, shift))
+        part = part - part.mean()
+        spread = float((part * part).sum())
+        shared = float((part * part[..., ::-1]).sum())
+        found.append((shared / spread if spread > 0 else 0.0, shift))
     correlation, shift = max(found)
     return correlation, step * (size - 1 + shift) / 2

@@ -170,7 +170,8 @@ def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
     task = RoundTask(0, snapshot, mirroring(), tmp_path)
     list(run_round(task, cpu(), AfterSteps(0)))  # writes the round's description
     network = segmentation_network(mirroring(), snapshot)
-    for mirror in ([0, 1], [0, 1, 1], [0, 1, 1, 2], "left", [0, 1, 5], [[0], 1, 2]):
+    wrong = [0, 1], [0, 1, 1], [0, 1, 1, 2], "left", [0, 1, 5], [[0], 1, 2], ["0", "2", "1"]
+    for mirror in wrong:
         save_tensors(files.teacher, network.state_dict(), {"mirror": mirror})
         with pytest.raises(CheckpointError, match="in the mirror"):
             load_teacher(files, CPU)
