@@ -51,9 +51,7 @@ def experiment(
         ),
     ] = None,
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    list_runs: Annotated[
-        bool, Option("--list", help="Only list the runs of the protocol.")
-    ] = False,
+    list_runs: Annotated[bool, Option("--list", help="Only list the runs.")] = False,
 ) -> None:
     """Run the methods of a protocol for each N and seed; finished runs are skipped.
 
@@ -61,11 +59,16 @@ def experiment(
     """
     from napari_jrss.experiments.annotator.run import loop_runs, run_annotator
     from napari_jrss.experiments.protocol import ProtocolError, load_protocol, plan
-    from napari_jrss.experiments.run import run_experiment
+    from napari_jrss.experiments.run import chosen_runs, run_experiment
 
     checked = load_protocol(protocol, data)
     if list_runs:
-        runs = plan(checked) if checked.annotator is None else loop_runs(checked)
+        chosen = only or ()
+        runs = (
+            chosen_runs(plan(checked), chosen)
+            if checked.annotator is None
+            else loop_runs(checked, chosen)
+        )
         typer.echo("\n".join(run.id for run in runs))
         return
     if out is None:

@@ -71,7 +71,7 @@ def run_experiment(
     """
     kind, gpus = (device, []) if isinstance(workers, Pool) else _devices(device)
     planned = plan(protocol)
-    runs = _chosen(planned, only)
+    runs = chosen_runs(planned, only)
     for run in planned:
         _check_settings(run, out)
     _check_packages([run for run in runs if not _is_done(run, out)])
@@ -141,7 +141,8 @@ def _missing(runs: Sequence[Run], out: Path) -> set[str]:
     return missing
 
 
-def _chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
+def chosen_runs(runs: list[Run], only: Sequence[str]) -> list[Run]:
+    """The runs that `only` names (methods, or patterns of runs), and those they start from."""
     if not only:
         return runs
     wanted: dict[str, Run] = {}

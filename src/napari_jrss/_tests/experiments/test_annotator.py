@@ -317,6 +317,8 @@ def test_the_command_lists_the_loops_and_names_mistakes(tmp_path: Path) -> None:
     run = CliRunner().invoke
     listed = run(app, ["experiment", "annotator_synthetic", "--list"]).output.split()
     assert listed == [f"{name}-seed0" for name in LOOPS]
+    only = run(app, ["experiment", "annotator_synthetic", "--list", "--only", "ours"])
+    assert only.output.split() == ["ours-seed0"]
     wrong = dict(PROTOCOL_OF_TESTS, annotator={**PROTOCOL_OF_TESTS["annotator"], "costs": {"x": 1}})
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(wrong))

@@ -22,6 +22,12 @@ def test_the_runs_of_a_shipped_protocol_are_listed() -> None:
     assert "jrss-n0-seed0" not in runs
 
 
+def test_only_shortens_the_list_and_keeps_what_a_run_starts_from() -> None:
+    arguments = ["experiment", "hippocampus_fast", "--list", "--only", "jrss-n5-seed1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.output.split() == ["mono-n5-seed1", "jrss-n5-seed1"]
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     protocol = tmp_path / "mine.yaml"
     protocol.write_text("title: x\ndata: {synthetic: {}}\nruns: [{methods: [vm], labelled: [1]}]\n")
